@@ -1,0 +1,43 @@
+# make demo   set up .venv and run the main job, the comparison of LIF and QIF in both hosts
+# make test   set up .venv and run every test, against SpikingJelly 2.0.0 and again against 0.0.0.0.14
+# make lint   ruff and mypy;   make docs   build the documentation
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OLD_SPIKINGJELLY := $(VENV)/spikingjelly-0.0.0.0.14
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-new test-old lint docs clean
+
+demo: $(READY)
+	$(BIN)/qif compare
+
+test: test-new test-old
+
+test-new: $(READY)
+	$(BIN)/python -m pytest -q
+
+test-old: $(READY)
+	PYTHONPATH=$(CURDIR)/$(OLD_SPIKINGJELLY) $(BIN)/python -m pytest -q -m "not host_independent"
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(READY)
+	$(BIN)/pip install --quiet --editable '.[docs]'
+	$(BIN)/mkdocs build --strict
+
+# The stamp is written last, so that an interrupted set-up starts over.
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	rm -rf $(OLD_SPIKINGJELLY)
+	$(BIN)/python -m pip install --quiet --no-deps --target $(OLD_SPIKINGJELLY) spikingjelly==0.0.0.0.14
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) build dist site *.egg-info

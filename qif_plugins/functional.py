@@ -1,0 +1,200 @@
+"""The discrete QIF neuron as functions: one time step, and a whole sequence in one pass.
+
+::
+
+    f(v) = a (v - u1)(v - u2)
+    h[t] = f(v[t-1]) + g x[t];   s[t] = 1 if h[t] >= θ else 0;   v[t] = v_reset if s[t] else h[t]
+
+(arXiv 2510.05168). With w(h) in place of ds/dh and d = 0 if ``detach_reset`` else 1, a sequence is
+differentiated with the reset folded into the charge, h[t+1] = (1 - s) f(h) + s f(v_reset) + g x[t+1]::
+
+    dh[t+1]/dh[t] = (1 - s) f'(h) + d (f(v_reset) - f(h)) w(h)
+    dv[t]/dh[t]   = (1 - s) + d (v_reset - h) w(h)
+
+A single step sees only the second line; a chain of them through v multiplies it with f'(v[t]). With
+``detach_reset=True`` the two are the same; without, chain calls through the membrane before its reset
+(``store_h_seq``, ``pre_reset``) to get the gradients of one long call.
+A soft reset, v = h - θ s, is always differentiated through v.
+
+A NaN in the input never spikes: h >= θ is false for it. The membrane becomes NaN and stays it until
+the state is reset, so that the fault shows where it entered instead of looking like activity.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .ops.backends import available_backends, choose_backend
+from .ops.library import multi_step
+from .ops.reference import autograd_multi_step
+from .parameters import QIFParameters
+from .surrogate import FusedSurrogate, Surrogate
+
+__all__ = ["available_backends", "qif_multi_step", "qif_step"]
+
+
+def qif_step(
+    x: Tensor,
+    v: Tensor | float,
+    params: QIFParameters,
+    surrogate: Surrogate,
+    detach_reset: bool = False,
+    *,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """One time step.
+
+    Args:
+        x: Input current, any shape, floating point.
+        v: Membrane after the previous step, of ``x``'s shape, or a float.
+        params: The neuron.
+        surrogate: As in :func:`qif_multi_step`.
+        detach_reset: Whether the reset passes no gradient to the spike. Default False.
+        backend: As in :func:`qif_multi_step`.
+
+    Returns:
+        ``(spike, v)``, both of ``x``'s shape: 0 or 1 in ``x``'s dtype, and the membrane after the reset.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: As :func:`qif_multi_step`.
+    """
+    _check_tensor("x", x)
+    spike_seq, v_next = qif_multi_step(x.unsqueeze(0), v, params, surrogate, detach_reset, backend=backend)
+    return spike_seq.squeeze(0), v_next
+
+
+def qif_multi_step(
+    x_seq: Tensor,
+    v: Tensor | float,
+    params: QIFParameters,
+    surrogate: Surrogate,
+    detach_reset: bool = False,
+    store_v_seq: bool = False,
+    backend: str = "auto",
+    *,
+    store_h_seq: bool = False,
+    pre_reset: bool = False,
+) -> Any:
+    """All time steps of a sequence in one pass forward and one backward.
+
+    Args:
+        x_seq: Input current ``[T, ...]``, time first, T >= 1; float16, bfloat16 (both computed in
+            float32 and rounded once on output), float32 or float64. Any dense layout goes through uncopied.
+        v: Membrane before the first step: a tensor of one time step's shape ``[...]``, which may
+            carry gradient, or a float.
+        params: The neuron.
+        surrogate: A :class:`~qif_plugins.surrogate.Window`, another surrogate of
+            :mod:`qif_plugins.surrogate`, or any callable that takes h - θ and returns the spike; the
+            last kind runs on the reference.
+        detach_reset: Whether the reset passes no gradient to the spike. Default False.
+        store_v_seq: Whether to return the membrane after every step instead of after the last. Default False.
+        backend: ``"auto"`` (default) takes the best for the input's device, see :func:`available_backends`.
+        store_h_seq: Whether to return the pre-reset membrane of every step besides, with gradient. Default False.
+        pre_reset: Whether ``v`` is the membrane before its reset, as ``h_seq[-1]`` of an earlier call is; the reset is
+            then applied to it first. Chaining calls through it gives the gradients of one call. Default False.
+
+    Returns:
+        ``(spike_seq, v_last)``, or ``(spike_seq, v_seq)`` with ``store_v_seq``; ``store_h_seq`` appends
+        ``h_seq``. ``spike_seq`` has ``x_seq``'s shape, layout and dtype; the membranes have the
+        wider dtype of ``x_seq`` and ``v``.
+
+    Raises:
+        TypeError: ``x_seq`` or ``v`` is not floating point.
+        ValueError: T = 0, a shape that does not fit, an unknown backend, float64 on a float32 backend.
+        RuntimeError: The backend is not available; the message says what to install.
+    """
+    _check_tensor("x_seq", x_seq)
+    if x_seq.dim() == 0 or x_seq.shape[0] == 0:
+        raise ValueError(f"x_seq needs at least one time step in dimension 0, got shape {list(x_seq.shape)}")
+    state = _check_state(v, x_seq)
+    v_dtype = torch.promote_types(x_seq.dtype, state.dtype) if state is not None else x_seq.dtype
+    numbers = params.numbers()
+    for name, value in numbers.items():
+        _check_number(name, value, x_seq)
+    chosen = choose_backend(backend, x_seq.device, x_seq.dtype if v_dtype != torch.float64 else v_dtype)
+
+    if not isinstance(surrogate, FusedSurrogate):
+        kind: Any = type(surrogate)
+        _notice(kind)
+        wide = x_seq.to(v_dtype) if v_dtype == torch.float64 else x_seq
+        spike_seq, v_seq, h_seq = autograd_multi_step(
+            wide, v if state is None else state, params, surrogate, detach_reset, pre_reset
+        )
+        v_out = (v_seq if store_v_seq else v_seq[-1]).to(v_dtype)
+        return (spike_seq.to(x_seq.dtype), v_out, *([h_seq.to(v_dtype)] if store_h_seq else []))
+
+    shaping = surrogate.coefficients()
+    for index, value in enumerate(shaping):
+        _check_number(f"surrogate coefficient {index}", value, x_seq)
+    values = (*numbers.values(), *shaping)
+    tensors = [value if isinstance(value, Tensor) else None for value in values]
+    floats = [0.0 if isinstance(value, Tensor) else float(value) for value in values]
+    floats.append(0.0 if isinstance(v, Tensor) else float(v))
+    wants_gradient = torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in (x_seq, state, *tensors[:6])
+    )
+    wide = x_seq.to(v_dtype) if v_dtype == torch.float64 else x_seq
+    spike_seq, v_out, h_seq = multi_step(
+        wide, state, *tensors, floats, v_dtype, params.reset == "soft", detach_reset, surrogate.strict,
+        int(surrogate.shape), pre_reset, store_v_seq, wants_gradient or store_h_seq, chosen,
+    )  # fmt: skip
+    if wide is not x_seq:
+        spike_seq = spike_seq.to(x_seq.dtype)
+    if store_h_seq:
+        return spike_seq, v_out, h_seq.to(v_dtype)
+    return spike_seq, v_out
+
+
+def _check_tensor(name: str, x: Any) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(f"{name} must be floating point, got {x.dtype}; convert it, e.g. with {name}.float()")
+
+
+def _check_state(v: Any, x_seq: Tensor) -> Tensor | None:
+    if not isinstance(v, Tensor):
+        if isinstance(v, bool) or not isinstance(v, int | float):
+            raise TypeError(f"v must be a tensor or a float, got {type(v).__name__}")
+        return None
+    _check_tensor("v", v)
+    if v.shape != x_seq.shape[1:]:
+        raise ValueError(
+            f"v has shape {list(v.shape)} and one time step of x_seq has {list(x_seq.shape[1:])}; they must be equal. "
+            "Pass a float to start every neuron at the same potential."
+        )
+    if v.device != x_seq.device:
+        raise ValueError(f"v is on {v.device} and x_seq on {x_seq.device}; move one of them")
+    return v
+
+
+def _check_number(name: str, value: Any, x_seq: Tensor) -> None:
+    if not isinstance(value, Tensor):
+        return
+    step_shape = x_seq.shape[1:]
+    sizes = value.shape[-len(step_shape) :] if len(step_shape) else value.shape[:0]
+    fits = value.numel() == 1 or (
+        value.dim() <= len(step_shape)
+        and all(s in (1, full) for s, full in zip(reversed(sizes), reversed(step_shape), strict=False))
+    )
+    if not fits:
+        raise ValueError(
+            f"{name} has shape {list(value.shape)}, which does not broadcast to one time step of x_seq, "
+            f"{list(step_shape)}. One value a channel of [N, C, H, W] has shape [C, 1, 1]."
+        )
+    if value.device != x_seq.device:
+        raise ValueError(f"{name} is on {value.device} and x_seq on {x_seq.device}; move one of them")
+
+
+@lru_cache(maxsize=256)
+def _notice(kind: Any) -> None:
+    warnings.warn(
+        f"the surrogate {kind.__module__}.{kind.__qualname__} has no fused kernel and runs on the PyTorch reference; "
+        "Window, ATan, Sigmoid and FastSigmoid of qif_plugins.surrogate have one.",
+        stacklevel=3,
+    )

@@ -1,0 +1,86 @@
+"""Which implementations exist, which of them run on a device, and which one ``"auto"`` takes."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from functools import lru_cache
+from types import ModuleType
+
+import torch
+
+__all__ = ["BACKENDS", "available_backends", "choose_backend", "implementation", "unavailable_reason"]
+
+logger = logging.getLogger("qif_plugins")
+
+BACKENDS = {"torch": "reference"}
+"""Implementations by public name, best first, and the module of this package that holds each."""
+
+
+def implementation(backend: str) -> ModuleType:
+    """The module that implements ``backend``, imported on first use.
+
+    Raises:
+        ValueError: Unknown name.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown backend {backend!r}; the backends are 'auto', {', '.join(map(repr, BACKENDS))}")
+    return importlib.import_module(f".{BACKENDS[backend]}", __package__)
+
+
+@lru_cache(maxsize=64)
+def unavailable_reason(backend: str, device: torch.device) -> str | None:
+    """Why ``backend`` cannot run on ``device``, with what to install or change; ``None`` if it can.
+
+    Args:
+        backend: One of the names in :data:`BACKENDS`.
+        device: The device of the input.
+
+    Raises:
+        ValueError: Unknown backend.
+    """
+    reason: str | None = implementation(backend).unavailable(device)
+    return reason
+
+
+def available_backends(device: torch.device | str = "cpu") -> tuple[str, ...]:
+    """The implementations that run on ``device``, best first.
+
+    Args:
+        device: A torch device. Default ``"cpu"``.
+
+    Returns:
+        Names to pass as ``backend``; ``"torch"``, the reference, is always among them.
+    """
+    device = torch.device(device)
+    return tuple(name for name in BACKENDS if unavailable_reason(name, device) is None)
+
+
+def choose_backend(backend: str, device: torch.device, dtype: torch.dtype) -> str:
+    """Resolve ``"auto"`` and check an explicit choice.
+
+    Raises:
+        ValueError: Unknown backend, or float64 asked of one that computes in float32.
+        RuntimeError: The backend does not run on ``device``; the message says what to install.
+    """
+    if backend == "auto":
+        return _best(device) if dtype != torch.float64 else "torch"
+    reason = unavailable_reason(backend, device)
+    if reason is not None:
+        raise RuntimeError(
+            f"backend {backend!r} cannot run on {device}: {reason} "
+            f"Available there: {', '.join(map(repr, available_backends(device)))}."
+        )
+    if dtype == torch.float64 and backend != "torch":
+        raise ValueError(
+            f"backend {backend!r} computes in float32 and the input is float64; use backend='torch' or 'auto', "
+            "or convert the input."
+        )
+    return backend
+
+
+@lru_cache(maxsize=64)
+def _best(device: torch.device) -> str:
+    best = available_backends(device)[0]
+    logger.info("qif_plugins: backend 'auto' takes %r on %s", best, device)
+    return best

@@ -1,0 +1,113 @@
+"""What every implementation of the two kernels agrees on.
+
+An implementation is a module with three functions::
+
+    unavailable(device) -> str | None
+        Why it cannot run on tensors of that device, and what to install; None if it can.
+    forward(x, v0, c, kind, spike, v_last, v_seq, h)
+    backward(grad_spike, grad_v, grad_h, h, v0, x, c, kind, grad_x, grad_v0, needs) -> list
+
+Both work on two-dimensional views [T, N], contiguous, time first, the neurons in memory order
+(:mod:`.layout`), and write their results into tensors that the caller allocated.
+
+forward:
+    x       [T, N]  float16, bfloat16 or float32 (the reference: float64 too)
+    v0      [N] tensor, or a float: the membrane before the first step, after its reset; with kind.pre_reset
+            the membrane before its reset, which the kernel then applies first, v = reset(v0)
+    c       Coefficients
+    spike   [T, N]  out, x's dtype
+    v_last  [N] out or None, the membrane after the last reset;  v_seq  [T, N] out or None, after each
+    h       [T, N]  out or None, float32 (float64 with float64 x): the membrane before each reset
+
+backward:
+    grad_spike  [T, N] or None;  grad_v  [T, N] (of v_seq), [N] (of v_last) or None;  grad_h [T, N] or None
+    h, v0, c, kind  as in forward;  x is given where the gradient of the input gain is needed
+    grad_x  [T, N]  out, x's dtype;  grad_v0  [N] out or None, v0's dtype
+    needs   six booleans: which of a, u1, u2, v_threshold, v_reset, input_gain need a gradient
+    returns six entries, each None or a [count] tensor in the computation's dtype
+
+The arithmetic, operation by operation, in float32 and never contracted to a fused multiply-add. It is
+the definition that makes all implementations bit-identical; `?:` selects, it does not multiply::
+
+    forward     q = (a (v - u1)) (v - u2);   h = q + g x;   s = h >= θ  (strict: h > θ; NaN: false)
+                hard: v = s ? v_reset : h    soft: v = s ? h - θ : h
+
+    backward    from the last step to the first, with back = 0 at the last:
+                w = w(h);   gs, gv, gh = the incoming gradients of this step, 0 where there is none
+        hard    slope = a ((h - u1) + (h - u2));   reach = f(v_reset) - f(h)
+                W = (gs + back reach) + gv (v_reset - h)         detached: W = gs
+                k = (s ? 0 : back slope + gv) + gh
+        soft    slope = a ((v - u1) + (v - u2)),  v = s ? h - θ : h;   k0 = back slope + gv
+                W = gs - k0 θ                                    detached: W = gs
+                k = k0 + gh
+                grad = (w == 0 ? 0 : W w) + k;   grad_x = grad g;   back = grad
+        end     grad_v0 = grad a ((v0 - u1) + (v0 - u2)); with kind.pre_reset instead the `grad` of one more
+                step whose h is v0 and whose gs, gv, gh are 0
+
+    w(h)        z = h - θ
+        window        lo <= h and h <= hi ? height : 0
+        atan          y = s0 z;   s1 / (1 + y y)                       s0 = π α / 2, s1 = α / 2
+        sigmoid       e = exp_(s0 |z|);   (s0 e) / ((1 + e) (1 + e))   s0 = α
+        fast sigmoid  y = s0 |z| + 1;   1 / (y y)                      s0 = slope
+        exp_(y) = e^-y from additions and multiplications alone, see ``reference.exp_negative``
+
+    gradients of the numbers, v the membrane after the reset before this step, summed over all steps:
+        a: grad (v - u1)(v - u2)    u1: -grad a (v - u2)    u2: -grad a (v - u1)    g: grad x
+        θ: -(w == 0 ? 0 : W w), and under a soft reset -(s ? k0 : 0) besides
+        v_reset (hard): s ? back a ((v_reset - u1) + (v_reset - u2)) + gv : 0
+        with kind.pre_reset the additional step contributes to θ and v_reset alone
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ..surrogate import Shape
+
+__all__ = ["COEFFICIENT_NAMES", "LEARNABLE", "Coefficient", "Coefficients", "Kind"]
+
+
+class Coefficient(NamedTuple):
+    """One number of the kernel: neuron n has ``values[(n // inner) % len(values)]``.
+
+    ``values`` is a float, the same for every neuron, or a one-dimensional contiguous tensor in the
+    computation's dtype on the input's device.
+    """
+
+    values: float | Tensor
+    inner: int = 1
+
+
+class Coefficients(NamedTuple):
+    """Every number of the kernel; ``s0, s1, s2`` belong to the surrogate."""
+
+    a: Coefficient
+    u1: Coefficient
+    u2: Coefficient
+    v_threshold: Coefficient
+    v_reset: Coefficient
+    input_gain: Coefficient
+    s0: Coefficient
+    s1: Coefficient
+    s2: Coefficient
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether every number is a plain float."""
+        return not any(isinstance(c.values, Tensor) for c in self)
+
+
+COEFFICIENT_NAMES = Coefficients._fields
+LEARNABLE = COEFFICIENT_NAMES[:6]
+
+
+class Kind(NamedTuple):
+    """What the kernel computes, apart from numbers."""
+
+    soft: bool
+    detach_reset: bool
+    strict: bool
+    shape: Shape
+    pre_reset: bool

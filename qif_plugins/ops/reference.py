@@ -1,0 +1,240 @@
+"""The PyTorch implementation: any device and dtype, and the definition the others are held to.
+
+:func:`forward` and :func:`backward` follow :mod:`.contract` operation by operation.
+:func:`autograd_multi_step` serves surrogates that no kernel knows, by PyTorch's own autograd.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..parameters import QIFParameters
+from ..surrogate import Shape
+from .contract import Coefficient, Coefficients, Kind
+
+__all__ = ["autograd_multi_step", "backward", "exp_negative", "forward", "unavailable"]
+
+
+def unavailable(device: torch.device) -> str | None:
+    """The reference runs everywhere."""
+    return None
+
+
+def forward(
+    x: Tensor,
+    v0: Tensor | float,
+    c: Coefficients,
+    kind: Kind,
+    spike: Tensor,
+    v_last: Tensor | None,
+    v_seq: Tensor | None,
+    h: Tensor | None,
+) -> None:
+    """See :mod:`.contract`."""
+    dtype = _compute_dtype(x)
+    a, u1, u2, threshold, v_reset, gain, *_ = _spread(c, x.shape[1], dtype)
+    v = _initial(v0, x, dtype)
+    if kind.pre_reset:
+        _, v = _fire_and_reset(v, threshold, v_reset, kind)
+    for t in range(x.shape[0]):
+        membrane = (a * (v - u1)) * (v - u2) + gain * x[t].to(dtype)
+        fired, v = _fire_and_reset(membrane, threshold, v_reset, kind)
+        spike[t] = fired
+        if h is not None:
+            h[t] = membrane
+        if v_seq is not None:
+            v_seq[t] = v
+    if v_last is not None:
+        v_last.copy_(v)
+
+
+def backward(
+    grad_spike: Tensor | None,
+    grad_v: Tensor | None,
+    grad_h: Tensor | None,
+    h: Tensor,
+    v0: Tensor | float,
+    x: Tensor | None,
+    c: Coefficients,
+    kind: Kind,
+    grad_x: Tensor,
+    grad_v0: Tensor | None,
+    needs: tuple[bool, ...],
+) -> list[Tensor | None]:
+    """See :mod:`.contract`."""
+    dtype, steps = h.dtype, h.shape[0]
+    a, u1, u2, threshold, v_reset, gain, s0, s1, s2 = _spread(c, h.shape[1], dtype)
+    zero = torch.zeros_like(h[0])
+    sums = [torch.zeros_like(h[0]) for needed in needs]
+    after = (a * (v_reset - u1)) * (v_reset - u2)
+    start = _initial(v0, h, dtype)
+
+    def incoming(gradient: Tensor | None, t: int) -> Tensor:
+        if gradient is None or t < 0 or (gradient.dim() == 1 and t != steps - 1):
+            return zero
+        return (gradient if gradient.dim() == 1 else gradient[t]).to(dtype)
+
+    back = k0 = zero
+    for t in range(steps - 1, -2 if kind.pre_reset else -1, -1):
+        membrane = h[t] if t >= 0 else start
+        fired, v = _fire_and_reset(membrane, threshold, v_reset, kind)
+        gs, gv, gh = (incoming(gradient, t) for gradient in (grad_spike, grad_v, grad_h))
+        w = _derivative(kind.shape, membrane, threshold, s0, s1, s2)
+        if kind.soft:
+            k0 = back * (a * ((v - u1) + (v - u2))) + gv
+            through = gs if kind.detach_reset else gs - k0 * threshold
+            k = k0 + gh
+        else:
+            slope = a * ((membrane - u1) + (membrane - u2))
+            k = torch.where(fired, zero, back * slope + gv) + gh
+            if kind.detach_reset:
+                through = gs
+            else:
+                reach = after - (a * (membrane - u1)) * (membrane - u2)
+                through = (gs + back * reach) + gv * (v_reset - membrane)
+        surrogate = torch.where(w == 0, zero, through * w)
+        grad = surrogate + k
+        if needs[3]:
+            sums[3] -= surrogate + torch.where(fired, k0, zero) if kind.soft else surrogate
+        if needs[4] and not kind.soft:
+            sums[4] += torch.where(fired, back * (a * ((v_reset - u1) + (v_reset - u2))) + gv, zero)
+        if t >= 0:
+            grad_x[t] = grad * gain
+            if any(needs[:3]):
+                before = h[t - 1] if t else start
+                if t or kind.pre_reset:
+                    _, before = _fire_and_reset(before, threshold, v_reset, kind)
+                sums[0] += grad * ((before - u1) * (before - u2))
+                sums[1] -= grad * (a * (before - u2))
+                sums[2] -= grad * (a * (before - u1))
+            if needs[5] and x is not None:
+                sums[5] += grad * x[t].to(dtype)
+        back = grad
+    if grad_v0 is not None:
+        grad_v0.copy_(back if kind.pre_reset else back * (a * ((start - u1) + (start - u2))))
+    return [_reduce(total, entry) if needed else None for total, entry, needed in zip(sums, c[:6], needs, strict=True)]
+
+
+def exp_negative(y: Tensor) -> Tensor:
+    """e^-y for y >= 0, to one unit in the last place of float32, the same bits on every machine.
+
+    Cephes' expf from additions, multiplications and an exact scaling by a power of two. y is cut at 80
+    (NaN too), which keeps the result normal. float64 uses the library's exponential.
+    """
+    if y.dtype == torch.float64:
+        return torch.exp(-y)
+    y = torch.where(y < 80.0, y, 80.0)
+    n = torch.floor(y * -1.44269504088896341 + 0.5)
+    r = (-y - n * 0.693359375) - n * -2.12194440e-4
+    p = torch.full_like(r, 1.9875691500e-4)
+    for factor in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+        p = p * r + factor
+    p = (p * (r * r) + r) + 1.0
+    return p * ((n.to(torch.int32) + 127) << 23).view(torch.float32)
+
+
+def autograd_multi_step(
+    x_seq: Tensor,
+    v: Tensor | float,
+    params: QIFParameters,
+    surrogate: Callable[[Tensor], Tensor],
+    detach_reset: bool,
+    pre_reset: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same neuron for any surrogate callable, differentiated by PyTorch.
+
+    Args:
+        x_seq: Input ``[T, ...]``.
+        v: Membrane before the first step, of one time step's shape or a float.
+        params: The neuron.
+        surrogate: Takes h - θ, returns the spike.
+        detach_reset: Whether the reset passes no gradient to the spike.
+        pre_reset: Whether ``v`` is the membrane before its reset.
+
+    Returns:
+        ``(spike_seq, v_seq, h_seq)``, each ``[T, ...]`` in the computation's dtype.
+    """
+    dtype = _compute_dtype(x_seq)
+    numbers = {
+        name: value.to(dtype) if isinstance(value, Tensor) else value for name, value in params.numbers().items()
+    }
+    p = QIFParameters.unchecked(**numbers, reset=params.reset)
+    v_reset: Any = p.v_reset
+
+    def fire(h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The spike, the membrane after the reset, and the charge that it contributes to the next step."""
+        s = surrogate(h - p.v_threshold)
+        gate = (s.detach() if detach_reset else s).to(dtype)
+        if p.reset == "soft":
+            after = h - gate * p.v_threshold
+            return s, after, p.map(after)
+        return s, (1 - gate) * h + gate * v_reset, (1 - gate) * p.map(h) + gate * p.map(v_reset)
+
+    start = _initial(v, x_seq, dtype)
+    charge = fire(start)[2] if pre_reset else p.map(start)
+    spikes, v_seq, h_seq = [], [], []
+    for x in x_seq.to(dtype).unbind(0):
+        h = charge + p.input_gain * x
+        s, after, charge = fire(h)
+        spikes.append(s)
+        v_seq.append(after)
+        h_seq.append(h)
+    return torch.stack(spikes), torch.stack(v_seq), torch.stack(h_seq)
+
+
+def _fire_and_reset(h: Tensor, threshold: Any, v_reset: Any, kind: Kind) -> tuple[Tensor, Tensor]:
+    fired = h > threshold if kind.strict else h >= threshold
+    return fired, torch.where(fired, h - threshold if kind.soft else v_reset, h)
+
+
+def _derivative(shape: Shape, h: Tensor, threshold: Any, s0: Any, s1: Any, s2: Any) -> Tensor:
+    if shape == Shape.WINDOW:
+        return ((h >= s0) & (h <= s1)) * s2
+    z = h - threshold
+    if shape == Shape.ATAN:
+        y = s0 * z
+        return s1 / (1 + y * y)
+    if shape == Shape.SIGMOID:
+        e = exp_negative(s0 * z.abs())
+        return (s0 * e) / ((1 + e) * (1 + e))
+    y = s0 * z.abs() + 1
+    return 1 / (y * y)
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _initial(v0: Tensor | float, x: Tensor, dtype: torch.dtype) -> Tensor:
+    return v0.to(dtype) if isinstance(v0, Tensor) else torch.full_like(x[0], v0, dtype=dtype)
+
+
+def _spread(c: Coefficients, neurons: int, dtype: torch.dtype) -> list[Any]:
+    """Each coefficient as a tensor [N], or a 0-dimensional one for the coefficients that are plain floats."""
+    return [_spread_one(entry, neurons, dtype) for entry in c]
+
+
+def _spread_one(entry: Coefficient, neurons: int, dtype: torch.dtype) -> Any:
+    values = entry.values
+    if not isinstance(values, Tensor):
+        # Rounded here as the kernels round their arguments; kept on the host, where reading it never synchronises.
+        return torch.tensor(
+            values if dtype == torch.float64 else struct.unpack("f", struct.pack("f", values))[0], dtype=dtype
+        )
+    if values.numel() == 1:
+        return values.expand(neurons)
+    return values.repeat_interleave(entry.inner).repeat(neurons // (entry.inner * values.numel()))
+
+
+def _reduce(total: Tensor, entry: Coefficient) -> Tensor:
+    """Sums [N] to one value a coefficient."""
+    if not isinstance(entry.values, Tensor) or entry.values.numel() == 1:
+        return total.sum(dtype=torch.float64).to(total.dtype).reshape(1)
+    count = entry.values.numel()
+    grouped = total.reshape(-1, count, entry.inner).sum(dim=(0, 2), dtype=torch.float64)
+    return grouped.to(total.dtype)
