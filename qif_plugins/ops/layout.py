@@ -28,7 +28,7 @@ def flatten(x: Tensor, order: Sequence[int], time: bool = True) -> Tensor:
     """``x`` as [T, N] (or [N] if not ``time``) in ``order``; a view where the memory already is in that order."""
     if time:
         return x.permute(0, *(d + 1 for d in order)).reshape(x.shape[0], -1).contiguous()
-    return x.permute(*order).reshape(-1).contiguous()
+    return x.permute(tuple(order)).reshape(-1).contiguous()
 
 
 def empty_like_order(x: Tensor, order: Sequence[int], dtype: torch.dtype, time: bool = True) -> Tensor:
@@ -66,7 +66,7 @@ def coefficient_gradient(grad: Tensor, value: Tensor, step_shape: Sequence[int],
 def _permuted(value: Tensor, step_shape: Sequence[int], order: Sequence[int]) -> Tensor:
     missing = len(step_shape) - value.dim()
     value = value.reshape([1] * missing + list(value.shape)) if missing >= 0 else value.reshape([1] * len(step_shape))
-    return value.permute(*order)
+    return value.permute(tuple(order))
 
 
 def _block(value: Tensor, step_shape: Sequence[int], order: Sequence[int]) -> tuple[range, int]:

@@ -1,0 +1,85 @@
+"""What holds for the package as a whole: light imports, no host in the core, the layering."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.host_independent
+
+ROOT = Path(__file__).resolve().parent.parent
+HOSTS = ("spikingjelly", "snntorch")
+HEAVY = (*HOSTS, "numba", "triton", "cupy", "matplotlib", "sklearn", "torchvision")
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_importing_the_package_imports_no_host_and_no_kernel_compiler():
+    code = (
+        "import torch, sys; before = set(sys.modules); import qif_plugins; "
+        "print(sorted({m.split('.')[0] for m in set(sys.modules) - before}))"
+    )
+    imported = ast.literal_eval(run(code))
+    assert not set(imported) & set(HEAVY)
+
+
+def test_importing_the_package_touches_no_gpu():
+    assert run("import qif_plugins, torch; print(torch.cuda.is_initialized())").strip() == "False"
+
+
+def test_the_package_works_with_neither_host_installed():
+    code = f"""
+import sys
+for name in {HOSTS!r}:
+    sys.modules[name] = None
+import torch, qif_plugins
+s, v = qif_plugins.qif_multi_step(torch.ones(2, 3), 0.0, qif_plugins.QIFParameters(), qif_plugins.Window(0.5, 1.5))
+print(int(s.sum()))
+"""
+    assert run(code).strip() == "6"
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.col_offset) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield ("." * node.level + (node.module or ""), node.col_offset)
+
+
+def test_the_kernels_and_the_functional_api_know_neither_hosts_nor_adapters():
+    core = ["functional", "moments", "norm", "parameters", "surrogate"]
+    files = [ROOT / "qif_plugins" / f"{name}.py" for name in core] + sorted((ROOT / "qif_plugins/ops").glob("*.py"))
+    for path in files:
+        for name, _ in imports(path):
+            assert not name.startswith(HOSTS), path
+            assert "adapters" not in name, path
+    for path in (ROOT / "qif_plugins/ops").glob("*.py"):
+        assert not any(name.endswith("functional") for name, _ in imports(path)), path
+
+
+def test_adapters_do_not_import_each_other():
+    for path in (ROOT / "adapters").rglob("*.py"):
+        other = "snntorch" if "spikingjelly" in str(path) else "spikingjelly"
+        assert not any(name.startswith((other, f"qif_plugins.adapters.{other}")) for name, _ in imports(path)), path
+
+
+def test_every_folder_of_code_is_installed():
+    tomllib = pytest.importorskip("tomllib")
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    found = {
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for folder in ("qif_plugins", "adapters")
+        for path in (ROOT / folder).rglob("__init__.py")
+    }
+    assert listed == {f"qif_plugins.{name}" if name.startswith("adapters") else name for name in found}
+
+
+def test_every_module_says_what_it_is():
+    for folder in ("qif_plugins", "adapters"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert ast.get_docstring(ast.parse(path.read_text())), path
