@@ -69,18 +69,13 @@ def _uniform_moments(params: QIFParameters, input_std: float, input_mean: float,
 
 @torch.no_grad()
 def _iterate(params: QIFParameters, input_std: Number, input_mean: Number, closure: str) -> tuple[Tensor, Tensor]:
-    device = next(
-        (
-            value.device
-            for value in (*params.numbers().values(), input_std, input_mean)
-            if isinstance(value, Tensor) and value.dim() > 0
-        ),
-        torch.device("cpu"),
-    )
+    values = (*params.numbers().values(), input_std, input_mean)
+    device = next((v.device for v in values if isinstance(v, Tensor) and v.dim() > 0), torch.device("cpu"))
+    # On the host, where asking for convergence after every iteration costs nothing.
     params = QIFParameters.unchecked(
-        **{name: _float64(value, device) for name, value in params.numbers().items()}, reset=params.reset
+        **{name: _float64(value) for name, value in params.numbers().items()}, reset=params.reset
     )
-    input_std, input_mean = _float64(input_std, device), _float64(input_mean, device)
+    input_std, input_mean = _float64(input_std), _float64(input_mean)
     if not bool(torch.all(torch.isfinite(input_std) & (input_std > 0) & torch.isfinite(input_mean))):
         raise ValueError(
             f"the input's moments must be finite and its deviation positive, got input_mean={input_mean.tolist()}, "
@@ -96,7 +91,7 @@ def _iterate(params: QIFParameters, input_std: Number, input_mean: Number, closu
         if not bool(torch.isfinite(change).all()):
             break
         if bool((change <= _TOLERANCE * (1 + std)).all()):
-            return mean, std
+            return _to(mean, device), _to(std, device)
     raise MomentClosureError(
         f"the {closure!r} closure does not converge for a threshold of {_range(params.v_threshold)}, input mean "
         f"{_range(input_mean)} and input deviation {_range(input_std)} (a={_range(params.a)}, u1={_range(params.u1)}, "
@@ -201,8 +196,13 @@ def _polynomial_moments(a: Any, b: Any, c: Any, m: tuple[Any, ...]) -> tuple[Any
     return first, second
 
 
-def _float64(value: Any, device: torch.device) -> Tensor:
-    return torch.as_tensor(value, dtype=torch.float64, device=device)
+def _float64(value: Any) -> Tensor:
+    return torch.as_tensor(value, dtype=torch.float64, device="cpu")
+
+
+def _to(value: Tensor, device: torch.device) -> Tensor:
+    # Apple's GPUs have no float64.
+    return value.to(device, torch.float32 if device.type == "mps" else torch.float64)
 
 
 def _range(value: Any) -> str:

@@ -51,7 +51,8 @@ the definition that makes all implementations bit-identical; `?:` selects, it do
         fast sigmoid  y = s0 |z| + 1;   1 / (y y)                      s0 = slope
         exp_(y) = e^-y from additions and multiplications alone, see ``reference.exp_negative``
 
-    gradients of the numbers, v the membrane after the reset before this step, summed over all steps:
+    gradients of the numbers, v the membrane after the reset before this step; each term in float32, the sum
+    over steps and neurons in float64, in any order:
         a: grad (v - u1)(v - u2)    u1: -grad a (v - u2)    u2: -grad a (v - u1)    g: grad x
         θ: -(w == 0 ? 0 : W w), and under a soft reset -(s ? k0 : 0) besides
         v_reset (hard): s ? back a ((v_reset - u1) + (v_reset - u2)) + gv : 0

@@ -70,7 +70,9 @@ def backward(
     dtype, steps = h.dtype, h.shape[0]
     a, u1, u2, threshold, v_reset, gain, s0, s1, s2 = _spread(c, h.shape[1], dtype)
     zero = torch.zeros_like(h[0])
-    sums = [torch.zeros_like(h[0]) for needed in needs]
+    # Apple's GPUs have no float64.
+    wide = torch.float32 if h.device.type == "mps" else torch.float64
+    sums = [zero.new_zeros(zero.shape if needed else 0, dtype=wide) for needed in needs]
     after = (a * (v_reset - u1)) * (v_reset - u2)
     start = _initial(v0, h, dtype)
 
@@ -109,15 +111,21 @@ def backward(
                 before = h[t - 1] if t else start
                 if t or kind.pre_reset:
                     _, before = _fire_and_reset(before, threshold, v_reset, kind)
-                sums[0] += grad * ((before - u1) * (before - u2))
-                sums[1] -= grad * (a * (before - u2))
-                sums[2] -= grad * (a * (before - u1))
+                if needs[0]:
+                    sums[0] += grad * ((before - u1) * (before - u2))
+                if needs[1]:
+                    sums[1] -= grad * (a * (before - u2))
+                if needs[2]:
+                    sums[2] -= grad * (a * (before - u1))
             if needs[5] and x is not None:
                 sums[5] += grad * x[t].to(dtype)
         back = grad
     if grad_v0 is not None:
         grad_v0.copy_(back if kind.pre_reset else back * (a * ((start - u1) + (start - u2))))
-    return [_reduce(total, entry) if needed else None for total, entry, needed in zip(sums, c[:6], needs, strict=True)]
+    return [
+        _reduce(total, entry).to(dtype) if needed else None
+        for total, entry, needed in zip(sums, c[:6], needs, strict=True)
+    ]
 
 
 def exp_negative(y: Tensor) -> Tensor:
@@ -234,7 +242,5 @@ def _spread_one(entry: Coefficient, neurons: int, dtype: torch.dtype) -> Any:
 def _reduce(total: Tensor, entry: Coefficient) -> Tensor:
     """Sums [N] to one value a coefficient."""
     if not isinstance(entry.values, Tensor) or entry.values.numel() == 1:
-        return total.sum(dtype=torch.float64).to(total.dtype).reshape(1)
-    count = entry.values.numel()
-    grouped = total.reshape(-1, count, entry.inner).sum(dim=(0, 2), dtype=torch.float64)
-    return grouped.to(total.dtype)
+        return total.sum().reshape(1)
+    return total.reshape(-1, entry.values.numel(), entry.inner).sum(dim=(0, 2))
