@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .observe import Observation, observers
 from .ops.backends import available_backends, choose_backend
 from .ops.library import multi_step
 from .ops.reference import autograd_multi_step
@@ -119,14 +120,18 @@ def qif_multi_step(
     chosen = choose_backend(backend, x_seq.device, x_seq.dtype if v_dtype != torch.float64 else v_dtype)
 
     if not isinstance(surrogate, FusedSurrogate):
-        kind: Any = type(surrogate)
-        _notice(kind)
+        if not torch.compiler.is_compiling():  # TorchDynamo cannot trace how a notice is given once
+            named: Any = surrogate if hasattr(surrogate, "__qualname__") else type(surrogate)
+            _notice(f"{named.__module__}.{named.__qualname__}")
         wide = x_seq.to(v_dtype) if v_dtype == torch.float64 else x_seq
         spike_seq, v_seq, h_seq = autograd_multi_step(
             wide, v if state is None else state, params, surrogate, detach_reset, pre_reset
         )
         v_out = (v_seq if store_v_seq else v_seq[-1]).to(v_dtype)
-        return (spike_seq.to(x_seq.dtype), v_out, *([h_seq.to(v_dtype)] if store_h_seq else []))
+        spike_seq = spike_seq.to(x_seq.dtype)
+        for observe in observers:
+            observe(Observation(x_seq, params, surrogate, spike_seq, h_seq))
+        return (spike_seq, v_out, *([h_seq.to(v_dtype)] if store_h_seq else []))
 
     shaping = surrogate.coefficients()
     for index, value in enumerate(shaping):
@@ -141,10 +146,12 @@ def qif_multi_step(
     wide = x_seq.to(v_dtype) if v_dtype == torch.float64 else x_seq
     spike_seq, v_out, h_seq = multi_step(
         wide, state, *tensors, floats, v_dtype, params.reset == "soft", detach_reset, surrogate.strict,
-        int(surrogate.shape), pre_reset, store_v_seq, wants_gradient or store_h_seq, chosen,
+        int(surrogate.shape), pre_reset, store_v_seq, wants_gradient or store_h_seq or bool(observers), chosen,
     )  # fmt: skip
     if wide is not x_seq:
         spike_seq = spike_seq.to(x_seq.dtype)
+    for observe in observers:
+        observe(Observation(x_seq, params, surrogate, spike_seq, h_seq))
     if store_h_seq:
         return spike_seq, v_out, h_seq.to(v_dtype)
     return spike_seq, v_out
@@ -192,9 +199,9 @@ def _check_number(name: str, value: Any, x_seq: Tensor) -> None:
 
 
 @lru_cache(maxsize=256)
-def _notice(kind: Any) -> None:
+def _notice(name: str) -> None:
     warnings.warn(
-        f"the surrogate {kind.__module__}.{kind.__qualname__} has no fused kernel and runs on the PyTorch reference; "
+        f"the surrogate {name} has no fused kernel and runs on the PyTorch reference; "
         "Window, ATan, Sigmoid and FastSigmoid of qif_plugins.surrogate have one.",
         stacklevel=3,
     )

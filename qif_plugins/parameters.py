@@ -77,8 +77,8 @@ class QIFParameters:
         ``ParametricQIFNode`` inside a training step.
         """
         self = object.__new__(cls)
-        for field in fields(cls):
-            object.__setattr__(self, field.name, numbers.pop(field.name, field.default))
+        for name, default in _DEFAULTS.items():
+            object.__setattr__(self, name, numbers.pop(name, default))
         if numbers:
             raise TypeError(f"QIFParameters has no field named {', '.join(sorted(numbers))}")
         self._normalise()
@@ -94,6 +94,8 @@ class QIFParameters:
         v_rest: Number = 0.0,
         v_reset: Number | None = None,
         reset: Literal["hard", "soft"] = "hard",
+        *,
+        checked: bool = True,
     ) -> QIFParameters:
         """Parameters that match a leaky integrate-and-fire neuron near rest.
 
@@ -110,12 +112,14 @@ class QIFParameters:
             v_rest: Potential that the LIF neuron leaks to. Default 0.
             v_reset: As in the constructor, but ``None`` means ``v_rest``.
             reset: As in the constructor.
+            checked: Whether to check the numbers. ``False`` reads no tensor back from its device (with a
+                float ``v_rest``), for a β and θ that are kept in range while they are learned. Default True.
 
         Raises:
             ValueError: β or c outside its range, θ not above ``v_rest``, or a ``v_rest`` for which
                 the matched map has no real roots u1, u2.
         """
-        if not _all(beta, lambda b: (b >= 0) & (b < 1)):
+        if checked and not _all(beta, lambda b: (b >= 0) & (b < 1)):
             raise ValueError(
                 f"matching a LIF neuron needs 0 <= beta < 1, got beta={_show(beta)}. A neuron without leak "
                 "(beta = 1) has no resting point for a QIF map to match; pass a beta just below 1, or a, u1, u2."
@@ -126,27 +130,29 @@ class QIFParameters:
                 "not be below the unstable fixed point. The default is 0.5."
             )
         reach = v_threshold - v_rest
-        if not _all(reach, lambda r: r > 0):
+        if checked and not _all(reach, lambda r: r > 0):
             raise ValueError(
                 f"v_threshold={_show(v_threshold)} must lie above the resting potential v_rest={_show(v_rest)}."
             )
         a = curvature * (1 - beta) / reach
         # Roots of v_rest + β y + a y². The larger one by the form that does not cancel for small a.
+        at_zero = _all(v_rest, lambda r: r == 0)
         discriminant = beta * beta - 4 * a * v_rest
-        if not _all(discriminant, lambda d: d >= 0):
+        if checked and not _all(discriminant, lambda d: d >= 0):
             raise ValueError(
                 f"no real roots u1, u2 match beta={_show(beta)} with v_rest={_show(v_rest)} and "
                 f"v_threshold={_show(v_threshold)}: beta² - 4 a v_rest is negative (a={_show(a)}). "
                 "Shift the potentials so that the neuron rests at 0."
             )
-        root = discriminant.sqrt() if isinstance(discriminant, Tensor) else math.sqrt(discriminant)
+        # Resting at 0 the root is β itself, whose derivative, unlike the square root's, is finite at β = 0.
+        root = beta if at_zero else _sqrt(discriminant)
         lower = v_rest - (beta + root) / (2 * a)
-        if _all(v_rest, lambda r: r == 0):
+        if at_zero:
             upper: Number = v_rest
         else:
             # beta + root is 0 only where v_rest is, too; a tensor may hold both kinds of entries.
             upper = v_rest - (beta - root) / (2 * a)
-        return cls(
+        return (cls if checked else cls.unchecked)(
             a=a,
             u1=upper,
             u2=lower,
@@ -191,7 +197,7 @@ class QIFParameters:
 
     def numbers(self) -> dict[str, Number]:
         """The numeric fields by name, ``v_reset`` resolved."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "reset"}
+        return {name: getattr(self, name) for name in _DEFAULTS if name != "reset"}
 
     @property
     def is_uniform(self) -> bool:
@@ -260,6 +266,10 @@ class QIFParameters:
                     f"v_reset={_show(self.v_reset)} lies outside the basin of the resting point, "
                     f"({_show(mirror)}, {_show(unstable)}): the membrane would run away after every spike."
                 )
+
+
+# As plain values: TorchDynamo does not trace dataclasses.fields.
+_DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(QIFParameters)}
 
 
 def _all(value: Any, condition: Callable[[Any], Any]) -> bool:

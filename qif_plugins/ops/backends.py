@@ -13,10 +13,11 @@ __all__ = ["BACKENDS", "available_backends", "choose_backend", "implementation",
 
 logger = logging.getLogger("qif_plugins")
 
-BACKENDS = {"torch": "reference"}
-"""Implementations by public name, best first, and the module of this package that holds each."""
+BACKENDS = {"numba": "cpu", "triton": "triton", "cupy": "cuda", "torch": "reference"}
+"""Implementations by public name, best first on any device, and the module of this package that holds each."""
 
 
+@lru_cache(maxsize=16)
 def implementation(backend: str) -> ModuleType:
     """The module that implements ``backend``, imported on first use.
 
@@ -79,8 +80,13 @@ def choose_backend(backend: str, device: torch.device, dtype: torch.dtype) -> st
     return backend
 
 
+# TorchDynamo calls this while it traces and keeps the answer, as torch.compiler.assume_constant_result would have it;
+# that function would import all of TorchDynamo.
+choose_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 @lru_cache(maxsize=64)
 def _best(device: torch.device) -> str:
-    best = available_backends(device)[0]
+    best = next(name for name in BACKENDS if unavailable_reason(name, device) is None)
     logger.info("qif_plugins: backend 'auto' takes %r on %s", best, device)
     return best

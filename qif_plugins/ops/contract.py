@@ -53,9 +53,9 @@ the definition that makes all implementations bit-identical; `?:` selects, it do
 
     gradients of the numbers, v the membrane after the reset before this step; each term in float32, the sum
     over steps and neurons in float64, in any order:
-        a: grad (v - u1)(v - u2)    u1: -grad a (v - u2)    u2: -grad a (v - u1)    g: grad x
-        θ: -(w == 0 ? 0 : W w), and under a soft reset -(s ? k0 : 0) besides
-        v_reset (hard): s ? back a ((v_reset - u1) + (v_reset - u2)) + gv : 0
+        a: grad ((v - u1)(v - u2))    u1: -grad (a (v - u2))    u2: -grad (a (v - u1))    g: grad x
+        θ (hard): -(w == 0 ? 0 : W w)    θ (soft): -((w == 0 ? 0 : W w) + (s ? k0 : 0))
+        v_reset (hard): s ? back (a ((v_reset - u1) + (v_reset - u2))) + gv : 0
         with kind.pre_reset the additional step contributes to θ and v_reset alone
 """
 

@@ -20,25 +20,36 @@ __all__ = ["coefficient", "coefficient_gradient", "empty_like_order", "flatten",
 
 def memory_order(x_seq: Tensor) -> tuple[int, ...]:
     """The dimensions of one time step, outermost in memory first, counted without the time dimension."""
+    if x_seq.is_contiguous():
+        return _plain(x_seq.dim() - 1)
     strides = x_seq.stride()[1:]
     return tuple(sorted(range(len(strides)), key=lambda d: -strides[d]))
 
 
 def flatten(x: Tensor, order: Sequence[int], time: bool = True) -> Tensor:
     """``x`` as [T, N] (or [N] if not ``time``) in ``order``; a view where the memory already is in that order."""
+    if tuple(order) == _plain(len(order)) and x.is_contiguous():
+        return x.view(x.shape[0], -1) if time else x.view(-1)
     if time:
         return x.permute(0, *(d + 1 for d in order)).reshape(x.shape[0], -1).contiguous()
     return x.permute(tuple(order)).reshape(-1).contiguous()
 
 
-def empty_like_order(x: Tensor, order: Sequence[int], dtype: torch.dtype, time: bool = True) -> Tensor:
-    """An uninitialised tensor of ``x``'s shape whose memory is in ``order``.
+def empty_like_order(x_seq: Tensor, order: Sequence[int], dtype: torch.dtype, time: bool = True) -> Tensor:
+    """An uninitialised tensor of ``x_seq``'s shape, or of one time step's, whose memory is in ``order``, time first."""
+    shape = x_seq.shape if time else x_seq.shape[1:]
+    if tuple(order) == _plain(len(order)):
+        return torch.empty(shape, dtype=dtype, device=x_seq.device)
+    # Strided rather than permuted: an operator's output that is a view refuses in-place use, such as `out += identity`.
+    strides, step = [1] * len(shape), 1
+    for d in reversed((0, *(d + 1 for d in order)) if time else tuple(order)):
+        strides[d] = step
+        step = step * shape[d]
+    return torch.empty_strided(shape, strides, dtype=dtype, device=x_seq.device)
 
-    ``time`` says whether ``x`` has the time dimension, which then comes first in memory.
-    """
-    full = (0, *(d + 1 for d in order)) if time else tuple(order)
-    empty = torch.empty([x.shape[d] for d in full], dtype=dtype, device=x.device)
-    return empty.permute([full.index(d) for d in range(len(full))])
+
+def _plain(dims: int) -> tuple[int, ...]:
+    return tuple(range(dims))
 
 
 def coefficient(value: Tensor, step_shape: Sequence[int], order: Sequence[int], dtype: torch.dtype) -> Coefficient:

@@ -7,11 +7,17 @@ membrane, and the input where the gain is learned).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import _C, Tensor
+from torch._functorch.utils import enable_single_level_autograd_function as single_level
+from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
 
 from ..surrogate import Shape
 from .backends import implementation
@@ -20,9 +26,44 @@ from .layout import coefficient, coefficient_gradient, empty_like_order, flatten
 
 __all__ = ["multi_step"]
 
+_NUMBERS = "Tensor? a, Tensor? u1, Tensor? u2, Tensor? v_threshold, Tensor? v_reset, Tensor? input_gain"
+_SURROGATE = "Tensor? s0, Tensor? s1, Tensor? s2"
+_KIND = "bool soft, bool detach_reset, bool strict, int shape, bool pre_reset"
 
-@torch.library.custom_op("qif::multi_step", mutates_args=())
-def multi_step(
+# Defined through Library: torch.library.custom_op takes several times as long a call, which is most of what a
+# small input costs.
+_library = torch.library.Library("qif", "DEF")
+_library.define(
+    f"multi_step(Tensor x_seq, Tensor? v, {_NUMBERS}, {_SURROGATE}, float[] numbers, ScalarType v_dtype, {_KIND}, "
+    "bool store_v_seq, bool save_h, str backend) -> (Tensor, Tensor, Tensor)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+_library.define(
+    "multi_step_backward(Tensor? grad_spike, Tensor? grad_v, Tensor? grad_h, Tensor h_seq, Tensor? v, Tensor? x_seq, "
+    f"{_NUMBERS}, {_SURROGATE}, float[] numbers, ScalarType x_dtype, {_KIND}, bool needs_v, bool[] needs, str backend)"
+    " -> Tensor[]",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+multi_step = torch.ops.qif.multi_step.default
+multi_step_backward = torch.ops.qif.multi_step_backward.default
+
+
+def _undisturbed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` hidden from TorchDynamo, which would trace into it; without importing TorchDynamo for that."""
+    disabled: list[Callable[..., Any]] = []
+
+    def call(*args: Any) -> Any:
+        if not disabled:
+            if "torch._dynamo" not in sys.modules:
+                return function(*args)
+            disabled.append(torch.compiler.disable(function))
+        return disabled[0](*args)
+
+    return call
+
+
+@_undisturbed
+def _forward(
     x_seq: Tensor,
     v: Tensor | None,
     a: Tensor | None,
@@ -67,8 +108,7 @@ def multi_step(
     return spike_seq, v_out, h_seq
 
 
-@multi_step.register_fake
-def _(
+def _forward_fake(
     x_seq: Tensor, v: Any, a: Any, u1: Any, u2: Any, v_threshold: Any, v_reset: Any, input_gain: Any, s0: Any, s1: Any,
     s2: Any, numbers: Any, v_dtype: torch.dtype, soft: bool, detach_reset: bool, strict: bool, shape: int,
     pre_reset: bool, store_v_seq: bool, save_h: bool, backend: str,
@@ -76,8 +116,8 @@ def _(
     return _allocate(x_seq, memory_order(x_seq), v_dtype, store_v_seq, save_h)
 
 
-@torch.library.custom_op("qif::multi_step_backward", mutates_args=())
-def multi_step_backward(
+@_undisturbed
+def _backward(
     grad_spike: Tensor | None,
     grad_v: Tensor | None,
     grad_h: Tensor | None,
@@ -108,7 +148,7 @@ def multi_step_backward(
     order = memory_order(h_seq)
     learnable = (a, u1, u2, v_threshold, v_reset, input_gain)
     grad_x = empty_like_order(h_seq, order, x_dtype)
-    grad_v0 = empty_like_order(h_seq[0], order, v.dtype, time=False) if needs_v and v is not None else None
+    grad_v0 = empty_like_order(h_seq, order, v.dtype, time=False) if needs_v and v is not None else None
     if h_seq.numel() == 0:
         sums: list[Tensor | None] = [torch.zeros_like(t) if t is not None else None for t in learnable]
     else:
@@ -134,8 +174,7 @@ def multi_step_backward(
     return [grad_x, *([grad_v0] if grad_v0 is not None else []), *chosen]
 
 
-@multi_step_backward.register_fake
-def _(
+def _backward_fake(
     grad_spike: Any, grad_v: Any, grad_h: Any, h_seq: Tensor, v: Any, x_seq: Any, a: Any, u1: Any, u2: Any,
     v_threshold: Any, v_reset: Any, input_gain: Any, s0: Any, s1: Any, s2: Any, numbers: Any, x_dtype: torch.dtype,
     soft: bool, detach_reset: bool, strict: bool, shape: int, pre_reset: bool, needs_v: bool, needs: Any, backend: str,
@@ -143,7 +182,7 @@ def _(
     order = memory_order(h_seq)
     grads = [empty_like_order(h_seq, order, x_dtype)]
     if needs_v and v is not None:
-        grads.append(empty_like_order(h_seq[0], order, v.dtype, time=False))
+        grads.append(empty_like_order(h_seq, order, v.dtype, time=False))
     learnable = (a, u1, u2, v_threshold, v_reset, input_gain)
     return grads + [
         torch.empty_like(value, memory_format=torch.contiguous_format)
@@ -152,32 +191,84 @@ def _(
     ]
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x_seq, v, *tensors = inputs[:11]
-    needs = tuple(ctx.needs_input_grad[2:8])
-    ctx.set_materialize_grads(False)
-    needs_v0 = any(needs) or ctx.needs_input_grad[1]
-    ctx.save_for_backward(output[2], v if needs_v0 else None, x_seq if needs[5] else None, *tensors)
-    ctx.needs, ctx.needs_v = needs, ctx.needs_input_grad[1]
-    ctx.numbers, ctx.x_dtype = inputs[11], x_seq.dtype
-    ctx.kind, ctx.backend = inputs[13:18], inputs[20]
+# The single-level kind is what torch.func's transforms leave to the Autograd key, one of their levels at a time.
+class _MultiStep(_SingleLevelFunction):
+    @staticmethod
+    def forward(ctx: Any, keyset: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        output: tuple[Tensor, Tensor, Tensor] = _below_autograd(multi_step, keyset, inputs)
+        x_seq, v, *tensors = inputs[:11]
+        needs_v, *needs = ctx.needs_input_grad[2:9]
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(output[2], v if needs_v or any(needs) else None, x_seq if needs[5] else None, *tensors)
+        ctx.needs_v, ctx.needs = needs_v, needs
+        ctx.numbers, ctx.x_dtype = inputs[11], x_seq.dtype
+        ctx.kind, ctx.backend = inputs[13:18], inputs[20]
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        if all(gradient is None for gradient in gradients):
+            return (None,) * 22
+        h_seq, v, x_seq, *tensors = ctx.saved_tensors
+        results = iter(
+            multi_step_backward(
+                *gradients, h_seq, v, x_seq, *tensors, ctx.numbers, ctx.x_dtype, *ctx.kind, ctx.needs_v, ctx.needs,
+                ctx.backend,
+            )
+        )  # fmt: skip
+        to_x = next(results)
+        to_others = [next(results) if needed else None for needed in (ctx.needs_v, *ctx.needs)]
+        return (None, to_x, *to_others, *[None] * 13)
 
 
-def _backward(ctx: Any, grad_spike: Tensor | None, grad_v: Tensor | None, grad_h: Tensor | None) -> tuple[Any, ...]:
-    h_seq, v, x_seq, *tensors = ctx.saved_tensors
-    grads = iter(
-        multi_step_backward(
-            grad_spike, grad_v, grad_h, h_seq, v, x_seq, *tensors, ctx.numbers, ctx.x_dtype, *ctx.kind, ctx.needs_v,
-            ctx.needs, ctx.backend,
+class _MultiStepBackward(_SingleLevelFunction):
+    @staticmethod
+    def forward(ctx: Any, keyset: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        return tuple(_below_autograd(multi_step_backward, keyset, inputs))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
+        raise NotImplementedError(
+            "the surrogate gradient of a QIF neuron is not differentiable a second time: w(h) stands in for a "
+            "derivative and has none of its own that means anything. Use first derivatives (no create_graph=True), or "
+            "pass a differentiable surrogate of your own, which PyTorch's autograd takes."
         )
-    )  # fmt: skip
-    to_x = next(grads)
-    to_v = next(grads) if ctx.needs_v else None
-    to_numbers = [next(grads) if needed else None for needed in ctx.needs]
-    return (to_x, to_v, *to_numbers, *[None] * 13)
 
 
-multi_step.register_autograd(_backward, setup_context=_setup_context)
+def _below_autograd(op: Any, keyset: Any, inputs: tuple[Any, ...]) -> Any:
+    with _C._AutoDispatchBelowAutograd():
+        return op.redispatch(keyset & _C._after_autograd_keyset, *inputs)
+
+
+def _has_tangent(value: Any) -> bool:
+    return isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None
+
+
+def _differentiable(op: Any, function: Any) -> Callable[..., Any]:
+    def call(keyset: Any, *inputs: Any) -> Any:
+        if forward_ad._current_level >= 0 and any(_has_tangent(value) for value in inputs):
+            raise NotImplementedError(
+                "the surrogate gradient of a QIF neuron has no forward mode; use reverse mode (backward, "
+                "torch.func.grad or vjp), or pass a surrogate of your own, which PyTorch's autograd takes."
+            )
+        if _C.is_grad_enabled() and _C._any_requires_grad(*inputs):
+            with single_level() if _C._are_functorch_transforms_active() else nullcontext():
+                outputs = function.apply(keyset, *inputs)
+            return outputs if function is _MultiStep else list(outputs)
+        return _below_autograd(op, keyset, inputs)
+
+    return call
+
+
+for _name, _kernel, _fake, _function in (
+    ("multi_step", _forward, _forward_fake, _MultiStep),
+    ("multi_step_backward", _backward, _backward_fake, _MultiStepBackward),
+):
+    _library.impl(_name, _kernel, "CompositeExplicitAutograd")
+    _library.impl(
+        _name, _differentiable(getattr(torch.ops.qif, _name).default, _function), "Autograd", with_keyset=True
+    )
+    torch.library.register_fake(f"qif::{_name}", _fake, lib=_library)
 
 
 def _allocate(
@@ -186,16 +277,16 @@ def _allocate(
     compute = torch.float64 if x_seq.dtype == torch.float64 else torch.float32
     return (
         empty_like_order(x_seq, order, x_seq.dtype),
-        empty_like_order(x_seq, order, v_dtype)
-        if store_v_seq
-        else empty_like_order(x_seq[0], order, v_dtype, time=False),
-        empty_like_order(x_seq, order, compute) if save_h else x_seq.new_empty(0, dtype=compute),
+        empty_like_order(x_seq, order, v_dtype, time=store_v_seq),
+        empty_like_order(x_seq, order, compute) if save_h else torch.empty(0, dtype=compute, device=x_seq.device),
     )
 
 
 def _coefficients(
     tensors: Sequence[Tensor | None], numbers: Sequence[float], x_seq: Tensor, order: Sequence[int]
 ) -> Coefficients:
+    if all(tensor is None for tensor in tensors):
+        return _uniform(*numbers[:9])
     compute = torch.float64 if x_seq.dtype == torch.float64 else torch.float32
     return Coefficients(
         *(
@@ -203,3 +294,8 @@ def _coefficients(
             for tensor, number in zip(tensors, numbers[:9], strict=True)
         )
     )
+
+
+@lru_cache(maxsize=256)
+def _uniform(*numbers: float) -> Coefficients:
+    return Coefficients(*map(Coefficient, numbers))

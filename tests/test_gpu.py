@@ -1,0 +1,305 @@
+"""On a CUDA GPU: every implementation that runs there against the reference on the CPU, and the hosts on top.
+
+``pytest -m gpu``. Without a GPU everything here is skipped.
+"""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from kernel_cases import Case, cases, check_against_reference
+
+from qif_plugins.functional import available_backends, qif_multi_step
+from qif_plugins.ops.backends import implementation, unavailable_reason
+from qif_plugins.ops.contract import Coefficient, Coefficients, Kind
+from qif_plugins.parameters import QIFParameters
+from qif_plugins.surrogate import ATan, Shape, Sigmoid, Window
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no CUDA GPU"),
+]
+host_independent = pytest.mark.host_independent
+
+GIB = 2**30
+
+
+@pytest.fixture(scope="module", params=["triton", "cupy", "torch"])
+def backend(request):
+    reason = unavailable_reason(request.param, torch.device("cuda"))
+    if reason is not None:
+        pytest.skip(f"{request.param}: {reason}")
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def fused(backend):
+    if backend == "torch":
+        pytest.skip("the reference is not a fused kernel")
+    return backend
+
+
+@host_independent
+def test_fused_backends_come_first():
+    assert available_backends("cuda")[-1] == "torch"
+    assert "numba" not in available_backends("cuda")
+
+
+@host_independent
+@given(case=cases())
+@settings(max_examples=200)
+def test_same_bits_as_the_reference(backend, case):
+    check_against_reference(implementation(backend), case, "cuda")
+
+
+@host_independent
+@pytest.mark.parametrize("blocks", [(5, 64, 4096), (3, 1000, 441), (2**14, 77, 1), (1, 3, 2**18 + 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_large_inputs(backend, blocks, dtype):
+    """More neurons than a pass of the grid holds, so that the sums stride."""
+    case = Case(
+        steps=3,
+        blocks=blocks,
+        dtype=dtype,
+        layouts=("channel", "single", "float", "neuron", "float", "channel", "float", "float", "float"),
+        kind=Kind(soft=False, detach_reset=False, strict=False, shape=Shape.SIGMOID, pre_reset=False),
+        start=torch.float32,
+        store_v_seq=False,
+        save_h=True,
+        specials=False,
+        gradients=(True, True, False),
+        needs=(True, True, False, True, False, True),
+        needs_v0=True,
+        seed=7,
+    )
+    check_against_reference(implementation(backend), case, "cuda")
+
+
+def run(x, v, backend, surrogate=None, gain=1.0):
+    params = QIFParameters.unchecked(input_gain=gain)
+    surrogate = surrogate or Window.unbiased(QIFParameters())
+    return qif_multi_step(x, v, params, surrogate, store_v_seq=True, backend=backend)
+
+
+def run_with_gradients(x, v, backend, surrogate=None):
+    """Spikes, membranes, and the gradients of x and v, on x's device."""
+    x, v = x.detach().requires_grad_(), v.detach().requires_grad_()
+    spike, v_seq = run(x, v, backend, surrogate)
+    weights = torch.linspace(-1, 1, v_seq.numel(), device=x.device).view_as(v_seq)
+    grads = torch.autograd.grad((spike * weights).sum() + (v_seq * weights).sum(), (x, v))
+    return spike.detach(), v_seq.detach(), *grads
+
+
+def assert_all_equal(got, expected):
+    for a, b in zip(got, expected, strict=True):
+        assert torch.equal(a.cpu(), b.cpu())
+
+
+@host_independent
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_public_entry(backend, memory_format):
+    x = torch.stack([torch.randn(4, 6, 5, 3).to(memory_format=memory_format) for _ in range(3)])
+    v = torch.randn(4, 6, 5, 3)
+    assert_all_equal(run_with_gradients(x.cuda(), v.cuda(), backend), run_with_gradients(x, v, "torch"))
+
+
+@host_independent
+def test_no_host_synchronisation(fused):
+    x, v = torch.randn(4, 1000, device="cuda"), torch.zeros(1000, device="cuda")
+    gain = torch.rand(1000, device="cuda", requires_grad=True)
+    params = QIFParameters.unchecked(input_gain=gain)
+
+    def step():
+        spike, _ = qif_multi_step(x.requires_grad_(), v, params, ATan(), backend=fused)
+        torch.autograd.grad(spike, (x, gain), torch.ones_like(spike))
+
+    step()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@host_independent
+def test_runs_on_the_current_stream(fused):
+    x, v = torch.randn(4, 3000), torch.randn(3000)
+    expected = run_with_gradients(x, v, "torch")
+    x_gpu, v_gpu = torch.zeros_like(x, device="cuda"), v.cuda()
+    run_with_gradients(x_gpu, v_gpu, fused)
+    source = x.cuda()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        # The input arrives late on this stream; a launch on another one would read zeros.
+        torch.cuda._sleep(200_000_000)
+        x_gpu.copy_(source)
+        got = run_with_gradients(x_gpu, v_gpu, fused)
+    stream.synchronize()
+    assert_all_equal(got, expected)
+
+
+@host_independent
+def test_cuda_graph(fused):
+    """Captured once, replayed on other inputs; the second replay must not see anything of the first."""
+    static_x = torch.randn(4, 2, 500, device="cuda", requires_grad=True)
+    static_v = torch.zeros(2, 500, device="cuda")
+    gain = torch.rand(500, device="cuda", requires_grad=True)
+
+    def step():
+        spike, v_seq = run(static_x, static_v, fused, Sigmoid(), gain)
+        return spike, v_seq, *torch.autograd.grad(spike.sum() + (v_seq * v_seq).sum(), (static_x, gain))
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(2):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            static_x.copy_(torch.randn(4, 2, 500))
+            static_v.copy_(torch.randn(2, 500))
+        graph.replay()
+        assert_all_equal(captured, step())
+
+
+@host_independent
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs a second GPU")
+def test_second_device(fused):
+    x, v = torch.randn(4, 3000), torch.randn(3000)
+    assert torch.cuda.current_device() == 0
+    got = run_with_gradients(x.to("cuda:1"), v.to("cuda:1"), fused)
+    assert torch.cuda.current_device() == 0
+    assert all(t.device == torch.device("cuda:1") for t in got)
+    assert_all_equal(got, run_with_gradients(x, v, "torch"))
+
+
+@host_independent
+def test_compiles_without_graph_break(fused):
+    def layer(x, v):
+        spike, v_seq = run(torch.relu(x) * 2, v, fused)
+        return spike * 0.5 + v_seq
+
+    compiled = torch.compile(layer, fullgraph=True)
+    x = torch.randn(4, 300, device="cuda", requires_grad=True)
+    v = torch.randn(300, device="cuda")
+    expected, got = layer(x, v), compiled(x, v)
+    torch.testing.assert_close(got, expected, rtol=0, atol=0)
+    for a, b in zip(*(torch.autograd.grad(y.sum(), x) for y in (got, expected)), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@host_independent
+def test_same_sums_every_time(fused):
+    """The gradients of numbers are reduced without atomics."""
+    x = torch.randn(4, 8, 64, 1024, device="cuda")
+    params = QIFParameters.unchecked(a=torch.full((64, 1), 0.25, device="cuda", requires_grad=True))
+    results = set()
+    for _ in range(5):
+        spike, _ = qif_multi_step(x, 0.0, params, ATan(), backend=fused)
+        (grad,) = torch.autograd.grad(spike.sum(), params.a)
+        results.add(tuple(grad.flatten().tolist()))
+    assert len(results) == 1
+
+
+@host_independent
+@pytest.mark.parametrize(("steps", "neurons"), [(1, 2**31 + 1), (2, 2**30 + 4)])
+def test_more_than_2_31_elements(fused, steps, neurons):
+    """bfloat16 in, float32 saved; compared with the reference piece by piece."""
+    needed = steps * neurons * 14 + neurons * 2 + 8 * GIB
+    torch.cuda.empty_cache()
+    if torch.cuda.mem_get_info()[0] < needed:
+        pytest.skip(f"needs {needed / GIB:.0f} GiB of free GPU memory")
+    module = implementation(fused)
+    gain = torch.full((1,), 0.9, device="cuda")
+    c = Coefficients(
+        *(Coefficient(number) for number in (0.25, 0.0, 0.5, 1.0, 0.0)), Coefficient(gain, neurons),
+        *(Coefficient(number) for number in (0.5, 1.5, 0.8)),
+    )  # fmt: skip
+    kind = Kind(soft=False, detach_reset=False, strict=False, shape=Shape.WINDOW, pre_reset=False)
+    x = torch.empty(steps, neurons, dtype=torch.bfloat16, device="cuda").normal_()
+    spike, h = torch.empty_like(x), torch.empty(steps, neurons, device="cuda")
+    v_last = torch.empty(neurons, dtype=torch.bfloat16, device="cuda")
+    module.forward(x, 0.1, c, kind, spike, v_last, None, h)
+    grad_x = torch.empty_like(x)
+    (*_, sum_gain) = module.backward(spike, None, None, h, 0.1, x, c, kind, grad_x, None, (False,) * 5 + (True,))
+
+    total = 0.0
+    reference = implementation("torch")
+    for start in range(0, neurons, 2**26):
+        part = slice(start, start + 2**26)
+        xs = x[:, part].contiguous()
+        count = xs.shape[1]
+        cut = c._replace(input_gain=Coefficient(gain, count))
+        want_spike, want_v, want_grad = torch.empty_like(xs), torch.empty_like(xs[0]), torch.empty_like(xs)
+        want_h = torch.empty_like(xs, dtype=torch.float32)
+        reference.forward(xs, 0.1, cut, kind, want_spike, want_v, None, want_h)
+        (*_, want_sum) = reference.backward(
+            want_spike, None, None, want_h, 0.1, xs, cut, kind, want_grad, None, (False,) * 5 + (True,)
+        )
+        assert torch.equal(spike[:, part], want_spike)
+        assert torch.equal(v_last[part], want_v)
+        assert torch.equal(h[:, part], want_h)
+        assert torch.equal(grad_x[:, part], want_grad)
+        total += want_sum.item()
+    assert sum_gain.item() == pytest.approx(total, rel=1e-5)
+
+
+def train_step(network, x, reset):
+    """Output, and the gradient of every parameter and of x."""
+    x = x.detach().requires_grad_()
+    out = network(x)
+    grads = torch.autograd.grad((out * out).sum(), (x, *network.parameters()))
+    reset(network)
+    return out.detach(), *grads
+
+
+def assert_close_networks(got, expected):
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a.cpu(), b.cpu(), rtol=1e-5, atol=1e-6)
+
+
+def test_spikingjelly_node(backend):
+    pytest.importorskip("spikingjelly", reason="SpikingJelly is not installed")
+    from qif_plugins.adapters.spikingjelly import ParametricQIFNode, QIFNode
+    from spikingjelly.activation_based import functional
+
+    x = torch.randn(4, 3, 50)
+    for make in (lambda name: QIFNode(step_mode="m", backend=name), lambda name: QIFNode(2.0, backend=name)):
+        on_cpu, on_gpu = make("torch"), make(backend).cuda()
+        functional.set_step_mode(on_cpu, "m")
+        functional.set_step_mode(on_gpu, "m")
+        assert_all_equal(
+            train_step(on_gpu, x.cuda(), functional.reset_net), train_step(on_cpu, x, functional.reset_net)
+        )
+    on_cpu, on_gpu = ParametricQIFNode(step_mode="m", backend="torch"), ParametricQIFNode(step_mode="m").cuda()
+    on_gpu.backend = backend
+    assert_close_networks(
+        train_step(on_gpu, x.cuda(), functional.reset_net), train_step(on_cpu, x, functional.reset_net)
+    )
+
+
+@host_independent
+def test_snntorch_neuron():
+    snntorch = pytest.importorskip("snntorch", reason="snnTorch is not installed")
+    from qif_plugins.adapters.snntorch import QIF
+
+    x = torch.randn(4, 3, 50)
+    results = []
+    for device in ("cpu", "cuda"):
+        neuron = QIF(beta=0.9).to(device)
+        current = x.to(device).requires_grad_()
+        mem, spikes = neuron.reset_mem(), []
+        for step in current:
+            spike, mem = neuron(step, mem)
+            spikes.append(spike)
+        out = torch.stack(spikes)
+        (grad,) = torch.autograd.grad(out.sum() + mem.sum(), current)
+        results.append((out.detach(), mem.detach(), grad))
+    assert snntorch.__version__
+    assert_all_equal(*reversed(results))
