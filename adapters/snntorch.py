@@ -1,0 +1,638 @@
+"""The discrete QIF neuron as an snnTorch neuron, and the analytic window as an snnTorch surrogate.
+
+:class:`QIF` stands where ``snn.Leaky`` stands. snnTorch's ``mem`` is the membrane before its reset, and
+the reset, taken from the step before, never passes a gradient::
+
+    mem[t] = (1 - reset) f(mem[t-1]) + x[t],   reset = 1 where mem[t-1] fired    "zero" (default)
+    spk[t] = 1 if mem[t] >= θ else 0
+
+with f(v) = a (v - u1)(v - u2), the gate of arXiv 2510.05168: a reset to u1, where f is 0.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import snntorch as snn
+import torch
+from torch import Tensor, nn
+
+from qif_plugins.functional import qif_multi_step
+from qif_plugins.layer import NO_NIR, QIFLayer, on_device
+from qif_plugins.moments import closure_step, membrane_moments
+from qif_plugins.ops.backends import BACKENDS
+from qif_plugins.parameters import Number, QIFParameters
+from qif_plugins.surrogate import (
+    WINDOWS,
+    ATan,
+    FastSigmoid,
+    FusedSurrogate,
+    Sigmoid,
+    Surrogate,
+    Window,
+    spike,
+    unbiased_window,
+)
+
+__all__ = ["QIF", "SpikeGradient", "analytic_window"]
+
+DYNAMICS = ("paper", "lif")
+_PAPER: dict[str, Number] = {"a": 0.25, "u1": 0.0, "u2": 0.5}
+
+_MAX_BETA = 0.9999
+"""Upper limit of a learned beta: the matched map needs beta < 1, its float32 gradient some distance from it."""
+_MAX_WINDOW_BETA = 0.999
+"""Beta for which the window is derived at most: beyond, the moments take thousands of steps to settle."""
+_MIN_THRESHOLD = 1e-6
+"""Lower limit of a learned threshold of a matched neuron, whose resting point is 0."""
+_FOLLOWING_STEPS = 4
+"""Steps by which the moments advance after each change of a learned parameter."""
+
+_NEVER = ATan(strict=True)
+"""A surrogate for neurons without reset, whose kernel has no threshold: not even an infinite h exceeds it."""
+
+_HOST_SURROGATES: dict[str, tuple[str, type[Any]]] = {
+    "atan.<locals>.inner": ("alpha", ATan),
+    "fast_sigmoid.<locals>.inner": ("slope", FastSigmoid),
+    "sigmoid.<locals>.inner": ("slope", Sigmoid),
+}
+
+
+class SpikeGradient:
+    """A surrogate as snnTorch's neurons call it: takes mem - θ, returns the spike. Can be pickled.
+
+    Args:
+        surrogate: The derivative; a :class:`~qif_plugins.surrogate.Window` has its ends relative to the
+            threshold here.
+    """
+
+    def __init__(self, surrogate: FusedSurrogate) -> None:
+        self.surrogate = surrogate
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return spike(x, 0.0, self.surrogate)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.surrogate})"
+
+
+def analytic_window(
+    params: QIFParameters | None = None,
+    window: str | Window = "unbiased",
+    input_std: Number | None = None,
+    **options: Any,
+) -> SpikeGradient:
+    """The analytic window as a ``spike_grad`` for snnTorch's own neurons.
+
+    It fires at mem >= θ. The window is derived for ``params`` once and placed relative to the threshold
+    of the neuron that uses it, which should be that of ``params``::
+
+        snn.Leaky(beta=0.9, spike_grad=analytic_window(QIFParameters.matching_lif(0.9)))
+
+    Args:
+        params: The neuron whose membrane statistics give the window. ``None`` (default) means the paper's.
+        window: ``"unbiased"`` (default), ``"paper"``, ``"heuristic"``, or a
+            :class:`~qif_plugins.surrogate.Window` in units of the membrane.
+        input_std: Standard deviation of the input. ``None`` (default) means θ.
+        **options: For the named window, see :meth:`~qif_plugins.surrogate.Window.unbiased`.
+
+    Raises:
+        ValueError: Unknown window.
+        MomentClosureError: The moments do not converge.
+    """
+    params = QIFParameters() if params is None else params
+    if not isinstance(window, Window):
+        window = Window.named(window, params, input_std, **options)
+    return SpikeGradient(_shifted(window, params.v_threshold, -1))
+
+
+class QIF(QIFLayer, snn.Leaky):
+    """Discretized quadratic integrate-and-fire neuron with ``snn.Leaky``'s arguments, states and returns.
+
+    Arguments not listed are Leaky's, in Leaky's order, with Leaky's meaning and defaults. It is a
+    ``snn.Leaky``, so that ``utils.reset``, ``backprop`` and the hidden-state functions find it.
+
+    Args:
+        beta: Leak that the neuron matches near rest, see :meth:`~qif_plugins.QIFParameters.matching_lif`: a
+            float or a tensor (per neuron), 0 <= beta < 1. Left out, the neuron has the paper's a, u1, u2,
+            and the entry ``beta`` of its ``state_dict``, there for Leaky's sake, holds the map's slope at rest.
+        threshold: Threshold θ, a float or a tensor (per neuron), below the map's unstable fixed point. Default 1.
+        spike_grad: ``None`` (default) means the analytic window. A function that takes mem - θ is used as
+            passed; snnTorch's ``atan``, ``fast_sigmoid`` and ``sigmoid`` through the kernels, firing at
+            mem > θ as they do. A surrogate of :mod:`qif_plugins.surrogate` fires at mem >= θ.
+        surrogate_disable: No gradient through the spike; fires at mem >= θ. Plain PyTorch operations.
+        learn_beta: Learn beta, clamped to [0, 0.9999]. Needs ``dynamics="lif"``.
+        learn_threshold: Learn θ. It is clamped where it would leave the region in which the membrane is
+            stable: to at least 1e-6 for a matched neuron, whose unstable point moves with it, and
+            otherwise to 99 % of the way from the resting to the unstable point.
+        reset_mechanism: ``"zero"`` (default). ``"subtract"`` subtracts θ from the membrane before f (Leaky
+            does it after its leak), ``"none"`` never resets: under both a large membrane stays large, f
+            squares it and the potential explodes. They exist because Leaky has them. Setting the attribute
+            changes the neuron; loading a ``state_dict`` does not.
+        a: Curvature of f, see :class:`~qif_plugins.QIFParameters`; float or tensor.
+        u1: First root of f.
+        u2: Second root of f. Any of a, u1, u2 passed decides the dynamics, the others default to the paper's.
+        dynamics: ``"paper"`` or ``"lif"`` (matched to beta); default by what else is passed.
+        curvature: For the matched neuron, where θ lies between the resting (0) and the unstable point (1).
+            Default 0.5.
+        window: ``"unbiased"`` (default), ``"paper"``, ``"heuristic"``, or a
+            :class:`~qif_plugins.surrogate.Window` in units of the membrane; the derivative where
+            ``spike_grad`` is left out. A named window follows beta and θ when they are learned.
+        backend: See :func:`~qif_plugins.qif_multi_step`. Default ``"auto"``.
+
+    Raises:
+        ValueError: Parameters outside their range, contradicting arguments, an unknown window.
+
+    Edits of beta or threshold are noticed through assignment, in-place operations and ``load_state_dict``,
+    not through ``.data``; under ``torch.compile`` a window that follows learned parameters stays that of the
+    last call outside. A copy and an unpickled neuron join ``SpikingNeuron.instances``.
+    ``snntorch.export_nir`` refuses it: NIR has no QIF.
+    """
+
+    reset_mechanism_val: Tensor
+
+    def __init__(
+        self,
+        beta: Number | None = None,
+        threshold: Number = 1.0,
+        spike_grad: Any = None,
+        surrogate_disable: bool = False,
+        init_hidden: bool = False,
+        inhibition: bool = False,
+        learn_beta: bool = False,
+        learn_threshold: bool = False,
+        reset_mechanism: str = "zero",
+        state_quant: Any = False,
+        output: bool = False,
+        graded_spikes_factor: Number = 1.0,
+        learn_graded_spikes_factor: bool = False,
+        reset_delay: bool = True,
+        *,
+        a: Number | None = None,
+        u1: Number | None = None,
+        u2: Number | None = None,
+        dynamics: str | None = None,
+        curvature: float = 0.5,
+        window: str | Window = "unbiased",
+        backend: str = "auto",
+    ) -> None:
+        explicit = {name: value for name, value in (("a", a), ("u1", u1), ("u2", u2)) if value is not None}
+        dynamics = _dynamics(dynamics, beta, explicit, learn_beta)
+        roots = {} if dynamics == "lif" else _PAPER | explicit
+        # Everything is checked before the host's constructor enters the neuron in SpikingNeuron.instances.
+        if reset_mechanism not in snn.SpikingNeuron.reset_dict:
+            raise ValueError(
+                f"unknown reset_mechanism {reset_mechanism!r}; there are {', '.join(snn.SpikingNeuron.reset_dict)}"
+            )
+        _check_window(window)
+        if backend not in ("auto", *BACKENDS):
+            raise ValueError(f"unknown backend {backend!r}; the backends are 'auto', {', '.join(map(repr, BACKENDS))}")
+        params = _Derivation(dynamics, curvature, reset_mechanism)(roots, _detached(beta), _detached(threshold))
+        if beta is None:
+            beta = params.map_derivative(params.fixed_points()[0])
+
+        super().__init__(
+            beta, threshold, spike_grad, surrogate_disable, init_hidden, inhibition, learn_beta, learn_threshold,
+            reset_mechanism, state_quant, output, graded_spikes_factor, learn_graded_spikes_factor, reset_delay,
+        )  # fmt: skip
+        del self.state_function  # Leaky's, for its own forward
+        self.dynamics, self.curvature, self.backend = dynamics, curvature, backend
+        self._root_names = tuple(roots)
+        for name, value in roots.items():
+            if isinstance(value, Tensor):
+                self.register_buffer(name, value, persistent=False)
+            else:
+                setattr(self, name, value)
+        self._window = window
+        self._moments: tuple[Tensor, Tensor] | None = None
+        self._seen: list[tuple[Any, Any]] | None = None
+        self.spike_grad = _Heaviside() if surrogate_disable else spike_grad
+        try:
+            self._refresh()
+        except ValueError:
+            snn.SpikingNeuron.instances.remove(self)
+            raise
+
+    # -- the neuron ------------------------------------------------------------------------------
+
+    @property
+    def qif_parameters(self) -> QIFParameters:
+        """The neuron's current parameters, without gradient."""
+        with torch.no_grad():
+            return self._neuron().params
+
+    @property
+    def surrogate(self) -> Surrogate:
+        """The derivative of the spike as the kernels take it; a window's ends are in units of the membrane."""
+        return self._neuron().surrogate
+
+    @property
+    def spike_grad(self) -> Callable[[Tensor], Tensor]:
+        """The function of mem - θ that fires: the one passed, or the current window's."""
+        if callable(self._spike_grad):
+            return self._spike_grad
+        neuron = self._neuron()
+        return SpikeGradient(_shifted(neuron.surrogate, neuron.params.v_threshold, -1))
+
+    @spike_grad.setter
+    def spike_grad(self, value: Any) -> None:
+        self._spike_grad = _recognised(value)
+        self._seen = None
+
+    @property
+    def window(self) -> str | Window:
+        """The window's name, or the window given; may be set."""
+        return self._window
+
+    @window.setter
+    def window(self, value: str | Window) -> None:
+        _check_window(value)
+        before, self._window = self._window, value
+        try:
+            self._window_changed()
+        except ValueError:
+            self._window = before
+            raise
+
+    @property
+    def derived_window(self) -> str | None:
+        """Name of the window that the neuron derives for itself; ``None`` where its surrogate was given."""
+        return self._window if self._spike_grad is None and isinstance(self._window, str) else None
+
+    @property
+    def learns_window(self) -> bool:
+        """Whether the window follows learned parameters, which needs the moments of the input."""
+        return self._learns("beta") or self._learns("threshold")
+
+    @property
+    def resets(self) -> bool:
+        """Whether the membrane is reset after a spike; without, there is no stationary membrane to measure."""
+        return self._reset_mechanism != "none"
+
+    @property
+    def fires_in_operator(self) -> bool:
+        """Whether the spikes are the operator's own, so that their gradient passes through it."""
+        return not self.state_quant
+
+    def _window_changed(self) -> None:
+        self._moments = None
+        self._refresh()
+
+    def _neuron(self) -> _Neuron:
+        """Parameters and surrogate as of the current tensors, derived anew only when one of them has changed."""
+        if not torch.compiler.is_compiling() or self._seen is None:
+            names = ("beta", "threshold", "graded_spikes_factor", "_reset_mechanism", *self._root_names)
+            seen = [(value, _version(value)) for value in (getattr(self, name) for name in names)]
+            if not _same(seen, self._seen):
+                self._current = self._derive()
+                self._seen = seen
+        learned = self.beta.requires_grad or self.threshold.requires_grad
+        if learned and torch.is_grad_enabled():
+            return self._current._replace(params=self._params(*self._limited()))
+        return self._current
+
+    def _refresh(self) -> None:
+        self._seen = None
+        if not self.beta.is_meta:
+            self._neuron()  # now rather than in the first forward, which torch.compile may be tracing
+
+    @torch.no_grad()
+    def _derive(self) -> _Neuron:
+        beta: Any
+        threshold: Any
+        beta, threshold = self._limited()
+        learned = self._learns("beta") or self._learns("threshold")
+        # Constants become floats, which the kernels take as such; learned parameters stay on their device.
+        beta = beta if self._learns("beta") or beta.numel() > 1 else beta.item()
+        threshold = threshold if self._learns("threshold") or threshold.numel() > 1 else threshold.item()
+        params = self._params(beta, threshold, checked=not learned)
+        factor = self.graded_spikes_factor
+        graded = isinstance(factor, nn.Parameter) or bool((factor != 1).any())
+        given = self._spike_grad
+        if isinstance(given, SpikeGradient):
+            given = _shifted(given.surrogate, params.v_threshold, 1)
+        elif given is None:
+            given = self._window
+        if isinstance(given, str):
+            for_window = self._params(_window_beta(beta), threshold)
+            given = self._followed(given, for_window) if learned else self._placed(given, for_window)
+        return _Neuron(params, given, graded)
+
+    def _params(self, beta: Number, threshold: Number, checked: bool = False) -> QIFParameters:
+        derive = _Derivation(self.dynamics, self.curvature, self._reset_mechanism)
+        return derive({name: getattr(self, name) for name in self._root_names}, beta, threshold, checked)
+
+    def _learns(self, name: str) -> bool:
+        return isinstance(getattr(self, name), nn.Parameter)
+
+    def _limited(self) -> tuple[Tensor, Tensor]:
+        """beta and threshold, kept where the neuron is stable if they are learned."""
+        beta, threshold = _real(self.beta), _real(self.threshold)
+        if self._learns("beta"):
+            beta = beta.clamp(0, _MAX_BETA)
+        if self._learns("threshold") and self.dynamics == "lif":
+            threshold = threshold.clamp(min=_MIN_THRESHOLD)
+        elif self._learns("threshold"):
+            resting, unstable = self._params(beta, threshold).fixed_points()
+            ceiling = resting + 0.99 * (unstable - resting)
+            threshold = threshold.clamp(max=ceiling)
+        return beta, threshold
+
+    def _placed(self, name: str, params: QIFParameters) -> Window:
+        return on_device(self.derive_window(name, params), self.beta.device)
+
+    def _input(self, threshold: Any) -> tuple[Any, Any]:
+        """Mean and deviation of the input: measured, or those of tdBN."""
+        if not self.measured_moments:
+            return 0.0, threshold
+        mean, std = (
+            torch.as_tensor(v, dtype=torch.float32, device=self.threshold.device) for v in self.input_moments()
+        )
+        return mean, std
+
+    def _followed(self, name: str, params: QIFParameters) -> Window:
+        """The named window of learned parameters: its moments advance with them, reading nothing back."""
+        threshold: Any = params.v_threshold
+        if name == "heuristic":
+            return Window.unchecked(threshold - 0.5, threshold + 0.5)
+        input_mean, input_std = self._input(threshold)
+        if self._moments is None:
+            moments: Any = membrane_moments(params, input_std, input_mean)  # tensors, as one of the parameters is
+            self._moments = moments[0].to(self.threshold.device), moments[1].to(self.threshold.device)
+        else:
+            mean, std = (moment.to(self.threshold.device) for moment in self._moments)
+            for _ in range(_FOLLOWING_STEPS):
+                new_mean, new_std = closure_step(params, mean, std, input_std, input_mean)
+                settled = new_std < 8 * threshold  # false for NaN; where the closure diverges the last moments stand
+                mean, std = torch.where(settled, new_mean, mean), torch.where(settled, new_std, std)
+            self._moments = mean, std
+        mean, std = self._moments
+        if name == "paper":
+            return Window.unchecked(mean - std, mean + std)
+        return Window.unchecked(*unbiased_window(threshold, mean, std))
+
+    # -- running ---------------------------------------------------------------------------------
+
+    def forward(self, input_: Tensor, mem: Tensor | None = None) -> Any:
+        """One time step.
+
+        Args:
+            input_: Input current, any shape, floating point.
+            mem: Membrane before its reset after the previous step, as returned; ``None`` (default) takes the
+                neuron's own. One of another shape than ``input_`` is replaced by zeros.
+
+        Returns:
+            ``(spk, mem)``; with ``init_hidden`` and without ``output``, ``spk`` alone.
+
+        Raises:
+            TypeError: ``mem`` passed to a neuron with ``init_hidden``, or an input that is not floating point.
+        """
+        before = self._before(input_, mem)
+        neuron = self._neuron()
+        spk, h = self._charge(input_.unsqueeze(0), before, neuron)
+        # A copy: the host detaches mem in place, which a view does not allow.
+        spk, mem = spk.squeeze(0), h.squeeze(0).clone()
+        if self.state_quant:
+            mem = self.state_quant(mem)
+            spk = self._fire(mem if self.inhibition else self.state_quant(mem), neuron)
+        if self.inhibition:
+            winner = (mem - neuron.params.v_threshold).argmax(1, keepdim=True)
+            spk = fired = spk * torch.zeros_like(spk).scatter_(1, winner, 1)
+        else:
+            fired = spk
+            spk = self._graded(spk, neuron)
+        if not self.reset_delay and self._reset_mechanism != "none":
+            at_once = fired - self._fire(before, neuron).detach()
+            mem = mem - at_once * (
+                mem - neuron.params.u1 if self._reset_mechanism == "zero" else neuron.params.v_threshold
+            )
+        self.mem = mem
+        return (spk, mem) if self.output or not self.init_hidden else spk
+
+    def forward_sequence(self, x_seq: Tensor, mem: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """All time steps of a sequence, in one pass forward and one backward; the same as stepping.
+
+        ``inhibition``, ``state_quant`` and ``reset_delay=False`` are stepped.
+
+        Args:
+            x_seq: Input current ``[T, ...]``, time first.
+            mem: As in :meth:`forward`.
+
+        Returns:
+            ``(spk_seq, mem_seq)``, both ``[T, ...]``.
+
+        Raises:
+            TypeError, ValueError: As :meth:`forward`, and T = 0.
+        """
+        if x_seq.dim() == 0 or len(x_seq) == 0:
+            raise ValueError(f"x_seq needs at least one time step in dimension 0, got shape {list(x_seq.shape)}")
+        before = self._before(x_seq[0], mem)
+        if self.inhibition or self.state_quant or not self.reset_delay:
+            self.mem, steps = before, []
+            for x in x_seq.unbind(0):
+                out = self.forward(x)
+                steps.append((out if isinstance(out, Tensor) else out[0], self.mem))
+            spikes, mems = zip(*steps, strict=True)
+            return torch.stack(spikes), torch.stack(mems)
+        neuron = self._neuron()
+        spk_seq, mem_seq = self._charge(x_seq, before, neuron)
+        self.mem = mem_seq[-1].clone()
+        return self._graded(spk_seq, neuron), mem_seq
+
+    def _before(self, x: Tensor, mem: Tensor | None) -> Tensor:
+        if mem is None:
+            mem = self.mem
+        elif self.init_hidden:
+            raise TypeError("mem cannot be passed to a neuron with init_hidden=True, which keeps its own")
+        return mem if mem.shape == x.shape else torch.zeros_like(x)
+
+    def _charge(self, x_seq: Tensor, mem: Tensor, neuron: _Neuron) -> tuple[Tensor, Tensor]:
+        """Spikes and membranes of a sequence, graded_spikes_factor aside."""
+        if self._reset_mechanism == "none":
+            unlimited = QIFParameters.unchecked(**neuron.params.numbers() | {"v_threshold": math.inf})
+            *_, h_seq = qif_multi_step(x_seq, mem, unlimited, _NEVER, True, backend=self.backend, store_h_seq=True)
+            return self._fire(h_seq, neuron), h_seq
+        spk_seq, _, h_seq = qif_multi_step(
+            x_seq, mem, neuron.params, neuron.surrogate, True, backend=self.backend, store_h_seq=True, pre_reset=True
+        )
+        return spk_seq, h_seq
+
+    def _fire(self, h: Tensor, neuron: _Neuron) -> Tensor:
+        threshold = neuron.params.v_threshold
+        if isinstance(neuron.surrogate, FusedSurrogate):
+            return spike(h, threshold, neuron.surrogate)
+        return neuron.surrogate(h - threshold).to(h.dtype)
+
+    def _graded(self, spk: Tensor, neuron: _Neuron) -> Tensor:
+        return (spk * self.graded_spikes_factor).to(spk.dtype) if neuron.graded else spk
+
+    # -- copies and checkpoints ------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__ | {"_seen": None}
+        state["_buffers"] = self._buffers | {"mem": self.mem.detach()}  # a copy does not share the graph
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        snn.SpikingNeuron.instances.append(self)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> QIF:
+        super()._apply(fn, recurse)
+        self._refresh()
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        mine = (self.beta, self.threshold)
+        loaded = [state_dict.get(prefix + name, value) for name, value in zip(("beta", "threshold"), mine, strict=True)]
+        fits = all(new.shape == old.shape for new, old in zip(loaded, mine, strict=True))
+        try:
+            if fits and not (self._learns("beta") or self._learns("threshold")):
+                self._params(_detached(loaded[0]), _detached(loaded[1]), checked=True)
+            # Leaky's checkpoints say "subtract", its default; the mechanism stays the one constructed.
+            mechanism: Tensor = self.reset_mechanism_val.clone()
+            super()._load_from_state_dict(state_dict, prefix, *args)
+            self.reset_mechanism_val = mechanism
+            self._moments = None
+            self._refresh()
+        except ValueError as error:
+            args[-1].append(f"{prefix.rstrip('.') or 'QIF'}: {error}")
+
+    def extra_repr(self) -> str:
+        params = self.qif_parameters
+        numbers = ", ".join(f"{name}={_brief(getattr(params, name))}" for name in ("a", "u1", "u2", "v_threshold"))
+        leak = f", beta={_brief(self.beta)}" if self.dynamics == "lif" else ""
+        window = self._window if self._spike_grad is None else self._spike_grad
+        return (
+            f"dynamics={self.dynamics}{leak}, {numbers}, reset_mechanism={self._reset_mechanism}, "
+            f"{'window' if self._spike_grad is None else 'spike_grad'}={window}, backend={self.backend}"
+        )
+
+
+class _Neuron(NamedTuple):
+    params: QIFParameters
+    surrogate: Any
+    graded: bool
+
+
+class _Derivation(NamedTuple):
+    """From what the module stores to the core's parameters."""
+
+    dynamics: str
+    curvature: float
+    reset_mechanism: str
+
+    def __call__(self, roots: dict[str, Any], beta: Any, threshold: Any, checked: bool = True) -> QIFParameters:
+        reset: Any = "soft" if self.reset_mechanism == "subtract" else "hard"
+        if self.dynamics == "lif":
+            return QIFParameters.matching_lif(beta, threshold, self.curvature, reset=reset, checked=checked)
+        make = QIFParameters if checked else QIFParameters.unchecked
+        # v_reset is u1, where the map is 0: the paper's gate (1 - reset) f(mem).
+        return make(**roots, v_threshold=threshold, reset=reset)
+
+
+class _Heaviside:
+    """The spike without a gradient."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return (x >= 0).to(x.dtype)
+
+    def __repr__(self) -> str:
+        return "disabled"
+
+
+def _dynamics(dynamics: str | None, beta: Any, explicit: dict[str, Any], learn_beta: bool) -> str:
+    if dynamics not in (None, *DYNAMICS):
+        raise ValueError(f"unknown dynamics {dynamics!r}; there are {', '.join(DYNAMICS)}, or pass a, u1, u2")
+    if dynamics is not None and explicit:
+        raise ValueError(
+            f"dynamics={dynamics!r} contradicts {', '.join(explicit)}, which decide the dynamics; drop one"
+        )
+    if dynamics == "lif" and beta is None:
+        raise ValueError("dynamics='lif' matches a leak: pass beta")
+    chosen = dynamics or ("explicit" if explicit else "paper" if beta is None else "lif")
+    if learn_beta and chosen != "lif":
+        raise ValueError(
+            "learn_beta learns the leak that the neuron matches, and this neuron has "
+            f"{'the paper' if chosen == 'paper' else 'given'} parameters instead: pass beta and neither "
+            "dynamics='paper' nor a, u1, u2, or leave learn_beta False"
+        )
+    return chosen
+
+
+def _check_window(window: Any) -> None:
+    if not isinstance(window, Window) and window not in WINDOWS:
+        raise ValueError(f"unknown window {window!r}; the windows are {', '.join(WINDOWS)}, or pass a Window(lo, hi)")
+
+
+def _recognised(spike_grad: Any) -> Any:
+    """snnTorch's closures as the surrogates that the kernels have, which can be pickled besides."""
+    name = getattr(spike_grad, "__qualname__", None)
+    if getattr(spike_grad, "__module__", None) == "snntorch.surrogate" and name in _HOST_SURROGATES:
+        variable, kind = _HOST_SURROGATES[name]
+        value = inspect.getclosurevars(spike_grad).nonlocals.get(variable)
+        if isinstance(value, int | float) and value > 0:
+            return SpikeGradient(kind(value, strict=True))
+    return spike_grad
+
+
+def _shifted(surrogate: Any, threshold: Any, sign: int) -> Any:
+    """A window moved by the threshold; other surrogates are relative to it anyway."""
+    if not isinstance(surrogate, Window):
+        return surrogate
+    return Window.unchecked(surrogate.lo + sign * threshold, surrogate.hi + sign * threshold, surrogate.height)
+
+
+def _version(tensor: Any) -> Any:
+    if not isinstance(tensor, Tensor):
+        return None
+    return object() if tensor.is_inference() else tensor._version  # an inference tensor does not count its changes
+
+
+def _same(seen: list[tuple[Any, Any]], before: list[tuple[Any, Any]] | None) -> bool:
+    # By identity, while holding on to the objects: a new tensor never passes for an old one.
+    return before is not None and all(
+        now is then and version == last for (now, version), (then, last) in zip(seen, before, strict=True)
+    )
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """In at least float32: the host keeps an integer threshold as an integer, and half() rounds beta."""
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+def _detached(value: Any) -> Any:
+    return _real(value.detach()) if isinstance(value, Tensor) else value
+
+
+def _window_beta(beta: Any) -> Any:
+    return beta.clamp(max=_MAX_WINDOW_BETA) if isinstance(beta, Tensor) else min(beta, _MAX_WINDOW_BETA)
+
+
+def _brief(value: Number) -> str:
+    if isinstance(value, Tensor):
+        return f"{value.item():.4g}" if value.numel() == 1 else f"tensor{tuple(value.shape)}"
+    return f"{value:.4g}"
+
+
+def _refuse_nir_export() -> None:
+    """snnTorch would export a QIF as the LIF neuron that it inherits from, without a word; make it raise."""
+    if find_spec("nir") is None or find_spec("nirtorch") is None:
+        return
+    from snntorch import export_nir
+
+    host = export_nir._extract_snntorch_module
+
+    def extract(module: nn.Module) -> Any:
+        if isinstance(module, QIF):
+            raise NotImplementedError(NO_NIR)
+        return host(module)
+
+    export_nir._extract_snntorch_module = extract
+
+
+_refuse_nir_export()

@@ -1,0 +1,117 @@
+"""A QIF neuron that goes on learning the leak of the ``ParametricLIFNode`` in whose place it stands."""
+
+from __future__ import annotations
+
+import dataclasses
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qif_plugins.parameters import QIFParameters
+
+from . import QIFNode
+from ._common import QIFNeuron
+from .parametric import LEARNED, ParametricQIFNeuron
+
+__all__ = ["LeakQIFNode", "LearnedLeak"]
+
+MIN_LEAK = 1e-4
+"""How near a learned leak may come to 0 and to 1: the matched map needs both apart, and float32 some distance."""
+
+
+class LearnedLeak(ParametricQIFNeuron):
+    """Mixed in before a QIFNode that was given a ``tau``.
+
+    Its one parameter is that of ``ParametricLIFNode``: sigmoid(w) = 1/tau. The map matches the leak 1 - sigmoid(w)
+    at every step, see :meth:`qif_plugins.QIFParameters.matching_lif`, and the window follows. Where
+    ``decay_input`` scales the input by 1/tau, that is learned with it.
+    """
+
+    w: nn.Parameter
+
+    def _configure(self, params: QIFParameters, *args: Any) -> dict[str, Any]:
+        return QIFNeuron._configure(self, params, *args)
+
+    def _learn(self, channels: int | None = None) -> None:
+        self.channels = None
+        assert self.tau is not None
+        self.w = nn.Parameter(torch.logit(torch.tensor(1 / self.tau)))
+        self.register_buffer("moments", torch.zeros(2), persistent=False)  # type: ignore[attr-defined]
+        self._window_changed()
+
+    @property
+    def params(self) -> QIFParameters:
+        """The neuron as the core describes it; tensors with gradient."""
+        if "w" not in self._parameters:  # type: ignore[attr-defined]
+            # The host's constructor runs before there are parameters.
+            return self._params
+        w = self.w.to(torch.promote_types(self.w.dtype, torch.float32))
+        rate = torch.sigmoid(w).clamp(MIN_LEAK, 1 - MIN_LEAK)
+        matched = self._matched(rate, self._params, checked=False)
+        # The base class takes each of the three for a tensor; u1, the resting potential, is a number.
+        numbers = matched.numbers()
+        for name in LEARNED:
+            number = numbers[name]
+            if not isinstance(number, Tensor):
+                numbers[name] = rate.new_full((), number)
+        return QIFParameters.unchecked(**numbers, reset=matched.reset)
+
+    def _matched(self, rate: Any, fixed: QIFParameters, checked: bool = True) -> QIFParameters:
+        return QIFParameters.matching_lif(
+            1 - rate,
+            fixed.v_threshold,
+            input_gain=1.0 if self.decay_input is False else rate,
+            v_rest=0.0 if fixed.reset == "soft" else fixed.v_reset,  # type: ignore[arg-type]
+            reset=fixed.reset,
+            checked=checked,
+        )
+
+    @property
+    def input_gain(self) -> Any:
+        """Factor on the input, as learned so far where the input is decayed."""
+        return self.params.input_gain
+
+    def _numbers(self) -> tuple[Any, Any, Any]:
+        params = self.params
+        return params.a, params.u1, params.u2
+
+    def _replace(self, **changes: Any) -> None:
+        """Assign threshold or reset; the map goes on matching the leak."""
+        if all(getattr(self._params, name) == value for name, value in changes.items()):
+            return
+        fixed = dataclasses.replace(self._params, **changes)
+        self._params = self._matched(torch.sigmoid(self.w.detach().double()).item(), fixed)
+        self._link = None
+        self._window_changed()
+
+    def _window_changed(self) -> None:
+        if not self.w.is_meta:
+            super()._window_changed()
+
+
+class LeakQIFNode(LearnedLeak, QIFNode):
+    """In the place of ``ParametricLIFNode``."""
+
+    def __init__(self, tau: float = 2.0, decay_input: bool = True, **arguments: Any) -> None:
+        super().__init__(tau, decay_input, **arguments)
+        self._learn()
+
+
+if find_spec("spikingjelly.clock_driven") is not None:
+    from . import clock_driven
+
+    class ClockDrivenLeakQIFNode(LearnedLeak, clock_driven.QIFNode):
+        """In the place of ``clock_driven``'s ``ParametricLIFNode``."""
+
+        def __init__(self, tau: float = 2.0, decay_input: bool = True, **arguments: Any) -> None:
+            super().__init__(tau, decay_input, **arguments)
+            self._learn()
+
+    class MultiStepLeakQIFNode(LearnedLeak, clock_driven.MultiStepQIFNode):
+        """In the place of ``clock_driven``'s ``MultiStepParametricLIFNode``."""
+
+        def __init__(self, tau: float = 2.0, decay_input: bool = True, **arguments: Any) -> None:
+            super().__init__(tau, decay_input, **arguments)
+            self._learn()

@@ -1,0 +1,202 @@
+"""QIF nodes for SpikingJelly 2: explicit-state functional forms, no backend argument of the host's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from spikingjelly.activation_based import neuron, surrogate
+from torch import Tensor
+
+from qif_plugins.parameters import Number
+from qif_plugins.surrogate import Window
+
+from ._common import QIFNeuron, fused_surrogates, resolve_parameters
+from .parametric import ParametricQIFNeuron
+from .surrogate import AnalyticWindowBase
+
+__all__ = ["AnalyticWindow", "ParametricQIFNode", "QIFNode"]
+
+
+class AnalyticWindow(AnalyticWindowBase, surrogate.SurrogateFunctionBase):
+    """The rectangular window as a SpikingJelly surrogate, for our nodes and the host's alike.
+
+    Build it from a neuron with :meth:`unbiased`, :meth:`paper` or :meth:`heuristic`.
+
+    Args:
+        lo: Lower end relative to the threshold. Default -0.5.
+        hi: Upper end relative to the threshold, above ``lo``. Default 0.5.
+        height: Value inside, > 0. Default 1.
+        spiking: As in the host: spikes with the window as gradient, or the integral of the window. Default True.
+
+    Raises:
+        ValueError: As :class:`qif_plugins.surrogate.Window`.
+    """
+
+    def __init__(self, lo: Number = -0.5, hi: Number = 0.5, height: Number = 1.0, spiking: bool = True) -> None:
+        Window(lo, hi, height)  # checks
+        super().__init__(spiking=spiking, lo=lo, hi=hi, height=height)
+
+
+class QIFNode(QIFNeuron, neuron.BaseNode):
+    """Discretized quadratic integrate-and-fire neuron in the place of SpikingJelly's ``LIFNode``.
+
+    ::
+
+        f(v) = a (v - u1)(v - u2)
+        h[t] = f(v[t-1]) + g x[t];   s[t] = 1 if h[t] >= θ else 0;   v[t] = v_reset if s[t] else h[t]
+
+    The first arguments are LIFNode's, in its order. A leak that is passed (``tau``, ``decay_input``) is matched, see
+    :meth:`qif_plugins.QIFParameters.matching_lif`; without one the parameters are those of arXiv 2510.05168.
+
+    The module's own forward has the gradients of one call over all steps in either step mode. The functional
+    forms chain through the state that they are given, the membrane after its reset: without ``detach_reset`` a
+    single-step loop over them differs in the gradient through the reset, as their explicit state cannot carry it.
+
+    Args:
+        tau: LIF's time constant to match, in steps, > 1. Left out: no leak is matched (with ``decay_input`` alone, 2).
+        decay_input: Whether the LIF neuron to match scales its input by 1/tau. Left out with a ``tau``: True.
+        v_threshold: Threshold θ, below the unstable fixed point of the map. Default 1.
+        v_reset: Membrane after a spike and at the start; what a matched leak decays to. Default 0. ``None`` subtracts
+            the threshold instead; a QIF membrane is then unbounded.
+        surrogate_function: A surrogate of the host, used as passed. ATan, Sigmoid and :class:`AnalyticWindow`
+            run fused, others on the reference. Left out: the analytic window.
+        detach_reset: Whether the reset passes no gradient to the spike. Default False.
+        step_mode: ``"s"`` (default) or ``"m"``.
+        store_v_seq: Whether to keep the membrane of every step in ``v_seq``. Default False.
+        a: Curvature of the map; with ``u1`` and ``u2`` it overrides the leak. Paper's value 0.25.
+        u1: First root of the map. Paper's value 0.
+        u2: Second root of the map. Paper's value 0.5.
+        input_gain: Factor g on the input. Default 1, or 1/tau where a leak with ``decay_input`` is matched.
+        dynamics: ``"paper"`` or ``"lif"`` to decide regardless of the leak. Default: by the leak, as above.
+        window: ``"unbiased"`` (default), ``"paper"``, ``"heuristic"`` or a :class:`~qif_plugins.surrogate.Window`.
+        backend: ``"auto"`` (default) or an implementation by name, see :func:`qif_plugins.available_backends`.
+
+    Raises:
+        ValueError: Contradictory arguments, an unknown name, or parameters that
+            :class:`~qif_plugins.QIFParameters` refuses.
+    """
+
+    analytic_window = AnalyticWindow
+    fused_surrogates = fused_surrogates(surrogate)
+
+    v_seq: Any
+
+    def __init__(
+        self,
+        tau: float | None = None,
+        decay_input: bool | None = None,
+        v_threshold: float = 1.0,
+        v_reset: float | None = 0.0,
+        surrogate_function: Any = None,
+        detach_reset: bool = False,
+        step_mode: str = "s",
+        store_v_seq: bool = False,
+        *,
+        a: float | None = None,
+        u1: float | None = None,
+        u2: float | None = None,
+        input_gain: float | None = None,
+        dynamics: str | None = None,
+        window: str | Window | None = None,
+        backend: str = "auto",
+    ) -> None:
+        params = resolve_parameters(
+            tau, decay_input, v_threshold, v_reset, a=a, u1=u1, u2=u2, input_gain=input_gain, dynamics=dynamics
+        )
+        arguments = self._configure(params, surrogate_function, window, tau, decay_input)
+        self.backend = backend
+        super().__init__(**arguments, detach_reset=detach_reset, step_mode=step_mode, store_v_seq=store_v_seq)
+
+    def detach(self) -> None:
+        """Cut the state, and ``v_seq`` where it is stored, from the graph behind it."""
+        QIFNeuron.detach(self)
+        self.v_seq = None if self.v_seq is None else self.v_seq.detach()
+
+    def single_step_functional_forward(
+        self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], **kwargs: Any
+    ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
+        """One time step with explicit states, as the host defines it."""
+        spike_seq, v = self._transition(inputs[0].unsqueeze(0), states[0])
+        return (spike_seq.squeeze(0),), (v, *states[1:])
+
+    def multi_step_functional_forward(
+        self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], **kwargs: Any
+    ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
+        """All time steps with explicit states, as the host defines it."""
+        if self._steps_overridden():
+            return super().multi_step_functional_forward(inputs, states, **kwargs)
+        spike_seq, v = self._transition(inputs[0], states[0])
+        return (spike_seq,), (v, *states[1:])
+
+    def single_step_forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """One time step ``[N, *]``."""
+        if self._steps_overridden():
+            return super().single_step_forward(x, *args, **kwargs)
+        spike_seq, v, _ = self._run(x.unsqueeze(0), self._state(x, "s"))
+        self.v = v
+        if self.store_v_seq:
+            self._append_v_seq(v)
+        return spike_seq.squeeze(0)
+
+    def multi_step_forward(self, x_seq: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """All time steps ``[T, N, *]``."""
+        overridden = type(self).multi_step_functional_forward is not QIFNode.multi_step_functional_forward
+        if overridden or self._steps_overridden():
+            return super().multi_step_forward(x_seq, *args, **kwargs)
+        spike_seq, self.v, self.v_seq = self._run(x_seq, self._state(x_seq, "m"), self.store_v_seq)
+        return spike_seq
+
+    def _state(self, x: Tensor, step_mode: str) -> Any:
+        # The core starts from a number without a tensor of it.
+        return self.v if isinstance(self.v, float) else self.materialize_states((x,), (self.v,), step_mode)[0]
+
+    def _steps_overridden(self) -> bool:
+        """Whether a subclass has its own time step, which the fused forward would pass by."""
+        return type(self).single_step_functional_forward is not QIFNode.single_step_functional_forward
+
+
+class ParametricQIFNode(ParametricQIFNeuron, QIFNode):
+    """QIF neuron that learns a, u1 and u2, in the place of SpikingJelly's ``ParametricLIFNode``.
+
+    The parametrization keeps every optimizer step in the region where the resting point is stable and the threshold
+    lies below the unstable point, see :mod:`qif_plugins.adapters.spikingjelly.parametric`. ``v_threshold``,
+    ``v_reset`` and ``input_gain`` are not learned; ``v_reset`` stays at the given number while u1 moves.
+    The windows "unbiased" and "paper" follow the parameters: each forward in training mode advances the moment
+    closure by a few iterations, in the buffer ``moments``; evaluation leaves it alone.
+
+    The first arguments are ParametricLIFNode's, in its order; those not named here are :class:`QIFNode`'s.
+
+    Args:
+        init_tau: LIF's time constant to match at the start. Left out: start at the paper's parameters.
+        channels: ``None`` (default) learns one value a layer; a number learns one a channel of ``[N, channels, *]``.
+
+    Raises:
+        ValueError: As :class:`QIFNode`, or parameters outside the region at the start.
+    """
+
+    def __init__(
+        self,
+        init_tau: float | None = None,
+        decay_input: bool | None = None,
+        v_threshold: float = 1.0,
+        v_reset: float | None = 0.0,
+        surrogate_function: Any = None,
+        detach_reset: bool = False,
+        step_mode: str = "s",
+        store_v_seq: bool = False,
+        *,
+        a: float | None = None,
+        u1: float | None = None,
+        u2: float | None = None,
+        input_gain: float | None = None,
+        dynamics: str | None = None,
+        window: str | Window | None = None,
+        backend: str = "auto",
+        channels: int | None = None,
+    ) -> None:
+        super().__init__(
+            init_tau, decay_input, v_threshold, v_reset, surrogate_function, detach_reset, step_mode,
+            store_v_seq=store_v_seq, a=a, u1=u1, u2=u2, input_gain=input_gain, dynamics=dynamics, window=window,
+            backend=backend,
+        )  # fmt: skip
+        self._learn(channels)

@@ -1,0 +1,591 @@
+"""QIFNode in either SpikingJelly: the host's conventions, with its LIFNode and the core as oracles."""
+
+import copy
+import inspect
+import io
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("spikingjelly")
+
+from qif_plugins.adapters import spikingjelly as adapter
+from qif_plugins.adapters.spikingjelly import AnalyticWindow, ParametricQIFNode, QIFNode
+from spikingjelly.activation_based import base, functional, layer, monitor, neuron, surrogate
+
+from qif_plugins import QIFParameters
+from qif_plugins.functional import qif_multi_step
+from qif_plugins.ops.backends import BACKENDS
+from qif_plugins.surrogate import ATan, Sigmoid, Window
+
+HAS_FUNCTIONAL_FORMS = hasattr(base.MemoryModule, "single_step_functional_forward")
+HAS_BACKENDS = hasattr(base.MemoryModule, "supported_backends")
+needs_functional_forms = pytest.mark.skipif(
+    not HAS_FUNCTIONAL_FORMS, reason="this SpikingJelly has no functional forms"
+)
+needs_backends = pytest.mark.skipif(not HAS_BACKENDS, reason="this SpikingJelly has no backend argument")
+
+T = 6
+
+
+def inputs(*shape, requires_grad=False, dtype=torch.float32):
+    x = torch.randn(*(shape or (T, 3, 4)), dtype=dtype) * 1.2
+    return x.requires_grad_(requires_grad)
+
+
+def weights(x):
+    return torch.linspace(-1, 2, x.numel(), dtype=x.dtype).view(x.shape)
+
+
+def single_steps(node, x):
+    node.step_mode = "s"
+    return torch.stack([node(step) for step in x])
+
+
+# -- arguments ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ours", "host"), [(QIFNode, neuron.LIFNode), (ParametricQIFNode, neuron.ParametricLIFNode)], ids=["LIF", "PLIF"]
+)
+def test_first_arguments_are_those_of_lif_in_its_order(ours, host):
+    theirs = list(inspect.signature(host).parameters.values())
+    mine = list(inspect.signature(ours).parameters.values())
+    assert [p.name for p in mine[: len(theirs)]] == [p.name for p in theirs]
+    assert all(p.kind is p.KEYWORD_ONLY for p in mine[len(theirs) :])
+    kept = {"v_threshold", "v_reset", "detach_reset", "step_mode", "store_v_seq"}
+    assert all(m.default == t.default for m, t in zip(mine, theirs, strict=False) if t.name in kept)
+
+
+def test_positional_arguments_reach_their_places():
+    arguments = [3.0, False, 0.8, 0.0, surrogate.ATan(3.0), True, "m"]
+    arguments += (["torch"] if HAS_BACKENDS else []) + [True]
+    lif, node = neuron.LIFNode(*arguments), QIFNode(*arguments)
+    for name in ("tau", "decay_input", "v_threshold", "v_reset", "detach_reset", "step_mode", "store_v_seq"):
+        assert getattr(node, name) == getattr(lif, name), name
+    assert node.surrogate_function is arguments[4]
+    assert node.backend == ("torch" if HAS_BACKENDS else "auto")
+
+
+def test_subclass_of_lif_style_passes_arguments_on():
+    class Mine(QIFNode):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+
+    assert Mine(2.0, False).params == QIFNode(tau=2, decay_input=False).params
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({}, QIFParameters()),
+        ({"dynamics": "paper", "tau": 4.0}, QIFParameters()),
+        ({"tau": 4.0}, QIFParameters.matching_lif(0.75, input_gain=0.25)),
+        ({"tau": 4, "v_threshold": 2, "v_reset": 0}, QIFParameters.matching_lif(0.75, 2.0, input_gain=0.25)),
+        ({"tau": 4.0, "decay_input": False}, QIFParameters.matching_lif(0.75)),
+        ({"decay_input": False}, QIFParameters.matching_lif(0.5)),
+        ({"dynamics": "lif"}, QIFParameters.matching_lif(0.5, input_gain=0.5)),
+        ({"tau": 2.0, "v_reset": None}, QIFParameters.matching_lif(0.5, input_gain=0.5, reset="soft")),
+        ({"tau": 2.0, "v_reset": -0.5}, QIFParameters.matching_lif(0.5, input_gain=0.5, v_rest=-0.5)),
+        ({"v_reset": None}, QIFParameters(reset="soft")),
+        ({"tau": 4.0, "a": 0.3}, QIFParameters(a=0.3)),
+        ({"u1": 0.1, "u2": -0.4, "v_threshold": 0.7}, QIFParameters(u1=0.1, u2=-0.4, v_threshold=0.7, v_reset=0.0)),
+        ({"tau": 4.0, "input_gain": 2}, QIFParameters.matching_lif(0.75, input_gain=2.0)),
+    ],
+    ids=str,
+)
+def test_arguments_to_parameters(arguments, expected):
+    assert QIFNode(**arguments).params == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dynamics": "paper", "a": 0.2}, "both decide the map"),
+        ({"dynamics": "izhikevich"}, "lif, paper"),
+        ({"tau": 1.0}, "tau must be above 1"),
+        ({"v_threshold": 5.0}, "unstable fixed point"),
+        ({"a": -1.0}, "a must be positive"),
+        ({"window": "gauss"}, "unbiased, paper, heuristic"),
+        ({"window": "paper", "surrogate_function": surrogate.ATan()}, "both decide the surrogate"),
+        ({"backend": "tpu"}, "'auto'"),
+        ({"step_mode": "x"}, "step_mode"),
+    ],
+    ids=str,
+)
+def test_bad_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        QIFNode(**arguments)
+
+
+def test_assigning_a_number_checks_it_and_derives_the_window_anew():
+    node = QIFNode()
+    node.v_threshold = 0.8
+    assert node.params == QIFParameters(v_threshold=0.8, v_reset=0.0)
+    assert node.surrogate_function.extra_repr() == QIFNode(v_threshold=0.8).surrogate_function.extra_repr()
+    with pytest.raises(ValueError, match="unstable"):
+        node.v_threshold = 9.0
+    assert node.v_threshold == 0.8
+    node.v_reset = None
+    assert node.params.reset == "soft"
+    node.v_reset = 0.25
+    assert node.params == QIFParameters(v_threshold=0.8, v_reset=0.25)
+    given = QIFNode(window=Window(0.0, 2.0))
+    given.v_threshold = 0.9
+    assert (given.surrogate_function.lo, given.surrogate_function.hi) == (-1.0, 1.0)
+
+
+def test_repr_shows_what_came_of_the_arguments():
+    text = repr(QIFNode(tau=2.0, window="paper"))
+    for part in ("a=0.25", "u1=0", "u2=-2", "v_threshold=1", "input_gain=0.5", "window=paper", "backend=auto", "lo="):
+        assert part in text
+
+
+# -- numbers --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("detach_reset", [False, True])
+@pytest.mark.parametrize("v_reset", [0.0, 0.3, None])
+def test_multi_step_is_the_core(v_reset, detach_reset):
+    node = QIFNode(v_reset=v_reset, detach_reset=detach_reset, step_mode="m", store_v_seq=True)
+    x = inputs(requires_grad=True)
+    spikes = node(x)
+    other = x.detach().clone().requires_grad_()
+    window = node.surrogate_function.window(node.v_threshold)
+    start = 0.0 if v_reset is None else v_reset
+    expected, v_seq = qif_multi_step(other, start, node.params, window, detach_reset, True)
+    assert torch.equal(spikes, expected)
+    assert torch.equal(node.v_seq, v_seq)
+    assert torch.equal(node.v, v_seq[-1])
+    (spikes * weights(x)).sum().add(node.v.sum()).backward()
+    (expected * weights(x)).sum().add(v_seq[-1].sum()).backward()
+    assert torch.equal(x.grad, other.grad)
+
+
+@pytest.mark.parametrize("detach_reset", [False, True])
+@pytest.mark.parametrize("v_reset", [0.0, None])
+@pytest.mark.parametrize("surrogate_function", [None, surrogate.ATan(), surrogate.PiecewiseQuadratic()], ids=str)
+def test_single_steps_and_chunks_have_the_gradients_of_one_sequence(surrogate_function, v_reset, detach_reset):
+    x = inputs(requires_grad=True)
+    arguments = {"v_reset": v_reset, "detach_reset": detach_reset, "surrogate_function": surrogate_function}
+
+    def gradient(run):
+        node = QIFNode(step_mode="m", **arguments)
+        out = run(node)
+        (grad,) = torch.autograd.grad((out * weights(out)).sum() + node.v.square().sum(), x)
+        return out, grad
+
+    whole = gradient(lambda node: node(x))
+    for run in (lambda node: single_steps(node, x), lambda node: torch.cat([node(x[:2]), node(x[2:])])):
+        out, grad = gradient(run)
+        assert torch.equal(out, whole[0])
+        torch.testing.assert_close(grad, whole[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda node: node.detach(),
+        lambda node: setattr(node, "v", node.v.detach()),
+        lambda node: node.v.detach_().fill_(0.2),
+        lambda node: node.reset(),
+    ],
+    ids=["detach", "assign", "in place", "reset"],
+)
+def test_the_graph_behind_the_state_is_dropped_when_the_state_changes(change):
+    node, x = QIFNode(), inputs(2, 3, 4, requires_grad=True)
+    node(x[0])
+    change(node)
+    v = node.v.detach().clone() if isinstance(node.v, torch.Tensor) else node.v
+    spike = node(x[1])
+    expected, v_next = qif_multi_step(x[1:2].detach(), v, node.params, Window(0.5, 1.5))
+    assert torch.equal(spike, expected[0])
+    assert torch.equal(node.v, v_next)
+    (grad,) = torch.autograd.grad(node.v.sum() + spike.sum(), x)
+    assert grad[0].abs().sum() == 0
+    assert grad[1].abs().sum() > 0
+
+
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_spikes_and_membrane_may_be_used_in_place(step_mode, channels_last):
+    x = inputs(2, 3, 4, 5)
+    x = (x.to(memory_format=torch.channels_last) if channels_last else x).requires_grad_()
+    node = QIFNode(step_mode=step_mode)
+    out = node(x)
+    out += x  # the shortcut of SEW ResNet
+    out.sum().backward()
+    assert out.stride() == x.stride()
+    node.v.detach_()
+    node(x.detach())
+
+
+def test_subthreshold_steps_match_lif_near_rest():
+    x = inputs(T, 50) * 1e-4
+    lif, node = neuron.LIFNode(4.0, step_mode="m"), QIFNode(4.0, step_mode="m")
+    lif(x), node(x)
+    torch.testing.assert_close(node.v, lif.v, rtol=1e-3, atol=1e-9)
+
+
+@pytest.mark.parametrize(("host", "core"), [(surrogate.ATan(3.0), ATan(3.0)), (surrogate.Sigmoid(2.0), Sigmoid(2.0))])
+def test_host_surrogates_run_fused_with_the_hosts_gradient(host, core):
+    x = inputs(requires_grad=True)
+    node = QIFNode(surrogate_function=host, step_mode="m")
+    (mine,) = torch.autograd.grad((node(x) * weights(x)).sum(), x)
+    spikes, _ = qif_multi_step(x, 0.0, node.params, core)
+    (fused,) = torch.autograd.grad((spikes * weights(x)).sum(), x)
+    spikes, _ = qif_multi_step(x, 0.0, node.params, host)
+    (callable_path,) = torch.autograd.grad((spikes * weights(x)).sum(), x)
+    assert torch.equal(mine, fused)
+    torch.testing.assert_close(mine, callable_path, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("surrogate_function", [None, surrogate.Sigmoid()], ids=["window", "sigmoid"])
+def test_spiking_mode_off_uses_the_primitive_function(surrogate_function):
+    node = QIFNode(surrogate_function=surrogate_function, step_mode="m")
+    node.surrogate_function.set_spiking_mode(False)
+    x = inputs()
+    out = node(x)
+    h = node.params.input_gain * x[0] + node.params.map(0.0)
+    torch.testing.assert_close(out[0], node.surrogate_function(h - 1.0))
+    assert not torch.equal(out, out.round())
+    node.surrogate_function.set_spiking_mode(True)
+    node.reset()
+    assert set(node(x).unique().tolist()) <= {0.0, 1.0}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("grad", [True, False])
+def test_half_precision_single_steps_equal_the_sequence(dtype, grad):
+    x = inputs(32, 200, dtype=dtype)
+    with torch.set_grad_enabled(grad):
+        x.requires_grad_(grad)
+        node = QIFNode(step_mode="m").to(dtype)
+        whole = node(x)
+        assert whole.dtype == node.v.dtype == dtype
+        v = node.v.clone()
+        node.reset()
+        assert torch.equal(single_steps(node, x), whole)
+        assert torch.equal(node.v, v)
+    with torch.inference_mode():
+        node.reset()
+        assert single_steps(node, x).dtype == dtype
+
+
+def test_autocast():
+    net = nn.Sequential(layer.Linear(5, 4, step_mode="m"), QIFNode(step_mode="m"), layer.Linear(4, 2, step_mode="m"))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = net(inputs(T, 3, 5))
+    assert out.dtype == torch.bfloat16
+    out.float().sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in net.parameters())
+
+
+# -- what LIFNode answers to ----------------------------------------------------------------------
+
+
+@pytest.fixture(params=[neuron.LIFNode, QIFNode, ParametricQIFNode], ids=["LIFNode", "QIFNode", "ParametricQIFNode"])
+def node_class(request):
+    """The host's LIFNode goes through the same tests: what it does not pass is no requirement."""
+    return request.param
+
+
+def network(node_class, **arguments):
+    return nn.Sequential(
+        layer.Conv2d(2, 3, 3, padding=1, bias=False), layer.BatchNorm2d(3), node_class(**arguments), layer.Flatten(),
+        layer.Linear(48, 4), node_class(**arguments),
+    )  # fmt: skip
+
+
+def test_step_modes_reset_and_detach_net(node_class):
+    net = network(node_class)
+    functional.set_step_mode(net, "m")
+    x = inputs(T, 2, 2, 4, 4)
+    net.eval()
+    first = net(x)
+    assert first.shape == (T, 2, 4)
+    functional.reset_net(net)
+    assert all(m.v == m.v_reset for m in net if isinstance(m, node_class))
+    functional.set_step_mode(net, "s")
+    assert torch.equal(torch.stack([net(step) for step in x]), first)
+    functional.detach_net(net)
+    assert not any(m.v.requires_grad for m in net if isinstance(m, node_class))
+    net.train()  # the old host's LIFNode has no gradient in eval mode
+    net(x[0]).sum().backward()
+
+
+def test_truncated_backpropagation(node_class):
+    net = network(node_class)
+    for chunk in inputs(T, 2, 2, 4, 4).split(2):
+        loss = sum(net(step).sum() for step in chunk)
+        loss.backward()
+        functional.detach_net(net)
+    functional.reset_net(net)
+
+
+def test_batch_size_may_change_after_a_reset(node_class):
+    net = network(node_class)
+    for batch in (2, 5):
+        net(inputs(batch, 2, 4, 4))
+        functional.reset_net(net)
+
+
+@pytest.mark.skipif(not HAS_FUNCTIONAL_FORMS, reason="this SpikingJelly's LIFNode needs a reset between shapes")
+def test_batch_size_may_change_without_a_reset(node_class):
+    net = network(node_class)
+    net.eval()
+    net(inputs(2, 2, 4, 4))
+    x = inputs(5, 2, 4, 4)
+    changed = net(x)
+    functional.reset_net(net)
+    assert torch.equal(changed, net(x))
+
+
+@pytest.mark.skipif(HAS_FUNCTIONAL_FORMS, reason="this SpikingJelly's LIFNode starts anew on a new shape")
+def test_another_shape_without_a_reset_is_an_error(node_class):
+    node = node_class()
+    node(inputs(2, 3))
+    with pytest.raises((RuntimeError, ValueError)):
+        node(inputs(5, 3))
+
+
+def test_store_v_seq_in_multi_step_mode(node_class):
+    node = node_class(step_mode="m", store_v_seq=True)
+    x = inputs()
+    node(x)
+    assert node.v_seq.shape == x.shape
+    assert torch.equal(node.v_seq[-1], node.v)
+    functional.detach_net(node)
+    assert not node.v_seq.requires_grad
+    functional.reset_net(node)
+    assert node.v_seq is None
+
+
+@needs_functional_forms
+def test_store_v_seq_accumulates_in_single_step_mode(node_class):
+    node, x = node_class(store_v_seq=True), inputs()
+    steps = []
+    for step in x:
+        node(step)
+        steps.append(node.v)
+    assert torch.equal(node.v_seq, torch.stack(steps))
+    node(inputs(7, 4))
+    assert node.v_seq.shape == (1, 7, 4)
+
+
+def test_deepcopy_and_pickle_used_and_unused():
+    for cls in (QIFNode, ParametricQIFNode):
+        net = network(cls)
+        unused = copy.deepcopy(net)
+        x = inputs(2, 2, 4, 4, requires_grad=True)
+        net.eval(), unused.eval()
+        first = net(x)
+        for used in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+            assert not used[2].v.requires_grad
+            assert torch.equal(used[2].v, net[2].v)
+            assert torch.equal(used(x), copy.deepcopy(net)(x))
+        assert torch.equal(pickle.loads(pickle.dumps(unused))(x), first)
+        net(x).sum().backward()  # the original keeps its graph
+
+
+def test_state_dict_both_ways_with_lif(tmp_path):
+    lif, qif = network(neuron.LIFNode), network(QIFNode)
+    path = tmp_path / "net.pt"
+    torch.save(lif.state_dict(), path)
+    qif.load_state_dict(torch.load(path), strict=True)
+    torch.save(qif.state_dict(), path)
+    lif.load_state_dict(torch.load(path), strict=True)
+    assert qif.state_dict().keys() == lif.state_dict().keys()
+    buffer = io.BytesIO()
+    torch.save(qif, buffer)
+    buffer.seek(0)
+    torch.load(buffer, weights_only=False)
+
+
+def test_monitors(node_class):
+    net = network(node_class)
+    functional.set_step_mode(net, "m")
+    for module in net:
+        if isinstance(module, node_class):
+            module.store_v_seq = True
+    spikes = monitor.OutputMonitor(net, node_class)
+    currents = monitor.InputMonitor(net, node_class)
+    membranes = monitor.AttributeMonitor("v_seq", pre_forward=False, net=net, instance=node_class)
+    x = inputs(T, 2, 2, 4, 4)
+    net(x).sum().backward()
+    assert [r.shape for r in spikes.records] == [r.shape for r in currents.records]
+    assert [r.shape for r in membranes.records] == [r.shape for r in spikes.records] == [(T, 2, 3, 4, 4), (T, 2, 4)]
+
+
+def test_hooked_gradients_and_a_step_of_training(node_class):
+    net = network(node_class)[:-1]
+    functional.set_step_mode(net, "m")
+    gradients = monitor.GradOutputMonitor(net, node_class)
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    losses = []
+    x, target = inputs(T, 8, 2, 4, 4), torch.arange(8) % 4
+    for _ in range(15):
+        loss = nn.functional.cross_entropy(net(x).mean(0), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        functional.reset_net(net)
+        losses.append(loss.item())
+    assert len(gradients.records) == 15
+    assert losses[-1] < losses[0]
+
+
+def test_nan_never_spikes():
+    x = torch.tensor([[float("nan"), 5.0], [5.0, 5.0]])
+    node = QIFNode(step_mode="m")
+    assert node(x).tolist() == [[0.0, 1.0], [0.0, 1.0]]
+    assert node.v.isnan().tolist() == [True, False]
+    node.reset()
+    assert node(torch.full((2, 2), 5.0)).tolist() == [[1.0, 1.0], [1.0, 1.0]]
+
+
+def test_integer_input_is_refused_before_the_state_changes():
+    node = QIFNode(step_mode="m")
+    node(inputs())
+    v = node.v
+    with pytest.raises(TypeError, match="floating point"):
+        node(torch.ones(T, 3, 4, dtype=torch.int64))
+    assert node.v is v
+
+
+def test_compiles_without_graph_breaks():
+    torch._dynamo.reset()
+    net = nn.Sequential(layer.Linear(5, 4, step_mode="m"), QIFNode(step_mode="m"))
+    x = inputs(T, 3, 5)
+    expected = net(x)
+    functional.reset_net(net)
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    out = compiled(x)
+    assert torch.equal(out, expected)
+    out.sum().backward()
+
+
+# -- 2.0.0 only -----------------------------------------------------------------------------------
+
+
+@needs_functional_forms
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+def test_to_functional_forward(step_mode, node_class):
+    net = network(node_class)
+    functional.set_step_mode(net, step_mode)
+    net.eval()
+    forward = base.to_functional_forward(net)
+    x = inputs(T, 2, 2, 4, 4) if step_mode == "m" else inputs(2, 2, 4, 4)
+    states = tuple(base.extract_memories(net))
+    (out,), after = forward((x,), states)
+    assert tuple(base.extract_memories(net)) == states, "the module's own state is untouched"
+    assert torch.equal(out, net(x))
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(after, base.extract_memories(net), strict=True))
+
+
+@needs_functional_forms
+def test_functional_single_steps_chain_through_v():
+    node, x = QIFNode(detach_reset=True), inputs(requires_grad=True)
+    forward = base.to_functional_forward(node)
+    out, states = [], (0.0,)
+    for step in x:
+        (spike,), states = forward((step,), states)
+        out.append(spike)
+    (grad,) = torch.autograd.grad((torch.stack(out) * weights(x)).sum(), x)
+    node.step_mode = "m"
+    (expected,) = torch.autograd.grad((node(x) * weights(x)).sum(), x)
+    torch.testing.assert_close(grad, expected)
+
+
+@needs_functional_forms
+def test_materialize_states_and_precision(node_class):
+    node, x = node_class(step_mode="m"), inputs()
+    (v,) = node.materialize_states((x,), (0.25,), "m")
+    assert torch.equal(v, torch.full((3, 4), 0.25))
+    node._neuron_precision = (torch.float64, "fp32", "fp32")
+    (v,) = node.materialize_states((x,), (v,), "m")
+    assert v.dtype == torch.float64
+
+
+@needs_functional_forms
+def test_precision_conversion_leaves_the_node_in_high_precision():
+    from spikingjelly.activation_based.precision import convert
+
+    report = convert.analyze_convertible_modules(network(QIFNode))
+    assert {"2", "5"} <= set(report.high_precision_modules)
+
+
+@needs_functional_forms
+def test_subclass_with_its_own_step_is_run_through_it():
+    class Silent(QIFNode):
+        def single_step_functional_forward(self, inputs, states, **kwargs):
+            (spike,), states = super().single_step_functional_forward(inputs, states, **kwargs)
+            return (spike * 0,), states
+
+    node = Silent(step_mode="m")
+    x = inputs() + 2
+    assert node(x).sum() == 0
+    assert single_steps(node, x).sum() == 0
+
+
+@needs_functional_forms
+def test_clock_driven_name_says_which_version_has_it():
+    with pytest.raises(ImportError, match=r"0\.0\.0\.0\.14"):
+        adapter.MultiStepQIFNode  # noqa: B018
+    assert "MultiStepQIFNode" not in adapter.__all__
+    with pytest.raises(AttributeError):
+        adapter.LIFNode  # noqa: B018
+
+
+# -- 0.0.0.0.14 only ------------------------------------------------------------------------------
+
+
+@needs_backends
+def test_backend_goes_through_the_hosts_interface(caplog):
+    net = network(QIFNode)
+    assert net[2].supported_backends[0] == "auto"
+    assert {"torch", *BACKENDS} <= set(net[2].supported_backends)
+    for name in ("torch", "auto"):
+        functional.set_backend(net, name)
+        assert {m.backend for m in net if isinstance(m, QIFNode)} == {name}
+    assert QIFNode(backend="torch").backend == "torch"
+    functional.set_backend(net, "lava")  # not supported: the host warns and leaves it
+    assert net[2].backend == "auto"
+
+
+@needs_backends
+@pytest.mark.skipif("cupy" not in BACKENDS, reason="this build of qif_plugins has no CuPy kernels")
+def test_cupy_can_be_selected_and_says_what_is_missing_when_it_cannot_run():
+    pytest.importorskip("cupy")
+    net = nn.Sequential(QIFNode(step_mode="m"))
+    functional.set_backend(net, "cupy")
+    assert net[0].backend == "cupy"
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError, match="cupy"):
+            net(inputs())
+
+
+@needs_backends
+def test_overridden_charge_fire_or_reset_is_run_through():
+    class Silent(QIFNode):
+        def neuronal_fire(self):
+            return super().neuronal_fire() * 0
+
+    class Same(QIFNode):
+        def neuronal_fire(self):
+            return super().neuronal_fire()
+
+    x = inputs() + 1
+    assert Silent(step_mode="m")(x).sum() == 0
+    plain, same = QIFNode(step_mode="m", store_v_seq=True), Same(step_mode="m", store_v_seq=True)
+    assert torch.equal(plain(x), same(x))
+    torch.testing.assert_close(plain.v_seq, same.v_seq)
+    same.step_mode = plain.step_mode = "s"
+    assert torch.equal(plain(x[0]), same(x[0]))
+
+
+def test_analytic_window_is_the_default_surrogate():
+    assert type(QIFNode().surrogate_function) is AnalyticWindow
+    assert type(QIFNode(window=Window(0.2, 1.2)).surrogate_function) is AnalyticWindow
