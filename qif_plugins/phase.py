@@ -1,0 +1,131 @@
+"""Phase portrait of the one-dimensional map: fixed points, trajectories, and what each region of v does.
+
+Without reset and with a constant input I the membrane follows v -> f(v) + I. Its fixed points are the roots of
+a u² - (a (u1 + u2) + 1) u + a u1 u2 + I, two below the saddle-node bifurcation and none above it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from .parameters import QIFParameters
+
+__all__ = ["FixedPoint", "Region", "fixed_points", "regions", "trajectory"]
+
+
+@dataclass(frozen=True)
+class FixedPoint:
+    """A fixed point of v -> f(v) + I.
+
+    Attributes:
+        v: Where it lies.
+        slope: f'(v).
+    """
+
+    v: float
+    slope: float
+
+    @property
+    def stable(self) -> bool:
+        """Whether the membrane returns to it, |f'| < 1."""
+        return abs(self.slope) < 1
+
+    @property
+    def character(self) -> str:
+        """How the membrane approaches or leaves it."""
+        verb = "approached" if self.stable else "left"
+        manner = "with alternating sign" if self.slope < 0 else "from one side"
+        return f"{'stable' if self.stable else 'unstable'}, {verb} {manner}"
+
+
+@dataclass(frozen=True)
+class Region:
+    """An interval of the membrane and what a neuron there does without further input.
+
+    Attributes:
+        lo: Lower end, may be -inf.
+        hi: Upper end, may be inf.
+        name: ``"rebound"``, ``"rest"``, ``"fire"`` or ``"runaway"``.
+        meaning: The same in words.
+    """
+
+    lo: float
+    hi: float
+    name: str
+    meaning: str
+
+
+def fixed_points(params: QIFParameters, current: float = 0.0) -> tuple[FixedPoint, ...]:
+    """Fixed points under a constant input, the lower one first; none above the saddle-node bifurcation.
+
+    Args:
+        params: The neuron; every number a float.
+        current: The constant input, of g·x. Default 0.
+    """
+    a, u1, u2 = float(params.a), float(params.u1), float(params.u2)
+    half = (a * (u1 + u2) + 1) / 2
+    discriminant = half * half - a * (a * u1 * u2 + current)
+    if discriminant < 0:
+        return ()
+    root = math.sqrt(discriminant)
+    points = sorted({(half - root) / a, (half + root) / a})
+    return tuple(FixedPoint(v, params.map_derivative(v)) for v in points)
+
+
+def regions(params: QIFParameters, current: float = 0.0) -> tuple[Region, ...]:
+    """The membrane's regions from below to above, under a constant input.
+
+    Args:
+        params: The neuron; every number a float.
+        current: The constant input. Default 0.
+
+    Returns:
+        ``rebound``: below the threshold, but one step of the map lands at or above it. ``rest``: below the
+        threshold, and still there after the next step. ``fire``: at or above the threshold. ``runaway``: beyond the
+        unstable fixed point too, where the membrane would grow without bound if the spike did not reset it.
+    """
+    theta = float(params.v_threshold)
+    points = fixed_points(params, current)
+    found: list[Region] = []
+    rests = bool(points) and points[0].stable and points[0].v < theta
+    rebound = "crosses the threshold at the next step"
+    # f(v) + I < θ holds in an interval around the vertex of the parabola.
+    vertex = float(params.u1 + params.u2) / 2
+    gap = float((theta - current - params.map(vertex)) / params.a)
+    if gap > 0:
+        quiet_from, quiet_to = min(vertex - math.sqrt(gap), theta), min(vertex + math.sqrt(gap), theta)
+        found.append(Region(-math.inf, quiet_from, "rebound", rebound))
+        found.append(
+            Region(quiet_from, quiet_to, "rest", "returns to rest" if rests else "stays below at the next step")
+        )
+        found.append(Region(quiet_to, theta, "rebound", rebound))
+    else:
+        found.append(Region(-math.inf, theta, "rebound", rebound))
+    unstable = max(points[-1].v, theta) if points else theta
+    found.append(
+        Region(theta, unstable, "fire", "spikes; without the reset it would return to rest" if rests else "spikes")
+    )
+    found.append(Region(unstable, math.inf, "runaway", "spikes; without the reset it would run away"))
+    return tuple(region for region in found if region.lo < region.hi)
+
+
+def trajectory(params: QIFParameters, start: float, steps: int, current: float = 0.0) -> list[float]:
+    """Iterates of v -> f(v) + I from ``start`` on, without the reset.
+
+    Args:
+        params: The neuron; every number a float.
+        start: The first value.
+        steps: How many steps after it.
+        current: The constant input. Default 0.
+
+    Returns:
+        ``steps + 1`` values, fewer if the next one is not finite.
+    """
+    path = [start]
+    for _ in range(steps):
+        following = params.map(path[-1]) + current
+        if not math.isfinite(following):
+            break
+        path.append(following)
+    return path

@@ -1,0 +1,118 @@
+"""Monte Carlo: many independent QIF neurons under normal input, to hold the moment closures against."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .functional import qif_multi_step
+from .parameters import QIFParameters
+from .surrogate import Window
+
+__all__ = ["MembraneStatistics", "simulate_membrane"]
+
+_CHUNK = 2**16
+
+
+@dataclass(frozen=True)
+class MembraneStatistics:
+    """What a simulation measured of the pre-reset membrane h, over neurons and over the steps after the transient.
+
+    Attributes:
+        mean: Mean of h.
+        std: Standard deviation of h.
+        rate: Spikes per neuron-step.
+        mean_error: Standard error of ``mean``, from its spread over groups of neurons.
+        std_error: Standard error of ``std``, likewise.
+        window_means: Mean of each window's w(h), in the order given.
+        neurons: How many neurons.
+        steps: How many steps each.
+        seed: Seed of the input.
+    """
+
+    mean: float
+    std: float
+    rate: float
+    mean_error: float
+    std_error: float
+    window_means: tuple[float, ...]
+    neurons: int
+    steps: int
+    seed: int
+
+
+@torch.no_grad()
+def simulate_membrane(
+    params: QIFParameters,
+    input_std: float,
+    input_mean: float = 0.0,
+    *,
+    neurons: int = 2**18,
+    steps: int = 60,
+    transient: int = 20,
+    windows: tuple[Window, ...] = (),
+    seed: int = 0,
+) -> MembraneStatistics:
+    """Run independent neurons from ``v_reset`` under independent input N(input_mean, input_std²) and measure h.
+
+    Args:
+        params: The neuron; every number a float. ``input_std`` and ``input_mean`` are those of g·x.
+        input_std: Standard deviation of the input, > 0.
+        input_mean: Mean of the input. Default 0.
+        neurons: How many, >= 2. Default 2^18.
+        steps: Steps of each neuron. Default 60.
+        transient: Steps left out at the beginning, < ``steps``. Default 20.
+        windows: Windows whose mean w(h) is measured too.
+        seed: Seed of the input. Default 0.
+
+    Returns:
+        The measured statistics; the same for the same arguments on every machine of one PyTorch version.
+
+    Raises:
+        ValueError: A size out of range, or a membrane that ran away (possible under a soft reset only).
+    """
+    if neurons < 2 or not 0 <= transient < steps:
+        raise ValueError(
+            f"a simulation needs at least 2 neurons and more steps than its transient of {transient}, "
+            f"got neurons={neurons}, steps={steps}"
+        )
+    if not (input_std > 0 and math.isfinite(input_std) and math.isfinite(input_mean)):
+        raise ValueError(
+            f"the input's mean must be finite and its deviation positive, got input_mean={input_mean}, "
+            f"input_std={input_std}"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    start = params.v_reset
+    assert isinstance(start, float)
+    gain = float(params.input_gain)
+    # At least 16 groups, so that the spread of the groups says how sure the whole is.
+    chunk = min(_CHUNK, max(1, neurons // 16))
+    groups: list[Tensor] = []
+    for first in range(0, neurons, chunk):
+        size = (steps, min(chunk, neurons - first))
+        x = (torch.randn(size, generator=generator) * input_std + input_mean) / gain
+        spike, _, h = qif_multi_step(x, start, params, _ANY_WINDOW, store_h_seq=True)
+        h, spike = h[transient:], spike[transient:]
+        center = h.mean(dtype=torch.float64)
+        square = (h.double() - center).square().mean()
+        shares = [window.derivative(h, params.v_threshold).mean(dtype=torch.float64) for window in windows]
+        groups.append(torch.stack([center, square, spike.mean(dtype=torch.float64), *shares]))
+    table = torch.stack(groups)
+    weight = torch.full((len(groups), 1), float(chunk), dtype=torch.float64)
+    weight[-1] = neurons - chunk * (len(groups) - 1)
+    weight /= neurons
+    mean, _, rate, *passed = (weight * table).sum(0).tolist()
+    variance = (weight[:, 0] * (table[:, 1] + (table[:, 0] - mean).square())).sum().item()
+    if not math.isfinite(variance):
+        raise ValueError("the simulated membrane ran away: use a hard reset, or a smaller input deviation")
+    mean_error = (table[:, 0].std() / math.sqrt(len(groups))).item()
+    std_error = (table[:, 1].sqrt().std() / math.sqrt(len(groups))).item()
+    return MembraneStatistics(
+        mean, math.sqrt(variance), rate, mean_error, std_error, tuple(passed), neurons, steps, seed
+    )
+
+
+_ANY_WINDOW = Window(0.0, 1.0)  # forward only: the surrogate plays no part

@@ -1,0 +1,79 @@
+"""The `qif` command itself: registration, exit status, one line for what the user got wrong."""
+
+import subprocess
+import sys
+
+import pytest
+
+from qif_plugins import __version__
+from qif_plugins.cli import COMMANDS, main
+
+pytestmark = pytest.mark.host_independent
+
+
+def test_help_lists_every_subcommand(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {name} " in shown for name in COMMANDS)
+
+
+def test_help_imports_no_subcommand():
+    code = (
+        "import sys, contextlib, io; from qif_plugins.cli import main\n"
+        "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit): main(['--help'])\n"
+        "print([m for m in sys.modules if m.startswith(('qif_plugins.commands', 'matplotlib', 'spikingjelly'))])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_subcommand_has_help(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([name, "--help"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: qif {name}")
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"qif-plugins {__version__}\n"
+
+
+def test_a_wrong_value_is_one_line_and_status_2(capsys):
+    assert main(["window", "--threshold", "5"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("qif window: v_threshold=5 is not below the unstable fixed point 4.5")
+
+
+def test_the_installed_command_shows_no_traceback():
+    done = subprocess.run(
+        [sys.executable, "-m", "qif_plugins.cli", "window", "--a", "-1"], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "qif window: a must be positive, got a=-1: the map must open upwards to initiate spikes\n"
+
+
+@pytest.mark.parametrize("words", [[], ["windwo"], ["windwo", "--help"]])
+def test_no_such_subcommand_names_those_that_exist(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    shown = capsys.readouterr().err
+    assert all(name in shown for name in (COMMANDS if words else ["command"]))
+
+
+def test_an_interrupt_ends_with_130_and_no_traceback():
+    code = (
+        "import os, signal, threading\n"
+        "from qif_plugins.cli import main\n"
+        "threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+        "raise SystemExit(main(['window', '--neurons', '2000000000']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 130
+    assert done.stderr == "\nqif window: interrupted\n"
