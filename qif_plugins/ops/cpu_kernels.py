@@ -501,7 +501,7 @@ def backward_kernel(spread: bool) -> Callable[..., Any]:
     return compiled(backward)
 
 
-@plain
+@compiled
 def total(sums, inner, count):
     """The sums of all chunks together, one for each of ``count`` values."""
     result = np.zeros(count)

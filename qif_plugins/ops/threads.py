@@ -1,0 +1,82 @@
+"""Hands chunks of neurons to threads, for kernels that release the interpreter lock.
+
+Safe whatever the caller does: the threads belong to the process that started them (a fork starts its own), several
+Python threads may call at once (their jobs share the threads, and each caller works on its own job besides, so that
+none waits for another), and ``torch.set_num_threads`` bounds a call. Small jobs run in the caller alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+
+__all__ = ["for_each_chunk"]
+
+SMALL = 1 << 16
+"""Neuron-steps below which waking a thread takes longer than it saves."""
+PARTS = 4
+"""Parts of a job for each thread, so that a thread that is held up leaves its share to the others."""
+
+_lock = threading.Lock()
+_executor: ThreadPoolExecutor | None = None
+_workers = 0
+
+
+def for_each_chunk(total: int, chunk: int, work: int, run: Callable[[int, int], None]) -> None:
+    """Call ``run(first, stop)`` on ranges that cover [0, total), each a whole number of chunks.
+
+    Args:
+        total: Number of neurons.
+        chunk: Size of a chunk; the last one may be smaller.
+        work: Neuron-steps altogether, which decide whether threads pay.
+        run: Must not depend on which ranges it is called with, nor on their order.
+    """
+    chunks = -(-total // chunk)
+    threads = min(torch.get_num_threads(), chunks) if work >= SMALL else 1
+    if threads <= 1:
+        run(0, total)
+        return
+    parts = min(chunks, threads * PARTS)
+    bounds = [chunks * part // parts * chunk for part in range(parts)] + [total]
+    ticket = itertools.count()
+
+    def work_off() -> None:
+        while (part := next(ticket)) < parts:
+            run(bounds[part], bounds[part + 1])
+
+    helpers = _submit(work_off, threads - 1)
+    try:
+        work_off()
+    finally:
+        for helper in helpers:
+            if not helper.cancel():
+                helper.result()
+
+
+def _submit(work_off: Callable[[], None], workers: int) -> list[Future[None]]:
+    """Have up to ``workers`` threads of this process call ``work_off``, besides the caller."""
+    global _executor, _workers
+    with _lock:
+        if _executor is None or _workers < workers:
+            if _executor is not None:
+                _executor.shutdown(wait=False)  # finishes what it has
+            _executor, _workers = ThreadPoolExecutor(workers, thread_name_prefix="qif"), workers
+        try:
+            return [_executor.submit(work_off) for _ in range(workers)]
+        except RuntimeError:  # the interpreter is shutting down: the caller does it alone
+            return []
+
+
+def _forget() -> None:
+    """After a fork: the threads of the parent do not exist here, and its lock may be held by one of them."""
+    global _executor, _lock
+    _executor, _lock = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

@@ -1,0 +1,203 @@
+"""The benchmark harness: peers interleaved on one input, medians and ratios, one results file a machine.
+
+Every repetition runs each peer once, one after another, so that whatever else the machine does meets all of them.
+What counts are ratios to ours within a run; a machine's milliseconds are written beside them.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import __version__
+from .bench_peers import OURS, OldHost, OldRunner, Runner, Times, installed, peers_for
+from .files import replacing
+from .functional import available_backends
+from .table import text_table
+
+__all__ = ["FULL", "QUICK", "format_case", "machine", "machine_name", "measure", "run", "write"]
+
+QUICK = (
+    (4, 2**10), (4, 2**14), (4, 2**18), (4, 2**21), (1, 2**21), (16, 2**10), (16, 2**15), (16, 2**19), (64, 2**17),
+)  # fmt: skip
+"""(T, N) that show cost against N, cost against T, and the sizes that the targets name."""
+FULL = tuple((steps, 2**power) for steps in (1, 4, 16, 64) for power in range(10, 26))
+"""(T, N), as far as memory allows."""
+PASSES = ("forward", "backward", "both")
+LEAST = 3
+"""Repetitions, however long they take."""
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the numbers depend on."""
+    packages = ("torch", "numba", "triton", "cupy-cuda12x", "cupy-cuda13x", "spikingjelly", "snntorch", "numpy")
+    return {
+        "name": machine_name(device),
+        "device": device.type,
+        "cpu": _cpu(),
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": {"qif-plugins": __version__, **{p: v for p in packages if (v := installed(p)) is not None}},
+        "backend": available_backends(device)[0],
+    }
+
+
+def machine_name(device: torch.device) -> str:
+    """A name for the results file: the GPU, or the CPU and the number of threads."""
+    what = (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else f"{_cpu()} {torch.get_num_threads()} threads"
+    )
+    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", what.lower())).strip("-")
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return " ".join(line.split(":", 1)[1].split())
+    return platform.processor() or platform.machine()
+
+
+def measure(
+    steps: int,
+    neurons: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    hosts: tuple[str, ...],
+    old: OldHost | None = None,
+    seconds: float = 10.0,
+    repeats: int = 100,
+) -> dict[str, Any]:
+    """Every peer on one input.
+
+    Args:
+        steps: T.
+        neurons: N.
+        dtype: Type of the input.
+        device: Where.
+        hosts: Which of ``"spikingjelly"`` and ``"snntorch"`` are installed.
+        old: A second version of SpikingJelly, if wanted.
+        seconds: Time to spend; at least three repetitions are made.
+        repeats: Repetitions at most.
+
+    Returns:
+        T, N, dtype, the number of repetitions, and for each peer median seconds and median ratio to ours of each pass,
+        and its peak memory; or why it could not run.
+    """
+    runners: dict[str, Runner | OldRunner] = {}
+    results: dict[str, dict[str, Any]] = {}
+    shape = (steps, neurons, dtype, device)
+    plans: dict[str, Callable[[], Runner | OldRunner]] = {
+        name: partial(Runner, name, *shape) for name in peers_for(device, hosts)
+    }
+    if old is not None:
+        for name in ("SpikingJelly LIFNode", *(["SpikingJelly LIFNode, cupy"] if device.type == "cuda" else [])):
+            plans[f"{name}, {old.version}"] = partial(OldRunner, old, name, *shape)
+    for name, build in plans.items():
+        started = _start(build)
+        if isinstance(started, str):  # a peer that cannot run this input says so in the table
+            results[name] = {"error": started}
+        else:
+            runners[name], peak = started
+            results[name] = {"peak_bytes": peak}
+    if OURS not in runners:
+        raise RuntimeError(f"our own neuron could not run: {results[OURS]['error']}")
+
+    times: dict[str, list[Times]] = {name: [] for name in runners}
+    gc.collect()
+    began = time.perf_counter()
+    while len(times[OURS]) < LEAST or (len(times[OURS]) < repeats and time.perf_counter() - began < seconds):
+        for name, runner in runners.items():
+            times[name].append(runner.repeat())
+    for name, rows in times.items():
+        for which in PASSES:
+            results[name][which] = {
+                "seconds": statistics.median(row[which] for row in rows),
+                "ratio": statistics.median(
+                    row[which] / ours[which] for row, ours in zip(rows, times[OURS], strict=True)
+                ),
+            }
+    return {
+        "T": steps,
+        "N": neurons,
+        "dtype": str(dtype).removeprefix("torch."),
+        "repeats": len(times[OURS]),
+        "peers": results,
+    }
+
+
+def _start(build: Callable[[], Runner | OldRunner]) -> tuple[Runner | OldRunner, int] | str:
+    """A peer that has run once, which compiles and loads, with its peak memory; or why it cannot."""
+    try:
+        runner = build()
+        runner.repeat()
+        return runner, runner.peak_bytes()
+    except Exception as error:
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def run(
+    sizes: Iterable[tuple[int, int]],
+    dtypes: Iterable[torch.dtype],
+    device: torch.device,
+    path: Path,
+    command: str,
+    old_folder: Path | None = None,
+    seconds: float = 10.0,
+    report: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Measure all ``sizes`` (T, N), writing ``path`` after each; returns what it holds."""
+    hosts = tuple(host for host in ("spikingjelly", "snntorch") if installed(host) is not None)
+    results: dict[str, Any] = {
+        "machine": machine(device),
+        "command": command,
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "cases": [],
+    }
+    old = OldHost(old_folder) if old_folder is not None else None
+    try:
+        for dtype in dtypes:
+            for steps, neurons in sizes:
+                case = measure(steps, neurons, dtype, device, hosts, old, seconds)
+                results["cases"].append(case)
+                write(path, results)
+                report(format_case(case))
+    finally:
+        if old is not None:
+            old.close()
+    return results
+
+
+def write(path: Path, results: dict[str, Any]) -> None:
+    """Write ``results`` as JSON; the file is complete or the one before."""
+    with replacing(path) as beside:
+        beside.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def format_case(case: dict[str, Any]) -> str:
+    """One case as a table: milliseconds, time over ours, memory."""
+    rows = []
+    for name, result in case["peers"].items():
+        if "error" in result:
+            rows.append([name, *["-"] * 4, result["error"][:40]])
+        else:
+            passes = [f"{result[which]['seconds'] * 1e3:.3g}" for which in PASSES]
+            rows.append([name, *passes, f"{result['both']['ratio']:.2f}", f"{result['peak_bytes'] / 2**20:.3g}"])
+    header = ["", "forward ms", "backward ms", "both ms", "over qif", "peak MiB"]
+    title = f"T = {case['T']}, N = {case['N']}, {case['dtype']}, median of {case['repeats']}"
+    return f"\n{title}\n{text_table(header, rows)}"
