@@ -5,6 +5,8 @@ The names below are the public ones; the neurons themselves live in the adapters
 until an adapter is.
 """
 
+from typing import Any
+
 from .functional import available_backends, qif_multi_step, qif_step
 from .moments import MomentClosureError, firing_rate, membrane_moments
 from .parameters import QIFParameters
@@ -20,8 +22,33 @@ __all__ = [
     "Sigmoid",
     "Window",
     "available_backends",
+    "calibrate",
     "firing_rate",
+    "health",
     "membrane_moments",
     "qif_multi_step",
     "qif_step",
+    "register",
+    "swap",
+    "unregister",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("register", "unregister"):
+        from . import registration
+
+        return getattr(registration, name)
+    if name == "calibrate":
+        from .calibration import calibrate
+
+        return calibrate
+    if name == "health":
+        from .healthcheck import health
+
+        return health
+    if name == "swap":
+        from .convert import swap
+
+        return swap
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

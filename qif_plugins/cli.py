@@ -25,6 +25,7 @@ COMMANDS = {
     "doctor": (".commands.doctor", "say what is installed, which backends run here, and why the others do not"),
     "window": (".commands.window", "membrane moments and surrogate windows, beside a simulation of the same neuron"),
     "phase": (".commands.phase", "draw the map of the neuron with its fixed points, threshold and regions"),
+    "exact": (".exact.command", "train with exact spike-time gradients, draw demonstrations, measure landscapes"),
     "bench": (".commands.bench", "time the kernels beside the hosts' neurons, interleaved in one run"),
 }
 """Subcommands by name: module, relative to this package, and help."""

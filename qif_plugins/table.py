@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["text_table"]
+__all__ = ["plus_minus", "text_table"]
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
@@ -18,3 +18,8 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int =
         ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def plus_minus(mean: float, std: float) -> str:
+    """A mean and a deviation in three digits."""
+    return f"{mean:.3g} ± {std:.3g}"

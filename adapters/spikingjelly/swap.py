@@ -1,0 +1,228 @@
+"""SpikingJelly's part of :func:`qif_plugins.swap`: which node becomes which, and with what arguments."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from contextlib import nullcontext
+from importlib.util import find_spec
+from typing import Any
+
+from spikingjelly.activation_based import layer, neuron
+from torch import Tensor, nn
+
+from qif_plugins.convert.hosts import NO_LEAK_BETA, Neuron, Plan, Request, Snapshot
+from qif_plugins.convert.rebuild import own_code
+from qif_plugins.layer import QIFLayer
+
+from . import QIFNode
+from .leak import LeakQIFNode, LearnedLeak
+
+__all__ = ["HOST", "TARGETS"]
+
+TARGETS: dict[type[Any], type[Any]] = {
+    neuron.IFNode: QIFNode,
+    neuron.LIFNode: QIFNode,
+    neuron.ParametricLIFNode: LeakQIFNode,
+}
+"""The LIF family: host class -> the QIF class that takes its place."""
+BASES: tuple[type[nn.Module], ...] = (neuron.BaseNode,)
+
+if find_spec("spikingjelly.clock_driven") is not None:
+    from spikingjelly.clock_driven import neuron as clock_driven
+
+    from . import clock_driven as ours
+    from .leak import ClockDrivenLeakQIFNode, MultiStepLeakQIFNode
+
+    TARGETS |= {
+        clock_driven.IFNode: ours.QIFNode,
+        clock_driven.LIFNode: ours.QIFNode,
+        clock_driven.ParametricLIFNode: ClockDrivenLeakQIFNode,
+        clock_driven.MultiStepIFNode: ours.MultiStepQIFNode,
+        clock_driven.MultiStepLIFNode: ours.MultiStepQIFNode,
+        clock_driven.MultiStepParametricLIFNode: MultiStepLeakQIFNode,
+    }
+    BASES += (clock_driven.BaseNode,)
+
+NEURONS = BASES + tuple(
+    value
+    for value in vars(neuron).values()
+    if inspect.isclass(value) and issubclass(value, nn.Module) and value.__module__.startswith(neuron.__name__)
+)
+CARRIED = ("v_threshold", "v_reset", "detach_reset", "step_mode", "store_v_seq", "cupy_fp32_inference")
+KEPT = ("_neuron_precision", "lava_s_cale")
+"""Attributes of the host's base class that no constructor takes."""
+LEAK_ARGUMENTS = frozenset({"tau", "decay_input"})
+
+
+class TDBatchNorm1d(layer.ThresholdDependentBatchNorm1d):
+    """The host's tdBN, with the check of dimensions that 0.0.0.0.14's lacks and cannot run without."""
+
+    _check_input_dim = nn.BatchNorm1d._check_input_dim
+
+
+class TDBatchNorm2d(layer.ThresholdDependentBatchNorm2d):
+    """As :class:`TDBatchNorm1d`."""
+
+    _check_input_dim = nn.BatchNorm2d._check_input_dim
+
+
+class TDBatchNorm3d(layer.ThresholdDependentBatchNorm3d):
+    """As :class:`TDBatchNorm1d`."""
+
+    _check_input_dim = nn.BatchNorm3d._check_input_dim
+
+
+TDBN: dict[type[Any], type[Any]] = {
+    layer.BatchNorm1d: TDBatchNorm1d,
+    layer.BatchNorm2d: TDBatchNorm2d,
+    layer.BatchNorm3d: TDBatchNorm3d,
+}
+"""The host's batch norms -> tdBN in their place."""
+
+
+class _SpikingJelly:
+    """See :class:`qif_plugins.convert.hosts.Host`."""
+
+    def neuron(self, module: nn.Module) -> Neuron | None:
+        if isinstance(module, QIFLayer) and isinstance(module, BASES):
+            return Neuron("qif")
+        known = _known(type(module))
+        if known is None:
+            return Neuron("other", "another neuron model") if isinstance(module, NEURONS) else None
+        code = own_code(module, known)
+        if code:
+            return Neuron("other", f"has code of its own ({', '.join(code)}), which a swap would lose")
+        if getattr(module, "backend", None) == "lava":
+            return Neuron("other", "runs on Lava, which has no QIF neuron")
+        return Neuron("lif")
+
+    def plan(self, module: Any, request: Request, normalized: bool) -> Plan:
+        known = _known(type(module))
+        assert known is not None
+        learns_leak = issubclass(TARGETS[known], LearnedLeak)
+        refusal = ""
+        for dynamics in request.choose(normalized, learns_leak, LEAK_ARGUMENTS):
+            cls = TARGETS[known]
+            if learns_leak and dynamics != "lif":
+                cls = cls.__bases__[1]
+            notes = [f"not the paper's parameters: {refusal}"] if refusal else []
+            arguments = _carried(module, request, notes) | _dynamics(module, dynamics, notes)
+            if learns_leak:
+                notes.append("its leak w goes on being learned" if dynamics == "lif" else "w is kept and not used")
+            _check_names(cls, request.parameters)
+            given = dict(request.parameters)
+            if issubclass(cls, LearnedLeak):
+                notes += [
+                    f"{name} not used, as it follows w" for name in ("tau", "input_gain") if given.pop(name, None)
+                ]
+            arguments |= given
+            arguments = {name: value for name, value in arguments.items() if name in _arguments(cls)}
+            try:
+                cls(**arguments)
+            except ValueError as error:
+                refusal = str(error)
+                continue
+            attributes = {name: vars(module)[name] for name in KEPT if name in vars(module)}
+            idle = frozenset({"w"}) if learns_leak and dynamics != "lif" else frozenset[str]()
+            return Plan(cls, arguments, dynamics, tuple(notes), attributes=attributes, idle=idle)
+        raise ValueError(refusal)
+
+    def snapshot(self, module: Any) -> Snapshot:
+        known = _known(type(module))
+        assert known is not None
+        attributes = dict(vars(module))
+        attributes["_memories"] = {
+            name: copy.deepcopy(module._memories_rv[name])
+            if isinstance(value, Tensor) or name in ("v", "v_seq")
+            else value
+            for name, value in module._memories.items()
+        }
+        if "v_seq" in attributes:
+            attributes["v_seq"] = None
+        return Snapshot(attributes, {n: v for n, v in attributes.items() if n not in _host_attributes(known)})
+
+    def construct(self, module: nn.Module, plan: Plan) -> None:
+        object.__setattr__(module, "__class__", plan.cls)
+        plan.cls.__init__(module, **plan.arguments)
+
+    def settle(self, module: nn.Module) -> None:
+        if isinstance(module, LearnedLeak):
+            module._window_changed()
+
+    def apart(self) -> nullcontext[None]:
+        return nullcontext()
+
+    def threshold(self, module: Any) -> float | None:
+        return float(module.v_threshold) if isinstance(module.v_threshold, int | float) else None
+
+    def tdbn(self, norm: nn.Module) -> type[nn.Module] | None:
+        if type(norm) in TDBN and norm.step_mode != "m":
+            raise ValueError(
+                "tdBN normalizes over time, and this norm sees one step at a time; call "
+                "functional.set_step_mode(model, 'm') first"
+            )
+        return TDBN.get(type(norm))
+
+
+HOST = _SpikingJelly()
+
+
+def _known(cls: type[Any]) -> type[Any] | None:
+    """The class of the LIF family that ``cls`` is or extends."""
+    return next((base for base in cls.__mro__ if base in TARGETS), None)
+
+
+def _carried(module: Any, request: Request, notes: list[str]) -> dict[str, Any]:
+    """The arguments that the LIF neuron gives, dynamics aside."""
+    carried = {name: getattr(module, name) for name in CARRIED if hasattr(module, name)}
+    if not isinstance(module.v_threshold, int | float):
+        raise ValueError("its threshold is a tensor; pass v_threshold=<number>")
+    carried["v_threshold"] = float(module.v_threshold)
+    if module.v_reset is None and "v_reset" not in request.parameters:
+        carried["v_reset"] = 0.0
+        notes.append("reset to 0 instead of subtracting the threshold")
+    if getattr(module, "backend", None) == "cupy":
+        carried["backend"] = "cupy"  # "torch", the default there, is what "auto" does faster with the same bits
+    chosen, name = module.surrogate_function, type(module.surrogate_function).__name__
+    if "surrogate_function" in request.parameters:
+        return carried
+    if request.window == "keep":
+        return carried | {"surrogate_function": chosen}
+    if any(True for _ in (*chosen.parameters(), *chosen.buffers())) or not getattr(chosen, "spiking", True):
+        notes.append(f"surrogate {name} stays: {'it learns' if getattr(chosen, 'spiking', True) else 'not spiking'}")
+        return carried | {"surrogate_function": chosen}
+    shown = request.window if isinstance(request.window, str) else "given"
+    notes.append(f"surrogate {name} to the {shown} window")
+    return carried | {"window": request.window}
+
+
+def _dynamics(module: Any, dynamics: str, notes: list[str]) -> dict[str, Any]:
+    leak = {name: getattr(module, name) for name in ("tau", "decay_input") if hasattr(module, name)}
+    if hasattr(module, "w"):
+        leak["tau"] = 1 / module.w.detach().sigmoid().item() if not module.w.is_meta else 2.0
+    if dynamics == "lif" and not leak:
+        leak = {"tau": 1 / (1 - NO_LEAK_BETA), "decay_input": False}
+        notes.append(f"it has no leak, matched at {NO_LEAK_BETA} (tau=... chooses another)")
+    return leak if dynamics == "explicit" else leak | {"dynamics": dynamics}
+
+
+def _check_names(cls: type[Any], parameters: Any) -> None:
+    accepted = _arguments(cls) - {"window", "dynamics"}
+    unknown = sorted(parameters.keys() - accepted)
+    if unknown:
+        raise TypeError(
+            f"{cls.__name__} has no argument {', '.join(unknown)} to pass on; there are {', '.join(sorted(accepted))}"
+        )
+
+
+def _arguments(cls: type[Any]) -> frozenset[str]:
+    """Names of the constructor's arguments, those of the base that it hands others to included."""
+    parameters = inspect.signature(cls).parameters.values()
+    names = frozenset(p.name for p in parameters if p.kind is not p.VAR_KEYWORD)
+    takes_more = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    return names | _arguments(cls.__bases__[1]) if takes_more else names
+
+
+def _host_attributes(cls: type[Any]) -> frozenset[str]:
+    return frozenset(vars(cls()))

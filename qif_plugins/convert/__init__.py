@@ -1,0 +1,230 @@
+"""Replacing the LIF neurons of a built model by QIF neurons, and back.
+
+The modules change in place, so that everything that refers to them goes on doing so; see
+:mod:`~qif_plugins.convert.rebuild`. What each host's neurons become is the adapters' business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from ..surrogate import WINDOWS, Window
+from .find import Site, Survey, survey
+from .hosts import HOSTS, Host, Plan, Request, loaded_hosts
+from .norms import is_tdbn, to_tdbn
+from .rebuild import rebuild, replaced, restore
+from .report import Row, SwapReport
+
+__all__ = ["Row", "SwapReport", "swap"]
+
+_CHOICES = {
+    "dynamics": ("auto", "paper", "lif"),
+    "norm": ("keep", "tdbn"),
+    "readout": ("keep", "swap"),
+    "to": ("qif", "lif"),
+}
+
+
+def swap(
+    model: nn.Module,
+    dynamics: str = "auto",
+    window: str | Window = "unbiased",
+    norm: str = "keep",
+    readout: str = "keep",
+    to: str = "qif",
+    *,
+    example_input: Any = None,
+    **parameters: Any,
+) -> SwapReport:
+    """Replace the LIF-family neurons of a built model by QIF neurons, in place.
+
+    SpikingJelly's ``IFNode``, ``LIFNode`` and ``ParametricLIFNode``, their ``clock_driven`` forms, and snnTorch's
+    ``Leaky``, ``Lapicque`` and ``RLeaky`` are replaced, as are subclasses that add nothing but a constructor; a
+    subclass with code of its own is left alone. Threshold, hard reset, detach_reset, step mode, backend, hidden-state
+    options, device, dtype, training mode, hooks and parameters stay, and the model's state_dict keeps its keys. What
+    changes besides the map:
+
+    * the surrogate gradient, to the analytic window (``window="keep"`` keeps it);
+    * a reset that subtracts the threshold, to one that sets the membrane to rest: the membrane of a QIF neuron
+      is unbounded under the former (``v_reset=None`` or ``reset_mechanism="subtract"`` asks for it all the same);
+    * the membrane, which starts at rest.
+
+    A learned leak stays learned and matched. A neuron without leak is matched at a leak of 0.95. An ``RLeaky``
+    keeps its recurrent layer; its membrane, which the recurrent input enters like the feed-forward one, is QIF's.
+
+    Args:
+        model: The model, before ``torch.compile`` and before wrapping for several devices.
+        dynamics: ``"auto"`` (default) gives a neuron the paper's parameters where a normalization feeds it, and
+            matches the LIF neuron's own leak elsewhere. ``"paper"`` and ``"lif"`` do one of them everywhere.
+        window: ``"unbiased"`` (default), ``"paper"``, ``"heuristic"``, a :class:`~qif_plugins.Window`, or
+            ``"keep"`` for each neuron's present surrogate.
+        norm: ``"tdbn"`` turns the batch norm that feeds a neuron into tdBN for that neuron's threshold. What a norm
+            has learned, weight and statistics, stays bit for bit; one that has seen no batch yet gets tdBN's
+            initial scale α θ. With ``example_input`` α is 1/√n where n paths add up before the neuron, else 1. In a
+            network that is stepped through time each step is normalized by itself. Default ``"keep"``.
+        readout: ``"keep"`` (default) leaves neurons alone that feed the model's output with no weight between:
+            decoding wants the subtracting reset, which QIF does not have. ``"swap"`` replaces them, too.
+        to: ``"qif"`` (default), or ``"lif"`` to make every swapped neuron what it was, with its configuration of then
+            and its parameters of now. Norms stay.
+        example_input: The model's argument, or a tuple of them. A copy of the model runs on it once, in eval mode,
+            to see what feeds what. Without it, the order in which modules were registered decides.
+        **parameters: Arguments of the QIF neurons that take precedence over everything, such as ``a=0.2``,
+            ``v_threshold=0.5`` or ``backend="torch"``.
+
+    Returns:
+        What became what, what was left, and why; ``print`` it.
+
+    Raises:
+        ValueError: There is nothing to swap (says what was found), the model is compiled or wrapped, a choice is
+            unknown, the readout cannot be told without ``example_input``, or QIF refuses a parameter. The model
+            is then as it was.
+        TypeError: ``model`` is no module, or a QIF neuron has no such parameter.
+    """
+    _check(model, {"dynamics": dynamics, "norm": norm, "readout": readout, "to": to}, window)
+    hosts = loaded_hosts()
+    if to == "lif":
+        if (dynamics, window, norm, readout) != ("auto", "unbiased", "keep", "keep") or parameters:
+            raise ValueError("to='lif' restores what each neuron was and takes no other choice; leave them out")
+        return _back(model, hosts)
+    request = Request(dynamics, window, parameters)
+    found = survey(model, hosts, example_input)
+    if found.blind and readout == "keep":
+        raise ValueError(
+            f"{found.blind}. Pass example_input=..., the model's argument, so that swap can follow the data, or "
+            "readout='swap' to replace every neuron."
+        )
+    undo: list[Callable[[], None]] = []
+    try:
+        rows = [_swap_site(site, request, readout, undo) for site in found.sites]
+        if norm == "tdbn":
+            rows += _convert_norms(found, hosts, undo)
+        if not any(row.changed for row in rows):
+            raise ValueError(_nothing(rows))
+    except BaseException:
+        for step in reversed(undo):
+            step()
+        raise
+    return SwapReport(tuple(rows))
+
+
+def _check(model: Any, choices: dict[str, str], window: Any) -> None:
+    if not isinstance(model, nn.Module):
+        what = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+        raise TypeError(f"swap takes a built model, a torch.nn.Module, got {what}")
+    for name, value in choices.items():
+        if value not in _CHOICES[name]:
+            raise ValueError(f"unknown {name} {value!r}; there are {', '.join(map(repr, _CHOICES[name]))}")
+    if not isinstance(window, Window) and window not in (*WINDOWS, "keep"):
+        raise ValueError(
+            f"unknown window {window!r}; there are {', '.join(map(repr, WINDOWS))}, 'keep', or a Window(lo, hi)"
+        )
+    for name, module in model.named_modules():
+        where = f" (at {name!r})" if name else ""
+        kinds = {cls.__name__ for cls in type(module).__mro__}
+        wrapper = kinds & {"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"}
+        if wrapper:
+            raise ValueError(
+                f"the model is wrapped in {wrapper.pop()}{where}, which took stock of its parameters and buffers when "
+                "it was made: swap the model first, then wrap it"
+            )
+        if "OptimizedModule" in kinds or module._compiled_call_impl is not None:
+            raise ValueError(
+                f"the model is compiled{where}, and the compiled code would go on running the neurons of before: swap "
+                "first, then compile"
+            )
+
+
+def _swap_site(site: Site, request: Request, readout: str, undo: list[Callable[[], None]]) -> Row:
+    was = type(site.module).__name__
+    if site.neuron.role == "qif":
+        return Row(site.name, was, was, "a QIF neuron already", changed=False)
+    if site.neuron.role == "other":
+        return Row(site.name, was, was, site.neuron.reason, changed=False)
+    if site.reads_out and readout == "keep":
+        return Row(site.name, was, was, f"reads out, by {site.how}; readout='swap' replaces it", changed=False)
+    try:
+        plan = site.host.plan(site.module, request, bool(site.norms))
+    except (ValueError, TypeError) as error:
+        if request.dynamics == "auto" and not request.parameters and isinstance(error, ValueError):
+            return Row(site.name, was, was, f"QIF cannot take its place: {error}", changed=False)
+        raise type(error)(f"{site.name or was}: {error}") from error
+    undo.append(rebuild(site.module, site.host, plan))
+    return Row(site.name, was, type(site.module).__name__, _why(site, plan), changed=True)
+
+
+def _why(site: Site, plan: Plan) -> str:
+    fed = f"fed by {', '.join(site.norms)}" if site.norms else "no normalization before it"
+    dynamics = {"paper": "the paper's parameters", "lif": "its leak matched", "explicit": "the parameters passed"}
+    place = site.how if site.how == "the model is the neuron" else f"{fed}, by {site.how}"
+    reads_out = ["reads out"] if site.reads_out else []
+    return "; ".join([f"{dynamics[plan.dynamics]} ({place})", *reads_out, *plan.notes])
+
+
+def _convert_norms(found: Survey, hosts: list[Host], undo: list[Callable[[], None]]) -> list[Row]:
+    fed: dict[str, list[Site]] = {}
+    for site in found.sites:
+        if site.host.neuron(site.module).role == "qif":  # type: ignore[union-attr]
+            for name in site.norms:
+                fed.setdefault(name, []).append(site)
+    rows = []
+    for name, sites in fed.items():
+        norm = found.norms[name]
+        was = type(norm).__name__
+        thresholds = {site.host.threshold(site.module) for site in sites}
+        alpha = min(site.sources for site in sites) ** -0.5
+        if is_tdbn(norm):
+            rows.append(Row(name, was, was, "tdBN already", changed=False))
+            continue
+        try:
+            if len(thresholds) > 1 or None in thresholds:
+                raise ValueError(
+                    f"the neurons that it feeds, {', '.join(s.name for s in sites)}, have no one threshold"
+                )
+            threshold = float(thresholds.pop())  # type: ignore[arg-type]
+            fresh, undo_norm = to_tdbn(norm, threshold, alpha, hosts)
+        except ValueError as error:
+            rows.append(Row(name, was, was, str(error), changed=False))
+            continue
+        undo.append(undo_norm)
+        scale = "untrained, so its weight starts at alpha * threshold" if fresh else "weight and statistics kept"
+        why = f"feeds {', '.join(s.name for s in sites)}: threshold {threshold:g}, alpha {alpha:.4g}; {scale}"
+        rows.append(Row(name, was, type(norm).__name__, why, changed=True))
+    return rows
+
+
+def _back(model: nn.Module, hosts: list[Host]) -> SwapReport:
+    rows = []
+    for site in survey(model, hosts).sites:
+        was = type(site.module).__name__
+        if site.neuron.role != "qif":
+            rows.append(Row(site.name, was, was, "not a QIF neuron", changed=False))
+        elif replaced(site.module) is None:
+            rows.append(Row(site.name, was, was, "built as QIF; there is no neuron to go back to", changed=False))
+        else:
+            restore(site.module)
+            site.host.settle(site.module)
+            rows.append(Row(site.name, was, type(site.module).__name__, "as it was before the swap", changed=True))
+    if not any(row.changed for row in rows):
+        raise ValueError(_nothing(rows))
+    return SwapReport(tuple(rows))
+
+
+def _nothing(rows: list[Row]) -> str:
+    if not rows:
+        return (
+            f"nothing to swap: the model has no spiking neuron of a host that is imported ({', '.join(HOSTS)}). "
+            "Neurons that are built during the forward pass are not part of the model yet."
+        )
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        reasons.setdefault(f"{row.was}: {row.why}", []).append(row.name or "the model")
+    listed = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in reasons.items())
+    hint = (
+        ". They were swapped before; swap(model, to='lif') goes back, to swap again with other choices"
+        if any("QIF neuron already" in reason for reason in reasons)
+        else ""
+    )
+    return f"nothing to swap: {listed}{hint}"

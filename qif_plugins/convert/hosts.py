@@ -1,0 +1,145 @@
+"""What a host tells :func:`~qif_plugins.swap` about its neurons, and which hosts there are."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol
+
+from torch import nn
+
+from ..surrogate import Window
+
+__all__ = ["HOSTS", "NO_LEAK_BETA", "Host", "Neuron", "Plan", "Request", "Snapshot", "loaded_hosts"]
+
+HOSTS = {
+    "spikingjelly": "qif_plugins.adapters.spikingjelly.swap",
+    "snntorch": "qif_plugins.adapters.snntorch_swap",
+}
+"""Host package -> the adapter module that has its :class:`Host` as ``HOST``."""
+
+NO_LEAK_BETA = 0.95
+"""Leak that a neuron without one is matched at: a QIF map needs a resting point, which a leak of 1 does not give."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked of the neurons.
+
+    Attributes:
+        dynamics: ``"auto"``, ``"paper"`` or ``"lif"``.
+        window: A window's name, a Window, or ``"keep"`` for the surrogate that the LIF neuron has.
+        parameters: Arguments of the QIF neurons, over everything else.
+    """
+
+    dynamics: str = "auto"
+    window: str | Window = "unbiased"
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    def choose(self, normalized: bool, learns_leak: bool, leak_arguments: frozenset[str]) -> tuple[str, ...]:
+        """The dynamics to try for one neuron, in order; ``"explicit"`` where a, u1 or u2 decide.
+
+        Args:
+            normalized: Whether a normalization feeds the neuron.
+            learns_leak: Whether the LIF neuron learns its leak, which the paper's parameters do not have.
+            leak_arguments: The host's arguments that give a leak to match.
+        """
+        if self.parameters.keys() & {"a", "u1", "u2"}:
+            return ("explicit",)
+        if self.dynamics != "auto":
+            return (self.dynamics,)
+        if normalized and not learns_leak and not self.parameters.keys() & leak_arguments:
+            return ("paper", "lif")
+        return ("lif",)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one neuron becomes a QIF neuron.
+
+    Attributes:
+        cls: The class that it gets.
+        arguments: The constructor's keyword arguments.
+        dynamics: What came of the request.
+        notes: What is not as it was, for the report.
+        attributes: Attributes to set besides.
+        own: Names of parameters and buffers that are not taken over from the LIF neuron.
+        idle: Names of parameters that the QIF neuron keeps for the state_dict's sake and does not use.
+    """
+
+    cls: type[nn.Module]
+    arguments: dict[str, Any]
+    dynamics: str
+    notes: tuple[str, ...] = ()
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    own: frozenset[str] = frozenset()
+    idle: frozenset[str] = frozenset()
+
+
+class Neuron(NamedTuple):
+    """What a host says of a module that is a neuron.
+
+    Attributes:
+        role: ``"lif"`` for one that can be swapped, ``"qif"`` for one of ours, ``"other"`` for the rest.
+        reason: Why one of the rest is left alone.
+    """
+
+    role: Literal["lif", "qif", "other"]
+    reason: str = ""
+
+
+class Snapshot(NamedTuple):
+    """The plain attributes of a neuron.
+
+    Attributes:
+        at_rest: All of them, with the membrane and whatever else is left from a forward pass cleared.
+        extra: Those that the host's constructor does not set, hence the user's.
+    """
+
+    at_rest: dict[str, Any]
+    extra: dict[str, Any]
+
+
+class Host(Protocol):
+    """One host framework."""
+
+    def neuron(self, module: nn.Module) -> Neuron | None:
+        """What ``module`` is; ``None`` for a module that is no neuron."""
+
+    def plan(self, module: nn.Module, request: Request, normalized: bool) -> Plan:
+        """How the LIF neuron ``module`` becomes a QIF neuron.
+
+        Raises:
+            ValueError: It cannot, for the reason given.
+            TypeError: ``request.parameters`` has a name that the QIF neuron does not take.
+        """
+
+    def snapshot(self, module: nn.Module) -> Snapshot:
+        """The plain attributes of a LIF neuron."""
+
+    def construct(self, module: nn.Module, plan: Plan) -> None:
+        """Run the constructor of ``plan`` on ``module``, which has no attributes, and set its class."""
+
+    def settle(self, module: nn.Module) -> None:
+        """What has to follow once parameters, buffers and children are in place."""
+
+    def apart(self) -> AbstractContextManager[Any]:
+        """Neurons made inside are not entered in the host's books."""
+
+    def threshold(self, module: nn.Module) -> float | None:
+        """The threshold of a neuron; ``None`` where it is not one number."""
+
+    def tdbn(self, norm: nn.Module) -> type[nn.Module] | None:
+        """The host's tdBN class for a batch norm of its own; ``None`` where the norm is not the host's.
+
+        Raises:
+            ValueError: It cannot become one, for the reason given.
+        """
+
+
+def loaded_hosts() -> list[Host]:
+    """The hosts that were imported; a model cannot have neurons of another."""
+    return [importlib.import_module(module).HOST for name, module in HOSTS.items() if name in sys.modules]

@@ -1,0 +1,93 @@
+"""Turning a batch norm into tdBN in place.
+
+A norm that has been trained keeps its weight, bias and statistics bit for bit: its weight is λ α θ already, for the
+λ that makes it so. One that has never seen a batch gets tdBN's initial weight, α θ times the one it has (1, or 0 where
+a residual branch starts silent). Loading a checkpoint before or after the swap thus gives the same network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..norm import TDBatchNorm1d, TDBatchNorm2d, TDBatchNorm3d, _TDBatchNorm
+from .hosts import Host
+
+__all__ = ["TokenTDBatchNorm1d", "is_tdbn", "to_tdbn"]
+
+
+class TokenTDBatchNorm1d(TDBatchNorm1d):
+    """tdBN in the place of :class:`torch.nn.BatchNorm1d`, whose three-dimensional input is ``[N, C, L]``.
+
+    :class:`~qif_plugins.norm.TDBatchNorm1d` takes three dimensions for ``[T, N, C]``.
+    """
+
+    _check_input_dim = nn.BatchNorm1d._check_input_dim
+
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.modules.batchnorm._BatchNorm.forward(self, input)
+
+
+_OURS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm1d: TokenTDBatchNorm1d,
+    nn.BatchNorm2d: TDBatchNorm2d,
+    nn.BatchNorm3d: TDBatchNorm3d,
+}
+
+
+def is_tdbn(norm: nn.Module) -> bool:
+    """Whether ``norm`` is tdBN already, ours or a host's."""
+    return isinstance(norm, _TDBatchNorm) or any("ThresholdDependent" in cls.__name__ for cls in type(norm).__mro__)
+
+
+def to_tdbn(norm: Any, threshold: float, alpha: float, hosts: list[Host]) -> tuple[bool, Callable[[], None]]:
+    """Make ``norm`` a tdBN.
+
+    Args:
+        norm: A batch norm of torch or of a host.
+        threshold: Threshold θ of the neuron that it feeds.
+        alpha: α.
+        hosts: Who may have a tdBN of their own.
+
+    Returns:
+        Whether the weight was untrained and got tdBN's initial scale, and a function that undoes everything.
+
+    Raises:
+        ValueError: It cannot be one, for the reason given.
+    """
+    cls = next(filter(None, (host.tdbn(norm) for host in hosts)), None) or _OURS.get(type(norm))
+    if cls is None:
+        raise ValueError(f"there is no tdBN for {type(norm).__name__}")
+    if not norm.affine:
+        raise ValueError("tdBN carries its scale in the weight, and this norm has none (affine=False)")
+    before, attributes = type(norm), dict(vars(norm))
+    fresh = _is_fresh(norm)
+    weight = norm.weight.detach().clone()
+    object.__setattr__(norm, "__class__", cls)
+    # Our attribute and the hosts' for the same number.
+    vars(norm).update(alpha=alpha, **{"v_threshold" if issubclass(cls, _TDBatchNorm) else "v_th": threshold})
+    if fresh:
+        with torch.no_grad():
+            norm.weight.mul_(alpha * threshold)
+
+    def undo() -> None:
+        object.__setattr__(norm, "__class__", before)
+        vars(norm).clear()
+        vars(norm).update(attributes)
+        if fresh:
+            with torch.no_grad():
+                norm.weight.copy_(weight)
+
+    return fresh, undo
+
+
+def _is_fresh(norm: Any) -> bool:
+    """Whether the norm is as its constructor left it; a weight without values has nothing to scale."""
+    if norm.weight.is_meta:
+        return False
+    seen = norm.num_batches_tracked is not None and bool(norm.num_batches_tracked)
+    initial = (norm.weight == 1).all() or (norm.weight == 0).all()
+    return not seen and bool(initial) and not bool(norm.bias.any())

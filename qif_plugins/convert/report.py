@@ -1,0 +1,56 @@
+"""What :func:`~qif_plugins.swap` did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Row", "SwapReport"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One module.
+
+    Attributes:
+        name: Its name in the model; empty for the model itself.
+        was: Its class before.
+        now: What it is now; the same class where it was left alone.
+        why: How that was decided, and what else changed.
+        changed: Whether it was changed.
+    """
+
+    name: str
+    was: str
+    now: str
+    why: str
+    changed: bool
+
+
+@dataclass(frozen=True)
+class SwapReport:
+    """What became what, what was left, and why. ``print`` shows it as a table.
+
+    Attributes:
+        rows: The model's neurons, in order, and the norms that were asked to change.
+    """
+
+    rows: tuple[Row, ...]
+
+    @property
+    def changed(self) -> tuple[Row, ...]:
+        """What was changed."""
+        return tuple(row for row in self.rows if row.changed)
+
+    @property
+    def left(self) -> tuple[Row, ...]:
+        """What was left alone."""
+        return tuple(row for row in self.rows if not row.changed)
+
+    def __str__(self) -> str:
+        lines = [("module", "was", "is now", "why")]
+        lines += [(r.name or "(the model)", r.was, r.now if r.changed else "left alone", r.why) for r in self.rows]
+        widths = [max(len(line[column]) for line in lines) for column in range(3)]
+        return "\n".join(
+            "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[3]])
+            for line in lines
+        )

@@ -1,0 +1,30 @@
+"""Continuous-time neurons whose spike times, and their gradients, are exact.
+
+Layers take and return :class:`Spikes`: (times, indices) with padding. ``nn.Sequential`` stacks them. See docs/exact.md
+for the mathematics. Needs Numba (``pip install 'qif-plugins[cpu]'``) and runs on the CPU.
+"""
+
+from .encoders import encode_images, pad_events
+from .functional import EndState, EventBudgetError, LayerOutput, spiking_layer
+from .initialisation import initialise
+from .layers import LIFLayer, QIFLayer, ThetaLayer
+from .losses import count_cross_entropy, first_spike_cross_entropy, spike_count_loss, spike_time_loss
+from .spikes import Spikes
+
+__all__ = [
+    "EndState",
+    "EventBudgetError",
+    "LIFLayer",
+    "LayerOutput",
+    "QIFLayer",
+    "Spikes",
+    "ThetaLayer",
+    "count_cross_entropy",
+    "encode_images",
+    "first_spike_cross_entropy",
+    "initialise",
+    "pad_events",
+    "spike_count_loss",
+    "spike_time_loss",
+    "spiking_layer",
+]

@@ -1,0 +1,632 @@
+"""The event-based engine: forward and adjoint of one layer, compiled with Numba.
+
+Times are in units of the membrane time constant τ. Per neuron the state is three numbers,
+
+    LIF     (V, I, -)       V' = -V + I + J,        I' = -2I,   an input spike adds w to I;  spike at V = 1, V -> 0
+    QIF     (p, q, I)       V = p/q, V' = V(V - 1) + I, I' = -2I, an input spike adds w to I;  spike at q = 0
+    THETA   (p, q, -)       V - 1/2 = p/q, V' = V(V - 1) + J,     an input spike adds w to V;  spike at q = 0
+
+J is constant in time. (p, q) and r(p, q) are the same state, so both are scaled by 1/(|p| + |q|) after each event, and
+q >= 0 is kept by changing both signs at a spike: V = +∞ and V = -∞ are one point and the reset needs no work.
+With σ = 1 - exp(-Δ) and x = I σ², C(x) = cos √x, S(x) = sin(√x)/√x (entire: cosh and sinh for x < 0),
+
+    QIF     p <- (C p + I σS q)(1 - σ),  q <- C q - σS p,  I <- I (1 - σ)²
+    THETA   the same with σ = Δ, I = J - 1/4 and without the factors (1 - σ)
+
+An interval runs from one event to the next; interval e ends with event e, the last one with the trial. All neurons of
+a layer share the events, so an interval is one pass over the neurons, and only those that spike in it are looked at
+one by one. Backward walks the intervals in reverse. States are kept at every ``seg``-th interval and recomputed in
+between, so that the memory does not hold every neuron's state at every event.
+
+At event e the adjoint a gives dL/dt_e = a·(Df⁻ - f⁺), f the right-hand side before and after, D the jump's derivative;
+a spike at t_s adds to a the gradient of t_s, where dt_s = dq/p (projective) or -dV/V' (LIF).
+
+Everything compiled is in this file, because Numba's cache notices changes to a function's own file alone.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+
+__all__ = ["LIF", "QIF", "THETA", "backward", "forward"]
+
+LIF, QIF, THETA = 0, 1, 2
+
+_LIMIT = 0.5
+"""|x| up to which the polynomials below are exact to rounding (the first omitted term is 3e-19)."""
+
+_jit = njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+_inline = njit(nogil=True, error_model="numpy", fastmath={"contract"}, inline="always")
+
+
+_C0, _C1, _C2, _C3, _C4, _C5, _C6, _C7, _C8 = [(-1.0) ** n / math.factorial(2 * n) for n in range(9)]
+_S0, _S1, _S2, _S3, _S4, _S5, _S6, _S7, _S8 = [(-1.0) ** n / math.factorial(2 * n + 1) for n in range(9)]
+_D0, _D1, _D2, _D3, _D4, _D5, _D6, _D7 = [(-1.0) ** n * n / math.factorial(2 * n + 1) for n in range(1, 9)]
+
+
+@_inline
+def _c_series(x):
+    return _C0 + x * (_C1 + x * (_C2 + x * (_C3 + x * (_C4 + x * (_C5 + x * (_C6 + x * (_C7 + x * _C8)))))))
+
+
+@_inline
+def _s_series(x):
+    return _S0 + x * (_S1 + x * (_S2 + x * (_S3 + x * (_S4 + x * (_S5 + x * (_S6 + x * (_S7 + x * _S8)))))))
+
+
+@_inline
+def _slope_series(x):
+    return _D0 + x * (_D1 + x * (_D2 + x * (_D3 + x * (_D4 + x * (_D5 + x * (_D6 + x * _D7))))))
+
+
+@_jit
+def _entire(x):
+    """C(x), S(x), S'(x), scaled by exp(-√-x) for x < -limit: the scale of (p, q) is free, an overflow is not."""
+    if abs(x) <= _LIMIT:
+        return _c_series(x), _s_series(x), _slope_series(x)
+    if x > 0:
+        z = math.sqrt(x)
+        c, s = math.cos(z), math.sin(z) / z
+    else:
+        z = math.sqrt(-x)
+        m = math.exp(-2 * z)
+        c, s = (1 + m) / 2, (1 - m) / (2 * z)
+    return c, s, (c - s) / (2 * x)
+
+
+# Forward, one interval: every neuron's state at its end as if it did not spike, and which neurons do (``flag``).
+
+
+@_inline
+def _crossed(p, q):
+    return (q < 0) | ((q == 0) & (p > 0))
+
+
+@_jit
+def _qif_advance(x, y, flag, dt):
+    p0, q0, i0, p1, q1, i1 = x[0], x[1], x[2], y[0], y[1], y[2]
+    e, sigma = math.exp(-dt), -math.expm1(-dt)
+    far = 0
+    for n in range(p0.shape[0]):
+        i = i0[n]
+        z = i * sigma * sigma
+        c, k = _c_series(z), sigma * _s_series(z)
+        p, q = (c * p0[n] + i * k * q0[n]) * e, c * q0[n] - k * p0[n]
+        r = 1 / (abs(p) + abs(q))
+        p1[n] = p * r
+        q1[n] = q * r
+        i1[n] = i * e * e
+        flag[n] = _crossed(p, q)
+        far += abs(z) > _LIMIT
+    if far > 0:
+        for n in range(p0.shape[0]):
+            z = i0[n] * sigma * sigma
+            if abs(z) > _LIMIT:
+                c, k, _ = _entire(z)
+                k *= sigma
+                p, q = (c * p0[n] + i0[n] * k * q0[n]) * e, c * q0[n] - k * p0[n]
+                r = 1 / (abs(p) + abs(q))
+                p1[n] = p * r
+                q1[n] = q * r
+                flag[n] = _crossed(p, q) or z > math.pi**2
+
+
+@_jit
+def _theta_advance(x, y, flag, dt, drive):
+    p0, q0, p1, q1 = x[0], x[1], y[0], y[1]
+    root = math.sqrt(drive - 0.25)
+    c, k = math.cos(root * dt), math.sin(root * dt) / root
+    rik = (drive - 0.25) * k
+    turned = root * dt > math.pi
+    for n in range(p0.shape[0]):
+        p, q = c * p0[n] + rik * q0[n], c * q0[n] - k * p0[n]
+        r = 1 / (abs(p) + abs(q))
+        p1[n] = p * r
+        q1[n] = q * r
+        flag[n] = _crossed(p, q) | turned
+
+
+@_jit
+def _lif_advance(x, y, flag, dt, drive):
+    v0, i0, v1, i1 = x[0], x[1], y[0], y[1]
+    e = math.exp(-dt)
+    rise = -math.expm1(-dt)
+    for n in range(v0.shape[0]):
+        i, j = i0[n], drive[n]
+        b = v0[n] - j + i
+        v = j * rise + e * (v0[n] + i * rise)
+        peak = (i > 0) & (b * b >= 4 * i * (1 - j)) & (b > 2 * i * e) & (b < 2 * i)
+        v1[n] = v
+        i1[n] = i * e * e
+        flag[n] = (v >= 1) | (v0[n] >= 1) | peak
+
+
+@_jit
+def _advance(model, x, y, flag, dt, drive):
+    if model == QIF:
+        _qif_advance(x, y, flag, dt)
+    elif model == THETA:
+        _theta_advance(x, y, flag, dt, drive[0])
+    else:
+        _lif_advance(x, y, flag, dt, drive)
+    some = 0
+    for n in range(flag.shape[0]):
+        some += flag[n]
+    return some
+
+
+@_jit
+def _projective_zero(p, q, i):
+    """The smallest σ > 0 with q(σ) = 0, infinite if there is none; q >= 0, and q = 0 only with p < 0."""
+    if i > 0:
+        r = math.sqrt(i)
+        return math.atan2(r * q, p) / r
+    if p <= 0:
+        return math.inf
+    if i == 0:
+        return q / p
+    r = math.sqrt(-i)
+    z = r * q / p
+    return math.atanh(z) / r if z < 1 else math.inf
+
+
+@_jit
+def _lif_crossing(v, i, j, v_end, e):
+    """exp(-Δ) at the first upward crossing of V = 1 before exp(-Δ) = e, or -1 if there is none.
+
+    The crossing is the root of i u² - b u + d = 0, b = v - j + i, d = 1 - j, at which the left side grows with u.
+    """
+    if v >= 1:
+        return 1.0
+    b, d = v - j + i, 1 - j
+    square = b * b - 4 * i * d
+    if square >= 0:
+        root = math.sqrt(square)
+        if b >= 0:
+            u = (b + root) / (2 * i) if i != 0 else math.inf
+        else:
+            u = 2 * d / (b - root)
+        if e <= u <= 1:
+            return u
+    return e if v_end >= 1 else -1.0
+
+
+@_jit
+def _first(model, x, y, n, dt, drive):
+    """Time from the interval's start to the first spike of a flagged neuron; infinite if rounding raised the flag."""
+    if model == LIF:
+        u = _lif_crossing(x[0, n], x[1, n], drive[n], y[0, n], math.exp(-dt))
+        return min(-math.log(u), dt) if u > 0 else math.inf
+    i = x[2, n] if model == QIF else drive[0] - 0.25
+    zero = _projective_zero(x[0, n], x[1, n], i)
+    if model == THETA:
+        return min(zero, dt)
+    return min(-math.log1p(-zero), dt) if zero < 1 else dt
+
+
+@_jit
+def _settle(model, x, y, n, count, last, dt, drive):
+    """The state ``y[:, n]`` at the interval's end given that the neuron spiked ``count`` times, last at ``last``."""
+    if model == LIF:
+        u, e = math.exp(-last), math.exp(-(dt - last))
+        rise = -math.expm1(-(dt - last))
+        i = x[1, n] * u * u
+        y[0, n] = drive[n] * rise + i * e * rise
+    elif count % 2 == 1:
+        y[0, n] = -y[0, n]
+        y[1, n] = -y[1, n]
+        if y[1, n] < 0:
+            y[0, n], y[1, n] = -1.0, 0.0
+    y_is_limit = model != LIF and y[1, n] == 0
+    if y_is_limit:
+        y[0, n], y[1, n] = -1.0, 0.0
+
+
+@_jit
+def _resolve(model, x, y, n, dt, drive, forced, t, interval, found, spike_t, spike_n, spike_e):
+    """Record the spikes of neuron n in the interval and settle its state; returns the number found so far."""
+    capacity = spike_t.shape[0]
+    count = 0
+    last = 0.0
+    if model == LIF:
+        v, i, e = x[0, n], x[1, n], math.exp(-dt)
+        while True:
+            rest = dt - last
+            rise = -math.expm1(-rest)
+            end = drive[n] * rise + math.exp(-rest) * (v + i * rise)
+            if count == 0 and forced:
+                end = max(end, 1.0)
+            u = _lif_crossing(v, i, drive[n], end, e)
+            if u < 0:
+                break
+            last = min(last - math.log(u), dt)
+            if found < capacity:
+                spike_t[found], spike_n[found], spike_e[found] = t + last, n, interval
+            found += 1
+            count += 1
+            if found > capacity:
+                return found
+            i *= u * u
+            e = math.exp(-(dt - last))
+            v = 0.0
+    else:
+        i, end = (x[2, n], -math.expm1(-dt)) if model == QIF else (drive[0] - 0.25, dt)
+        zero = _projective_zero(x[0, n], x[1, n], i)
+        period = math.pi / math.sqrt(i) if i > 0 else math.inf
+        odd = _crossed(y[0, n], y[1, n])
+        total = 0
+        if zero <= end:
+            total = 1 + int(min((end - zero) / period, 1e9)) if i > 0 else 1
+        if (total % 2 == 1) != odd:
+            # A zero within rounding of the end: the sign of q decides whether it belongs to this interval.
+            after = zero + total * period if i > 0 else zero
+            if total > 0 and (i <= 0 or end - (after - period) < after - end):
+                total -= 1
+            else:
+                total += 1
+        if forced and total == 0:
+            total = 1
+        for m in range(total):
+            at = min(zero + m * period if m > 0 else zero, end)
+            last = min(-math.log1p(-at), dt) if model == QIF else at
+            if at >= 1 and model == QIF:
+                last = dt
+            if found < capacity:
+                spike_t[found], spike_n[found], spike_e[found] = t + last, n, interval
+            found += 1
+            count += 1
+            if found > capacity:
+                return found
+    if count > 0:
+        _settle(model, x, y, n, count, last, dt, drive)
+    return found
+
+
+@_jit
+def _receive(model, x, row):
+    """An input spike with the weights ``row`` arrives."""
+    if model == QIF:
+        target = x[2]
+        for n in range(row.shape[0]):
+            target[n] += row[n]
+    elif model == LIF:
+        target = x[1]
+        for n in range(row.shape[0]):
+            target[n] += row[n]
+    else:
+        p, q = x[0], x[1]
+        for n in range(row.shape[0]):
+            p[n] += row[n] * q[n]
+
+
+@_jit
+def forward(
+    model, t_in, source_in, weight, recurrent, delay, start, drive, duration, seg, kept, spike_t, spike_n, spike_e,
+    n_spikes, event_t, event_source, event_ref, n_events, end, lo, hi,
+):  # fmt: skip
+    """Samples ``lo`` to ``hi``.
+
+    Args:
+        t_in, source_in: [B, K] input spikes, ascending, infinite behind the last.
+        weight: [S, N]; row ``source``; with ``recurrent`` the last N rows are the layer's own neurons'.
+        delay: [N], of the recurrent connections, by source.
+        start: [B, 3, N] states at t = 0.
+        drive: [N] J.
+        kept: [B, segments, 3, N], out: the states at the start of intervals 0, seg, 2 seg, ...
+        spike_t, spike_n, spike_e: [B, capacity], out: time, neuron and interval, by interval; at most one neuron's
+            spikes after the other's within an interval.
+        n_spikes: [B], out: larger than the capacity where that ran out.
+        event_t, event_source, event_ref: [B, E], out if ``recurrent``: the events that the layer received; ref is the
+            input's position or the spike's number.
+        n_events: [B], out.
+        end: [B, 3, N], out.
+    """
+    n_neurons = weight.shape[1]
+    n_input = weight.shape[0] - (n_neurons if recurrent else 0)
+    x = np.empty((3, n_neurons))
+    y = np.empty((3, n_neurons))
+    flag = np.empty(n_neurons, np.uint8)
+    capacity = spike_t.shape[1]
+    queue_t = np.empty(capacity if recurrent else 0)
+    queue_ref = np.empty(capacity if recurrent else 0, np.int64)
+    for b in range(lo, hi):
+        for c in range(3):
+            for n in range(n_neurons):
+                x[c, n] = start[b, c, n]
+                y[c, n] = 0.0
+        t, i, head, tail, e, found = 0.0, 0, 0, 0, 0, 0
+        while True:
+            if e % seg == 0:
+                kept[b, e // seg] = x
+            until = duration
+            if i < t_in.shape[1] and t_in[b, i] < until:
+                until = t_in[b, i]
+            if head < tail and queue_t[head] < until:
+                until = queue_t[head]
+            some = _advance(model, x, y, flag, until - t, drive)
+            cause = -1
+            if recurrent and some > 0:
+                for n in range(n_neurons):
+                    if flag[n]:
+                        at = t + _first(model, x, y, n, until - t, drive) + delay[n]
+                        if at < until or (at == until and delay[n] == 0 and cause < 0):
+                            until, cause = at, n
+                if cause >= 0:
+                    some = _advance(model, x, y, flag, until - t, drive)
+                    if not flag[cause]:
+                        flag[cause] = 1
+                        some += 1
+            before = found
+            if some > 0:
+                for n in range(n_neurons):
+                    if flag[n]:
+                        found = _resolve(
+                            model, x, y, n, until - t, drive, n == cause, t, e, found, spike_t[b], spike_n[b],
+                            spike_e[b],
+                        )  # fmt: skip
+                        if found > capacity:
+                            break
+                if found > capacity:
+                    break
+            if recurrent:
+                for s in range(before, found):
+                    at = spike_t[b, s] + delay[spike_n[b, s]]
+                    if at > duration:
+                        continue
+                    place = tail
+                    while place > head and queue_t[place - 1] > at:
+                        queue_t[place], queue_ref[place] = queue_t[place - 1], queue_ref[place - 1]
+                        place -= 1
+                    queue_t[place], queue_ref[place] = at, s
+                    tail += 1
+            x, y = y, x
+            t = until
+            if head < tail and queue_t[head] <= until:
+                ref = queue_ref[head]
+                source = n_input + spike_n[b, ref]
+                head += 1
+            elif i < t_in.shape[1] and t_in[b, i] <= until:
+                ref, source = i, source_in[b, i]
+                i += 1
+            else:
+                e += 1
+                break
+            _receive(model, x, weight[source])
+            if recurrent:
+                event_t[b, e], event_source[b, e], event_ref[b, e] = until, source, ref
+            e += 1
+        n_spikes[b] = found
+        n_events[b] = e - 1
+        end[b] = x
+
+
+# Backward: adjoint of the state at an interval's end -> at its start.
+
+
+@_jit
+def _qif_retreat(x, a, b, dt):
+    p0, q0, i0, ap, aq, ai, bp, bq, bi = x[0], x[1], x[2], a[0], a[1], a[2], b[0], b[1], b[2]
+    e, sigma = math.exp(-dt), -math.expm1(-dt)
+    far = 0
+    for n in range(p0.shape[0]):
+        i = i0[n]
+        z = i * sigma * sigma
+        c, k = _c_series(z), sigma * _s_series(z)
+        slope = sigma * sigma * sigma * _slope_series(z)
+        p, q = (c * p0[n] + i * k * q0[n]) * e, c * q0[n] - k * p0[n]
+        r = 1 / (abs(p) + abs(q))
+        gp, gq = ap[n] * e * r, aq[n] * r
+        c_slope = -0.5 * sigma * k
+        bp[n] = gp * c - gq * k
+        bq[n] = gp * i * k + gq * c
+        bi[n] = (
+            ai[n] * e * e + gp * (c_slope * p0[n] + (k + i * slope) * q0[n]) + gq * (c_slope * q0[n] - slope * p0[n])
+        )
+        far += abs(z) > _LIMIT
+    if far > 0:
+        for n in range(p0.shape[0]):
+            i = i0[n]
+            z = i * sigma * sigma
+            if abs(z) > _LIMIT:
+                c, k, slope = _entire(z)
+                k *= sigma
+                slope *= sigma * sigma * sigma
+                p, q = (c * p0[n] + i * k * q0[n]) * e, c * q0[n] - k * p0[n]
+                r = 1 / (abs(p) + abs(q))
+                gp, gq = ap[n] * e * r, aq[n] * r
+                c_slope = -0.5 * sigma * k
+                bp[n] = gp * c - gq * k
+                bq[n] = gp * i * k + gq * c
+                bi[n] = ai[n] * e * e + gp * (c_slope * p0[n] + (k + i * slope) * q0[n])
+                bi[n] += gq * (c_slope * q0[n] - slope * p0[n])
+
+
+@_jit
+def _theta_retreat(x, a, b, dt, drive):
+    root = math.sqrt(drive - 0.25)
+    c, k = math.cos(root * dt), math.sin(root * dt) / root
+    rik = (drive - 0.25) * k
+    p0, q0, ap, aq, bp, bq = x[0], x[1], a[0], a[1], b[0], b[1]
+    for n in range(p0.shape[0]):
+        p, q = c * p0[n] + rik * q0[n], c * q0[n] - k * p0[n]
+        r = 1 / (abs(p) + abs(q))
+        bp[n] = (ap[n] * c - aq[n] * k) * r
+        bq[n] = (ap[n] * rik + aq[n] * c) * r
+
+
+@_jit
+def _lif_retreat(a, b, dt, grad_drive):
+    e, rise = math.exp(-dt), -math.expm1(-dt)
+    av, ai, bv, bi = a[0], a[1], b[0], b[1]
+    for n in range(av.shape[0]):
+        bv[n] = av[n] * e
+        bi[n] = ai[n] * e * e + av[n] * e * rise
+        grad_drive[n] += av[n] * rise
+
+
+@_jit
+def _lif_spikes(x, a, b, n, t, dt, drive, first, last, spike_t, grad_spike, grad_drive):
+    """The adjoint of neuron n over an interval with the spikes first..last, replacing what _lif_retreat wrote."""
+    grad_drive[n] += a[0, n] * math.expm1(-dt)
+    av, ai = a[0, n], a[1, n]
+    later = dt
+    for s in range(last, first - 1, -1):
+        at = min(spike_t[s] - t, dt)
+        rest = later - at
+        e, rise = math.exp(-rest), -math.expm1(-rest)
+        grad_drive[n] += av * rise
+        ai = ai * e * e + av * e * rise
+        av = av * e
+        current = x[1, n] * math.exp(-2 * at) + drive[n]
+        av = -(grad_spike[s] - av * current) / (current - 1)
+        later = at
+    e, rise = math.exp(-later), -math.expm1(-later)
+    grad_drive[n] += av * rise
+    b[0, n], b[1, n] = av * e, ai * e * e + av * e * rise
+
+
+@_jit
+def _projective_spikes(model, x, b, n, t, dt, drive, first, last, spike_t, grad_spike):
+    """Add to the adjoint at the interval's start the gradients of the spikes first..last of neuron n."""
+    p0, q0, i = x[0, n], x[1, n], x[2, n] if model == QIF else drive[0] - 0.25
+    for s in range(first, last + 1):
+        at = min(spike_t[s] - t, dt)
+        sigma = -math.expm1(-at) if model == QIF else at
+        c, k, slope = _entire(i * sigma * sigma)
+        k *= sigma
+        h = grad_spike[s] / (c * p0 + i * k * q0)
+        if model == QIF:
+            h /= math.exp(-at)
+            c_slope = -0.5 * sigma * k
+            b[2, n] += h * (c_slope * q0 - slope * sigma * sigma * sigma * p0)
+        b[0, n] -= h * k
+        b[1, n] += h * c
+
+
+@_jit
+def _to_time(model, x, a, row):
+    """dL/dt of an event: ``x`` and ``a`` are the states and adjoints just after it."""
+    total = 0.0
+    if model == QIF:
+        for n in range(row.shape[0]):
+            total += row[n] * (2 * a[2, n] - a[0, n] * x[1, n])
+    elif model == LIF:
+        for n in range(row.shape[0]):
+            total += row[n] * (2 * a[1, n] - a[0, n])
+    else:
+        for n in range(row.shape[0]):
+            total += row[n] * (a[1, n] * x[1, n] - a[0, n] * (x[0, n] - row[n] * x[1, n]))
+    return total
+
+
+@_jit
+def _to_weight(model, x, a, row, grad):
+    """Add dL/dw of an event, and take the adjoint to just before it."""
+    if model == QIF:
+        source = a[2]
+        for n in range(row.shape[0]):
+            grad[n] += source[n]
+    elif model == LIF:
+        source = a[1]
+        for n in range(row.shape[0]):
+            grad[n] += source[n]
+    else:
+        q, ap, aq = x[1], a[0], a[1]
+        for n in range(row.shape[0]):
+            grad[n] += ap[n] * q[n]
+            aq[n] += row[n] * ap[n]
+
+
+@_jit
+def backward(
+    model, event_t, event_source, event_ref, n_events, weight, recurrent, start_drive, duration, seg, kept, spike_t,
+    spike_n, spike_e, n_spikes, grad_spike, grad_end, needs_time, grad_t, grad_weight, grad_delay, grad_start,
+    grad_drive, lo, hi,
+):  # fmt: skip
+    """Samples ``lo`` to ``hi`` of the adjoint; names as in :func:`forward`.
+
+    Args:
+        grad_spike: [B, capacity], in and overwritten: gradients of ``spike_t``.
+        grad_end: [B, 3, N] of ``end``; homogeneous, p·grad_p + q·grad_q = 0.
+        grad_t: [B, K], out: of ``t_in``.
+        grad_weight: [S, N], grad_delay: [N], grad_drive: [N], added to; one array for each caller at a time.
+        grad_start: [B, 3, N], out.
+    """
+    drive = start_drive
+    n_neurons = weight.shape[1]
+    n_input = weight.shape[0] - (n_neurons if recurrent else 0)
+    states = np.zeros((seg + 1, 3, n_neurons))
+    a = np.zeros((3, n_neurons))
+    b = np.zeros((3, n_neurons))
+    flag = np.empty(n_neurons, np.uint8)
+    for sample in range(lo, hi):
+        a[:] = grad_end[sample]
+        intervals = n_events[sample] + 1
+        left = n_spikes[sample]
+        for part in range((intervals - 1) // seg, -1, -1):
+            low, high = part * seg, min(part * seg + seg, intervals)
+            states[0] = kept[sample, part]
+            s = left
+            while s > 0 and spike_e[sample, s - 1] >= low:
+                s -= 1
+            t = event_t[sample, low - 1] if low > 0 else 0.0
+            for e in range(low, high):
+                x, y = states[e - low], states[e - low + 1]
+                until = event_t[sample, e] if e < intervals - 1 else duration
+                _advance(model, x, y, flag, until - t, drive)
+                while s < left and spike_e[sample, s] == e:
+                    n, first = spike_n[sample, s], s
+                    while s < left and spike_e[sample, s] == e and spike_n[sample, s] == n:
+                        s += 1
+                    _settle(model, x, y, n, s - first, spike_t[sample, s - 1] - t, until - t, drive)
+                if e < intervals - 1:
+                    _receive(model, y, weight[event_source[sample, e]])
+                t = until
+            for e in range(high - 1, low - 1, -1):
+                x, y = states[e - low], states[e - low + 1]
+                until = duration
+                if e < intervals - 1:
+                    until = event_t[sample, e]
+                    source = event_source[sample, e]
+                    ref = event_ref[sample, e] if recurrent else e
+                    if needs_time or recurrent:
+                        to_time = _to_time(model, y, a, weight[source])
+                        if source >= n_input:
+                            grad_spike[sample, ref] += to_time
+                            grad_delay[source - n_input] += to_time
+                        else:
+                            grad_t[sample, ref] = to_time
+                    _to_weight(model, y, a, weight[source], grad_weight[source])
+                t = event_t[sample, e - 1] if e > 0 else 0.0
+                dt = until - t
+                if model != LIF:
+                    # A spike changed the signs of p and q.
+                    s = left - 1
+                    while s >= 0 and spike_e[sample, s] == e:
+                        a[0, spike_n[sample, s]] *= -1
+                        a[1, spike_n[sample, s]] *= -1
+                        s -= 1
+                if model == QIF:
+                    _qif_retreat(x, a, b, dt)
+                elif model == THETA:
+                    _theta_retreat(x, a, b, dt, drive[0])
+                else:
+                    _lif_retreat(a, b, dt, grad_drive)
+                while left > 0 and spike_e[sample, left - 1] == e:
+                    n, last = spike_n[sample, left - 1], left - 1
+                    while left > 0 and spike_e[sample, left - 1] == e and spike_n[sample, left - 1] == n:
+                        left -= 1
+                    if model == LIF:
+                        _lif_spikes(
+                            x, a, b, n, t, dt, drive, left, last, spike_t[sample], grad_spike[sample], grad_drive
+                        )
+                    else:
+                        _projective_spikes(
+                            model, x, b, n, t, dt, drive, left, last, spike_t[sample], grad_spike[sample]
+                        )
+                a, b = b, a
+        grad_start[sample] = a

@@ -1,0 +1,68 @@
+"""Weights that start a network active."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from .functional import EventBudgetError
+from .layers import _SpikingLayer
+from .spikes import Spikes
+
+__all__ = ["initialise"]
+
+
+@torch.no_grad()
+def initialise(network: nn.Module | Iterable[nn.Module], spikes: Spikes, rate: float = 1.0, steps: int = 12) -> Spikes:
+    """Scale each layer's weights, first to last, until its neurons spike ``rate`` times a trial on average.
+
+    Exact gradients say nothing about spikes that are far from existing, so where training starts matters more than
+    for surrogate gradients. Only the input weights of a layer are scaled, by one factor.
+
+    Args:
+        network: The layers in order, such as an ``nn.Sequential``; modified in place.
+        spikes: A batch of inputs.
+        rate: Wanted mean number of ordinary spikes of a neuron in a trial, > 0. Default 1.
+        steps: Bisections of the factor's logarithm. Default 12.
+
+    Returns:
+        The last layer's output on the batch.
+
+    Raises:
+        ValueError: ``rate`` is not positive, or no factor between 1/1024 and 1024 reaches it (an input without
+            spikes, or theta neurons that spike more often with no input at all).
+    """
+    if not rate > 0:
+        raise ValueError(f"rate must be positive, got {rate}")
+    layers = network.children() if isinstance(network, nn.Module) else network
+    for number, layer in enumerate(layers):
+        if not isinstance(layer, _SpikingLayer):
+            raise ValueError(f"initialise takes a stack of spiking layers; entry {number} is {type(layer).__name__}")
+        weight = layer.weight.clone()
+
+        def mean_count(
+            power: float, layer: _SpikingLayer = layer, weight: torch.Tensor = weight, spikes: Spikes = spikes
+        ) -> float:
+            layer.weight.copy_(weight * 2**power)
+            try:
+                return float(layer(spikes).ordinary_counts().double().mean())
+            except EventBudgetError:
+                return math.inf
+
+        low, high = -10.0, 10.0
+        if not mean_count(low) < rate <= mean_count(high):
+            least, most = mean_count(low), mean_count(high)
+            layer.weight.copy_(weight)
+            raise ValueError(
+                f"layer {number} spikes {least:g} times a trial with its weights / 1024 and {most:g} times with them · "
+                f"1024; no factor gives {rate:g}: does its input spike?"
+            )
+        for _ in range(steps):
+            middle = (low + high) / 2
+            low, high = (middle, high) if mean_count(middle) < rate else (low, middle)
+        mean_count(high)
+        spikes = layer(spikes)
+    return spikes

@@ -1,0 +1,74 @@
+"""Losses on spike times and counts; all continue through pseudospikes, so that silent neurons learn."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .spikes import Spikes
+
+__all__ = ["count_cross_entropy", "first_spike_cross_entropy", "spike_count_loss", "spike_time_loss"]
+
+
+def first_spike_cross_entropy(spikes: Spikes, labels: Tensor, scale: float, regularisation: float = 1e-2) -> Tensor:
+    """Cross-entropy with the logits -t/scale, t the time to first spike: the class is the neuron that spikes first.
+
+    Args:
+        spikes: Output of the last layer, one neuron per class.
+        labels: [B] int64.
+        scale: Time that counts as one unit of logit, > 0; a fraction of the time constant is a good start.
+        regularisation: Weight of mean(exp(t_label/T) - 1), which makes the right neuron spike within the trial.
+            Default 0.01.
+
+    Returns:
+        The mean over the batch.
+    """
+    first = spikes.first()
+    right = first.gather(1, labels[:, None])[:, 0]
+    loss = F.cross_entropy(-first / scale, labels)
+    return loss + regularisation * (torch.exp(right / spikes.duration) - 1).mean()
+
+
+def count_cross_entropy(spikes: Spikes, labels: Tensor, scale: float = 1.0) -> Tensor:
+    """Cross-entropy with the spike counts, continued by the phase at the trial's end, times ``scale`` as logits.
+
+    Args:
+        spikes: Output of the last layer, one neuron per class.
+        labels: [B] int64.
+        scale: Logit of one spike. Default 1.
+
+    Returns:
+        The mean over the batch.
+    """
+    return F.cross_entropy(spikes.counts() * scale, labels)
+
+
+def spike_count_loss(spikes: Spikes, targets: Tensor) -> Tensor:
+    """Mean squared distance of the continued counts from n + 1/2: n spikes, the next one half a period after the end.
+
+    Args:
+        spikes: Spike trains with phases.
+        targets: Wanted numbers n, broadcastable to [B, N].
+
+    Returns:
+        A scalar.
+    """
+    return (spikes.counts() - targets - 0.5).square().mean()
+
+
+def spike_time_loss(spikes: Spikes, targets: Tensor) -> Tensor:
+    """Mean squared distance of the first spikes from target times.
+
+    Args:
+        spikes: Spike trains.
+        targets: [B, N, n] or [N, n], ascending in the last dimension; infinite where no spike is wanted, which puts
+            no demand on that spike.
+
+    Returns:
+        A scalar.
+    """
+    times = spikes.nth(targets.shape[-1])
+    wanted = torch.isfinite(targets).expand(times.shape)
+    distance = torch.where(wanted, times, 0.0) - torch.where(wanted, targets.expand(times.shape), 0.0)
+    return distance.square().sum() / wanted.sum().clamp(min=1)

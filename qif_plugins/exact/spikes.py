@@ -1,0 +1,89 @@
+"""Spike trains with their continuation beyond the trial's end.
+
+At the end T of the trial a neuron's drive is replaced by a constant one that makes it oscillate (:mod:`.layers` says
+which). It then spikes at T + period·(k - phase), k = 1, 2, ...: its pseudospikes. ``phase``, from 0 just after a spike
+to 1 just before one, is continuous in the parameters together with the number of ordinary spikes: a spike that moves
+past T becomes the first pseudospike, at the same time and, for QIF and theta neurons, with the same derivative.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Spikes"]
+
+
+@dataclass(frozen=True)
+class Spikes:
+    """A batch of spike trains.
+
+    Args:
+        times: [B, K], ascending, in [0, T], padded with infinity.
+        indices: [B, K] int64, padded with -1.
+        channels: Number N of inputs or neurons.
+        phase: [B, N] at the trial's end; ``None`` (default) for trains that do not continue, such as inputs.
+        period: [B, N] of the pseudospikes; ``None`` with ``phase``.
+        duration: Trial length T; needed with ``phase``.
+    """
+
+    times: Tensor
+    indices: Tensor
+    channels: int
+    phase: Tensor | None = None
+    period: Tensor | None = None
+    duration: float = math.inf
+
+    def ordinary_counts(self) -> Tensor:
+        """[B, N] int64, the spikes within the trial."""
+        counts = torch.zeros(self.times.shape[0], self.channels + 1, dtype=torch.int64)
+        counts.scatter_add_(1, self.indices + 1, torch.ones_like(self.indices))
+        return counts[:, 1:]
+
+    def counts(self) -> Tensor:
+        """[B, N], spikes within the trial plus ``phase``: continuous in the parameters."""
+        ordinary = self.ordinary_counts().to(self.times.dtype)
+        return ordinary if self.phase is None else ordinary + self.phase
+
+    def nth(self, number: int) -> Tensor:
+        """The first spike times of each neuron.
+
+        Args:
+            number: How many, >= 1.
+
+        Returns:
+            [B, N, number]: ordinary spikes, then pseudospikes (infinity without ``phase``).
+
+        Raises:
+            ValueError: ``number`` is below 1.
+        """
+        if number < 1:
+            raise ValueError(f"the number of spikes must be at least 1, got {number}")
+        batch, most = self.times.shape
+        ordinary = self.ordinary_counts()
+        k = torch.arange(1, number + 1) - ordinary[..., None]
+        if self.phase is None or self.period is None:
+            out = torch.full(k.shape, math.inf, dtype=self.times.dtype)
+        else:
+            out = self.duration + self.period[..., None] * (k - self.phase[..., None])
+        if most == 0:
+            return out
+        # The rank of each spike among its neuron's: its place in the order by neuron, less its neuron's first place.
+        grouped = self.indices.argsort(dim=1, stable=True)
+        place = torch.empty_like(grouped).scatter_(1, grouped, torch.arange(most).expand(batch, most))
+        silent = (self.indices < 0).sum(1, keepdim=True)
+        first = torch.cat([torch.zeros_like(silent), silent + ordinary.cumsum(1)], 1)
+        starts = torch.cat([silent, first[:, 1:-1]], 1)
+        rank = place - starts.gather(1, self.indices.clamp(min=0))
+        wanted = (self.indices >= 0) & (rank < number)
+        slot = torch.where(wanted, self.indices.clamp(min=0) * number + rank.clamp(0, number - 1), 0)
+        sample = torch.arange(batch)[:, None].expand(batch, most)
+        flat = out.reshape(batch, -1).index_put((sample[wanted], slot[wanted]), self.times[wanted])
+        return flat.reshape(out.shape)
+
+    def first(self) -> Tensor:
+        """[B, N], the time to each neuron's first spike or pseudospike."""
+        return self.nth(1)[..., 0]

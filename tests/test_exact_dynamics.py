@@ -1,0 +1,200 @@
+"""Spike times against numerical integration and against high-precision arithmetic."""
+
+import math
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from exact_oracle import integrate
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from qif_plugins.exact import spiking_layer
+
+pytestmark = pytest.mark.host_independent
+
+MODELS = ["lif", "qif", "theta"]
+
+
+def case(seed, model, neurons=3, inputs=4, events=10, duration=5.0, scale=2.0):
+    rng = np.random.default_rng(seed)
+    times = np.sort(rng.uniform(0, duration, events))
+    sources = rng.integers(0, inputs, events)
+    weight = rng.normal(0.3 * scale, scale, (neurons, inputs)) * (0.5 if model == "theta" else 1.0)
+    return rng, times, sources, weight
+
+
+def layer(model, times, sources, weight, duration, **options):
+    options = {k: torch.from_numpy(np.asarray(v)) if isinstance(v, np.ndarray) else v for k, v in options.items()}
+    weight = torch.tensor(weight, dtype=torch.float64, requires_grad=True)
+    out = spiking_layer(model, torch.tensor(times)[None], torch.tensor(sources)[None], weight, duration, **options)
+    return out, weight
+
+
+def sensitivity(out, weight):
+    """The largest sum over the weights of |dt/dw|: integration errors reach spike times multiplied by it."""
+    worst = 0.0
+    for k in range(out.times.shape[1]):
+        (grad,) = torch.autograd.grad(out.times[0, k], weight, retain_graph=True)
+        worst = max(worst, float(grad.abs().sum()))
+    return worst
+
+
+def assert_same(out, spikes, duration, tolerance=1e-9):
+    """Spikes within the tolerance of the trial's end may be on either side of it."""
+    ours = [
+        (float(t), int(n))
+        for t, n in zip(out.times[0].detach(), out.indices[0], strict=True)
+        if t < duration - tolerance
+    ]
+    spikes = [spike for spike in spikes if spike[0] < duration - tolerance]
+    assert len(ours) == len(spikes)
+    for n in {n for _, n in spikes}:
+        mine = [t for t, m in ours if m == n]
+        true = [t for t, m in spikes if m == n]
+        assert len(mine) == len(true)
+        assert np.abs(np.subtract(mine, true)).max() < tolerance
+
+
+@pytest.mark.parametrize("model", MODELS)
+@settings(max_examples=25)
+@given(seed=st.integers(0, 10**6), scale=st.floats(0.5, 6.0), tau=st.floats(0.5, 2.0))
+def test_feed_forward_matches_integration(model, seed, scale, tau):
+    rng, times, sources, weight = case(seed, model, scale=scale)
+    v0, i0 = rng.uniform(-1, 0.9, 3), rng.normal(0, 2, 3)
+    current = 1.5 if model == "theta" else (rng.normal(0, 1, 3) if model == "lif" else 0.0)
+    start = {"v0": v0} if model == "theta" else {"v0": v0, "i0": i0}
+    out, parameter = layer(model, times, sources, weight, 5.0, tau=tau, current=current, **start)
+    assume(sensitivity(out, parameter) < 30)
+    spikes, end, i = integrate(model, times, sources, weight, 5.0, tau, current=current, **start)
+    assert_same(out, spikes, 5.0)
+    if model != "theta":
+        assert np.abs(out.end.current[0].detach().numpy() - i).max() < 1e-9
+    near = np.abs(end) < 5
+    assert np.abs(out.end.v[0].detach().numpy() - end)[near].max(initial=0) < 1e-7
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("delay", [0.0, 0.3])
+@settings(max_examples=10)
+@given(seed=st.integers(0, 10**6))
+def test_recurrent_matches_integration(model, delay, seed):
+    rng, times, sources, weight = case(seed, model, neurons=4, events=6, duration=3.0)
+    recurrent = rng.normal(0, 1.0, (4, 4)) * (0.5 if model == "theta" else 1.0)
+    delays = delay * rng.uniform(0.5, 1.5, 4)
+    current = 1.5 if model == "theta" else 0.0
+    out, parameter = layer(
+        model, times, sources, weight, 3.0, recurrent_weight=recurrent, recurrent_delay=delays, current=current
+    )
+    assume(sensitivity(out, parameter) < 30)
+    spikes, _, _ = integrate(model, times, sources, weight, 3.0, recurrent=recurrent, delay=delays, current=current)
+    assert_same(out, spikes, 3.0)
+
+
+def exact_qif(times, weights, duration):
+    """The first spike of one QIF neuron at rest, in 50 digits."""
+    with mpmath.workdps(50):
+        p, q, i, t = mpmath.mpf(0), mpmath.mpf(1), mpmath.mpf(0), mpmath.mpf(0)
+        for until, w in [*zip(map(mpmath.mpf, times), weights, strict=True), (mpmath.mpf(duration), 0.0)]:
+            sigma = -mpmath.expm1(-(until - t))
+            root = mpmath.sqrt(mpmath.mpc(i))
+            if i > 0:
+                zero = mpmath.atan2(mpmath.re(root) * q, p) / mpmath.re(root)
+            else:
+                zero = mpmath.re(mpmath.atan(root * q / p) / root) if i != 0 and p > 0 else (q / p if p > 0 else 2)
+                if i < 0 and (p <= 0 or abs(root) * q >= p):
+                    zero = mpmath.mpf(2)
+            if zero <= sigma:
+                return float(t - mpmath.log(1 - zero))
+            c = mpmath.re(mpmath.cos(root * sigma))
+            k = mpmath.re(mpmath.sin(root * sigma) / root) if i != 0 else sigma
+            p, q = (c * p + i * k * q) * (1 - sigma), c * q - k * p
+            i = i * (1 - sigma) ** 2 + mpmath.mpf(w)
+            t = until
+    return math.inf
+
+
+@settings(max_examples=200)
+@given(
+    st.lists(st.floats(0.0, 5.0), min_size=1, max_size=8),
+    st.lists(st.floats(-1e3, 1e3), min_size=8, max_size=8),
+)
+def test_the_first_qif_spike_is_exact_to_rounding(times, weights):
+    times = np.sort(times)
+    weights = weights[: len(times)]
+    out, parameter = layer("qif", times, np.arange(len(times)), np.array([weights]), 6.0)
+    true = exact_qif(times.tolist(), weights, 6.0)
+    if out.times.shape[1] == 0:
+        assert true > 6 - 1e-12
+        return
+    (grad,) = torch.autograd.grad(out.times[0, 0], parameter)
+    # Rounding a weight moves the spike by eps·|w dt/dw|; nothing that computes in float64 does better.
+    condition = float((grad.abs() * parameter.detach().abs()).sum())
+    assume(condition < 10)
+    assert abs(float(out.times[0, 0].detach()) - true) < 1e-12
+
+
+def test_many_spikes_in_one_interval():
+    """A constant drive makes the theta neuron strictly periodic, with period πτ/√(J - 1/4)."""
+    out, _ = layer("theta", np.zeros(0), np.zeros(0, dtype=int), np.ones((1, 1)), 50.0, current=4.25, tau=0.7)
+    period = math.pi * 0.7 / 2
+    expected = period / 2 + period * np.arange(int(50 / period))
+    assert out.times.shape[1] == len(expected)
+    assert np.abs(out.times[0].detach().numpy() - expected).max() < 1e-12
+
+
+def test_lif_period():
+    out, _ = layer("lif", np.zeros(0), np.zeros(0, dtype=int), np.ones((1, 1)), 20.0, current=1.5)
+    period = math.log(1.5 / 0.5)
+    assert np.abs(out.times[0].detach().numpy() - period * np.arange(1, out.times.shape[1] + 1)).max() < 1e-12
+
+
+@settings(max_examples=100)
+@given(st.floats(1e-300, 1e12), st.booleans(), st.floats(-1e6, 1e6))
+def test_extreme_currents_stay_finite(size, negative, v0):
+    current = torch.tensor([-size if negative else min(size, 1e9)], dtype=torch.float64)
+    none = torch.zeros(1, 0, dtype=torch.float64), torch.zeros(1, 0, dtype=torch.int64)
+    out = spiking_layer(
+        "qif",
+        *none,
+        torch.ones(1, 1, dtype=torch.float64),
+        30.0,
+        i0=current,
+        v0=torch.tensor([v0], dtype=torch.float64),
+    )
+    assert torch.isfinite(out.times).all()
+    assert torch.isfinite(out.end.angle).all()
+    assert (out.times[0].diff() >= 0).all()
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_batch_threads_and_chunks_do_not_matter(model):
+    rng = np.random.default_rng(0)
+    times = torch.from_numpy(np.sort(rng.uniform(0, 5, (64, 40)), axis=1))
+    indices = torch.from_numpy(rng.integers(0, 6, (64, 40)))
+    weight = torch.from_numpy(rng.normal(0.3, 0.5, (80, 6)))
+    current = 1.25 if model == "theta" else 0.0
+    before = torch.get_num_threads()
+    try:
+        outs = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            outs.append(spiking_layer(model, times, indices, weight, 5.0, current=current))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(outs[0].times, outs[1].times)
+    assert torch.equal(outs[0].indices, outs[1].indices)
+    alone = spiking_layer(model, times[5:6], indices[5:6], weight, 5.0, current=current)
+    count = alone.times.shape[1]
+    assert torch.equal(alone.times[0], outs[0].times[5, :count])
+
+
+def test_float32_is_float64_rounded_once():
+    _, times, sources, weight = case(3, "qif")
+    single = torch.tensor(times, dtype=torch.float32)[None], torch.tensor(sources)[None]
+    w = torch.tensor(weight, dtype=torch.float32)
+    low = spiking_layer("qif", *single, w, 5.0)
+    high = spiking_layer("qif", single[0].double(), single[1], w.double(), 5.0)
+    assert low.times.dtype == torch.float32
+    assert torch.equal(low.times, high.times.float())

@@ -1,0 +1,198 @@
+"""Losses, data, training and the command."""
+
+import argparse
+import json
+import math
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from qif_plugins.exact import (
+    QIFLayer,
+    Spikes,
+    command,
+    count_cross_entropy,
+    first_spike_cross_entropy,
+    spike_count_loss,
+    spike_time_loss,
+)
+from qif_plugins.exact.data import load, load_shd, select
+from qif_plugins.exact.demo import count_spikes, learn_from_silence, move_spikes
+from qif_plugins.exact.train import Settings, build, fit
+
+pytestmark = pytest.mark.host_independent
+
+
+def trains():
+    """Neuron 0 spikes at 1 and 2, neuron 1 at 3 and neuron 2 not; the trial ends at 4."""
+    return Spikes(
+        torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.float64),
+        torch.tensor([[0, 0, 1]]),
+        3,
+        torch.tensor([[0.5, 0.25, 0.75]], dtype=torch.float64),
+        torch.tensor([[2.0, 2.0, 2.0]], dtype=torch.float64),
+        4.0,
+    )
+
+
+def test_losses_by_hand():
+    first = torch.tensor([[1.0, 3.0, 4.5]], dtype=torch.float64)
+    assert torch.equal(trains().first(), first)
+    label = torch.tensor([1])
+    expected = torch.nn.functional.cross_entropy(-first / 0.5, label) + 0.1 * (math.exp(3 / 4) - 1)
+    assert torch.allclose(first_spike_cross_entropy(trains(), label, 0.5, 0.1), expected)
+    counts = torch.tensor([[2.5, 1.25, 0.75]], dtype=torch.float64)
+    assert torch.allclose(
+        count_cross_entropy(trains(), label, 2.0), torch.nn.functional.cross_entropy(2 * counts, label)
+    )
+    assert torch.allclose(
+        spike_count_loss(trains(), torch.tensor([2, 1, 1])), torch.tensor((0.25**2 + 0.75**2) / 3).double()
+    )
+    targets = torch.tensor([[1.5, math.inf], [3.0, math.inf], [4.0, 6.0]], dtype=torch.float64)
+    assert torch.allclose(spike_time_loss(trains(), targets), torch.tensor((0.25 + 0.25 + 0.25) / 4).double())
+
+
+def test_unwanted_spikes_leave_no_nan_in_the_gradient():
+    layer = QIFLayer(1, 2, 2.0)
+    out = layer(Spikes(torch.tensor([[0.5]], dtype=torch.float64), torch.zeros(1, 1, dtype=torch.int64), 1))
+    spike_time_loss(out, torch.tensor([[1.0, math.inf], [math.inf, math.inf]], dtype=torch.float64)).backward()
+    assert torch.isfinite(layer.weight.grad).all()
+    assert layer.weight.grad[1].abs().sum() == 0
+
+
+def test_spikes_move_to_targets_and_are_added_and_removed_by_gradient(tmp_path):
+    result = move_spikes(tmp_path, steps=300)
+    assert result["distance before"] > 3
+    assert result["distance after"] < 0.3
+    assert count_spikes(tmp_path, steps=100) == {"at first": 0, "five wanted": 5, "one wanted": 1}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["count_spikes.png", "move_spikes.png"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("neuron", ["qif", "theta"])
+def test_digits_are_learned(neuron):
+    settings = Settings(neuron=neuron, hidden=(40,), epochs=3, seed=1)
+    data = load("digits", settings.duration, settings.latest, limit=700)
+    network = build(settings, data.train.channels, data.classes)
+    history = fit(network, data, settings, report=lambda record: None)
+    assert history[0]["accuracy"] < 0.3
+    assert history[-1]["accuracy"] > 0.65
+    assert history[-1]["silent"] < 0.2
+
+
+@pytest.mark.slow
+def test_a_silent_network_learns(tmp_path):
+    result = learn_from_silence(tmp_path, epochs=4)
+    assert result["silent before"] == 1
+    assert result["silent after"] < 0.5
+    assert result["accuracy after"] > 0.6
+    assert (tmp_path / "learn_from_silence.png").stat().st_size > 0
+
+
+def write_shd(folder, samples=12, units=700, labels=20, seed=0):
+    """Files in the format of the Spiking Heidelberg Digits: ragged float16 times and uint16 units, and labels."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(exist_ok=True)
+    for name in ("train", "test"):
+        with h5py.File(folder / f"shd_{name}.h5", "w") as file:
+            ragged = file.create_group("spikes")
+            times = ragged.create_dataset("times", (samples,), dtype=h5py.vlen_dtype(np.float16))
+            channels = ragged.create_dataset("units", (samples,), dtype=h5py.vlen_dtype(np.uint16))
+            for i in range(samples):
+                count = int(rng.integers(50, 200))
+                times[i] = np.sort(rng.uniform(0, 1.2, count)).astype(np.float16)
+                channels[i] = rng.integers(0, units, count).astype(np.uint16)
+            file["labels"] = (np.arange(samples) % labels).astype(np.uint16)
+
+
+def test_shd_files_are_read_as_they_are(tmp_path):
+    write_shd(tmp_path / "events_h5")
+    spikes, labels = load_shd(tmp_path, train=True, duration=1.0)
+    again, _ = load_shd(tmp_path / "events_h5", train=True, duration=1.0)
+    assert torch.equal(spikes.times, again.times)
+    assert labels.tolist() == list(range(12))
+    with h5py.File(tmp_path / "events_h5" / "shd_train.h5") as file:
+        for i in range(12):
+            times = np.asarray(file["spikes"]["times"][i], dtype=np.float64)
+            kept = torch.isfinite(spikes.times[i])
+            assert np.array_equal(spikes.times[i, kept], times[times <= 1.0])
+            assert np.array_equal(spikes.indices[i, kept], file["spikes"]["units"][i][times <= 1.0])
+    few, _ = load_shd(tmp_path, train=False, duration=1.0, limit=3)
+    assert len(few.times) == 3
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"), [({"units": 900}, "SHD has units 0 to 699"), ({"labels": 30}, "labels 0 to")]
+)
+def test_other_files_are_refused(tmp_path, wrong, message):
+    write_shd(tmp_path, samples=25, **wrong)
+    with pytest.raises(ValueError, match=message):
+        load_shd(tmp_path, train=True, duration=1.4)
+
+
+def call(*words):
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    return command.run(parser.parse_args([str(word) for word in words]))
+
+
+def test_the_command_trains_on_shd(tmp_path, capsys):
+    write_shd(tmp_path)
+    words = ["train", "--dataset", "shd", "--root", tmp_path, "--hidden", 8, "--recurrent", "--epochs", 1, "--batch", 6]
+    assert call(*words, "--out", tmp_path / "out") == 0
+    assert "12 samples to train, 12 to test" in capsys.readouterr().out
+    record = json.loads((tmp_path / "out" / "exact.json").read_text())
+    assert record["settings"]["loss"] == "count"
+    assert [entry["epoch"] for entry in record["history"]] == [0, 1]
+    saved = torch.load(tmp_path / "out" / "exact.pt")
+    network = build(Settings(**saved["settings"]), 700, 20)
+    network.load_state_dict(saved["network"])
+    assert network[0].recurrent_weight.shape == (8, 8)
+
+
+def test_the_command_repeats_itself(tmp_path):
+    words = ["train", "--hidden", 5, "--epochs", 1, "--limit", 60, "--seed", 3, "--neuron", "lif"]
+    histories = []
+    for name in ("a", "b"):
+        assert call(*words, "--out", tmp_path / name) == 0
+        history = json.loads((tmp_path / name / "exact.json").read_text())["history"]
+        histories.append([{key: value for key, value in entry.items() if key != "seconds"} for entry in history])
+    assert histories[0] == histories[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "message"),
+    [
+        (["train", "--tau", 0], ValueError, "--tau must be positive"),
+        (["train", "--limit", -1], ValueError, "--limit must be positive"),
+        (["train", "--latest", 9], ValueError, "--latest 9 lies after the trial's end"),
+        (["train", "--hidden", 0], ValueError, "--hidden at least 1"),
+        (["train", "--dataset", "shd"], ValueError, "pass the folder that holds shd_train.h5"),
+        (
+            ["train", "--dataset", "shd", "--root", "nowhere"],
+            FileNotFoundError,
+            "shd_train.h5 is neither in nowhere nor",
+        ),
+        (["landscape", "nowhere"], FileNotFoundError, "qif exact train --out nowhere"),
+        (["landscape", "nowhere", "--points", 12], ValueError, "4n \\+ 1"),
+        (["demo", "fly"], ValueError, "unknown demonstration 'fly'"),
+    ],
+)
+def test_the_command_refuses(words, error, message):
+    with pytest.raises(error, match=message):
+        call(*words)
+
+
+def test_unknown_data_sets_are_refused():
+    with pytest.raises(ValueError, match="unknown data set 'cifar'"):
+        load("cifar", 1.0, 1.0)
+
+
+def test_mnist5k_has_its_split():
+    data = load("mnist5k", 4.0, 2.0)
+    assert (len(data.train_labels), len(data.test_labels)) == (4000, 1000)
+    some = select(data.test, torch.tensor([3, 5]))
+    assert some.times.shape[0] == 2
+    assert torch.isfinite(some.times).sum(1).max() == some.times.shape[1]

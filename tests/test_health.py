@@ -1,0 +1,178 @@
+import copy
+import math
+
+import pytest
+import torch
+from measured_models import MODELS
+from torch import nn
+
+import qif_plugins
+from qif_plugins import QIFParameters, Window, calibrate, health, membrane_moments, qif_multi_step
+from qif_plugins.layer import QIFLayer
+
+HOSTS = pytest.mark.parametrize("host", MODELS)
+
+
+def node(**options):
+    return pytest.importorskip("qif_plugins.adapters.spikingjelly").QIFNode(step_mode="m", **options)
+
+
+@HOSTS
+def test_the_numbers(host):
+    """Against the operator run by hand on the first layer's input."""
+    model, batches = MODELS[host]()
+    linear = next(module for module in model.modules() if isinstance(module, nn.Linear))
+    name, first = next((n, m) for n, m in model.named_modules() if isinstance(m, QIFLayer))
+    x = linear(batches[0]).detach()
+    window = Window.unbiased(QIFParameters())
+    spikes, _, h = qif_multi_step(x, 0.0, QIFParameters(), window, store_h_seq=True)
+    row = health(model, batches[0]).layers[0]
+    assert row.name == name
+    assert row.input_std == pytest.approx(x.std(correction=0).item(), rel=1e-5)
+    assert row.membrane_mean == pytest.approx(h.double().mean().item(), abs=1e-6)
+    assert row.membrane_std == pytest.approx(h.double().std(correction=0).item(), rel=1e-6)
+    assert (row.predicted_mean, row.predicted_std) == membrane_moments(first.qif_parameters, 1.0)
+    assert row.rate == pytest.approx(spikes.mean().item(), abs=1e-6)
+    assert row.window_share == pytest.approx(((h >= window.lo) & (h <= window.hi)).float().mean().item())
+    per_neuron = spikes.sum((0, 1))
+    assert row.silent == pytest.approx((per_neuron == 0).float().mean().item())
+    assert row.saturated == pytest.approx((per_neuron >= 0.95 * 6 * 16).float().mean().item())
+
+
+def test_the_share_of_the_gradient():
+    """One layer and a loss that is linear in its spikes: the arriving gradient is the loss's own."""
+    neuron = node()
+    x = torch.randn(5, 20, 6)
+    weight = torch.randn(5, 20, 6)
+    row = health(neuron, x, loss=lambda spikes, _: (spikes * weight).sum()).layers[0]
+    h = qif_multi_step(x, 0.0, QIFParameters(), Window(0, 1), store_h_seq=True)[-1]
+    window = Window.unbiased(QIFParameters())
+    inside = (h >= window.lo) & (h <= window.hi)
+    assert row.gradient_share == pytest.approx((weight.abs() * inside).sum().item() / weight.abs().sum().item())
+    assert row.gradient == pytest.approx(weight.abs().mean().item())
+
+
+@HOSTS
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_model_is_left_as_found(host, fails):
+    model, batches = MODELS[host]()
+    model(batches[1])
+    before = copy.deepcopy(model.state_dict())
+    next(model.parameters()).grad = torch.ones_like(next(model.parameters()))
+    rng = torch.get_rng_state()
+    membranes = [_copied(m) for m in model.modules()]
+
+    def loss(output, target):
+        if fails:
+            raise RuntimeError("broken loss")
+        return output.sum()
+
+    if fails:
+        with pytest.raises(RuntimeError, match="broken loss"):
+            health(model, batches[0], loss=loss)
+    else:
+        health(model, batches[0], loss=loss)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert torch.equal(next(model.parameters()).grad, torch.ones_like(next(model.parameters())))
+    assert all(p.grad is None for p in list(model.parameters())[1:])
+    assert torch.equal(torch.get_rng_state(), rng)
+    for module, then in zip(model.modules(), membranes, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(_copied(module), then, strict=True))
+
+
+def _copied(module):
+    values = [*getattr(module, "_memories", {}).values(), getattr(module, "mem", None)]
+    return [value.detach().clone() for value in values if isinstance(value, torch.Tensor)]
+
+
+@HOSTS
+def test_targets_losses_and_callables(host):
+    model, batches = MODELS[host]()
+    target = torch.randint(0, 4, (16,))
+    seen = []
+
+    def loss(output, given):
+        seen.append(given)
+        return nn.functional.cross_entropy(output.mean(0), target)
+
+    with_target = health(model, (batches[0], target), loss=loss)
+    assert torch.equal(seen[0], target)
+    assert health(model, lambda net: net(batches[0]), loss=loss).layers[0].gradient > 0
+    assert with_target.layers[0].gradient > 0
+    assert health(model, batches[0]) == health(model, batches[0])  # the default direction is fixed
+
+
+def test_frozen_parameters_and_many_steps():
+    model, batches = MODELS["spikingjelly"](per_step=True)
+    model.requires_grad_(False)
+    row = health(model, batches[0], steps=4).layers[0]
+    assert row.gradient > 0
+
+
+def test_given_surrogates():
+    from spikingjelly.activation_based import surrogate
+
+    x = torch.randn(4, 10, 6)
+    smooth = health(node(surrogate_function=surrogate.ATan()), x).layers[0]
+    assert smooth.window_share == 1
+    with pytest.warns(UserWarning, match="no fused kernel"):
+        pieces = health(node(surrogate_function=surrogate.PiecewiseQuadratic()), x).layers[0]
+    assert 0 < pieces.window_share < 1
+    assert pieces.gradient > 0
+
+
+def test_healthy():
+    report = health(node(), torch.randn(10, 50, 20))
+    assert report.healthy
+    assert "Nothing stands out." in str(report)
+    assert report.rows()[0]["rate"] == report.layers[0].rate
+    assert str(report).splitlines()[0].split()[:3] == ["layer", "input", "membrane"]
+
+
+@pytest.mark.parametrize(
+    ("x", "options", "found"),
+    [
+        (lambda: 0.1 * torch.randn(8, 40, 20), {}, "dead: 100.0 % of its neurons never spike; its input is"),
+        (lambda: 3 + 0.1 * torch.randn(8, 40, 20), {}, "saturated: 100.0 % of its neurons"),
+        (lambda: torch.randn(8, 40, 20), {"window": Window(6.0, 6.1)}, "starved: 0.0 % of its membranes"),
+        (lambda: 0.5 * torch.randn(8, 40, 20), {}, "its window assumes a membrane of 0.158 ± 1.05"),
+        (lambda: torch.full((2, 3, 4), math.nan), {}, "not finite"),
+    ],
+)
+def test_advice(x, options, found):
+    report = health(node(**options), x())
+    assert not report.healthy
+    assert any(found in sentence for sentence in report.layers[0].advice)
+    assert found in str(report)
+
+
+def test_calibration_removes_the_advice_it_gives():
+    neuron = node()
+    x = 0.5 * torch.randn(8, 400, 20)
+    assert "calibrate(model, batches)" in str(health(neuron, x))
+    calibrate(neuron, x)
+    assert health(neuron, x).healthy
+
+
+def test_no_gradient_arrives():
+    model = nn.ModuleDict({"used": node(), "aside": node()})
+
+    def drive(net):
+        net["aside"](torch.randn(4, 20, 5))
+        return net["used"](torch.randn(4, 20, 5).requires_grad_())
+
+    report = health(model, drive)
+    assert report.layers[0].advice == ()
+    assert "no gradient arrives" in report.layers[1].advice[0]
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="no QIF layer"):
+        health(nn.Linear(2, 2), torch.randn(3, 2))
+    with pytest.raises(TypeError, match="callable"):
+        health(node(), {"x": torch.randn(3, 2)})
+    with pytest.raises(ValueError, match="carries no gradient"):
+        health(node(), torch.randn(3, 2, 2), loss=lambda output, _: output.detach().sum())
+    with pytest.raises(ValueError, match="at least 1"):
+        health(node(), torch.randn(3, 2, 2), steps=0)
+    assert qif_plugins.health is health

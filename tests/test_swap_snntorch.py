@@ -1,0 +1,250 @@
+"""``qif_plugins.swap`` on snnTorch networks, against the host's own neurons."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("snntorch")
+
+import snntorch as snn
+from qif_plugins.adapters.snntorch import QIF
+from qif_plugins.adapters.snntorch_swap import LapicqueQIF, RecurrentQIF
+from snntorch import surrogate, utils
+
+from qif_plugins import QIFParameters, swap
+
+pytestmark = pytest.mark.host_independent
+
+X = torch.rand(4, 6, generator=torch.Generator().manual_seed(0))
+
+
+class Net(nn.Module):
+    """Batch norm, a learned leak and threshold, recurrence, Lapicque, no leak, and a readout."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc1, self.bn, self.lif1 = nn.Linear(6, 8), nn.BatchNorm1d(8), snn.Leaky(0.9)
+        self.fc2 = nn.Linear(8, 8)
+        self.lif2 = snn.Leaky(torch.full((8,), 0.7), torch.full((8,), 0.6), learn_beta=True, learn_threshold=True)
+        self.fc3, self.lif3 = nn.Linear(8, 8), snn.RLeaky(0.8, linear_features=8)
+        self.fc4, self.lif4 = nn.Linear(8, 8), snn.Lapicque(R=5.0, C=1.0, time_step=0.5, threshold=0.4)
+        self.fc5, self.lif5 = nn.Linear(8, 8), snn.Leaky(1.0, spike_grad=surrogate.fast_sigmoid(slope=10))
+        self.fc6, self.out = nn.Linear(8, 3), snn.Leaky(0.9)
+
+    def forward(self, x, steps=4):
+        mem1, mem2, (spk3, mem3) = self.lif1.reset_mem(), self.lif2.reset_mem(), self.lif3.init_rleaky()
+        mem4, mem5, mem6 = self.lif4.init_lapicque(), self.lif5.init_leaky(), self.out.reset_mem()
+        record = []
+        for _ in range(steps):
+            spk, mem1 = self.lif1(self.bn(self.fc1(3 * x)), mem1)
+            spk, mem2 = self.lif2(self.fc2(3 * spk), mem2)
+            spk3, mem3 = self.lif3(self.fc3(3 * spk), spk3, mem3)
+            spk, mem4 = self.lif4(self.fc4(3 * spk3), mem4)
+            spk, mem5 = self.lif5(self.fc5(3 * spk), mem5)
+            spk, mem6 = self.out(self.fc6(spk), mem6)
+            record.append(mem6)
+        return torch.stack(record)
+
+
+HIDDEN = ("lif1", "lif2", "lif3", "lif4", "lif5")
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+@pytest.mark.parametrize("example", [None, X], ids=["by order", "by data flow"])
+def test_each_neuron_gets_the_parameters_that_its_place_asks_for(example):
+    net = Net()
+    report = swap(net, example_input=example)
+    assert [type(getattr(net, n)) for n in HIDDEN] == [QIF, QIF, RecurrentQIF, LapicqueQIF, QIF]
+    assert type(net.out) is snn.Leaky
+    assert net.lif1.qif_parameters == QIFParameters(v_reset=0.0)
+    assert net.lif2.dynamics == "lif"
+    assert net.lif3.qif_parameters.u2 == pytest.approx(QIFParameters.matching_lif(0.8).u2)
+    matched = QIFParameters.matching_lif(1 - 0.5 / 5, v_threshold=0.4)
+    assert net.lif4.qif_parameters.a == pytest.approx(matched.a)
+    assert net.lif4.qif_parameters.v_threshold == pytest.approx(0.4)
+    assert net.lif5.qif_parameters.a == pytest.approx(QIFParameters.matching_lif(0.95).a)
+    assert [row.name for row in report.left] == ["out"]
+    assert "reads out" in report.left[0].why
+    net(X).sum().backward()
+    learned = [net.lif2.beta, net.lif2.threshold, net.lif3.recurrent.weight, net.fc1.weight]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in learned)
+
+
+def test_lapicque_scales_its_input():
+    lapicque = snn.Lapicque(R=5.0, C=2.0, time_step=0.5)
+    swap(lapicque)
+    plain = QIF(beta=1 - 0.5 / 10)
+    spk, mem = lapicque(X)
+    expected_spk, expected_mem = plain(X * 0.25)
+    torch.testing.assert_close(mem, expected_mem)
+    assert torch.equal(spk, expected_spk)
+    torch.testing.assert_close(
+        lapicque.forward_sequence(X.repeat(3, 1, 1), torch.zeros(4, 6))[1],
+        plain.forward_sequence(X.repeat(3, 1, 1) * 0.25, torch.zeros(4, 6))[1],
+    )
+
+
+@pytest.mark.parametrize("kind", [{"linear_features": 6}, {"all_to_all": False, "V": 0.5}])
+@pytest.mark.parametrize("hidden", [False, True])
+def test_recurrence_adds_the_last_spikes_to_the_input(kind, hidden):
+    neuron = snn.RLeaky(0.8, init_hidden=hidden, reset_mechanism="zero", **kind)
+    keys = set(neuron.state_dict())
+    swap(neuron)
+    assert set(neuron.state_dict()) == keys
+    plain = QIF(0.8)
+    spk = mem = torch.zeros(4, 6)
+    xs = 2 * torch.rand(5, 4, 6)
+    neuron.reset_mem()
+    for x in xs:
+        out = neuron(x) if hidden else neuron(x, spk, mem)
+        expected, mem_expected = plain(x + neuron.recurrent(spk), mem)
+        spk, mem = expected, mem_expected
+        assert torch.equal(out if hidden else out[0], expected)
+    neuron.reset_mem()
+    stepped, mems = neuron.forward_sequence(xs)
+    assert torch.equal(stepped[-1], spk)
+    torch.testing.assert_close(mems[-1], mem)
+    with pytest.raises(ValueError, match="at least one"):
+        neuron.forward_sequence(xs[:0])
+    utils.reset(nn.Sequential(neuron))
+    assert not neuron.spk.any()
+    assert not neuron.mem.any()
+
+
+def test_options_are_carried_over():
+    spike_grad = surrogate.atan(alpha=3.0)
+    leaky = snn.Leaky(
+        0.9, threshold=0.7, spike_grad=spike_grad, init_hidden=True, reset_mechanism="zero", output=True,
+        graded_spikes_factor=2.0, learn_graded_spikes_factor=True, reset_delay=False,
+    )  # fmt: skip
+    net = nn.Sequential(nn.Linear(6, 6), leaky)
+    net.double().eval()
+    factor = leaky.graded_spikes_factor
+    swap(net, readout="swap", window="keep")
+    assert (leaky.init_hidden, leaky.output, leaky.reset_mechanism, leaky.reset_delay) == (True, True, "zero", False)
+    assert leaky.spike_grad.surrogate.alpha == 3.0
+    assert leaky.graded_spikes_factor is factor
+    assert leaky.threshold.item() == pytest.approx(0.7)
+    assert not leaky.training
+    spk, mem = net(X.double())
+    assert spk.dtype == mem.dtype == torch.float64
+    assert set(spk.unique().tolist()) <= {0.0, 2.0}
+    swap(net, to="lif")
+    assert leaky.spike_grad is spike_grad
+
+
+def test_resets():
+    net = nn.Sequential(nn.Linear(6, 6), snn.Leaky(0.9), nn.Linear(6, 6), snn.Leaky(0.9, reset_mechanism="none"))
+    report = swap(net, readout="swap")
+    assert net[1].reset_mechanism == "zero"
+    assert "instead of subtracting" in report.changed[0].why
+    assert "never resets" in report.left[0].why
+    swap(net, to="lif")
+    assert net[1].reset_mechanism == "subtract"
+    assert net[1].reset_mechanism_val == 0
+    swap(net, readout="swap", reset_mechanism="subtract")
+    assert net[1].reset_mechanism == "subtract"
+
+
+def test_there_and_back_leaves_the_network_bit_for_bit():
+    net, instances = Net(), list(snn.SpikingNeuron.instances)
+    net(X)
+    state = copy.deepcopy(net.state_dict())
+    net.eval()
+    before = net(X)
+    parameters = dict(net.named_parameters())
+    swap(net, example_input=X)
+    assert net.state_dict().keys() == state.keys()
+    assert all(parameters[name] is p for name, p in net.named_parameters())
+    assert snn.SpikingNeuron.instances == instances
+    net.load_state_dict(state, strict=True)
+    net(X)
+    swap(net, to="lif")
+    assert equal(net.state_dict(), state)
+    assert torch.equal(net(X), before)
+    assert snn.SpikingNeuron.instances == instances
+
+
+def test_a_swapped_network_copies_pickles_and_goes_back():
+    net = Net()
+    before = net.eval()(X)
+    swap(net)
+    net(X)
+    with torch.no_grad():
+        net(X)
+    net.out.reset_mem()
+    twin = pickle.loads(pickle.dumps(nn.ModuleList([copy.deepcopy(getattr(net, name)) for name in HIDDEN])))
+    assert [type(m) for m in twin] == [QIF, QIF, RecurrentQIF, LapicqueQIF, QIF]
+    swap(twin, to="lif")
+    assert [type(m) for m in twin] == [snn.Leaky, snn.Leaky, snn.RLeaky, snn.Lapicque, snn.Leaky]
+    for name, module in zip(HIDDEN, twin, strict=True):
+        setattr(net, name, module)
+    torch.testing.assert_close(net(X), before)
+
+
+def test_paper_dynamics_keep_a_learned_leak_for_the_checkpoint_only():
+    net = Net()
+    swap(net, dynamics="paper")
+    assert net.lif2.dynamics == "paper"
+    assert not net.lif2.beta.requires_grad
+    assert "lif2.beta" in net.state_dict()
+    swap(net, to="lif")
+    assert net.lif2.beta.requires_grad
+
+
+def test_batch_norm_becomes_tdbn():
+    net = Net()
+    report = swap(net, norm="tdbn")
+    assert type(net.bn).__name__ == "TokenTDBatchNorm1d"
+    assert report.changed[-1].name == "bn"
+    assert net(X).shape == (4, 4, 3)
+
+
+def test_a_model_on_the_meta_device():
+    net = Net().to("meta")
+    with pytest.raises(ValueError, match="load the checkpoint, then swap"):
+        swap(net)
+    assert type(net.lif1) is snn.Leaky
+
+
+def test_subclasses_and_other_models():
+    class OnlyConstructor(snn.Leaky):
+        def __init__(self):
+            super().__init__(beta=0.6)
+
+    class OwnCode(snn.Leaky):
+        def fire(self, mem):
+            return super().fire(mem)
+
+    net = nn.Sequential(
+        nn.Linear(6, 6), OnlyConstructor(), nn.Linear(6, 6), OwnCode(0.9), nn.Linear(6, 6), snn.Synaptic(0.9, 0.8),
+        nn.Linear(6, 6),
+    )  # fmt: skip
+    report = swap(net)
+    assert type(net[1]) is QIF
+    assert [row.why for row in report.left] == [
+        "has code of its own (fire), which a swap would lose",
+        "another neuron model",
+    ]
+    swap(net, to="lif")
+    assert type(net[1]) is OnlyConstructor
+
+
+def test_wrong_names_and_values_change_nothing():
+    net = Net()
+    instances = list(snn.SpikingNeuron.instances)
+    with pytest.raises(TypeError, match="no argument tau"):
+        swap(net, tau=2.0)
+    with pytest.raises(ValueError, match=r"lif1.*threshold"):
+        swap(net, dynamics="paper", threshold=5.0)
+    assert type(net.lif1) is snn.Leaky
+    assert snn.SpikingNeuron.instances == instances
+    swap(net, beta=0.5)
+    assert net.lif1.qif_parameters == QIFParameters.matching_lif(0.5)

@@ -1,0 +1,514 @@
+"""``qif_plugins.swap`` on SpikingJelly networks, against the host's own nodes."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("spikingjelly")
+
+from qif_plugins.adapters.spikingjelly import AnalyticWindow, QIFNode
+from qif_plugins.adapters.spikingjelly.leak import LeakQIFNode
+from spikingjelly.activation_based import functional, layer, neuron, surrogate
+
+from qif_plugins import QIFParameters, Window, swap
+
+HAS_BACKENDS = "backend" in vars(neuron.LIFNode()) or hasattr(neuron.LIFNode(), "_backend")
+
+
+def network(step_mode="m"):
+    """Convolution with batch norm, convolution without, learned leak, and a readout."""
+    net = nn.Sequential(
+        layer.Conv2d(1, 4, 3, bias=False), layer.BatchNorm2d(4),
+        neuron.LIFNode(tau=3.0, detach_reset=True, surrogate_function=surrogate.ATan()),
+        layer.Conv2d(4, 4, 3), neuron.LIFNode(4.0, decay_input=False, v_threshold=0.5),
+        layer.Conv2d(4, 4, 3), neuron.ParametricLIFNode(), layer.AvgPool2d(2, 2), layer.Flatten(),
+        layer.Linear(4 * 3 * 3, 5), neuron.LIFNode(v_reset=None),
+    )  # fmt: skip
+    functional.set_step_mode(net, step_mode)
+    return net
+
+
+X = torch.rand(3, 2, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+
+
+def run(net, x=X):
+    functional.reset_net(net)
+    return net(x)
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+@pytest.mark.parametrize("example", [None, X], ids=["by order", "by data flow"])
+def test_each_neuron_gets_the_parameters_that_its_place_asks_for(example):
+    net = network()
+    report = swap(net, example_input=example)
+    assert [type(net[i]) for i in (2, 4, 6, 10)] == [QIFNode, QIFNode, LeakQIFNode, neuron.LIFNode]
+    assert net[2].params == QIFParameters()
+    assert net[4].params == QIFParameters.matching_lif(0.75, v_threshold=0.5)
+    matched = QIFParameters.matching_lif(0.5, input_gain=0.5)
+    assert (net[6].params.a.item(), net[6].params.u2.item()) == (matched.a, matched.u2)
+    assert net[6].params.input_gain.item() == 0.5
+    assert [row.name for row in report.changed] == ["2", "4", "6"]
+    assert "reads out" in report.left[0].why
+    assert ("data flow" if example is not None else "registration order") in report.left[0].why
+    assert "fed by 1" in str(report)
+    run(net).sum().backward()
+    assert net[6].w.grad is not None
+
+
+def test_configuration_is_carried_over():
+    net = network()
+    net.double().eval()
+    net[4].store_v_seq = True
+    net[0].weight.requires_grad_(False)
+    swap(net)
+    assert net[2].detach_reset
+    assert not net[4].detach_reset
+    assert net[4].v_threshold == 0.5
+    assert net[4].store_v_seq
+    assert all(net[i].step_mode == "m" for i in (2, 4, 6))
+    assert not any(m.training for m in net.modules())
+    assert not net[0].weight.requires_grad
+    assert run(net, X.double()).dtype == torch.float64
+    assert net[4].v_seq.shape == (3, 2, 4, 8, 8)
+
+
+def test_the_analytic_window_replaces_the_surrogate_unless_it_is_kept():
+    net = network()
+    swap(net, window="keep")
+    assert isinstance(net[2].surrogate_function, surrogate.ATan)
+    swap(net, to="lif")
+    swap(net, window="heuristic")
+    assert (net[2].surrogate_function.lo, net[2].surrogate_function.hi) == (-0.5, 0.5)
+    net = network()
+    swap(net, window=Window(0.25, 1.5))
+    assert isinstance(net[2].surrogate_function, AnalyticWindow)
+    assert net[2].surrogate_function.hi == 0.5
+    net = network()
+    swap(net, surrogate_function=surrogate.Sigmoid(alpha=3.0))
+    assert net[4].surrogate_function.alpha == 3.0
+
+
+def test_parameters_and_dynamics_take_precedence():
+    net = network()
+    swap(net, dynamics="lif")
+    assert net[2].params == QIFParameters.matching_lif(1 - 1 / 3, input_gain=1 / 3)
+    net = network()
+    swap(net, dynamics="paper", v_threshold=0.75)
+    assert net[4].params == QIFParameters(v_threshold=0.75)
+    assert type(net[6]) is QIFNode
+    assert not net[6].w.requires_grad
+    assert "6.w" in net.state_dict()
+    swap(net, to="lif")
+    assert net[6].w.requires_grad
+    assert net[4].v_threshold == 0.5
+    net = network()
+    swap(net, a=0.1)
+    assert net[2].params == QIFParameters(a=0.1)
+    net = network()
+    swap(net, tau=5.0)
+    assert net[2].params == QIFParameters.matching_lif(0.8, input_gain=0.2)
+
+
+def test_a_subtracting_reset_becomes_a_hard_one_unless_asked_for():
+    net = nn.Sequential(layer.Linear(4, 4), neuron.LIFNode(v_reset=None), layer.Linear(4, 2))
+    report = swap(net)
+    assert net[1].v_reset == 0.0
+    assert "instead of subtracting" in report.changed[0].why
+    swap(net, to="lif")
+    assert net[1].v_reset is None
+    swap(net, v_reset=None)
+    assert net[1].v_reset is None
+    net = nn.Sequential(layer.Linear(4, 4), neuron.LIFNode(v_reset=-0.25), layer.Linear(4, 2))
+    swap(net)
+    assert net[1].v_reset == -0.25
+
+
+def test_if_neurons_are_matched_at_a_leak_where_nothing_normalizes_them():
+    net = nn.Sequential(layer.Linear(4, 4), neuron.IFNode(), layer.Linear(4, 2))
+    report = swap(net)
+    assert net[1].params == QIFParameters.matching_lif(1 - 1 / net[1].tau)
+    assert net[1].tau == pytest.approx(20)
+    assert "no leak" in report.changed[0].why
+    run(net, torch.rand(2, 4))
+
+
+def test_there_and_back_leaves_the_network_bit_for_bit():
+    torch.manual_seed(1)
+    net = network()
+    before = run(net)
+    state = copy.deepcopy(net.state_dict())
+    described = repr(net)
+    modules, w = list(net), net[6].w
+    swap(net)
+    assert equal(net.state_dict(), state | {k: net.state_dict()[k] for k in state if "running" in k or "num" in k})
+    assert list(net) == modules
+    assert net[6].w is w
+    run(net)
+    trained = copy.deepcopy(net.state_dict())
+    report = swap(net, to="lif")
+    assert equal(net.state_dict(), trained)
+    assert repr(net) == described
+    assert [row.now for row in report.changed] == ["LIFNode", "LIFNode", "ParametricLIFNode"]
+    net.load_state_dict(state)
+    assert torch.equal(run(net), before)
+
+
+def test_checkpoints_load_both_ways_and_in_either_order():
+    lif, torch_seed = network(), 3
+    torch.manual_seed(torch_seed)
+    run(lif)
+    state = lif.state_dict()
+    first, then = network(), network()
+    first.load_state_dict(state)
+    swap(first, norm="tdbn")
+    swap(then, norm="tdbn")
+    then.load_state_dict(state, strict=True)
+    assert equal(first.state_dict(), then.state_dict())
+    assert torch.equal(run(first.eval()), run(then.eval()))
+    network().load_state_dict(first.state_dict(), strict=True)
+
+
+def test_a_swapped_network_copies_pickles_and_goes_back():
+    net = network()
+    swap(net)
+    run(net)
+    functional.reset_net(net)
+    twin = pickle.loads(pickle.dumps(copy.deepcopy(net)))
+    assert torch.equal(run(twin.eval()), run(net.eval()))
+    swap(twin, to="lif")
+    assert [type(twin[i]) for i in (2, 4, 6)] == [neuron.LIFNode, neuron.LIFNode, neuron.ParametricLIFNode]
+    assert isinstance(net[2], QIFNode)
+
+
+def test_shared_neurons_stay_shared_and_lists_keep_theirs():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1 = layer.Linear(4, 4)
+            self.first = neuron.LIFNode()
+            self.fc2 = layer.Linear(4, 4)
+            self.second = self.first
+            self.fc3 = layer.Linear(4, 4)
+            self.plain = [neuron.LIFNode(), {"deep": (neuron.LIFNode(),)}]
+            self.fc4 = layer.Linear(4, 2)
+
+        def forward(self, x):
+            x = self.second(self.fc2(self.first(self.fc1(x))))
+            return self.fc4(self.plain[1]["deep"][0](self.fc3(self.plain[0](x))))
+
+    net = Shared()
+    kept = net.plain[0]
+    with pytest.raises(ValueError, match="plain Python lists"):
+        swap(net)
+    report = swap(net, example_input=torch.rand(2, 4))
+    assert net.first is net.second
+    assert type(net.first) is QIFNode
+    assert net.plain[0] is kept
+    assert type(kept) is type(net.plain[1]["deep"][0]) is QIFNode
+    assert len(report.changed) == 3
+
+
+def test_hooks_and_what_the_user_attached_stay():
+    net = network()
+    seen = []
+    handle = net[2].register_forward_hook(lambda module, args, out: seen.append(out.shape))
+    net[2].label = "first"
+    swap(net)
+    run(net)
+    assert seen == [(3, 2, 4, 10, 10)]
+    assert net[2].label == "first"
+    net[2].note = 1
+    swap(net, to="lif")
+    assert (net[2].label, net[2].note) == ("first", 1)
+    handle.remove()
+    run(net)
+    assert len(seen) == 1
+
+
+class OnlyConstructor(neuron.LIFNode):
+    def __init__(self):
+        super().__init__(tau=4.0)
+        self.kind = "mine"
+
+
+class OwnCode(neuron.LIFNode):
+    def extra_repr(self):
+        return super().extra_repr()
+
+    def leak(self):
+        return 1 / self.tau
+
+
+def test_a_subclass_is_swapped_only_if_it_has_no_code_to_lose():
+    net = nn.Sequential(layer.Linear(4, 4), OnlyConstructor(), layer.Linear(4, 4), OwnCode(), layer.Linear(4, 2))
+    report = swap(net)
+    assert type(net[1]) is QIFNode
+    assert net[1].kind == "mine"
+    assert net[1].params == QIFParameters.matching_lif(0.75, input_gain=0.25)
+    assert type(net[3]) is OwnCode
+    assert "code of its own (leak)" in report.left[0].why
+    swap(net, to="lif")
+    assert type(net[1]) is OnlyConstructor
+    net[1].forward = lambda x: x
+    with pytest.raises(ValueError, match="forward"):
+        swap(net)
+
+
+def test_other_neuron_models_are_left_with_the_reason():
+    net = nn.Sequential(layer.Linear(4, 4), neuron.KLIFNode(), layer.Linear(4, 4), neuron.LIFNode(), layer.Linear(4, 2))
+    report = swap(net)
+    assert [(row.name, row.why) for row in report.left] == [("1", "another neuron model")]
+
+
+def test_the_model_may_be_the_neuron():
+    node = neuron.LIFNode(tau=4.0)
+    report = swap(node)
+    assert type(node) is QIFNode
+    assert node.params == QIFParameters.matching_lif(0.75, input_gain=0.25)
+    assert "the model is the neuron" in str(report)
+
+
+# -- readouts ---------------------------------------------------------------------------------------------------------
+
+
+class Backwards(nn.Module):
+    """Registered in another order than it runs in: the readout comes first, the weights last."""
+
+    def __init__(self):
+        super().__init__()
+        self.out, self.hidden = neuron.LIFNode(), neuron.LIFNode()
+        self.fc2, self.fc1, self.bn = nn.Linear(8, 3), nn.Linear(4, 8), nn.BatchNorm1d(8)
+
+    def forward(self, x):
+        return self.out(self.fc2(self.hidden(self.bn(self.fc1(x)) + self.bn(self.fc1(x * 2)))))
+
+
+def test_data_flow_finds_readout_and_norm_where_the_order_cannot():
+    net = Backwards()
+    with pytest.raises(ValueError, match="example_input"):
+        swap(net)
+    assert type(net.hidden) is neuron.LIFNode
+    report = swap(net, example_input=torch.rand(2, 4))
+    assert type(net.hidden) is QIFNode
+    assert type(net.out) is neuron.LIFNode
+    assert net.hidden.params == QIFParameters()
+    assert "fed by bn" in report.changed[0].why
+
+
+def test_data_flow_follows_functional_weights_and_residual_paths():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.rand(4, 4))
+            self.bn1, self.bn2 = nn.BatchNorm1d(4), nn.BatchNorm1d(4)
+            self.a, self.b, self.c = neuron.LIFNode(), neuron.LIFNode(), neuron.LIFNode()
+
+        def forward(self, x):
+            x = self.a(self.bn1(x))
+            x = self.b(self.bn2(x) + x)
+            return torch.relu(nn.functional.linear(self.c(nn.functional.linear(x, self.w)), self.w))
+
+    net = Net()
+    report = swap(net, norm="tdbn", example_input=torch.rand(3, 4))
+    assert {row.name for row in report.changed} == {"a", "b", "c", "bn1", "bn2"}
+    assert net.b.params == QIFParameters()
+    assert net.c.params != QIFParameters()
+    assert net.bn2.alpha == pytest.approx(2**-0.5)
+    assert net.bn1.alpha == 1
+
+
+def test_an_example_that_does_not_run_changes_nothing():
+    net = network()
+    state = copy.deepcopy(net.state_dict())
+    with pytest.raises(ValueError, match="does not run on example_input"):
+        swap(net, example_input=torch.rand(3, 2, 7, 12, 12))
+    assert equal(net.state_dict(), state)
+    assert type(net[2]) is neuron.LIFNode
+
+
+def test_following_the_data_leaves_the_model_alone():
+    net = network()
+    run(net).sum().backward()
+    v = net[2].v
+    state = copy.deepcopy(net.state_dict())
+    swap(net, readout="swap", example_input=X)
+    assert equal(net.state_dict(), state)
+    assert isinstance(v, torch.Tensor)
+    assert net.training
+    assert isinstance(net[10], QIFNode)
+
+
+# -- tdBN -------------------------------------------------------------------------------------------------------------
+
+
+def test_an_untrained_norm_gets_the_scale_of_tdbn_and_a_trained_one_keeps_everything():
+    net = network()
+    net[2].v_threshold = 0.5
+    report = swap(net, norm="tdbn")
+    assert isinstance(net[1], layer.ThresholdDependentBatchNorm2d)
+    assert (net[1].v_th, net[1].alpha) == (0.5, 1)
+    assert torch.equal(net[1].weight.detach(), torch.full((4,), 0.5))
+    assert "feeds 2" in report.changed[-1].why
+    assert run(net).shape == (3, 2, 5)
+
+    net = network()
+    net[2].v_threshold = 0.5
+    run(net)
+    state, weight = copy.deepcopy(net.state_dict()), net[1].weight
+    swap(net, norm="tdbn")
+    assert equal(net.state_dict(), state)
+    assert net[1].weight is weight
+
+
+def test_norms_that_cannot_become_tdbn_are_left_with_the_reason():
+    net = network("s")
+    report = swap(net, norm="tdbn")
+    assert "set_step_mode" in report.left[-1].why
+    net = nn.Sequential(
+        nn.Linear(4, 4), nn.BatchNorm1d(4, affine=False), neuron.LIFNode(), nn.Linear(4, 4), nn.LayerNorm(4),
+        neuron.LIFNode(), nn.Linear(4, 4),
+    )  # fmt: skip
+    why = [row.why for row in swap(net, norm="tdbn").left]
+    assert "affine=False" in why[0]
+    assert "LayerNorm" in why[1]
+
+
+def test_torch_norms_become_ours_for_tokens_and_vectors():
+    net = nn.Sequential(nn.Conv1d(3, 4, 1), nn.BatchNorm1d(4), neuron.LIFNode(v_threshold=0.5), nn.Conv1d(4, 2, 1))
+    x = torch.randn(4, 3, 6)
+    expected = nn.functional.batch_norm(net[0](x), None, None, torch.full((4,), 0.5), training=True)
+    swap(net, norm="tdbn")
+    assert torch.equal(net[1](net[0](x)), expected)
+    assert net[1](torch.randn(8, 4)).shape == (8, 4)
+    assert "v_threshold=0.5" in repr(net[1])
+
+
+def test_an_error_undoes_everything():
+    net = network()
+    described, state = repr(net), copy.deepcopy(net.state_dict())
+    with pytest.raises(ValueError, match="4"):
+        swap(net, norm="tdbn", dynamics="paper", v_threshold=4.5)
+    assert repr(net) == described
+    assert equal(net.state_dict(), state)
+
+
+# -- mistakes ---------------------------------------------------------------------------------------------------------
+
+
+def test_swapping_twice_says_that_it_is_done():
+    net = network()
+    swap(net)
+    with pytest.raises(ValueError, match=r"QIF neuron already.*to='lif'"):
+        swap(net)
+    swap(net, to="lif")
+    with pytest.raises(ValueError, match="nothing to swap"):
+        swap(net, to="lif")
+
+
+def test_a_norm_can_follow_later():
+    net = network()
+    swap(net)
+    report = swap(net, norm="tdbn")
+    assert [row.name for row in report.changed] == ["1"]
+
+
+def test_nothing_to_swap_says_what_was_found():
+    with pytest.raises(ValueError, match="no spiking neuron"):
+        swap(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="readout='swap'"):
+        swap(nn.Sequential(nn.Linear(4, 2), neuron.LIFNode()))
+    with pytest.raises(ValueError, match="there is no neuron to go back to"):
+        swap(nn.Sequential(nn.Linear(4, 2), QIFNode()), to="lif")
+
+
+def test_wrapped_and_compiled_models_are_refused():
+    net = network()
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        with pytest.raises(ValueError, match="swap the model first, then wrap"):
+            swap(nn.parallel.DistributedDataParallel(net))
+    finally:
+        torch.distributed.destroy_process_group()
+    with pytest.raises(ValueError, match="first, then compile"):
+        swap(torch.compile(net))
+    net[2].compile()
+    with pytest.raises(ValueError, match="first, then compile"):
+        swap(net)
+    assert type(net[4]) is neuron.LIFNode
+
+
+def test_eval_mode_and_frozen_parameters():
+    net = network().eval()
+    for parameter in net.parameters():
+        parameter.requires_grad_(False)
+    swap(net)
+    assert not any(m.training for m in net.modules())
+    assert not any(p.requires_grad for p in net.parameters())
+    assert not run(net).requires_grad
+
+
+def test_a_model_on_the_meta_device():
+    with torch.device("meta"):
+        net = network()
+    swap(net, norm="tdbn")
+    assert isinstance(net[6], LeakQIFNode)
+    assert all(p.is_meta for p in net.parameters())
+    source = network()
+    net.to_empty(device="cpu").load_state_dict(source.state_dict())
+    swap(source, norm="tdbn")
+    assert torch.equal(run(net.eval()), run(source.eval()))
+
+
+def test_wrong_choices_and_names():
+    net = network()
+    for choice in ({"dynamics": "fast"}, {"norm": "bn"}, {"readout": "all"}, {"to": "if"}, {"window": "wide"}):
+        with pytest.raises(ValueError, match="unknown"):
+            swap(net, **choice)
+    with pytest.raises(TypeError, match="no argument beta"):
+        swap(net, beta=0.5)
+    with pytest.raises(TypeError, match="built model"):
+        swap(neuron.LIFNode)
+    with pytest.raises(ValueError, match="takes no other choice"):
+        swap(net, to="lif", window="paper")
+    assert type(net[2]) is neuron.LIFNode
+
+
+@pytest.mark.skipif(not HAS_BACKENDS, reason="SpikingJelly 2 has no backend argument")
+def test_the_backend_is_carried_over():
+    net = network()
+    functional.set_backend(net, "cupy", neuron.LIFNode)
+    swap(net)
+    assert net[2].backend == "cupy"
+    assert net[6].backend == "auto"
+    swap(net, to="lif")
+    assert net[2].backend == "cupy"
+    assert net[6].backend == "torch"
+
+
+def test_learned_leak_is_learned_within_its_range():
+    node = neuron.ParametricLIFNode(init_tau=4.0, step_mode="m")
+    net = nn.Sequential(layer.Linear(3, 3), node, layer.Linear(3, 1))
+    functional.set_step_mode(net, "m")
+    swap(net)
+    expected = QIFParameters.matching_lif(0.75, input_gain=0.25)
+    assert node.params.a.item() == pytest.approx(expected.a)
+    for w in (-100.0, 100.0):
+        with torch.no_grad():
+            node.w.fill_(w)
+        functional.reset_net(net)
+        out = net(torch.randn(4, 2, 3))
+        out.sum().backward()
+        assert out.isfinite().all()
+        assert node.w.grad.isfinite()
+    node.v_threshold = 0.5
+    assert node.params.v_threshold == 0.5
+    with pytest.raises(AttributeError):
+        node.a = 0.1
+    node.load_state_dict({"w": torch.tensor(0.0)})
+    assert node.params.a.item() == pytest.approx(QIFParameters.matching_lif(0.5, v_threshold=0.5).a)
