@@ -28,7 +28,7 @@ lint: $(READY)
 
 docs: $(READY)
 	$(BIN)/pip install --quiet --editable '.[docs]'
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # The stamp is written last, so that an interrupted set-up starts over.
 $(READY): pyproject.toml

@@ -35,7 +35,10 @@ TARGETS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description="Plots and tables from the results of qif bench.")
     parser.add_argument("results", nargs="*", type=Path, help="results files (default: all in benchmarks/results)")
-    chosen = parser.parse_args().results or sorted((HERE / "results").glob("*.json"))
+    # The folder holds the results of other scripts, too; those of `qif bench` have cases.
+    chosen = parser.parse_args().results or [
+        path for path in sorted((HERE / "results").glob("*.json")) if "cases" in json.loads(path.read_text())
+    ]
     if not chosen:
         parser.error("no results yet; run `qif bench` first")
     pages = [

@@ -1,0 +1,250 @@
+"""PyTorch, Lightning and Accelerate around QIF networks of both hosts; docs/compatibility.md lists every test here."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+import torch.distributed as dist
+from measured_models import MODELS
+from torch import nn
+
+from qif_plugins import calibrate
+
+HOSTS = pytest.mark.parametrize("host", MODELS)
+
+
+def reset(model):
+    for module in model.modules():
+        if hasattr(module, "_memories"):
+            module.reset()
+
+
+def loss_of(model, x):
+    reset(model)
+    y = model(x)
+    return (y * torch.linspace(-1, 1, y.shape[-1])).sum()
+
+
+def gradients(model, x):
+    model.zero_grad()
+    loss_of(model, x).backward()
+    return [p.grad.clone() for p in model.parameters()]
+
+
+class Head(nn.Module):
+    """A stateless classifier around a network of a host: reset, run, average over time."""
+
+    def __init__(self, host):
+        super().__init__()
+        self.inner = MODELS[host]()[0]
+        self.out = nn.Linear(4, 2)
+
+    def forward(self, x_seq):
+        reset(self.inner)
+        return self.out(self.inner(x_seq).mean(0))
+
+
+def task(n=32):
+    x = torch.randn(6, n, 12)
+    return x, (x.mean((0, 2)) > 0).long()
+
+
+@HOSTS
+@pytest.mark.slow
+def test_compile(host):
+    model, (x, *_) = MODELS[host]()
+    expected = model(x)
+    reset(model)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager")
+    assert torch.equal(compiled(x), expected)
+    reset(model)
+    compiled(x).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    torch._dynamo.reset()
+
+
+@HOSTS
+def test_export(host):
+    model, (x, *_) = MODELS[host]()
+    if host == "spikingjelly":
+        model = model[:-1]  # the LIFNode of 0.0.0.0.14 cannot be exported
+
+    class Stateless(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = model.eval()
+
+        def forward(self, x_seq):
+            reset(self.inner)
+            return self.inner(x_seq)
+
+    with torch.no_grad():
+        expected = Stateless()(x)
+        exported = torch.export.export(Stateless(), (x,))
+    torch.testing.assert_close(exported.module()(x), expected)
+
+
+@HOSTS
+def test_amp(host):
+    model, (x, *_) = MODELS[host]()
+    scaler = torch.amp.GradScaler("cpu")
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = loss_of(model, x)
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@HOSTS
+def test_checkpointing(host):
+    model, (x, *_) = MODELS[host]()
+    expected = gradients(model, x)
+    model.zero_grad()
+    run = lambda inputs: loss_of(model, inputs)  # noqa: E731
+    torch.utils.checkpoint.checkpoint(run, x, use_reentrant=False).backward()
+    for p, grad in zip(model.parameters(), expected, strict=True):
+        assert torch.equal(p.grad, grad)
+
+
+@HOSTS
+def test_averaging(host):
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    model, (x, *_) = MODELS[host]()
+    with torch.no_grad():
+        model(x)  # snnTorch's membranes are buffers, which have their shape from the first batch
+    averages = AveragedModel(model), AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5))
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss_of(model, x).backward()
+        optimizer.step()
+        for average in averages:
+            average.update_parameters(model)
+    for average in averages:
+        reset(average)
+        assert average(x).shape == model(x).shape
+
+
+@HOSTS
+def test_functional_call(host):
+    model, (x, *_) = MODELS[host]()
+    parameters = {name: p.detach() * 0.5 for name, p in model.named_parameters()}
+    halved = copy.deepcopy(model)
+    halved.load_state_dict({**model.state_dict(), **parameters})
+    assert torch.equal(torch.func.functional_call(model, parameters, (x,)), halved(x))
+
+
+def _distributed(rank, port, host, out):
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    try:
+        torch.manual_seed(0)
+        model = Head(host)
+        x, y = task()
+        parallel = nn.parallel.DistributedDataParallel(model)
+        part = slice(16 * rank, 16 * rank + 16)
+        nn.functional.cross_entropy(parallel(x[:, part]), y[part]).backward()
+        calibrate(parallel, x[:, part])
+        torch.save(([p.grad for p in model.parameters()], model.state_dict()), f"{out}/{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+@HOSTS
+@pytest.mark.slow
+def test_ddp(host, tmp_path):
+    """Two processes have the gradients, and the calibration, of one with the whole batch."""
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_distributed, (port, host, str(tmp_path)), nprocs=2)
+    torch.manual_seed(0)
+    model = Head(host)
+    x, y = task()
+    nn.functional.cross_entropy(model(x), y).backward()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        calibrate(model, x)
+    for rank in range(2):
+        grads, state = torch.load(tmp_path / f"{rank}.pt")
+        for grad, p in zip(grads, model.parameters(), strict=True):
+            torch.testing.assert_close(grad, p.grad)
+        for name, value in model.state_dict().items():
+            torch.testing.assert_close(state[name], value)
+
+
+@HOSTS
+@pytest.mark.slow
+def test_lightning(host, tmp_path):
+    lightning = pytest.importorskip("lightning")
+
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = Head(host)
+            self.losses = []
+
+        def training_step(self, batch, _):
+            x, y = batch
+            loss = nn.functional.cross_entropy(self.net(x.movedim(1, 0)), y)
+            self.losses.append(loss.item())
+            return loss
+
+        def configure_optimizers(self):
+            return torch.optim.Adam(self.parameters(), lr=2e-2)
+
+    module = Module()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        calibrate(module.net, task(64)[0])
+        x, y = task(64)
+        data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x.movedim(0, 1), y), batch_size=16)
+        trainer = lightning.Trainer(
+            max_epochs=8, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+            default_root_dir=tmp_path,
+        )  # fmt: skip
+        trainer.fit(module, data)
+        trainer.save_checkpoint(tmp_path / "last.ckpt")
+    assert sum(module.losses[-4:]) < sum(module.losses[:4])
+    state = torch.load(tmp_path / "last.ckpt", weights_only=False)["state_dict"]
+    fresh = Module()
+    fresh.load_state_dict(state, strict=True)  # its windows come along
+    assert [k for k in state if k.endswith("input_std")]
+
+
+@HOSTS
+@pytest.mark.slow
+def test_accelerate(host, tmp_path):
+    accelerate = pytest.importorskip("accelerate")
+    accelerator = accelerate.Accelerator(cpu=True)
+    x, y = task(64)
+    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x.movedim(0, 1), y), batch_size=16)
+    model = Head(host)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        calibrate(model, x)
+    model, optimizer, data = accelerator.prepare(model, torch.optim.Adam(model.parameters(), lr=2e-2), data)
+    losses = []
+    for _ in range(8):
+        for inputs, targets in data:
+            loss = nn.functional.cross_entropy(model(inputs.movedim(1, 0)), targets)
+            optimizer.zero_grad()
+            accelerator.backward(loss)
+            optimizer.step()
+            losses.append(loss.item())
+    assert sum(losses[-4:]) < sum(losses[:4])
+    accelerator.save_state(tmp_path, safe_serialization=True)
+    before = [p.detach().clone() for p in model.parameters()]
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+    accelerator.load_state(tmp_path)
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
