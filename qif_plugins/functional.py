@@ -34,7 +34,7 @@ from .ops.backends import available_backends, choose_backend
 from .ops.library import multi_step
 from .ops.reference import autograd_multi_step
 from .parameters import QIFParameters
-from .surrogate import FusedSurrogate, Surrogate
+from .surrogate import WINDOWS, FusedSurrogate, Surrogate
 
 __all__ = ["available_backends", "qif_multi_step", "qif_step"]
 
@@ -105,13 +105,20 @@ def qif_multi_step(
         wider dtype of ``x_seq`` and ``v``.
 
     Raises:
-        TypeError: ``x_seq`` or ``v`` is not floating point.
+        TypeError: ``x_seq`` or ``v`` is not floating point, ``params`` or ``surrogate`` is of another kind.
         ValueError: T = 0, a shape that does not fit, an unknown backend, float64 on a float32 backend.
         RuntimeError: The backend is not available; the message says what to install.
     """
     _check_tensor("x_seq", x_seq)
     if x_seq.dim() == 0 or x_seq.shape[0] == 0:
         raise ValueError(f"x_seq needs at least one time step in dimension 0, got shape {list(x_seq.shape)}")
+    if not isinstance(params, QIFParameters):
+        raise TypeError(f"params must be QIFParameters, got {params!r}")
+    if isinstance(surrogate, type) or (not callable(surrogate) and not isinstance(surrogate, FusedSurrogate)):
+        raise TypeError(
+            f"surrogate must be a Window, another surrogate of qif_plugins.surrogate, or a function of h - θ, got "
+            f"{surrogate!r}; a window by name is Window.named(name, params), with a name of {', '.join(WINDOWS)}"
+        )
     state = _check_state(v, x_seq)
     v_dtype = torch.promote_types(x_seq.dtype, state.dtype) if state is not None else x_seq.dtype
     numbers = params.numbers()

@@ -28,7 +28,8 @@ __all__ = ["CLOSURES", "MomentClosureError", "closure_step", "firing_rate", "mem
 
 CLOSURES = ("reset", "free")
 _TOLERANCE = 1e-13
-_MAX_ITERATIONS = 2000
+_MAX_ITERATIONS = 500
+_MAX_NEWTON_STEPS = 50
 
 
 class MomentClosureError(ValueError):
@@ -92,12 +93,43 @@ def _iterate(params: QIFParameters, input_std: Number, input_mean: Number, closu
             break
         if bool((change <= _TOLERANCE * (1 + std)).all()):
             return _to(mean, device), _to(std, device)
+    else:
+        # A long leak lets the iteration settle as slowly as the membrane does; Newton's method does not wait for it.
+        settled = _newton(lambda m, s: closure_step(params, m, s, input_std, input_mean, closure), mean, std)
+        if settled is not None:
+            return _to(settled[0], device), _to(settled[1], device)
     raise MomentClosureError(
         f"the {closure!r} closure does not converge for a threshold of {_range(params.v_threshold)}, input mean "
         f"{_range(input_mean)} and input deviation {_range(input_std)} (a={_range(params.a)}, u1={_range(params.u1)}, "
         f"u2={_range(params.u2)}): the membrane's deviation grows without bound. Use a smaller input deviation or a"
-        + (", or closure='reset'." if closure == "free" else ", or a given Window(lo, hi).")
+        + (", or closure='reset'" if closure == "free" else "")
+        + ", match a leak, or take a surrogate that needs no moments: the window 'heuristic' or a given Window(lo, hi)."
     )
+
+
+def _newton(step: Any, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The fixed point of ``step`` near ``(mean, std)``; ``None`` if there is none that the iteration would approach."""
+    for _ in range(_MAX_NEWTON_STEPS):
+        next_mean, next_std = step(mean, std)
+        by_mean, by_std = 1e-6 * (1 + mean.abs()), 1e-6 * std
+        j11, j21 = (
+            (new - old) / by_mean for new, old in zip(step(mean + by_mean, std), (next_mean, next_std), strict=True)
+        )
+        j12, j22 = (
+            (new - old) / by_std for new, old in zip(step(mean, std + by_std), (next_mean, next_std), strict=True)
+        )
+        trace, determinant = j11 + j22, j11 * j22 - j12 * j21
+        solvable = 1 - trace + determinant
+        residual_mean, residual_std = next_mean - mean, next_std - std
+        change_mean = ((1 - j22) * residual_mean + j12 * residual_std) / solvable
+        change_std = ((1 - j11) * residual_std + j21 * residual_mean) / solvable
+        mean, std = mean + change_mean, std + change_std
+        if not bool((torch.isfinite(mean) & torch.isfinite(std) & (std > 0)).all()):
+            return None
+        if bool((torch.maximum(change_mean.abs(), change_std.abs()) <= 1e-12 * (1 + std)).all()):
+            attracts = (determinant < 1) & (trace.abs() < 1 + determinant)
+            return (mean, std) if bool(attracts.all()) else None
+    return None
 
 
 def closure_step(

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Number", "QIFParameters"]
+__all__ = ["Number", "QIFParameters", "same_number"]
 
 Number = float | Tensor
 """A float, or a tensor that broadcasts to one time step of the input (per channel, per neuron)."""
@@ -75,6 +75,15 @@ class QIFParameters:
 
         For parameters that are valid by construction, such as those of
         ``ParametricQIFNode`` inside a training step.
+
+        Args:
+            **numbers: The constructor's arguments.
+
+        Returns:
+            The parameters.
+
+        Raises:
+            TypeError: An argument that the constructor does not have.
         """
         self = object.__new__(cls)
         for name, default in _DEFAULTS.items():
@@ -114,6 +123,9 @@ class QIFParameters:
             reset: As in the constructor.
             checked: Whether to check the numbers. ``False`` reads no tensor back from its device (with a
                 float ``v_rest``), for a β and θ that are kept in range while they are learned. Default True.
+
+        Returns:
+            The matched parameters.
 
         Raises:
             ValueError: β or c outside its range, θ not above ``v_rest``, or a ``v_rest`` for which
@@ -165,18 +177,35 @@ class QIFParameters:
     # -- the map ---------------------------------------------------------------------------------
 
     def map(self, v: Any) -> Any:
-        """f(v) = a (v - u1)(v - u2), for a float or a tensor; the order of operations of the kernels."""
+        """f(v) = a (v - u1)(v - u2), in the kernels' order of operations.
+
+        Args:
+            v: Membrane after the reset, a float or a tensor.
+
+        Returns:
+            The charge that it contributes to the next step, of the broadcast shape.
+        """
         return (self.a * (v - self.u1)) * (v - self.u2)
 
     def map_derivative(self, v: Any) -> Any:
-        """f'(v) = a (2v - u1 - u2), for a float or a tensor."""
+        """f'(v) = a (2v - u1 - u2).
+
+        Args:
+            v: Membrane after the reset, a float or a tensor.
+
+        Returns:
+            The slope of the map there, of the broadcast shape.
+        """
         return self.a * ((v - self.u1) + (v - self.u2))
 
     def fixed_points(self) -> tuple[Number, Number]:
-        """Fixed points of the map without input: ``(resting, unstable)``.
+        """Fixed points of the map without input.
 
         The roots of a u² - (a (u1 + u2) + 1) u + a u1 u2. At the lower one f' = 1 - √D, at the upper
         one f' = 1 + √D > 1, where D is the discriminant.
+
+        Returns:
+            ``(resting, unstable)``, floats, or tensors where a number is one.
         """
         half = self._linear_term() / 2
         root = _sqrt(half * half - self.a * self.u1 * self.a * self.u2)
@@ -208,7 +237,8 @@ class QIFParameters:
         if not isinstance(other, QIFParameters):
             return NotImplemented
         return self.reset == other.reset and all(
-            _same(mine, theirs) for mine, theirs in zip(self.numbers().values(), other.numbers().values(), strict=True)
+            same_number(mine, theirs)
+            for mine, theirs in zip(self.numbers().values(), other.numbers().values(), strict=True)
         )
 
     def __hash__(self) -> int:
@@ -284,7 +314,8 @@ def _sqrt(value: Any) -> Any:
     return value.sqrt() if isinstance(value, Tensor) else math.sqrt(value)
 
 
-def _same(mine: Number, theirs: Number) -> bool:
+def same_number(mine: Number, theirs: Number) -> bool:
+    """Whether two numbers are equal, tensors in every element and on the same device."""
     if isinstance(mine, Tensor) or isinstance(theirs, Tensor):
         return (
             isinstance(mine, Tensor)

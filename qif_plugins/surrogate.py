@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from .moments import membrane_moments
-from .parameters import Number, QIFParameters
+from .parameters import Number, QIFParameters, same_number
 
 __all__ = ["WINDOWS", "ATan", "FastSigmoid", "FusedSurrogate", "Shape", "Sigmoid", "Surrogate", "Window", "spike"]
 
@@ -51,7 +51,11 @@ class FusedSurrogate:
     strict: bool = False
 
     def coefficients(self) -> tuple[Number, Number, Number]:
-        """The numbers of the kernels' formula, unused ones 0."""
+        """The numbers of the kernels' formula.
+
+        Returns:
+            s0, s1 and s2 of :mod:`qif_plugins.ops.contract`, unused ones 0.
+        """
         raise NotImplementedError
 
     def derivative(self, h: Tensor, v_threshold: Number) -> Tensor:
@@ -71,7 +75,7 @@ Surrogate = FusedSurrogate | Callable[[Tensor], Tensor]
 """A fused surrogate, or any callable that takes h - θ and returns the spike with a surrogate backward."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Window(FusedSurrogate):
     """The rectangular surrogate w(h) = height · 1[lo <= h <= hi].
 
@@ -110,7 +114,16 @@ class Window(FusedSurrogate):
 
     @classmethod
     def named(cls, name: str, params: QIFParameters, input_std: Number | None = None, **options: Any) -> Window:
-        """The window called ``name``; see :meth:`paper`, :meth:`unbiased` and :meth:`heuristic` for ``options``.
+        """The window called ``name``.
+
+        Args:
+            name: ``"unbiased"``, ``"paper"`` or ``"heuristic"``.
+            params: The neuron.
+            input_std: Standard deviation of g·x; ``None`` means θ. The heuristic window has no use for it.
+            **options: As :meth:`unbiased`, :meth:`paper` and :meth:`heuristic` take them.
+
+        Returns:
+            The window, in units of the membrane.
 
         Raises:
             ValueError: Unknown name; the message lists those that exist.
@@ -140,6 +153,9 @@ class Window(FusedSurrogate):
             closure: How μ and σ are found, see :func:`~qif_plugins.moments.membrane_moments`. The paper's
                 assumption is ``"free"``, which diverges where ``"reset"`` (default) does not.
 
+        Returns:
+            The window, in units of the membrane.
+
         Raises:
             MomentClosureError: The closure does not converge.
         """
@@ -164,6 +180,9 @@ class Window(FusedSurrogate):
             kappa: Half-width in units of σ, > 0. Default 0.5.
             closure: How μ and σ are found. Default ``"reset"``.
 
+        Returns:
+            The window, in units of the membrane.
+
         Raises:
             MomentClosureError: The closure does not converge.
             ValueError: ``kappa`` is not positive.
@@ -181,12 +200,23 @@ class Window(FusedSurrogate):
             params: The neuron.
             alpha: Width of the window, > 0. Default 1.
 
+        Returns:
+            The window, in units of the membrane.
+
         Raises:
             ValueError: ``alpha`` is not positive.
         """
         if not (alpha > 0 and math.isfinite(alpha)):
             raise ValueError(f"alpha must be positive and finite, got {alpha}; the default is 1")
         return cls(params.v_threshold - alpha / 2, params.v_threshold + alpha / 2, 1 / alpha)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Window):
+            return NotImplemented
+        return all(same_number(*pair) for pair in zip(self.coefficients(), other.coefficients(), strict=True))
+
+    def __hash__(self) -> int:
+        return hash(tuple(value for value in self.coefficients() if not isinstance(value, Tensor)))
 
     def coefficients(self) -> tuple[Number, Number, Number]:
         return self.lo, self.hi, self.height

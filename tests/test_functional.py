@@ -294,6 +294,9 @@ PARAMS = QIFParameters()
             ValueError,
             "coefficient 0",
         ),
+        (lambda: qif_multi_step(torch.zeros(2, 3), 0.0, None, SURROGATES[0]), TypeError, "QIFParameters, got None"),
+        (lambda: qif_multi_step(torch.zeros(2, 3), 0.0, PARAMS, "unbiased"), TypeError, "Window.named"),
+        (lambda: qif_multi_step(torch.zeros(2, 3), 0.0, PARAMS, Window), TypeError, "surrogate must be a Window"),
         (
             lambda: qif_multi_step(torch.zeros(2, 3), 0.0, PARAMS, SURROGATES[0], backend="tpu"),
             ValueError,

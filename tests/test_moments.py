@@ -64,7 +64,9 @@ def test_moments_are_stationary_and_elementwise(input_std, input_mean, beta):
         mean, std = membrane_moments(p, input_std, input_mean)
     except MomentClosureError:
         return
-    after = closure_step(p, torch.tensor(mean).double(), torch.tensor(std).double(), input_std, input_mean)
+    after = closure_step(
+        p, torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64), input_std, input_mean
+    )
     assert after[0].item() == pytest.approx(mean, abs=1e-6)
     assert after[1].item() == pytest.approx(std, abs=1e-6)
     batch = membrane_moments(p, torch.tensor([input_std, 0.5], dtype=torch.float64), input_mean)
@@ -104,3 +106,22 @@ def test_a_closure_converges_or_raises_but_never_returns_nan(input_std, input_me
         assert math.isfinite(mean)
         assert math.isfinite(std)
         assert std > 0
+
+
+@pytest.mark.parametrize(("tau", "rest"), [(50.0, 0.0), (2000.0, 0.0), (1e4, 0.0), (1000.0, -0.5)])
+def test_long_leaks_settle(tau, rest):
+    """Where the plain iteration needs thousands of steps, Newton's method finds the point it would end at."""
+    p = QIFParameters.matching_lif(1 - 1 / tau, v_rest=rest, input_gain=1 / tau)
+    mean, std = membrane_moments(p, 1.0)
+    m, s = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
+    for _ in range(200):
+        m, s = closure_step(p, m, s, 1.0)
+    assert m.item() == pytest.approx(mean, abs=1e-8)
+    assert s.item() == pytest.approx(std, abs=1e-8)
+
+
+def test_a_diverging_closure_names_the_ways_out():
+    with pytest.raises(
+        MomentClosureError, match=r"smaller input deviation.*match a leak.*'heuristic'.*Window\(lo, hi\)"
+    ):
+        membrane_moments(QIFParameters(v_threshold=4.0), 4.0)

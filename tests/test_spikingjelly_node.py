@@ -589,3 +589,19 @@ def test_overridden_charge_fire_or_reset_is_run_through():
 def test_analytic_window_is_the_default_surrogate():
     assert type(QIFNode().surrogate_function) is AnalyticWindow
     assert type(QIFNode(window=Window(0.2, 1.2)).surrogate_function) is AnalyticWindow
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_inference_keeps_one_time_step(dtype):
+    node = QIFNode(step_mode="m")
+    with torch.no_grad():
+        node(torch.randn(8, 100).to(dtype))
+    kept = [value for value in node._link if isinstance(value, torch.Tensor)]
+    assert max(tensor.untyped_storage().nbytes() for tensor in kept) == 100 * 4
+
+
+def test_repr_names_the_window_only_while_it_is_used():
+    node = QIFNode()
+    assert "window=unbiased" in repr(node)
+    node.surrogate_function = surrogate.ATan()
+    assert "window=unbiased" not in repr(node)

@@ -122,3 +122,12 @@ def test_bad_shapes_are_refused():
         Window.heuristic(QIFParameters(), alpha=0.0)
     with pytest.raises(ValueError, match="unbiased, paper, heuristic"):
         Window.named("wide", QIFParameters())
+
+
+def test_windows_are_values_with_tensors_too():
+    per_channel = Window(torch.zeros(3), torch.ones(3))
+    assert per_channel == Window(torch.zeros(3), torch.ones(3))
+    assert hash(per_channel) == hash(Window(torch.zeros(3), torch.ones(3)))
+    assert per_channel != Window(torch.zeros(3), torch.full((3,), 2.0))
+    assert per_channel != Window(0.0, 1.0)
+    assert Window(0.0, 1.0) == Window(0, 1)

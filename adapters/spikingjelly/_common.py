@@ -84,11 +84,15 @@ def resolve_parameters(
 
 
 class _Link(NamedTuple):
-    """The membrane that the last call left in ``v``, and the same before its reset, with the graph behind it."""
+    """The membrane that the last call left in ``v``, and what the next call starts from while it still is there.
+
+    ``state`` is the membrane before its reset with the graph behind it, or after it in float32 where ``v`` is rounded.
+    """
 
     v: Tensor
     version: int | None
-    h: Tensor
+    state: Tensor
+    pre_reset: bool
 
     def belongs_to(self, v: Any) -> bool:
         return v is self.v and _version(v) == self.version
@@ -214,7 +218,7 @@ class QIFNeuron(QIFLayer):
     def extra_repr(self) -> str:
         names = ("a", "u1", "u2", "v_threshold", "v_reset", "input_gain")
         numbers = ", ".join(f"{name}={show(getattr(self, name))}" for name in names)
-        window = f", window={self.window}" if isinstance(self.window, str) else ""
+        window = "" if self.derived_window is None else f", window={self.derived_window}"
         step_mode = f", step_mode={self.step_mode}" if hasattr(self, "step_mode") else ""
         return f"{numbers}, detach_reset={self.detach_reset}{window}{step_mode}, backend={self.backend}"
 
@@ -308,7 +312,7 @@ class QIFNeuron(QIFLayer):
         Without ``detach_reset`` the gradient of a sequence folds the reset into the charge, which a chain of
         calls through the membrane after its reset cannot give. So the membrane before its reset is kept
         beside ``v`` and the next call starts from it, as long as ``v`` is what this call left there. In half
-        precision it also carries the bits that ``v`` rounds away, as a call over all steps does.
+        precision, where ``v`` is rounded, it starts from the float32 membrane, as a call over all steps does.
         """
         params, surrogate = self._neuron(x_seq)
         low = x_seq.dtype in LOW_PRECISION
@@ -317,23 +321,24 @@ class QIFNeuron(QIFLayer):
         dtype = torch.promote_types(x_seq.dtype, v.dtype) if isinstance(v, Tensor) else x_seq.dtype
         start: Tensor | float
         if link is not None and chained:
-            start = link.h
+            start = link.state
         elif low:
             start = v.float() if isinstance(v, Tensor) else torch.full_like(x_seq[0], v, dtype=torch.float32)
         else:
             start = v
-        keep = low or (torch.is_grad_enabled() and not self.detach_reset and params.reset == "hard")
-        spike_seq, v_out, *h = qif_multi_step(
+        keep = torch.is_grad_enabled() and not self.detach_reset and params.reset == "hard"
+        spike_seq, exact, *h = qif_multi_step(
             x_seq, start, params, surrogate, self.detach_reset, store_v_seq, self._implementation(x_seq),
-            store_h_seq=keep, pre_reset=chained,
+            store_h_seq=keep, pre_reset=chained and link is not None and link.pre_reset,
         )  # fmt: skip
-        v_out = v_out.to(dtype)
+        v_out = exact.to(dtype)
         v_seq = v_out if store_v_seq else None
         v_last = v_out[-1].clone() if store_v_seq else v_out
-        if h and (low or h[0].requires_grad):
-            self._link = _Link(v_last, _version(v_last), h[0][-1])
-        else:
-            self._link = None
+        self._link = None
+        if h and h[0].requires_grad:
+            self._link = _Link(v_last, _version(v_last), h[0][-1], True)
+        elif low:
+            self._link = _Link(v_last, _version(v_last), exact[-1].clone() if store_v_seq else exact, False)
         return spike_seq, v_last, v_seq
 
 

@@ -21,7 +21,9 @@ __all__ = ["autograd_multi_step", "backward", "exp_negative", "forward", "unavai
 
 
 def unavailable(device: torch.device) -> str | None:
-    """The reference runs everywhere."""
+    """The reference runs wherever PyTorch does."""
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return "PyTorch finds no CUDA device here."
     return None
 
 
