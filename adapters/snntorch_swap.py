@@ -171,7 +171,8 @@ class _SnnTorch:
             arguments |= _dynamics(module, dynamics, arguments | dict(request.parameters), notes)
             idle = learns_leak and dynamics != "lif"
             if learns_leak:
-                notes.append("beta is kept and not used" if idle else "its leak beta goes on being learned")
+                learned = "its leak beta goes on being learned" + ("" if module.beta.requires_grad else " (frozen)")
+                notes.append("beta is kept and not used" if idle else learned)
             arguments |= request.parameters
             try:
                 with self.apart():

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .layer import QIFLayer
 from .measure import (
+    ONE_STEP,
     Batches,
     Moments,
     average,
@@ -120,11 +121,13 @@ class _Recorder:
         self.input_channels = Moments() if per == "channel" else None
         self.membrane_channels = Moments() if per == "channel" else None
         self.step_dims = 0
+        self.steps = 0
         self.spikes = 0
 
     def add(self, seen: Observation, params: QIFParameters) -> None:
         x_seq = effective_input(params, seen.x_seq.detach())
         self.step_dims = x_seq.dim() - 1
+        self.steps += x_seq.shape[0]
         self.spikes += int((seen.spike_seq != 0).sum().item())
         for x, h in zip(x_seq, seen.h_seq.detach(), strict=True):
             self.input.update(x.reshape(-1, 1))
@@ -174,14 +177,15 @@ def calibrate(
         What was measured and set; ``str()`` is a table.
 
     Raises:
-        ValueError: No QIF layer, no batch, an input that is not finite, or an unknown option.
-        TypeError: ``batches`` holds something else.
+        ValueError: No QIF layer, no batch or only empty ones, an input that is not finite, or an unknown option.
+        TypeError: ``batches`` holds something else, or the model takes more than one input.
 
     Warns:
         CalibrationWarning: A layer's input is far from normal (skewness above 1 or excess kurtosis above 3 either
             way), the closure misses the measured membrane (its mean by more than a quarter of a deviation, its
             deviation by a factor of more than 1.25) or does not converge, the threshold is
-            more than three deviations from the membrane's mean, or a layer was not reached.
+            more than three deviations from the membrane's mean, or a layer was not reached. A layer that saw one time
+            step a batch is warned of that instead of its membrane, which had no time to leave rest.
     """
     for name, value, known in (("per", per, ("layer", "channel")), ("moments", moments, ("closure", "measured"))):
         if value not in known:
@@ -196,6 +200,7 @@ def calibrate(
 
     with preserved(inner), torch.no_grad(), watching(layers, see):
         if callable(batches) and not isinstance(batches, nn.Module):
+            count = 1
             batches(inner)
         else:
             count = 0
@@ -206,13 +211,15 @@ def calibrate(
                 raise ValueError("there is no batch to calibrate on; an exhausted iterator has none either")
     if inner is not model and isinstance(model, nn.parallel.DistributedDataParallel):
         _pool(list(recorders.values()))
-    return _set(layers, recorders, moments)
+    if any(r.steps for r in recorders.values()) and not any(r.input.n for r in recorders.values()):
+        raise ValueError("every batch is empty: no neuron received a value. Pass one with at least one sample.")
+    return _set(layers, recorders, moments, count)
 
 
-def _set(layers: dict[str, QIFLayer], recorders: dict[str, _Recorder], moments: str) -> CalibrationReport:
+def _set(layers: dict[str, QIFLayer], recorders: dict[str, _Recorder], moments: str, runs: int) -> CalibrationReport:
     before = {name: layer.measured_moments for name, layer in layers.items()}
     try:
-        rows = [_set_layer(name, layer, recorders[name], moments) for name, layer in layers.items()]
+        rows = [_set_layer(name, layer, recorders[name], moments, runs) for name, layer in layers.items()]
     except BaseException:
         for name, layer in layers.items():
             layer.measured_moments = before[name]
@@ -223,7 +230,7 @@ def _set(layers: dict[str, QIFLayer], recorders: dict[str, _Recorder], moments: 
     return CalibrationReport(tuple(rows))
 
 
-def _set_layer(name: str, layer: QIFLayer, seen: _Recorder, moments: str) -> CalibratedLayer:
+def _set_layer(name: str, layer: QIFLayer, seen: _Recorder, moments: str, runs: int) -> CalibratedLayer:
     if not seen.input.n:
         note = "the batches did not reach it, or a subclass computes its own steps; its window is left as it was"
         return CalibratedLayer(name, window=_window(layer), note=note)
@@ -234,14 +241,17 @@ def _set_layer(name: str, layer: QIFLayer, seen: _Recorder, moments: str) -> Cal
         )
     membrane = seen.membrane.mean.item(), seen.membrane.std.item()
     predicted, predicted_rate = (math.nan, math.nan), math.nan
-    notes: list[str] = []
+    one_step = 0 < seen.steps <= runs
+    notes = [ONE_STEP] if one_step else []
     if not std > 0:
         problem = f"its input is constantly {mean:g}"
     else:
-        problem, notes = "", _unlike_normal(seen.input)
+        problem = ""
+        notes += _unlike_normal(seen.input)
         try:
             predicted, predicted_rate = _predict(layer, mean, std)
-            notes += _misfit(layer, membrane, predicted, moments) + _out_of_reach(layer, membrane)
+            if not one_step:
+                notes += _misfit(layer, membrane, predicted, moments) + _out_of_reach(layer, membrane)
         except MomentClosureError as error:
             problem = str(error)
     derived = layer.derived_window not in (None, "heuristic")

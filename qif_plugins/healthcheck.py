@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .layer import QIFLayer
 from .measure import (
+    ONE_STEP,
     Moments,
     average,
     bare,
@@ -20,7 +21,7 @@ from .measure import (
     input_of,
     preserved,
     qif_layers,
-    reset_state,
+    run_on,
     watching,
 )
 from .moments import MomentClosureError
@@ -113,12 +114,14 @@ class _Recorder:
         self.input, self.membrane = Moments(), Moments()
         self.counts: Tensor | None = None
         self.steps = 0
+        self.time_steps = 0
         self.open = 0
         self.spikes: list[Tensor] = []
         self.inside: list[Tensor] = []
 
     def add(self, seen: Observation, params: QIFParameters, surrogate: Any) -> None:
         h, spikes = seen.h_seq.detach(), seen.spike_seq
+        self.time_steps += h.shape[0]
         self.input.update(effective_input(params, seen.x_seq.detach()).reshape(-1, 1))
         self.membrane.update(h.reshape(-1, 1))
         per_neuron = (spikes.detach() != 0).sum(0, dtype=torch.float64)
@@ -165,14 +168,15 @@ def health(
             output is the list of the outputs. Default: a fixed random direction in the output, which
             shows how much gradient the layers let through without saying where it should point.
         steps: How often to call the model on the batch, without a reset in between; for models that take one time
-            step a call. Default 1.
+            step a call. Default 1. A layer that saw a single step is told so, and gets no advice on a membrane that
+            had no time to leave rest.
 
     Returns:
         A row a layer with advice; ``str()`` is a table.
 
     Raises:
-        ValueError: No QIF layer, or an output without gradient for the loss.
-        TypeError: ``batch`` is something else.
+        ValueError: No QIF layer, an empty batch, or an output without gradient for the loss.
+        TypeError: ``batch`` is something else, such as a DataLoader, or the model takes more than one input.
     """
     check_steps(steps)
     inner = bare(model)
@@ -185,6 +189,8 @@ def health(
 
     with preserved(inner), torch.enable_grad(), watching(layers, see):
         output, target = _run(inner, batch, steps)
+        if any(r.time_steps for r in recorders.values()) and not any(r.input.n for r in recorders.values()):
+            raise ValueError("the batch is empty: no neuron received a value. Pass one with at least one sample.")
         gradients = _gradients(inner, recorders, output, target, loss)
     return HealthReport(tuple(_row(name, layers[name], recorders[name], gradients[name]) for name in layers))
 
@@ -192,6 +198,8 @@ def health(
 def _run(model: nn.Module, batch: Any, steps: int) -> tuple[Any, Any]:
     if callable(batch) and not isinstance(batch, Tensor):
         return batch(model), None
+    if isinstance(batch, Iterable) and not isinstance(batch, Tensor | Mapping | tuple | list):
+        raise TypeError(f"health looks at one batch, got {type(batch).__name__}; pass one batch: next(iter(loader))")
     x = input_of(model, batch)
     if x.is_floating_point():
         # So that gradient flows even where every parameter before a neuron is frozen.
@@ -199,8 +207,7 @@ def _run(model: nn.Module, batch: Any, steps: int) -> tuple[Any, Any]:
     target = batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
     if isinstance(target, Tensor):
         target = target.to(x.device)
-    reset_state(model)
-    outputs = [model(x) for _ in range(steps)]
+    outputs = run_on(model, x, steps)
     return (outputs if steps > 1 else outputs[0]), target
 
 
@@ -281,15 +288,17 @@ def _row(name: str, layer: QIFLayer, seen: _Recorder, grads: list[Tensor | None]
         (rates >= SATURATED_RATE).double().mean().item(),
     )
     threshold = average(layer.qif_parameters.v_threshold)
-    return replace(row, advice=_advice(row, layer, threshold))
+    return replace(row, advice=_advice(row, layer, threshold, one_step=seen.time_steps == 1))
 
 
-def _advice(row: LayerHealth, layer: QIFLayer, threshold: float) -> tuple[str, ...]:
+def _advice(row: LayerHealth, layer: QIFLayer, threshold: float, *, one_step: bool) -> tuple[str, ...]:
     advice = []
     scale = f"its input is {plus_minus(row.input_mean, row.input_std)} and its threshold {threshold:.3g}"
     if not math.isfinite(row.input_std):
         return ("its input is not finite: look for the first NaN or infinity before it.",)
-    if row.silent >= 0.9:
+    if one_step:
+        advice.append(f"{ONE_STEP}.")
+    elif row.silent >= 0.9:
         advice.append(
             f"dead: {_percent(row.silent)} of its neurons never spike; {scale}. Bring the input to the threshold's "
             "scale, with tdBN before it (swap(model, norm='tdbn')) or a larger gain, or lower v_threshold."
@@ -299,6 +308,9 @@ def _advice(row: LayerHealth, layer: QIFLayer, threshold: float) -> tuple[str, .
             f"saturated: {_percent(row.saturated)} of its neurons spike at nearly every step; {scale}. Reduce the "
             "input, with tdBN before it (swap(model, norm='tdbn')) or smaller weights, or raise v_threshold."
         )
+    if one_step:
+        # A membrane that is still near rest is in no window, and lets no gradient through to the layers before.
+        return tuple(advice)
     if row.window_share < 0.02 or row.gradient_share < 0.02:
         advice.append(
             f"starved: {_percent(row.window_share)} of its membranes and {_percent(row.gradient_share)} of its "

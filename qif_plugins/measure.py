@@ -16,9 +16,12 @@ from .layer import QIFLayer
 from .observe import Observation, observing
 from .parameters import Number, QIFParameters
 
-__all__ = ["Moments", "bare", "batches_of", "preserved", "qif_layers", "run", "watching"]
+__all__ = ["ONE_STEP", "Moments", "bare", "batches_of", "preserved", "qif_layers", "run", "watching"]
 
 Batches = Iterable[Any] | Tensor | Callable[[nn.Module], Any]
+
+ONE_STEP = "measured over one time step; pass steps=T or a callable that runs the model over all its steps"
+"""Advice on a layer whose membrane had no time to leave rest: its spikes and gradient may mislead."""
 
 
 class Moments:
@@ -37,7 +40,9 @@ class Moments:
         self.sums: Tensor | None = None
 
     def update(self, values: Tensor) -> None:
-        """Add ``[n, groups]``."""
+        """Add ``[n, groups]``; nothing where n is 0."""
+        if not len(values):
+            return
         # Apple's GPUs have no float64.
         values = values.detach().to(torch.float32 if values.device.type == "mps" else torch.float64)
         mean = values.mean(0)
@@ -47,7 +52,9 @@ class Moments:
         self.merge(values.shape[0], chunk.to("cpu", torch.float64))
 
     def merge(self, n: int, sums: Tensor) -> None:
-        """Add another stream's count and sums."""
+        """Add another stream's count and sums; nothing where the count is 0."""
+        if not n:
+            return
         if self.sums is None:
             self.n, self.sums = n, sums
             return
@@ -245,10 +252,25 @@ def run(model: nn.Module, batch: Any, steps: int) -> list[Any]:
     """Reset the state, then call the model ``steps`` times on the batch's input; the outputs.
 
     Raises:
-        TypeError: The batch is neither a tensor nor a sequence that begins with one.
+        TypeError: The batch is neither a tensor nor a sequence that begins with one, or the model takes more than it.
+    """
+    return run_on(model, input_of(model, batch), steps)
+
+
+def run_on(model: nn.Module, x: Tensor, steps: int) -> list[Any]:
+    """Reset the state, then call the model ``steps`` times on ``x``; the outputs.
+
+    Raises:
+        TypeError: The model cannot be called on ``x`` alone.
     """
     reset_state(model)
-    return [model(input_of(model, batch)) for _ in range(steps)]
+    try:
+        return [model(x) for _ in range(steps)]
+    except TypeError as error:
+        raise TypeError(
+            f"calling the model on the batch's input, its first tensor, failed: {error}. If the model takes more than "
+            "that, pass a callable that takes the model and runs it, such as lambda model: model(a, b)."
+        ) from error
 
 
 def input_of(model: nn.Module, batch: Any) -> Tensor:

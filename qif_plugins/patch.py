@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .convert import swap
+from .convert import SwapReport, swap
 from .convert.find import neurons
 from .convert.hosts import HOSTS, Host, Request
 from .convert.rebuild import own_code, rebuild, replaced, resolve, restore
@@ -42,6 +42,9 @@ _PACKAGES = {name.removesuffix(".neuron"): name for name in NAMES}
 """Package -> the module in it to patch, as soon as the package is there and before any other of its modules is:
 these import one another, and the adapter needs them whole."""
 
+_UNDECIDED = "_qif_undecided"
+"""Attribute of a neuron that no network decided on yet; copies and pickles carry it."""
+
 
 class Patch:
     """Patches the hosts that are imported from now on, and those that were.
@@ -54,6 +57,8 @@ class Patch:
         patched: Module -> names that were patched in it.
         built: How many neurons of each host class were built as QIF.
         stayed: How many neurons were built as LIF, or became it again since they read out.
+        unseen: How many of those built were in no network that was called.
+        ran: Whether a QIF neuron ran, or a network that has one.
     """
 
     def __init__(
@@ -72,12 +77,20 @@ class Patch:
         self._originals: list[tuple[Any, str, Any]] = []
         self._waiting: list[str] = []
         self._built_as: weakref.WeakKeyDictionary[nn.Module, type[Any]] = weakref.WeakKeyDictionary()
-        self._undecided: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self.unseen: Counter[str] = Counter()
+        self.ran = False
+        self._made: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._seen: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-        self._hook: Any = None
+        self._parents: weakref.WeakKeyDictionary[nn.Module, weakref.WeakSet[nn.Module]] = weakref.WeakKeyDictionary()
+        self._settled: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self._hooks: list[Any] = []
 
     def __enter__(self) -> Patch:
         sys.meta_path.insert(0, self)
+        self._hooks = [
+            nn.modules.module.register_module_module_registration_hook(self._registered),
+            nn.modules.module.register_module_forward_pre_hook(self._called),
+        ]
         for module in NAMES:
             if module in sys.modules:
                 self._patch(module)
@@ -88,8 +101,8 @@ class Patch:
         for module, name, original in self._originals:
             setattr(module, name, original)
             copyreg.dispatch_table.pop(original, None)
-        if self._hook is not None:
-            self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
 
     # -- patching --------------------------------------------------------------------------------
 
@@ -187,39 +200,62 @@ class Patch:
             if own_code(module, stand_in):
                 return  # what it does on top of the QIF neuron is not to be lost
             self._built_as[module] = cls
-        self._undecided.add(module)
-        if self._hook is None:
-            self._hook = nn.modules.module.register_module_forward_pre_hook(self._called)
+        vars(module)[_UNDECIDED] = True
+        self._settled.clear()
+        self._made.add(module)
+        self.unseen[name] += 1
+
+    def _registered(self, parent: nn.Module, name: str, child: nn.Module | None) -> None:
+        if child is not None:
+            self._settled.clear()
+            self._parents.setdefault(child, weakref.WeakSet()).add(parent)
+
+    def _root(self, module: nn.Module) -> nn.Module:
+        """The outermost module that has ``module``, which is often called through a method of its network."""
+        passed: list[nn.Module] = []
+        while not any(module is one for one in passed):
+            passed.append(module)
+            for parent in self._parents.get(module, ()):
+                if any(child is module for child in parent._modules.values()):
+                    module = parent
+                    break
+        return module
 
     def _called(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Before any module runs: the first one called that has undecided neurons is the network around them."""
-        if module in self._seen or torch.compiler.is_compiling():
+        """Before any module runs: the first call in a network with undecided neurons decides on them."""
+        if torch.compiler.is_compiling() or module in self._seen:
             return
         self._seen.add(module)
-        if module in self._undecided:
-            self._undecided.discard(module)  # called on its own, as in a script without a network
-        else:
-            mine = [m for m in module.modules() if m in self._undecided]
-            if mine:
-                self._decide(module, mine, args)
-        if not self._undecided and self._hook is not None:
-            self._hook.remove()
-            self._hook = None
+        root = self._root(module)
+        mine = []
+        if root not in self._settled:
+            mine = [site.module for site in neurons(root, self._hosts()) if vars(site.module).get(_UNDECIDED)]
+            self._settled.add(root)
+        if module in mine and root is module:
+            del vars(module)[_UNDECIDED]  # called on its own, as in a script without a network
+        elif mine:
+            self._decide(root, mine, module, args)
+        self.ran = self.ran or replaced(module) is not None
 
-    def _decide(self, module: nn.Module, mine: Sequence[nn.Module], args: tuple[Any, ...]) -> None:
+    def _decide(self, root: nn.Module, mine: Sequence[nn.Module], called: nn.Module, args: tuple[Any, ...]) -> None:
         for neuron in mine:
-            self._undecided.discard(neuron)
-        network = module
-        while (inner := getattr(network, "_orig_mod", None) or _wrapped(network)) is not None:
-            network = inner
+            del vars(neuron)[_UNDECIDED]
+            name = replaced(neuron).cls.__name__  # type: ignore[union-attr]
+            if neuron in self._made:
+                self.unseen[name] -= 1
+            else:
+                self.built[name] += 1  # a copy
+        network = _unwrapped(root)
         undo = [restore(neuron) for neuron in mine]
         self.say(f"{type(network).__name__} is called for the first time:")
         try:
-            report = self._swap(network, args)
+            report = self._swap(network, mine, _unwrapped(called), args)
         except ValueError as error:
             for step in reversed(undo):
                 step()
-            self.say(f"its {len(mine)} neurons stay as they were built, QIF with the leak of LIF: {error}")
+            self.ran = True
+            many = f"{len(mine)} neurons stay as they were" if len(mine) > 1 else "one neuron stays as it was"
+            self.say(f"its {many} built, QIF with the leak of LIF: {error}")
             return
         for line in str(report).splitlines():
             self.say(f"  {line}")
@@ -228,12 +264,18 @@ class Patch:
                 name = type(neuron).__name__
                 self.built[name] -= 1
                 self.stayed[name] += 1
+            else:
+                self.ran = True
 
-    def _swap(self, network: nn.Module, args: tuple[Any, ...]) -> Any:
-        hosts = [importlib.import_module(HOSTS[name]).HOST for name in {m.split(".")[0] for m in self.patched}]
-        sites = neurons(network, hosts)
+    def _hosts(self) -> list[Host]:
+        names = {module.split(".")[0] for module in self.patched}
+        return [importlib.import_module(HOSTS[name]).HOST for name in sorted(names)]
+
+    def _swap(
+        self, network: nn.Module, mine: Sequence[nn.Module], called: nn.Module, args: tuple[Any, ...]
+    ) -> SwapReport:
         choices = dict(self.choices)
-        if len(sites) == 1 and choices["readout"] == "keep":
+        if len(neurons(network, self._hosts())) == 1 and choices["readout"] == "keep":
             # Left alone, it would leave nothing that is QIF.
             choices["readout"] = "swap"
             self.say("  its one neuron is swapped although it may read out")
@@ -242,7 +284,16 @@ class Patch:
         except ValueError as error:
             if "example_input" not in str(error):
                 raise
-            return swap(network, **choices, example_input=args)
+            inside = [site.module for site in neurons(called, self._hosts())]
+            if not all(any(neuron is one for one in inside) for neuron in mine):
+                raise  # a part was called through a method of the network, whose argument is not known
+            return swap(called, **choices, example_input=args)
+
+
+def _unwrapped(network: nn.Module) -> nn.Module:
+    while (inner := getattr(network, "_orig_mod", None) or _wrapped(network)) is not None:
+        network = inner
+    return network
 
 
 def _wrapped(network: nn.Module) -> nn.Module | None:

@@ -383,6 +383,20 @@ def test_a_learned_leak_of_snntorch_follows_too():
     assert float(window.height) == pytest.approx(expected.height, rel=1e-4)
 
 
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=5))
+def test_empty_chunks_add_nothing(sizes):
+    some, all_ = Moments(), Moments()
+    for n in sizes:
+        chunk = torch.randn(n, 2)
+        all_.update(chunk)
+        if n:
+            some.update(chunk)
+    all_.merge(0, torch.full((4, 2), float("nan")))
+    assert all_.n == some.n == sum(sizes)
+    assert (all_.sums is None) == (some.sums is None)
+    assert some.sums is None or torch.equal(all_.sums, some.sums)
+
+
 # -- warnings ------------------------------------------------------------------------------------
 
 
@@ -457,6 +471,38 @@ def test_a_given_surrogate_is_measured_and_left():
         assert row.rate > 0
 
 
+@pytest.mark.parametrize("moments", ["closure", "measured"])
+def test_warns_of_one_step_and_not_of_what_it_did_to_the_membrane(node, moments):
+    """The input is weak and constant in time: over six steps the membrane adds it up, from rest it cannot."""
+    node = type(node)(tau=10.0, decay_input=False)
+    x = 0.1 * torch.randn(400, 30)
+    with pytest.warns(CalibrationWarning, match=r"measured over one time step; pass steps=T or a callable"):
+        report = calibrate(node, [x, x], moments=moments)
+    assert report.layers[0].note.startswith("measured over one time step")
+    assert "closure does not fit" not in report.layers[0].note
+    assert "deviations from the mean" not in report.layers[0].note
+
+    def one_step(model):
+        model.reset()
+        model(x)
+
+    assert "one time step" in calibrate(node, one_step).layers[0].note
+    for options in ({"steps": 2}, {"steps": 12}):
+        assert "one time step" not in calibrate(node, [x, x], **options).layers[0].note
+
+
+def test_one_step_of_snntorch():
+    snn = pytest.importorskip("snntorch")
+    from qif_plugins.adapters.snntorch import QIF
+
+    model = nn.Sequential(
+        nn.Linear(12, 40), QIF(beta=0.9, init_hidden=True), nn.Linear(40, 4), snn.Leaky(0.9, init_hidden=True)
+    )
+    x = torch.randn(16, 12)
+    assert calibrate(model, x).layers[0].note.startswith("measured over one time step")
+    assert "one time step" not in calibrate(model, x, steps=5).layers[0].note
+
+
 # -- bad input -----------------------------------------------------------------------------------
 
 
@@ -478,6 +524,37 @@ def test_bad_input(node):
     with pytest.raises(ValueError, match="not finite"):
         calibrate(node, torch.tensor([[1.0, float("nan")]]))
     assert not node.measured_moments
+
+
+@HOSTS
+@pytest.mark.parametrize("per", ["layer", "channel"])
+def test_empty_batches_count_for_nothing(host, per):
+    model, batches = MODELS[host]()
+    expected = calibrate(model, batches[:1], per=per)
+    empty = batches[0][:, :0]
+    assert calibrate(model, [batches[0], empty], per=per) == expected
+    assert calibrate(model, [empty, batches[0]], per=per) == expected
+    before = windows(model)
+    with pytest.raises(ValueError, match="every batch is empty"):
+        calibrate(model, [empty, empty], per=per)
+    assert windows(model) == before
+
+
+def test_a_model_of_two_inputs(node):
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.node = node
+
+        def forward(self, a, b):
+            return self.node(a + b)
+
+    a, b = torch.randn(4, 8, 3), torch.randn(4, 8, 3)
+    for batches in ([(a, b)], (a, b), a):
+        with pytest.raises(TypeError, match=r"missing 1 required.*lambda model: model\(a, b\)") as caught:
+            calibrate(Both(), batches)
+        assert isinstance(caught.value.__cause__, TypeError)
+    assert calibrate(Both(), lambda model: model(a, b)).layers[0].changed
 
 
 def test_swapped_models():

@@ -166,6 +166,71 @@ def test_no_gradient_arrives():
     assert "no gradient arrives" in report.layers[1].advice[0]
 
 
+def test_one_step_is_told_and_not_diagnosed():
+    """A weak input that adds up over the steps: dead over one of them, and over fifteen not."""
+    neuron = type(node())(tau=20.0, decay_input=False)
+    x = 0.2 + 0.02 * torch.randn(40, 20)
+    row = health(neuron, x).layers[0]
+    assert row.silent == 1
+    assert row.advice[0].startswith("measured over one time step; pass steps=T or a callable")
+    assert len(row.advice) == 1
+    assert not any("one time step" in sentence for sentence in health(neuron, x, steps=15).layers[0].advice)
+    assert any(sentence.startswith("dead") for sentence in health(neuron, 0 * x, steps=2).layers[0].advice)
+    # The second layer, still at rest, passes no gradient to the first.
+    between = nn.Linear(20, 20)
+    nn.init.constant_(between.weight, 1e-3)
+    nn.init.zeros_(between.bias)
+    before = type(neuron)(window=Window(0.0, 2.0))
+    first, second = health(nn.Sequential(before, between, neuron), x + 1).layers
+    assert math.isnan(first.gradient_share)
+    assert all(row.advice[0].startswith("measured over one time step") for row in (first, second))
+    assert not any("no gradient" in sentence for sentence in first.advice)
+
+
+def test_one_step_of_snntorch():
+    snn = pytest.importorskip("snntorch")
+    from qif_plugins.adapters.snntorch import QIF
+
+    model = nn.Sequential(
+        nn.Linear(12, 40),
+        QIF(beta=0.9, init_hidden=True),
+        nn.Linear(40, 4),
+        snn.Leaky(0.9, init_hidden=True, output=True),
+    )
+    x, target = 0.1 * torch.randn(16, 12), torch.randint(0, 4, (16,))
+
+    def loss(outputs, target):
+        return sum(nn.functional.cross_entropy(mem, target) for _, mem in outputs)
+
+    assert health(model, x).layers[0].advice[0].startswith("measured over one time step")
+    row = health(model, (x, target), loss=loss, steps=5).layers[0]
+    assert row.gradient > 0
+    assert not any("one time step" in sentence for sentence in row.advice)
+
+
+def test_a_model_of_two_inputs():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.node = node()
+
+        def forward(self, a, b):
+            return self.node(a + b)
+
+    a = torch.randn(4, 30, 5).requires_grad_()
+    with pytest.raises(TypeError, match=r"missing 1 required.*lambda model: model\(a, b\)") as caught:
+        health(Both(), (a, a))
+    assert isinstance(caught.value.__cause__, TypeError)
+    assert health(Both(), lambda model: model(a, a)).layers[0].gradient > 0
+
+
+def test_a_loader_and_an_empty_batch():
+    with pytest.raises(TypeError, match=r"got DataLoader; pass one batch: next\(iter\(loader\)\)"):
+        health(node(), torch.utils.data.DataLoader([torch.randn(3, 2)]))
+    with pytest.raises(ValueError, match="the batch is empty"):
+        health(node(), torch.randn(3, 0, 2))
+
+
 def test_bad_input():
     with pytest.raises(ValueError, match="no QIF layer"):
         health(nn.Linear(2, 2), torch.randn(3, 2))

@@ -202,3 +202,76 @@ def test_the_first_call_may_come_through_a_wrapper(tmp_path):
     """
     done = qif_run(tmp_path, "train.py", program=program)
     assert done.stdout == "['Linear', 'LeakQIFNode', 'Linear', 'LIFNode']\n"
+
+
+COPIES = """
+    import copy, torch
+    from torch import nn
+    from spikingjelly.activation_based import layer, neuron
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.features = nn.Sequential(layer.Linear(4, 4), layer.BatchNorm1d(4), neuron.LIFNode())
+            self.head, self.out = layer.Linear(4, 2), neuron.LIFNode()
+
+        def forward(self, x):
+            return self.out(self.head(self.features(x)))
+
+    class Unregistered(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = layer.Linear(4, 4)
+            self.nodes = [neuron.LIFNode()]
+
+        def forward(self, x):
+            return self.nodes[0](self.fc(x))
+
+    def kinds(net):
+        return [type(m).__name__ for m in (net.features[2], net.out)]
+
+    net = Net()
+    average, twin = torch.optim.swa_utils.AveragedModel(net), copy.deepcopy(net)
+    net.forward(torch.rand(3, 4))  # the first module called is a part of the network
+    twin(torch.rand(3, 4))
+    average(torch.rand(3, 4))
+    print(kinds(net), kinds(twin), kinds(average.module))
+    Unregistered()(torch.rand(3, 4))
+    neuron.IFNode()(torch.rand(3))
+
+    def annotated(x: int):
+        pass
+
+    print(annotated.__annotations__)
+    print(torch.compile(net, backend="eager")(torch.rand(3, 4)).shape)
+"""
+
+
+def test_copies_parts_and_neurons_outside_networks(tmp_path):
+    done = qif_run(tmp_path, "train.py", program=COPIES)
+    both = "['QIFNode', 'LIFNode']"
+    assert done.stdout.splitlines() == [f"{both} {both} {both}", "{'x': <class 'int'>}", "torch.Size([3, 2])"]
+    assert done.stderr.count("Net is called for the first time") == 2
+    assert "Sequential is called" not in done.stderr
+    assert "Unregistered is called for the first time" in done.stderr
+    assert "5 neurons are QIF (in the place of 4 LIFNode, 1 IFNode); 3 stayed LIF" in done.stderr
+    assert "1 of them never seen in a network that was called (1 IFNode)" in done.stderr
+
+
+def test_every_word_after_the_program_is_the_programs(tmp_path):
+    program = "import sys\nfrom spikingjelly.activation_based import neuron\nimport torch\n"
+    program += "neuron.LIFNode()(torch.rand(2))\nprint(sys.argv[1:])"
+    done = qif_run(tmp_path, "train.py", "--", "a", "--", program=program)
+    assert done.stdout == "['--', 'a', '--']\n"
+    assert "1 neuron is QIF" in done.stderr
+    done = qif_run(tmp_path, "--norm", "keep", "-m", "train", "--", "-m")
+    assert done.stdout == "['--', '-m']\n"
+
+
+@pytest.mark.parametrize("ending", ["", "raise SystemExit"])
+def test_neurons_that_never_ran_here(tmp_path, ending):
+    program = f"from spikingjelly.activation_based import neuron\nneuron.LIFNode()\n{ending}"
+    done = qif_run(tmp_path, "train.py", program=program, check=False)
+    assert done.returncode == (0 if ending else 3)
+    assert ("nothing ran as QIF: neurons were built, but none ran" in done.stderr) is not bool(ending)
+    assert ("no QIF neuron ran before the program ended itself" in done.stderr) is bool(ending)

@@ -248,3 +248,46 @@ def test_wrong_names_and_values_change_nothing():
     assert snn.SpikingNeuron.instances == instances
     swap(net, beta=0.5)
     assert net.lif1.qif_parameters == QIFParameters.matching_lif(0.5)
+
+
+def test_hidden_spikes_that_are_returned_too_are_no_readout():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1, self.lif1, self.fc2, self.lif2 = nn.Linear(6, 8), snn.Leaky(0.9), nn.Linear(8, 3), snn.Leaky(0.9)
+
+        def forward(self, x):
+            mem1, mem2, record = self.lif1.init_leaky(), self.lif2.init_leaky(), []
+            for _ in range(3):
+                spk1, mem1 = self.lif1(self.fc1(x), mem1)
+                spk2, mem2 = self.lif2(self.fc2(spk1), mem2)
+                record.append((spk2, mem2, spk1))
+            return tuple(torch.stack(one) for one in zip(*record, strict=True))
+
+    net = Two()
+    report = swap(net, example_input=X)
+    assert [row.name for row in report.changed] == ["lif1"]
+    assert [row.name for row in report.left] == ["lif2"]
+
+
+def test_a_recurrent_readout_is_still_one():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1, self.lif1, self.fc2 = nn.Linear(6, 8), snn.Leaky(0.9), nn.Linear(8, 3)
+            self.out = snn.RLeaky(0.9, linear_features=3)
+
+        def forward(self, x):
+            mem1, (spk2, mem2) = self.lif1.init_leaky(), self.out.init_rleaky()
+            for _ in range(3):
+                spk1, mem1 = self.lif1(self.fc1(x), mem1)
+                spk2, mem2 = self.out(self.fc2(spk1), spk2, mem2)
+            return spk2, spk1
+
+    assert [row.name for row in swap(Recurrent(), example_input=X).left] == ["out"]
+
+
+def test_a_frozen_learned_leak_is_called_frozen():
+    net = nn.Sequential(nn.Linear(6, 6), snn.Leaky(0.9, learn_beta=True), nn.Linear(6, 2))
+    net[1].beta.requires_grad_(False)
+    assert "its leak beta goes on being learned (frozen)" in str(swap(net))

@@ -512,3 +512,74 @@ def test_learned_leak_is_learned_within_its_range():
         node.a = 0.1
     node.load_state_dict({"w": torch.tensor(0.0)})
     assert node.params.a.item() == pytest.approx(QIFParameters.matching_lif(0.5, v_threshold=0.5).a)
+
+
+# -- where the order of registration ends -----------------------------------------------------------------------------
+
+
+def registered(**modules):
+    net = nn.Module()
+    for name, module in modules.items():
+        net.add_module(name, module)
+    return net
+
+
+def test_modules_grouped_by_kind_are_paired_by_index():
+    conv, norm, lif = lambda: layer.Linear(4, 4), lambda: layer.BatchNorm1d(4), neuron.LIFNode
+    flat = registered(conv1=conv(), conv2=conv(), bn1=norm(), bn2=norm(), lif1=lif(), lif2=lif(), fc=layer.Linear(4, 2))
+    report = swap(flat)
+    assert len(report.changed) == 2
+    for i, row in enumerate(report.changed, 1):
+        assert row.why.startswith(f"the paper's parameters (fed by bn{i}, by registration order)")
+    lists = registered(
+        convs=nn.ModuleList([conv(), conv(), conv()]), bns=nn.ModuleList([norm(), norm(), norm()]),
+        lifs=nn.ModuleList([lif(), lif(), lif()]), head=layer.Linear(4, 2),
+    )  # fmt: skip
+    report = swap(lists)
+    assert all(f"fed by bns.{i}," in row.why for i, row in enumerate(report.changed))
+    assert len(report.changed) == 3
+
+
+def test_where_the_order_cannot_tell_it_asks():
+    conv, norm, lif = lambda: layer.Linear(4, 4), lambda: layer.BatchNorm1d(4), neuron.LIFNode
+    shared = registered(lif=lif(), conv1=conv(), bn1=norm(), conv2=conv(), bn2=norm(), fc=conv())
+    with pytest.raises(ValueError, match=r"which normalization feeds which neuron.*example_input"):
+        swap(shared)
+    assert type(shared.lif) is lif
+    with pytest.raises(ValueError, match="example_input"):
+        swap(shared, dynamics="lif", norm="tdbn")
+    report = swap(shared, dynamics="lif")
+    assert "no normalization" not in str(report)
+    assert "what feeds it is not known" in str(report)
+    two = registered(conv1=conv(), bn1=norm(), conv2=conv(), lif1=lif(), lif2=lif(), fc=conv())
+    with pytest.raises(ValueError, match="which normalization feeds which neuron"):
+        swap(two)
+    head_first = registered(conv1=conv(), conv2=conv(), fc=conv(), lif1=lif(), lif2=lif())
+    with pytest.raises(ValueError, match=r"registered by kind.*example_input"):
+        swap(head_first)
+
+
+def test_the_networks_input_is_a_path_of_a_residual_sum():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn, self.lif, self.fc = (
+                nn.Linear(4, 4),
+                nn.BatchNorm1d(4),
+                neuron.LIFNode(),
+                nn.Linear(4, 2),
+            )
+
+        def forward(self, x):
+            return self.fc(self.lif(self.bn(self.conv(x)) + x))
+
+    net = Block()
+    swap(net, norm="tdbn", example_input=torch.rand(3, 4))
+    assert net.bn.alpha == pytest.approx(2**-0.5)
+
+
+def test_a_frozen_learned_leak_is_called_frozen():
+    net = nn.Sequential(layer.Linear(4, 4), neuron.ParametricLIFNode(), layer.Linear(4, 2))
+    net[1].w.requires_grad_(False)
+    assert "its leak w goes on being learned (frozen)" in str(swap(net))
+    assert not net[1].w.requires_grad

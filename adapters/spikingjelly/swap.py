@@ -109,7 +109,8 @@ class _SpikingJelly:
             notes = [f"not the paper's parameters: {refusal}"] if refusal else []
             arguments = _carried(module, request, notes) | _dynamics(module, dynamics, notes)
             if learns_leak:
-                notes.append("its leak w goes on being learned" if dynamics == "lif" else "w is kept and not used")
+                learned = "its leak w goes on being learned" + ("" if module.w.requires_grad else " (frozen)")
+                notes.append(learned if dynamics == "lif" else "w is kept and not used")
             _check_names(cls, request.parameters)
             given = dict(request.parameters)
             if issubclass(cls, LearnedLeak):

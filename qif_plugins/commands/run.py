@@ -10,6 +10,7 @@ import os
 import runpy
 import sys
 import types
+from collections import Counter
 from pathlib import Path
 from types import TracebackType
 
@@ -19,7 +20,7 @@ from ..surrogate import WINDOWS
 __all__ = ["add_arguments", "run"]
 
 NOTHING_BUILT = 3
-"""Exit status of a program that ended well and built no QIF neuron."""
+"""Exit status of a program that ended well and built no QIF neuron, or ran none."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,21 +28,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "qif run [options] (script.py | -m package.module) [arguments of the program ...]"
     parser.epilog = (
         "Prints on stderr what was patched, what became of the neurons of each network when it is called for the first "
-        f"time, and how many were built. Exit status: the program's; {NOTHING_BUILT} if it ended well and built no "
-        "QIF neuron. A launcher that starts other processes goes before: torchrun --no-python qif run train.py."
+        f"time, and how many were built. Exit status: the program's; {NOTHING_BUILT} if it came to its end and no "
+        "QIF neuron was built, or none ran. A launcher that starts other processes goes before: "
+        "torchrun --no-python qif run train.py."
     )
     parser.add_argument("--dynamics", choices=("auto", "paper", "lif"), default="auto", help="as in qif_plugins.swap")
     parser.add_argument("--window", choices=(*WINDOWS, "keep"), default="unbiased", help="as in qif_plugins.swap")
     parser.add_argument("--norm", choices=("keep", "tdbn"), default="keep", help="as in qif_plugins.swap")
     parser.add_argument("--readout", choices=("keep", "swap"), default="keep", help="as in qif_plugins.swap")
     parser.add_argument("-m", dest="module", action="store_true", help="run a module, as python -m does")
-    parser.add_argument("program", help="the script, or with -m the module")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="its arguments, passed on untouched")
+    # As for a subcommand: from the first word that is no option on, all is the program's, even "--".
+    parser.add_argument(
+        "words", nargs=argparse.PARSER, metavar="program", help="the script, or with -m the module, and its arguments"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the program and return its exit status."""
-    program = arguments.program
+    program, *rest = arguments.words
     if arguments.module:
         _import_from(os.getcwd())
         if importlib.util.find_spec(program) is None:
@@ -50,15 +54,15 @@ def run(arguments: argparse.Namespace) -> int:
         if not Path(program).is_file():
             raise FileNotFoundError(f"no such file: {program}")
         _import_from(str(Path(program).resolve().parent))
-    sys.argv = [program, *arguments.arguments]
+    sys.argv = [program, *rest]
     choices = {name: getattr(arguments, name) for name in ("dynamics", "window", "norm", "readout")}
     with Patch(_say, **choices) as patch:
-        status = _execute(program, arguments.module)
-    return _account(patch, status)
+        status, chosen = _execute(program, arguments.module)
+    return _account(patch, status, chosen)
 
 
-def _execute(program: str, is_module: bool) -> int:
-    """Run it as python would; its exit status. Nothing that it raises gets past here."""
+def _execute(program: str, is_module: bool) -> tuple[int, bool]:
+    """Run it as python would; its exit status, and whether it chose that. Nothing that it raises gets past here."""
     try:
         if is_module:
             runpy.run_module(program, run_name="__main__", alter_sys=True)
@@ -66,21 +70,21 @@ def _execute(program: str, is_module: bool) -> int:
             _run_script(program)
     except SystemExit as end:
         if end.code is None or isinstance(end.code, int):
-            return end.code or 0
+            return end.code or 0, True
         print(end.code, file=sys.stderr)
-        return 1
+        return 1, True
     except BaseException as error:
         theirs = _theirs(error.__traceback__)
         sys.excepthook(type(error), error.with_traceback(theirs), theirs)
-        return 130 if isinstance(error, KeyboardInterrupt) else 1
-    return 0
+        return 130 if isinstance(error, KeyboardInterrupt) else 1, False
+    return 0, False
 
 
 def _run_script(program: str) -> None:
     # Not runpy.run_path, which would put the absolute path into sys.argv.
     path = os.path.abspath(program)
     with io.open_code(path) as file:
-        code = compile(file.read(), path, "exec")
+        code = compile(file.read(), path, "exec", dont_inherit=True)
     main = types.ModuleType("__main__")
     vars(main).update(__file__=path, __builtins__=builtins)
     sys.modules["__main__"] = main
@@ -95,23 +99,39 @@ def _theirs(frames: TracebackType | None) -> TracebackType | None:
     return frames
 
 
-def _account(patch: Patch, status: int) -> int:
-    built = sum(patch.built.values())
+def _account(patch: Patch, status: int, chosen: bool) -> int:
+    """Say what became of the neurons; the exit status, which stays as it is where the program chose it."""
+    built, lone = sum(patch.built.values()), sum(patch.unseen.values())
     if built:
-        kinds = ", ".join(f"{count} {name}" for name, count in patch.built.items() if count)
         stayed = sum(patch.stayed.values())
-        _say(f"{built} neurons are QIF (in the place of {kinds}){f'; {stayed} stayed LIF' if stayed else ''}")
+        what = "neuron is" if built == 1 else "neurons are"
+        _say(f"{built} {what} QIF (in the place of {_kinds(patch.built)}){f'; {stayed} stayed LIF' if stayed else ''}")
+    if built and lone:
+        _say(
+            f"{lone} of them never seen in a network that was called ({_kinds(patch.unseen)}): QIF with the leak of "
+            "LIF, readouts included"
+        )
+    if built and patch.ran:
         return status
-    if patch.patched:
+    if chosen:
+        _say("no QIF neuron ran before the program ended itself")
+        return status
+    if built:
+        where = "neurons were built, but none ran"
+    elif patch.patched:
         names = [name for names in patch.patched.values() for name in names]
         where = f"it imported {', '.join(patch.patched)}, but built no {' or '.join(dict.fromkeys(names))}"
     else:
         where = f"it imported none of {', '.join(NAMES)}"
     _say(
-        f"nothing was QIF: {where} in this process. Processes that it starts are not patched; start them through "
-        "'qif run' instead, as in 'torchrun --no-python qif run train.py'."
+        f"nothing {'ran as' if built else 'was'} QIF: {where} in this process. Processes that it starts are not "
+        "patched; start them through 'qif run' instead, as in 'torchrun --no-python qif run train.py'."
     )
     return status or NOTHING_BUILT
+
+
+def _kinds(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items() if count)
 
 
 def _import_from(folder: str) -> None:

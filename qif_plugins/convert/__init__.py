@@ -79,8 +79,8 @@ def swap(
 
     Raises:
         ValueError: There is nothing to swap (says what was found), the model is compiled or wrapped, a choice is
-            unknown, the readout cannot be told without ``example_input``, or QIF refuses a parameter. The model
-            is then as it was.
+            unknown, the readout or what the norms feed cannot be told without ``example_input``, or QIF refuses a
+            parameter. The model is then as it was.
         TypeError: ``model`` is no module, or a QIF neuron has no such parameter.
     """
     _check(model, {"dynamics": dynamics, "norm": norm, "readout": readout, "to": to}, window)
@@ -95,6 +95,12 @@ def swap(
         raise ValueError(
             f"{found.blind}. Pass example_input=..., the model's argument, so that swap can follow the data, or "
             "readout='swap' to replace every neuron."
+        )
+    by_place = dynamics == "auto" and not parameters.keys() & {"a", "u1", "u2"}
+    if found.norms_blind and (by_place or norm == "tdbn"):
+        raise ValueError(
+            f"{found.norms_blind}. Pass example_input=..., the model's argument, so that swap can follow the data, or "
+            "dynamics='paper' or 'lif' for every neuron, with norm='keep'."
         )
     undo: list[Callable[[], None]] = []
     try:
@@ -159,6 +165,8 @@ def _why(site: Site, plan: Plan) -> str:
     fed = f"fed by {', '.join(site.norms)}" if site.norms else "no normalization before it"
     dynamics = {"paper": "the paper's parameters", "lif": "its leak matched", "explicit": "the parameters passed"}
     place = site.how if site.how == "the model is the neuron" else f"{fed}, by {site.how}"
+    if not site.norms_known:
+        place = f"what feeds it is not known: {site.how}"
     reads_out = ["reads out"] if site.reads_out else []
     return "; ".join([f"{dynamics[plan.dynamics]} ({place})", *reads_out, *plan.notes])
 

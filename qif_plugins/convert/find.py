@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,6 +39,7 @@ class Site:
         host: Its host.
         neuron: What the host says of it.
         norms: Names of the normalizations that feed it.
+        norms_known: Whether it is known what feeds it.
         sources: Over how many paths its input comes, where that is known, else 1.
         reads_out: Whether it feeds the model's output, with no weight between.
         how: How ``norms`` and ``reads_out`` were recognised.
@@ -47,6 +50,7 @@ class Site:
     host: Host
     neuron: Neuron
     norms: list[str] = field(default_factory=list)
+    norms_known: bool = True
     sources: int = 1
     reads_out: bool = False
     how: str = ""
@@ -60,11 +64,13 @@ class Survey:
         sites: One for each neuron.
         norms: The normalizations, by name.
         blind: Why nothing can be said about the readout, if so.
+        norms_blind: Why nothing can be said about what the normalizations feed, if so.
     """
 
     sites: list[Site]
     norms: dict[str, nn.Module]
     blind: str = ""
+    norms_blind: str = ""
 
 
 def neurons(model: nn.Module, hosts: Sequence[Host]) -> list[Site]:
@@ -92,7 +98,7 @@ def survey(model: nn.Module, hosts: Sequence[Host], example_input: Any = None) -
     if example_input is not None:
         _trace(model, hosts, sites, example_input)
         return Survey(sites, norms)
-    return Survey(sites, norms, _by_order(model, hosts, sites))
+    return Survey(sites, norms, *_by_order(model, hosts, sites))
 
 
 # -- registration order -----------------------------------------------------------------------------------------------
@@ -100,31 +106,65 @@ def survey(model: nn.Module, hosts: Sequence[Host], example_input: Any = None) -
 NEURON, NORM, WEIGHT, OTHER = "neuron", "norm", "weight", "other"
 
 
-def _by_order(model: nn.Module, hosts: Sequence[Host], sites: list[Site]) -> str:
-    """Places by registration order; returns why that order says nothing about the readout, if so."""
+def _by_order(model: nn.Module, hosts: Sequence[Host], sites: list[Site]) -> tuple[str, str]:
+    """Places by registration order; returns why it says nothing about the readout, and about the norms, if so."""
     line = [(name, _kind(module, found)) for name, module, found in _walk(model, hosts)]
     line = [(name, kind) for name, kind in line if kind != OTHER]
+    kinds = "".join({NEURON: "n", NORM: "b", WEIGHT: "w"}[kind] for _, kind in line)
+    for site in sites:
+        site.how = "registration order"
     if any("[" in site.name for site in sites):
-        return (
+        blind = (
             "neurons in plain Python lists or dicts are not registered, so the order does not tell which one reads out"
         )
-    kinds = "".join({NEURON: "n", NORM: "b", WEIGHT: "w"}[kind] for _, kind in line)
+        fed = None
+    else:
+        blind = _blind_readout(kinds)
+        fed = _fed_by_order(line)
+    if "b" in kinds and fed is None:
+        for site in sites:
+            site.norms_known = False
+        norms_blind = "the registration order does not tell which normalization feeds which neuron"
+    else:
+        norms_blind = ""
+        for site in sites:
+            site.norms = (fed or {}).get(site.name, [])
+    if not blind and kinds.endswith(("n", "nb")):
+        last = next(name for name, kind in reversed(line) if kind == NEURON)
+        next(site for site in sites if site.name == last).reads_out = True
+    return blind, norms_blind
+
+
+def _blind_readout(kinds: str) -> str:
     if kinds.count("n") > 1 and "w" in kinds and kinds.rstrip("wb").find("w") < 0:
         return (
             "every neuron is registered before every weight, so the registration order does not tell which one reads "
             "out"
         )
-    by_name = {site.name: site for site in sites}
-    grouped = "nn" in kinds and "w" not in kinds.lstrip("wb").rstrip("n")
-    for (before, kind), (name, is_neuron) in zip([("", OTHER), *line], line, strict=False):
-        if is_neuron != NEURON:
-            continue
-        by_name[name].how = "registration order"
-        if kind == NORM and not grouped:
-            by_name[name].norms = [before]
-    if kinds.endswith(("n", "nb")):
-        by_name[next(name for name, kind in reversed(line) if kind == NEURON)].reads_out = True
+    grouped = re.search(r"([wb]+)(nn+)b?$", kinds)
+    if grouped and "w" in grouped[1] and grouped[1].count("w") != len(grouped[2]):
+        return "modules are registered by kind, so the registration order does not tell which neuron reads out"
     return ""
+
+
+def _fed_by_order(line: Sequence[tuple[str, str]]) -> dict[str, list[str]] | None:
+    """Neuron -> norms, where a weight parts every two neurons or a run of neurons follows as many norms; else None."""
+    fed: dict[str, list[str]] = {}
+    runs = [(is_run, list(group)) for is_run, group in itertools.groupby(line, lambda item: item[1] == NEURON)]
+    before: list[tuple[str, str]] = []
+    for is_run, group in runs:
+        if not is_run:
+            before = group
+            continue
+        norms = [name for name, kind in before if kind == NORM]
+        weights = len(before) - len(norms)
+        if len(group) == len(norms) > 1:  # grouped by kind: the i-th norm feeds the i-th neuron
+            fed.update({name: [norm] for (name, _), norm in zip(group, norms, strict=True)})
+        elif len(group) > 1 or not before or (not weights and fed):
+            return None
+        else:
+            fed[group[0][0]] = [before[-1][0]] if before[-1][1] == NORM else []
+    return fed
 
 
 def _kind(module: nn.Module, found: tuple[Host, Neuron] | None) -> str:
@@ -170,6 +210,7 @@ def _walk(model: nn.Module, hosts: Sequence[Host]) -> Iterator[tuple[str, nn.Mod
 
 _TRIAL = Request("lif", parameters={"backend": "auto"})
 _PARAMETER = ("parameter", "")
+_INPUT = ("input", "")
 _MIXING = {
     "addmm", "mm", "bmm", "baddbmm", "addmv", "mv", "addbmm", "linear", "convolution", "_convolution", "embedding",
     "convolution_overrideable", "mkldnn_convolution", "cudnn_convolution", "einsum", "dot", "_int_mm",
@@ -180,11 +221,22 @@ Source = tuple[str, str]
 
 
 class _Flow(TorchDispatchMode):
-    """Every tensor's sources: the neurons, norms and weight layers that it was made from without another between."""
+    """Every tensor's sources: the neurons, norms and weight layers that it was made from without another between.
+
+    Attributes:
+        feeding: The neurons that feed a weight or another neuron.
+        within: The neuron that is running, whose own recurrence says nothing about its place.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.sources: Any = WeakTensorKeyDictionary()
+        self.feeding: set[str] = set()
+        self.within = ""
+
+    def feed(self, sources: frozenset[Source]) -> None:
+        if not self.within:
+            self.feeding |= {name for kind, name in sources if kind == NEURON}
 
     def of(self, values: Any) -> frozenset[Source]:
         found: frozenset[Source] = frozenset()
@@ -205,7 +257,10 @@ class _Flow(TorchDispatchMode):
         sources = self.of((args, kwargs))
         out = func(*args, **kwargs)
         name = func.overloadpacket.__name__
-        if _PARAMETER in sources and name in _MIXING:
+        if name.endswith("_like") or name.startswith("new_"):
+            sources = frozenset()  # its shape, not its values
+        elif _PARAMETER in sources and name in _MIXING:
+            self.feed(sources)
             sources = frozenset({(WEIGHT, name)})
         self.mark(out, sources)
         return out
@@ -230,7 +285,10 @@ def _trace(model: nn.Module, hosts: Sequence[Host], sites: list[Site], example_i
                     if found and found[1].role == "lif":
                         rebuild(module, found[0], found[0].plan(module, _TRIAL, normalized=False))
                 handles.append(module.register_forward_pre_hook(_entering(flow, name, fed, counts)))
+            elif kind == WEIGHT:
+                handles.append(module.register_forward_pre_hook(lambda module, args: flow.feed(flow.of(args))))
             handles.append(module.register_forward_hook(_leaving(flow, frozenset({(kind, name)}))))
+        flow.mark(arguments, frozenset({_INPUT}))
         try:
             with torch.no_grad(), flow:
                 out = twin.eval()(*arguments)
@@ -240,11 +298,13 @@ def _trace(model: nn.Module, hosts: Sequence[Host], sites: list[Site], example_i
             for handle in handles:
                 handle.remove()
         last = {name for kind, name in flow.of(out) if kind == NEURON}
+    last = last - flow.feeding or last  # hidden neurons may be returned, too
     for site in sites:
         site.norms = sorted(name for kind, name in fed.get(site.name, ()) if kind == NORM)
         site.sources = max(counts.get(site.name, 1), 1)
         site.reads_out = site.name in last
-        site.how = "data flow" if site.name in fed else "not reached by example_input"
+        site.norms_known = site.name in fed
+        site.how = "data flow" if site.norms_known else "not reached by example_input"
 
 
 def _copy(model: nn.Module) -> nn.Module:
@@ -264,6 +324,8 @@ def _entering(flow: _Flow, name: str, fed: dict[str, set[Source]], counts: dict[
         sources = flow.of(args[:1]) - {_PARAMETER}
         fed.setdefault(name, set()).update(sources)
         counts[name] = max(counts.get(name, 0), len(sources))
+        flow.feed(sources)
+        flow.within = name
 
     return hook
 
@@ -271,5 +333,6 @@ def _entering(flow: _Flow, name: str, fed: dict[str, set[Source]], counts: dict[
 def _leaving(flow: _Flow, sources: frozenset[Source]) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
         flow.mark(out, sources)
+        flow.within = "" if any(kind == NEURON for kind, _ in sources) else flow.within
 
     return hook
