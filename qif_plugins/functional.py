@@ -126,11 +126,12 @@ def qif_multi_step(
         _check_number(name, value, x_seq)
     chosen = choose_backend(backend, x_seq.device, x_seq.dtype if v_dtype != torch.float64 else v_dtype)
 
+    wide = x_seq.to(v_dtype) if v_dtype == torch.float64 else x_seq
+
     if not isinstance(surrogate, FusedSurrogate):
         if not torch.compiler.is_compiling():  # TorchDynamo cannot trace how a notice is given once
             named: Any = surrogate if hasattr(surrogate, "__qualname__") else type(surrogate)
             _notice(f"{named.__module__}.{named.__qualname__}")
-        wide = x_seq.to(v_dtype) if v_dtype == torch.float64 else x_seq
         spike_seq, v_seq, h_seq = autograd_multi_step(
             wide, v if state is None else state, params, surrogate, detach_reset, pre_reset
         )
@@ -150,7 +151,6 @@ def qif_multi_step(
     wants_gradient = torch.is_grad_enabled() and any(
         tensor is not None and tensor.requires_grad for tensor in (x_seq, state, *tensors[:6])
     )
-    wide = x_seq.to(v_dtype) if v_dtype == torch.float64 else x_seq
     spike_seq, v_out, h_seq = multi_step(
         wide, state, *tensors, floats, v_dtype, params.reset == "soft", detach_reset, surrogate.strict,
         int(surrogate.shape), pre_reset, store_v_seq, wants_gradient or store_h_seq or bool(observers), chosen,

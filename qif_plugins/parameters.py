@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Number", "QIFParameters", "same_number"]
+__all__ = ["Number", "QIFParameters", "holds_everywhere", "is_finite", "same_number"]
 
 Number = float | Tensor
 """A float, or a tensor that broadcasts to one time step of the input (per channel, per neuron)."""
@@ -131,7 +131,7 @@ class QIFParameters:
             ValueError: β or c outside its range, θ not above ``v_rest``, or a ``v_rest`` for which
                 the matched map has no real roots u1, u2.
         """
-        if checked and not _all(beta, lambda b: (b >= 0) & (b < 1)):
+        if checked and not holds_everywhere(beta, lambda b: (b >= 0) & (b < 1)):
             raise ValueError(
                 f"matching a LIF neuron needs 0 <= beta < 1, got beta={_show(beta)}. A neuron without leak "
                 "(beta = 1) has no resting point for a QIF map to match; pass a beta just below 1, or a, u1, u2."
@@ -142,15 +142,15 @@ class QIFParameters:
                 "not be below the unstable fixed point. The default is 0.5."
             )
         reach = v_threshold - v_rest
-        if checked and not _all(reach, lambda r: r > 0):
+        if checked and not holds_everywhere(reach, lambda r: r > 0):
             raise ValueError(
                 f"v_threshold={_show(v_threshold)} must lie above the resting potential v_rest={_show(v_rest)}."
             )
         a = curvature * (1 - beta) / reach
         # Roots of v_rest + β y + a y². The larger one by the form that does not cancel for small a.
-        at_zero = _all(v_rest, lambda r: r == 0)
+        at_zero = holds_everywhere(v_rest, lambda r: r == 0)
         discriminant = beta * beta - 4 * a * v_rest
-        if checked and not _all(discriminant, lambda d: d >= 0):
+        if checked and not holds_everywhere(discriminant, lambda d: d >= 0):
             raise ValueError(
                 f"no real roots u1, u2 match beta={_show(beta)} with v_rest={_show(v_rest)} and "
                 f"v_threshold={_show(v_threshold)}: beta² - 4 a v_rest is negative (a={_show(a)}). "
@@ -220,7 +220,7 @@ class QIFParameters:
     @property
     def is_stable(self) -> bool:
         """Whether the resting point is stable, |f'| < 1, in every element."""
-        return _all(self.map_derivative(self.fixed_points()[0]), lambda slope: abs(slope) < 1)
+        return holds_everywhere(self.map_derivative(self.fixed_points()[0]), lambda slope: abs(slope) < 1)
 
     # -- plumbing --------------------------------------------------------------------------------
 
@@ -270,18 +270,18 @@ class QIFParameters:
         if any(isinstance(value, Tensor) and value.is_meta for value in numbers.values()):
             return  # no values to check
         for name, value in numbers.items():
-            if not _all(value, _finite):
+            if not holds_everywhere(value, is_finite):
                 raise ValueError(f"{name} must be finite, got {_show(value)}")
-        if not _all(self.a, lambda a: a > 0):
+        if not holds_everywhere(self.a, lambda a: a > 0):
             raise ValueError(f"a must be positive, got a={_show(self.a)}: the map must open upwards to initiate spikes")
         half = self._linear_term() / 2
-        if not _all(half * half - self.a * self.u1 * self.a * self.u2, lambda d: d > 0):
+        if not holds_everywhere(half * half - self.a * self.u1 * self.a * self.u2, lambda d: d > 0):
             raise ValueError(
                 f"the map with a={_show(self.a)}, u1={_show(self.u1)}, u2={_show(self.u2)} has no resting point: "
                 "every membrane runs away without input. Decrease a, or move u1 or u2 towards 0."
             )
         _, unstable = self.fixed_points()
-        if not _all(unstable - self.v_threshold, lambda room: room > 0):
+        if not holds_everywhere(unstable - self.v_threshold, lambda room: room > 0):
             raise ValueError(
                 f"v_threshold={_show(self.v_threshold)} is not below the unstable fixed point {_show(unstable)} of the "
                 f"map (a={_show(self.a)}, u1={_show(self.u1)}, u2={_show(self.u2)}): the membrane would run away "
@@ -290,7 +290,9 @@ class QIFParameters:
         assert self.v_reset is not None
         if self.reset == "hard":
             mirror = self.u1 + self.u2 - unstable  # f(mirror) = f(unstable)
-            inside = _all(unstable - self.v_reset, lambda d: d > 0) and _all(self.v_reset - mirror, lambda d: d > 0)
+            inside = holds_everywhere(unstable - self.v_reset, lambda d: d > 0) and holds_everywhere(
+                self.v_reset - mirror, lambda d: d > 0
+            )
             if not inside:
                 raise ValueError(
                     f"v_reset={_show(self.v_reset)} lies outside the basin of the resting point, "
@@ -302,11 +304,13 @@ class QIFParameters:
 _DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(QIFParameters)}
 
 
-def _all(value: Any, condition: Callable[[Any], Any]) -> bool:
+def holds_everywhere(value: Any, condition: Callable[[Any], Any]) -> bool:
+    """Whether ``condition`` is true of a number, of a tensor in every element."""
     return bool(torch.all(condition(value.detach()))) if isinstance(value, Tensor) else bool(condition(value))
 
 
-def _finite(value: Any) -> Any:
+def is_finite(value: Any) -> Any:
+    """Whether a number is neither infinite nor NaN, of a tensor elementwise."""
     return torch.isfinite(value) if isinstance(value, Tensor) else math.isfinite(value)
 
 

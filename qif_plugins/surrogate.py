@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from .moments import membrane_moments
-from .parameters import Number, QIFParameters, same_number
+from .parameters import Number, QIFParameters, holds_everywhere, is_finite, same_number
 
 __all__ = ["WINDOWS", "ATan", "FastSigmoid", "FusedSurrogate", "Shape", "Sigmoid", "Surrogate", "Window", "spike"]
 
@@ -97,8 +97,8 @@ class Window(FusedSurrogate):
     shape = Shape.WINDOW
 
     def __post_init__(self) -> None:
-        finite = all(_holds(value, _finite) for value in (self.lo, self.hi, self.height))
-        if not (finite and _holds(self.hi - self.lo, _positive) and _holds(self.height, _positive)):
+        finite = all(_holds(value, is_finite) for value in (self.lo, self.hi, self.height))
+        if not (finite and _holds(self.hi - self.lo, lambda d: d > 0) and _holds(self.height, lambda h: h > 0)):
             raise ValueError(
                 f"a window needs finite ends with lo < hi and a positive height, got lo={self.lo}, hi={self.hi}, "
                 f"height={self.height}"
@@ -366,18 +366,9 @@ def _like(value: Number, h: Tensor) -> Any:
     return value.to(dtype=h.dtype, device=h.device) if isinstance(value, Tensor) else value
 
 
-def _finite(value: Any) -> Any:
-    return torch.isfinite(value) if isinstance(value, Tensor) else math.isfinite(value)
-
-
-def _positive(value: Any) -> Any:
-    return value > 0
-
-
 def _holds(value: Any, condition: Callable[[Any], Any]) -> bool:
-    if isinstance(value, Tensor):
-        return value.is_meta or bool(condition(value.detach()).all())
-    return bool(condition(value))
+    # On the meta device there are no values to check.
+    return (isinstance(value, Tensor) and value.is_meta) or holds_everywhere(value, condition)
 
 
 def _check_sharpness(owner: object, name: str, value: float) -> None:
