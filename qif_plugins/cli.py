@@ -22,9 +22,12 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS = {
     "compare": (".commands.compare", "train one network with LIF and with QIF in every installed host, and compare"),
     "run": (".commands.run", "run an unmodified program, its LIF classes building QIF neurons"),
+    "train": (".commands.train", "train a model from a configuration, on one process or many"),
+    "evaluate": (".commands.evaluate", "accuracy, loss and firing rates of a checkpoint of qif train"),
     "doctor": (".commands.doctor", "say what is installed, which backends run here, and why the others do not"),
     "window": (".commands.window", "membrane moments and surrogate windows, beside a simulation of the same neuron"),
     "phase": (".commands.phase", "draw the map of the neuron with its fixed points, threshold and regions"),
+    "energy": (".commands.energy", "count a network's operations, and what QIF costs more energy than LIF"),
     "exact": (".exact.command", "train with exact spike-time gradients, draw demonstrations, measure landscapes"),
     "bench": (".commands.bench", "time the kernels beside the hosts' neurons, interleaved in one run"),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -14,7 +14,7 @@ from .files import replacing
 from .parameters import QIFParameters
 from .phase import fixed_points, regions, trajectory
 
-__all__ = ["Curve", "plot_curves", "plot_phase", "require_matplotlib"]
+__all__ = ["Curve", "plot_curves", "plot_overhead", "plot_phase", "require_matplotlib"]
 
 # Colours that stay apart for colour-blind readers and in grey (Okabe and Ito).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -128,6 +128,48 @@ def plot_phase(
         axes.set_ylabel("membrane after the step, h")
         axes.set_title(f"Map of the QIF neuron, a = {params.a:g}, u1 = {params.u1:g}, u2 = {params.u2:g}")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2, frameon=False)
+
+
+def plot_overhead(
+    path: Path,
+    rates: Sequence[float],
+    curves: Mapping[str, Sequence[float]],
+    points: Sequence[tuple[float, float]],
+    reported: tuple[float, float],
+    title: str,
+) -> None:
+    """Energy of QIF over LIF against the firing rate, to a PNG.
+
+    Args:
+        path: The file to write.
+        rates: Spikes per connection.
+        curves: Overhead at each rate, as a fraction, by label.
+        points: Measured rates and overheads.
+        reported: The range of overheads that the paper reports.
+        title: Title of the figure.
+
+    Raises:
+        ImportError: Matplotlib is not installed.
+    """
+    with _figure(path, (7.2, 5.4)) as (figure, (axes,)):
+        axes.axhspan(
+            *(100 * value for value in reported), color="0.5", alpha=0.2, linewidth=0, label="arXiv 2510.05168 reports"
+        )
+        for index, (label, overheads) in enumerate(curves.items()):
+            axes.plot(rates, [100 * value for value in overheads], color=COLOURS[index % len(COLOURS)], label=label)
+        axes.plot(
+            *zip(*((rate, 100 * overhead) for rate, overhead in points), strict=True), "o", markersize=5,
+            color=COLOURS[-1], markerfacecolor="none", label="arithmetic, measured",
+        )  # fmt: skip
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter("{x:g}")
+        axes.set_xlabel("spikes per connection and time step")
+        axes.set_ylabel("energy of QIF over LIF (%)")
+        axes.set_title(title)
+        axes.grid(alpha=0.3, which="both")
+        figure.legend(loc="outside lower center", ncols=2, frameon=False)
 
 
 def require_matplotlib() -> None:

@@ -1,0 +1,342 @@
+"""``qif energy``: operations and energy of a network, and what QIF adds to LIF."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import __version__
+from ..energy import LIF_UPDATES, MEMORIES, Costs, Energy, Operations, Traffic, count_operations, memory_traffic
+from ..energy_rates import StepCount, count_at_rate
+from ..files import replacing
+from ..measure import reset_state
+from ..plot import plot_overhead, require_matplotlib
+from ..table import text_table
+from .options import at_least
+
+__all__ = ["add_arguments", "run"]
+
+PAPER = 0.0094, 0.0323
+"""The overhead that arXiv 2510.05168 reports, from the least to the most."""
+
+SHAPES = {
+    "perceptron": (1, 28, 28),
+    "convnet": (1, 28, 28),
+    "resnet19": (3, 32, 32),
+    "resnet34": (3, 224, 224),
+    "vggsnn": (2, 48, 48),
+}
+"""Default input of each model."""
+
+REUSE = {True: "weights once a step", False: "event by event"}
+
+CLASSES = {"resnet34": 1000}
+
+_COSTS = Costs()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the subcommand."""
+    sweep = parser.add_argument_group("an untrained model, at firing rates that it is held at (the default)")
+    options = [
+        sweep.add_argument("--model", choices=SHAPES, help="model (default: resnet19)"),
+        sweep.add_argument("--neuron", help="whose spikes to count, of qif_plugins.models.NEURONS (default: qif)"),
+        sweep.add_argument(
+            "--shape", type=at_least(1), nargs=3, metavar=("C", "H", "W"), help="input (default: usual)"
+        ),
+        sweep.add_argument("--steps", type=at_least(1), nargs="+", metavar="T", help="time steps (default: 2 4)"),
+        sweep.add_argument(
+            "--rates", type=_rate, nargs="+", help="spikes per neuron-step (default: 0.05 0.1 0.15 0.2 0.3 0.4)"
+        ),
+        sweep.add_argument("--seed", type=at_least(0), help="seed of weights and input (default: 0)"),
+        sweep.add_argument("--plot", type=Path, help="file for a figure, PNG"),
+    ]
+    parser.set_defaults(sweep=[option.dest for option in options])
+    trained = parser.add_argument_group("a trained model, on its test data")
+    trained.add_argument("--checkpoint", type=Path, help="checkpoint of qif train")
+    trained.add_argument("--batches", type=at_least(1), help="batches of its test data (default: all)")
+    parser.add_argument("--threads", type=at_least(1), default=1, help="CPU threads")
+    parser.add_argument(
+        "--lif-update", choices=LIF_UPDATES, default=_COSTS.lif_update,
+        help="operations of a LIF update: none, multiplication and addition, or the comparison, too",
+    )  # fmt: skip
+    for name, text in (("mac", "multiply-accumulate"), ("ac", "accumulate"), ("mult", "multiplication"),
+                       ("add", "addition")):  # fmt: skip
+        parser.add_argument(f"--{name}", type=float, default=getattr(_COSTS, name), help=f"pJ of a {text}")
+    parser.add_argument("--json", type=Path, help="file for everything that was counted")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Count, print the tables, write the files asked for."""
+    costs = Costs(arguments.mac, arguments.ac, arguments.mult, arguments.add, arguments.lif_update)
+    if not costs.ac:
+        raise ValueError("with --ac 0 the overhead does not depend on the firing rate; give accumulates an energy")
+    given = [f"--{name}" for name in arguments.sweep if getattr(arguments, name) is not None]
+    if arguments.checkpoint and given:
+        raise ValueError(f"{', '.join(given)} and --checkpoint exclude each other: a checkpoint has a model and data")
+    if arguments.batches and not arguments.checkpoint:
+        raise ValueError("--batches is for --checkpoint")
+    if arguments.plot:
+        require_matplotlib()
+    torch.set_num_threads(arguments.threads)
+    content = _trained(arguments, costs) if arguments.checkpoint else _sweep(arguments, costs)
+    if arguments.json:
+        content = {
+            "versions": {"qif-plugins": __version__, "python": platform.python_version(), "torch": torch.__version__},
+            "costs_pj": asdict(costs),
+            "memory_pj_per_word": MEMORIES,
+            **content,
+        }
+        with replacing(arguments.json) as beside:
+            beside.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    written = [str(path) for path in (arguments.json, arguments.plot) if path]
+    if written:
+        print(f"\nwrote {' and '.join(written)}")
+    return 0
+
+
+def _sweep(arguments: argparse.Namespace, costs: Costs) -> dict[str, Any]:
+    """An untrained model at several firing rates; what to write of it."""
+    from ..models import build
+
+    name, kind, seed = arguments.model or "resnet19", arguments.neuron or "qif", arguments.seed or 0
+    shape, steps = arguments.shape or SHAPES[name], arguments.steps or [2, 4]
+    rates = sorted(arguments.rates or (0.05, 0.1, 0.15, 0.2, 0.3, 0.4))
+    torch.manual_seed(seed)
+    model = build(name, shape, CLASSES.get(name, 10), kind)
+    step = StepCount.of(count_at_rate(model, shape, 1, 0.2, seed))
+    print(
+        f"{name}, {kind} neurons, input {list(shape)}: {step.weights:,} weights, {step.neurons:,} neurons\n"
+        f"a time step: {step.connections:,} connections carry spikes ({step.padded:,} with padding); "
+        f"{step.input_macs:,} MACs in the input layer, {step.other_macs:,} in other layers whose input is not binary\n"
+        f"{_describe(costs)}"
+    )
+    _print_closed_form(step, rates, steps, costs)
+    _print_ranges(step, steps, costs)
+    counted = [(T, rate, count_at_rate(model, shape, T, rate, seed)) for T in steps for rate in rates]
+    print(f"\nQIF costs no more than LIF if it fires {step.break_even(costs):.4f} spikes per connection less")
+    _print_measured(counted, step, costs)
+    middle = rates[(len(rates) - 1) // 2]
+    print(f"\na time step with the movement of data, at {middle:g} spikes per connection")
+    _print_memory(step.energy(middle, costs), lambda reuse: step.traffic(middle, reuse))
+    if arguments.plot:
+        _draw(arguments.plot, f"{name}, input {list(shape)}", step, counted, costs)
+    return {
+        "config": {"model": name, "neuron": kind, "shape": list(shape), "seed": seed},
+        "time_step": asdict(step),
+        "measured": [{"steps": T, "rate": rate, **_counts(operations, costs)} for T, rate, operations in counted],
+    }
+
+
+def _trained(arguments: argparse.Namespace, costs: Costs) -> dict[str, Any]:
+    """A checkpoint's model on its test data; what to write of it."""
+    from ..training.checkpoint import load_checkpoint
+    from ..training.config import from_dict
+    from ..training.losses import SequenceLoss
+    from ..training.session import prepare
+
+    checkpoint = load_checkpoint(arguments.checkpoint)
+    config = from_dict(checkpoint["config"])
+    model, task = prepare(config, checkpoint["data"])
+    model.load_state_dict(checkpoint["state"]["model"])
+    # prepare may have set another number.
+    torch.set_num_threads(arguments.threads)
+    static, T = config.data.name != "cifar10dvs", config.data.steps
+    loss = SequenceLoss("mean", T if static else None)
+    samples, correct = 0, 0.0
+
+    def drive(model: nn.Module) -> None:
+        nonlocal samples, correct
+        for batch in itertools.islice(task.test.epoch(0), arguments.batches):
+            reset_state(model)
+            _, measured = loss(model, batch)
+            samples += len(batch[1])
+            correct += float(measured["accuracy"]) * len(batch[1])
+
+    operations = count_operations(model, drive)
+    print(
+        f"{arguments.checkpoint}: {config.model['name']}, {config.neuron.get('name', 'qif')} neurons, "
+        f"{config.data.name}, T = {T}; {samples} test samples, {100 * correct / samples:.2f} % of them classified "
+        f"correctly\n{_describe(costs)}\n"
+    )
+    _print_layers(operations, samples)
+    energy = _energy(operations, costs).scaled(1 / samples)
+    print(
+        f"\n{operations.firing_rate:.4f} spikes per neuron-step, {operations.synaptic_rate:.4f} spikes per connection; "
+        f"the input layer takes {_percent(operations.input_macs * costs.mac / samples / energy.total_lif)} of LIF's "
+        "energy\n"
+    )
+    _print_assumptions(operations, samples, T if static else 1, costs)
+    print("\na sample with the movement of data")
+    used, updates = (operations.macs + operations.synops) / samples, operations.neuron_steps / samples
+    _print_memory(energy, lambda reuse: memory_traffic(used, operations.weights * T, updates, reuse))
+    return {
+        "config": config.to_dict(),
+        "samples": samples,
+        "accuracy": correct / samples,
+        "measured": {"steps": T, **_counts(operations, costs)},
+    }
+
+
+def _print_layers(operations: Operations, samples: int) -> None:
+    rows = [[n.name, n.kind, f"{n.steps / samples:,.0f}", f"{n.spikes / n.steps:.4f}"] for n in operations.neurons]
+    print(text_table(["neurons", "kind", "updates a sample", "spikes per neuron-step"], rows, left=2))
+    rows = [
+        [
+            layer.name,
+            f"{layer.macs / samples:,.0f}",
+            f"{layer.synops / samples:,.0f}",
+            f"{layer.synops / layer.connections:.4f}" if layer.connections else "",
+        ]
+        for layer in operations.layers
+    ]
+    print("\n" + text_table(["weights", "MACs a sample", "SynOps a sample", "spikes per connection"], rows))
+
+
+def _print_assumptions(operations: Operations, samples: int, once_in: int, costs: Costs) -> None:
+    """The overhead for every LIF update, with the input layer at each step and, if it may be, once in all of them."""
+    once = operations.macs - operations.input_macs + operations.input_macs / once_in
+    header = ["LIF update", "its pJ", "LIF, uJ a sample", "overhead"]
+    header += [f"input layer once in {once_in}"] * (once_in > 1)
+    rows = []
+    for update in LIF_UPDATES:
+        assumed = replace(costs, lif_update=update)
+        energies = [
+            Energy.of(macs, operations.synops, operations.neuron_steps, assumed) for macs in (operations.macs, once)
+        ]
+        overheads = [_percent(energy.overhead) for energy in energies[: 1 + (once_in > 1)]]
+        rows.append([update, f"{assumed.lif:g}", _micro(energies[0].total_lif / samples), *overheads])
+    print(text_table(header, rows))
+
+
+def _counts(operations: Operations, costs: Costs) -> dict[str, Any]:
+    energy = _energy(operations, costs)
+    return {
+        "firing_rate": operations.firing_rate,
+        "synaptic_rate": operations.synaptic_rate,
+        "energy_pj": asdict(energy),
+        "overhead": energy.overhead,
+        **asdict(operations),
+    }
+
+
+def _rate(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a firing rate between 0 and 1 spikes per neuron-step")
+    return value
+
+
+def _describe(costs: Costs) -> str:
+    return (
+        f"pJ: MAC {costs.mac:g}, AC {costs.ac:g}, multiplication {costs.mult:g}, addition {costs.add:g}; "
+        f"a neuron-step of LIF {costs.lif:g}, of QIF {costs.lif + costs.qif_extra:g}"
+    )
+
+
+def _micro(picojoules: float) -> str:
+    return f"{picojoules / 1e6:.4g}"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:#.3g} %"
+
+
+def _print_closed_form(step: StepCount, rates: Sequence[float], steps: Sequence[int], costs: Costs) -> None:
+    header = ["spikes per connection", "LIF, uJ a step", "overhead", *(f"input layer once in {T}" for T in steps)]
+    rows = [
+        [
+            f"{rate:g}",
+            _micro(step.energy(rate, costs).total_lif),
+            *(_percent(step.energy(rate, costs, once_in).overhead) for once_in in (1, *steps)),
+        ]
+        for rate in rates
+    ]
+    print(f"\noverhead of QIF over LIF in closed form\n{text_table(header, rows)}")
+
+
+def _print_ranges(step: StepCount, steps: Sequence[int], costs: Costs) -> None:
+    low, high = PAPER
+    print(f"\nspikes per connection at which the overhead is {100 * high:g} % to {100 * low:g} %")
+    header = ["LIF update", "its pJ", "input layer each step", *(f"once in {T}" for T in steps), "padding counted, too"]
+    rows = []
+    for update in LIF_UPDATES:
+        assumed = replace(costs, lif_update=update)
+        cells = [_range(step, assumed, once_in) for once_in in (1, *steps)]
+        rows.append([update, f"{assumed.lif:g}", *cells, _range(step.with_padding(), assumed, 1)])
+    print(text_table(header, rows))
+
+
+def _range(step: StepCount, costs: Costs, once_in: int) -> str:
+    low, high = (step.rate_at(overhead, costs, once_in) for overhead in reversed(PAPER))
+    return f"{max(low, 0):.3f} to {high:.3f}" if high >= 0 and low <= 1 else "at none"
+
+
+def _energy(operations: Operations, costs: Costs) -> Energy:
+    return Energy.of(operations.macs, operations.synops, operations.neuron_steps, costs)
+
+
+def _print_measured(counted: Sequence[tuple[int, float, Operations]], step: StepCount, costs: Costs) -> None:
+    header = ["T", "rate to hold", "spikes per neuron-step", "spikes per connection", "LIF, uJ a step", "overhead",
+              "in closed form"]  # fmt: skip
+    rows = []
+    for steps, rate, operations in counted:
+        energy = _energy(operations, costs)
+        rows.append(
+            [
+                str(steps),
+                f"{rate:g}",
+                f"{operations.firing_rate:.4f}",
+                f"{operations.synaptic_rate:.4f}",
+                _micro(energy.total_lif / steps),
+                _percent(energy.overhead),
+                _percent(step.energy(rate, costs).overhead),
+            ]
+        )
+    print(f"\nmeasured on spikes of neurons held at a rate\n{text_table(header, rows)}")
+
+
+def _print_memory(energy: Energy, traffic: Callable[[bool], Traffic]) -> None:
+    """The rows of arithmetic alone and of every memory, for ``traffic`` with reuse and without."""
+    header = ["uJ", "weights", "sums", "membranes", "arithmetic, LIF", "QIF adds", "overhead"]
+    arithmetic = [_micro(energy.total_lif), _micro(energy.qif_extra)]
+    rows = [["arithmetic alone", "", "", "", *arithmetic, _percent(energy.overhead)]]
+    for reuse in (True, False):
+        moved = traffic(reuse)
+        for name, access in MEMORIES.items():
+            rows.append(
+                [
+                    f"{name}, {REUSE[reuse]}",
+                    *(_micro(words * access) for words in (moved.weights, moved.sums, moved.membranes)),
+                    *arithmetic,
+                    _percent(energy.qif_extra / (energy.total_lif + moved.energy(access))),
+                ]
+            )
+    print(text_table(header, rows))
+
+
+def _draw(
+    path: Path, title: str, step: StepCount, counted: Sequence[tuple[int, float, Operations]], costs: Costs
+) -> None:
+    rates = [0.01 * 1.05**k for k in range(82)]
+    curves = {"arithmetic alone": [step.energy(rate, costs).overhead for rate in rates]}
+    for memory, reuse in (("8 KB SRAM", False), ("32 KB SRAM", True), ("DRAM", True)):
+        curves[f"with {memory}, {REUSE[reuse]}"] = [
+            energy.qif_extra / (energy.total_lif + step.traffic(rate, reuse).energy(MEMORIES[memory]))
+            for rate in rates
+            for energy in [step.energy(rate, costs)]
+        ]
+    points = [(operations.synaptic_rate, _energy(operations, costs).overhead) for _, _, operations in counted]
+    plot_overhead(path, rates, curves, points, PAPER, title)

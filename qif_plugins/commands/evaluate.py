@@ -1,0 +1,64 @@
+"""``qif evaluate``: the accuracy of a checkpoint, and the firing rate of each of its layers."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from ..table import text_table
+from ..training.checkpoint import load_checkpoint
+from ..training.config import Config, from_dict
+from ..training.data import expected_shape
+from ..training.session import make_trainer, prepare
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the subcommand."""
+    parser.add_argument("checkpoint", type=Path, help="best.pt or last.pt of 'qif train'")
+    parser.add_argument("--data", help="another data set, of the same shape and classes (default: the checkpoint's)")
+    parser.add_argument("--data-folder", type=Path, help="where the data lie (default: as in training)")
+    parser.add_argument("--batch-size", type=int, help="samples a batch (default: as in training)")
+    parser.add_argument("--workers", type=int, help="processes that load data (default: as in training)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Evaluate on the test samples, and print."""
+    content = load_checkpoint(arguments.checkpoint)
+    trained = from_dict(content["config"])
+    config = _changed(trained, arguments)
+    if expected_shape(config.data) != expected_shape(trained.data):
+        raise ValueError(
+            f"the model was trained on {trained.data.name} {expected_shape(trained.data)}, and {config.data.name} is "
+            f"{expected_shape(config.data)}: shape and classes must be the same"
+        )
+    model, task = prepare(config, content["data"] if config.data.name == trained.data.name else None)
+    trainer = make_trainer(config, model, task)
+    trainer.load_model(content["state"])
+    row = trainer.evaluate(task.test)
+    if not trainer.main:
+        return 0
+    state = content["state"]
+    print(f"{arguments.checkpoint}: {config.model['name']} with {config.neuron.get('name', 'qif')}, T = ", end="")
+    print(f"{config.data.steps}, after epoch {state['epoch']}" + f" and {state['step']} steps" * (state["step"] > 0))
+    print(
+        f"{config.data.name}, {task.test.count} test samples: accuracy {row['accuracy']:.2%}, loss {row['loss']:.4f}\n"
+    )
+    rows = [(name, f"{rate:.4f}") for name, rate in trainer.rates.items()]
+    print(text_table(("layer", "spikes/step"), [*rows, ("all", f"{row.get('rate', float('nan')):.4f}")]))
+    return 0
+
+
+def _changed(config: Config, arguments: argparse.Namespace) -> Config:
+    given = {
+        "name": arguments.data,
+        "folder": arguments.data_folder and str(arguments.data_folder),
+        "workers": arguments.workers,
+    }
+    data = replace(config.data, **{key: value for key, value in given.items() if value is not None})
+    training = replace(config.training, accumulation=1)
+    if arguments.batch_size is not None:
+        training = replace(training, batch_size=arguments.batch_size)
+    return replace(config, data=data, training=training)

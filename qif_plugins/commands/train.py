@@ -1,0 +1,148 @@
+"""``qif train``: train a model from a configuration."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from ..training import Trainer
+from ..training.checkpoint import Checkpoints, load_checkpoint
+from ..training.config import Config, configurations, from_dict, load_config
+from ..training.progress import Progress, tensorboard_writer
+from ..training.session import make_trainer, prepare
+
+__all__ = ["add_arguments", "run"]
+
+MAY_CHANGE = ("data.folder", "data.download", "data.workers", "training.save_every")
+"""What a resumed run may set anew, since no number depends on it."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the subcommand."""
+    parser.add_argument(
+        "--config", help=f"a TOML file, or one of {', '.join(configurations())} (with --resume: the checkpoint's own)"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="changes",
+        help="change a value, such as training.epochs=5 or neuron.window=paper; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, help="folder of checkpoints and logs (default: runs/CONFIG)")
+    parser.add_argument("--resume", action="store_true", help="go on from last.pt in --out, or begin if there is none")
+    parser.add_argument("--no-tensorboard", action="store_true", help="write no TensorBoard logs")
+    parser.add_argument("--quiet", action="store_true", help="show neither a progress bar nor a line an epoch")
+    parser.add_argument("--show", action="store_true", help="print the configuration and leave")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train, saving the best and the last state.
+
+    Returns:
+        0 when all epochs are done; 128 plus the signal's number after SIGINT or SIGTERM, with the state saved.
+    """
+    if arguments.config is None and not (arguments.resume and arguments.out):
+        raise ValueError(f"--config is missing: a TOML file, or one of {', '.join(configurations())}")
+    out = arguments.out or Path("runs") / Path(arguments.config).stem
+    last = out / "last.pt"
+    earlier = load_checkpoint(last) if arguments.resume and last.exists() else None
+    config = _config(arguments, earlier)
+    if arguments.show:
+        _show(config)
+        return 0
+    if last.exists() and earlier is None:
+        raise ValueError(f"{last} exists; pass --resume to go on from it, or another --out")
+    record = earlier["data"] if earlier else None
+    model, task = prepare(config, record)
+    trainer = make_trainer(config, model, task, store=Checkpoints(out, config.to_dict(), task.record))
+    if earlier:
+        trainer.load_state(earlier["state"])
+    return _train(trainer, out, arguments, resumed=earlier is not None)
+
+
+def _train(trainer: Trainer, out: Path, arguments: argparse.Namespace, *, resumed: bool) -> int:
+    say = print if trainer.main and not arguments.quiet else _nothing
+    done = trainer.epoch * trainer.steps + trainer.step
+    if resumed:
+        say(f"resumed at epoch {trainer.epoch + 1}, step {trainer.step} of {trainer.steps}", flush=True)
+    logs = trainer.main and not arguments.no_tensorboard
+    progress = Progress(tensorboard_writer(out / "tensorboard", done) if logs else None, arguments.quiet)
+    trainer.on_step, trainer.on_epoch = progress.on_step, progress.on_epoch
+    with progress.following(trainer), _signals(trainer) as received:
+        trainer.fit()
+    if received and trainer.epoch < trainer.epochs:
+        say(f"stopped by {received[0].name} at epoch {trainer.epoch + 1}, step {trainer.step}; go on with --resume")
+        return 128 + received[0]
+    rows = [row for row in trainer.history if "test_accuracy" in row]
+    if rows:
+        best = max(rows, key=lambda row: row["test_accuracy"])
+        say(
+            f"best test accuracy {best['test_accuracy']:.2%} in epoch {best['epoch']:.0f}, last "
+            f"{rows[-1]['test_accuracy']:.2%}, {sum(row['seconds'] for row in rows):.0f} s of training; wrote "
+            f"{out / 'best.pt'} and {out / 'last.pt'}"
+        )
+    return 0
+
+
+def _config(arguments: argparse.Namespace, earlier: dict[str, Any] | None) -> Config:
+    if earlier is None:
+        if arguments.config is None:
+            raise ValueError(f"there is no {arguments.out / 'last.pt'} to resume from; pass --config to begin")
+        return load_config(arguments.config, arguments.changes)
+    old = from_dict(earlier["config"])
+    if arguments.config is None:
+        config = load_config(old.to_dict(), arguments.changes)
+    else:
+        config = load_config(arguments.config, arguments.changes)
+    before, now = _flat(old.to_dict()), _flat(config.to_dict())
+    different = [
+        f"{key} (was {before.get(key)!r}, now {now.get(key)!r})"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and key not in MAY_CHANGE
+    ]
+    if different:
+        raise ValueError(
+            f"the run in {arguments.out or 'runs'} was made with another configuration: {'; '.join(different)}. A "
+            f"resumed run may change {', '.join(MAY_CHANGE)} only; use another --out for a new run"
+        )
+    return config
+
+
+def _flat(tables: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tables.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return flat
+
+
+def _show(config: Config) -> None:
+    for key, value in _flat(config.to_dict()).items():
+        print(f"{key} = {value!r}")
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    """In the place of ``print``."""
+
+
+@contextlib.contextmanager
+def _signals(trainer: Trainer) -> Iterator[list[signal.Signals]]:
+    """SIGINT and SIGTERM end the training after the step under way; a second one ends it at once."""
+    received: list[signal.Signals] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(signal.Signals(number))
+        print(f"\nqif train: {received[0].name}, saving after this step", file=sys.stderr, flush=True)
+        trainer.stop()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,107 @@
+"""The order of the data, a function of the seed and the epoch alone.
+
+What a batch holds depends neither on the number of processes, nor on worker processes, nor on where a run was cut:
+batch i of an epoch can be asked for without the batches before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Batches", "seed_of"]
+
+_MASK = (1 << 64) - 1
+
+
+def seed_of(*numbers: int) -> int:
+    """A seed in [0, 2^63) that depends on every number and its place (the finalizer of SplitMix64, chained)."""
+    state = 0
+    for number in numbers:
+        state = (state + 0x9E3779B97F4A7C15 + number) & _MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+        state ^= state >> 31
+    return state >> 1
+
+
+class Batches:
+    """Batches of a data set of known size, epoch after epoch.
+
+    Args:
+        count: Samples in the data set, at least 1.
+        fetch: Called with the indices of a batch's samples (int64 ``[b]``) and the epoch; returns the batch, of any
+            type.
+        batch_size: Samples a batch over all processes, at least 1; the last one of an epoch may have fewer.
+        shuffle: Whether each epoch has an order of its own. Default True.
+        seed: Of that order. Default 0.
+        drop_last: Whether to leave out a last batch that is not full. Default False.
+
+    Raises:
+        ValueError: ``count`` or ``batch_size`` below 1, or nothing left after ``drop_last``.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        fetch: Callable[[Tensor, int], Any],
+        batch_size: int,
+        *,
+        shuffle: bool = True,
+        seed: int = 0,
+        drop_last: bool = False,
+    ) -> None:
+        if count < 1 or batch_size < 1:
+            raise ValueError(f"count and batch_size must be at least 1, got {count} and {batch_size}")
+        if drop_last and count < batch_size:
+            raise ValueError(
+                f"drop_last leaves nothing: {count} samples do not fill one batch of {batch_size}; lower batch_size"
+            )
+        self.count, self.fetch, self.batch_size = count, fetch, batch_size
+        self.shuffle, self.seed, self.drop_last = shuffle, seed, drop_last
+
+    @classmethod
+    def of(cls, *tensors: Tensor, batch_size: int, shuffle: bool = True, seed: int = 0, drop_last: bool = False) -> Any:
+        """Batches of tensors in memory that share their first dimension; a batch is a tuple of their rows."""
+        lengths = {len(tensor) for tensor in tensors}
+        if len(lengths) != 1:
+            raise ValueError(f"tensors of one length are needed, got lengths {sorted(lengths)}")
+
+        def fetch(indices: Tensor, epoch: int) -> tuple[Tensor, ...]:
+            return tuple(tensor[indices] for tensor in tensors)
+
+        return cls(lengths.pop(), fetch, batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last)
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        return self.count // self.batch_size if self.drop_last else -(-self.count // self.batch_size)
+
+    def size(self, batch: int) -> int:
+        """Samples of batch number ``batch``, over all processes."""
+        return min(self.batch_size, self.count - batch * self.batch_size)
+
+    def epoch(self, epoch: int, first: int = 0, process: int = 0, processes: int = 1) -> Iterator[Any]:
+        """The batches of an epoch, or one process's share of each.
+
+        Args:
+            epoch: Which epoch, from 0.
+            first: The first batch to make. Default 0.
+            process, processes: Which share of how many; a batch is cut into consecutive shares that differ by one
+                sample at most. A share without samples is ``None``.
+        """
+        for indices in self.indices(epoch, first, process, processes):
+            yield self.fetch(indices, epoch) if len(indices) else None
+
+    def indices(self, epoch: int, first: int = 0, process: int = 0, processes: int = 1) -> Iterator[Tensor]:
+        """The indices of the samples that :meth:`epoch` fetches, a batch at a time."""
+        if self.shuffle:
+            order = torch.randperm(self.count, generator=torch.Generator().manual_seed(seed_of(self.seed, epoch)))
+        else:
+            order = torch.arange(self.count)
+        for batch in range(first, len(self)):
+            start = batch * self.batch_size
+            indices = order[start : start + self.batch_size]
+            yield indices if processes == 1 else indices.tensor_split(processes)[process]

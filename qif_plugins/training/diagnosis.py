@@ -1,0 +1,181 @@
+"""Which layer made the first NaN or infinity: one batch again, with every tensor between layers looked at."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Finding", "NonFiniteError", "find_non_finite"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """Where it began.
+
+    Attributes:
+        layer: Name of the module, "" where it was none.
+        phase: ``"forward"`` or ``"backward"``.
+        what: One sentence.
+    """
+
+    layer: str
+    phase: str
+    what: str
+
+
+class NonFiniteError(ValueError):
+    """A loss or a gradient was not finite.
+
+    Attributes:
+        layer: Name of the layer that made the first value that is not finite; "" where it was none, or where the
+            batch gave finite values when run again.
+        phase: ``"forward"`` or ``"backward"``.
+    """
+
+    def __init__(self, message: str, layer: str, phase: str) -> None:
+        super().__init__(message)
+        self.layer, self.phase = layer, phase
+
+
+def find_non_finite(model: nn.Module, batch: Any, loss: Callable[[nn.Module, Any], Tensor]) -> Finding | None:
+    """Run a batch forward and backward and name the layer that made the first NaN or infinity.
+
+    Gradients are overwritten and buffers move on, as in any training step.
+
+    Args:
+        model: The model.
+        batch: The batch, as ``loss`` takes it.
+        loss: Runs the model and returns the scalar to differentiate.
+
+    Returns:
+        The first such place, ``None`` if everything is finite.
+    """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if not _finite(tensor):
+            layer = name.rpartition(".")[0]
+            return Finding(layer, "forward", f"{_kind(model, layer)} holds {name!r} that is not finite before the step")
+    if not all(map(_finite, _tensors(batch))):
+        return Finding("", "forward", "the batch itself holds values that are not finite; look at the data")
+    model.zero_grad(set_to_none=True)
+    search = _Search(model)
+    with search.looking():
+        value = loss(model, batch)
+        if search.found is None and not _finite(value):
+            search.found = Finding(
+                "", "forward",
+                f"the loss is {value.item()}, of outputs that every layer left finite (the largest is "
+                f"{search.largest:.3g}); look at the loss",
+            )  # fmt: skip
+        if search.found is None:
+            value.backward()
+    return search.found or search.of_parameters()
+
+
+class _Search:
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.found: Finding | None = None
+        self.largest = math.nan
+        self.makers: dict[int, list[str]] = {}
+        self.takers: dict[int, list[str]] = {}
+        self.kept: list[Tensor] = []
+        """So that no other tensor takes an id that is in use."""
+
+    @contextlib.contextmanager
+    def looking(self) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for name, module in self.model.named_modules():
+                stack.callback(module.register_forward_pre_hook(self._enter(name)).remove)
+                stack.callback(module.register_forward_hook(self._leave(name)).remove)
+            yield
+
+    def of_parameters(self) -> Finding | None:
+        """A parameter whose gradient is not finite, though that of its layer's output is."""
+        for name, parameter in reversed(list(self.model.named_parameters())):
+            layer = name.rpartition(".")[0]
+            if parameter.grad is not None and not _finite(parameter.grad):
+                return Finding(
+                    layer, "backward", f"{_kind(self.model, layer)} made the gradient of {name!r} not finite"
+                )
+        return None
+
+    def _enter(self, name: str) -> Callable[..., None]:
+        def look(module: nn.Module, args: Any) -> None:
+            for tensor in _tensors(args):
+                if self.found is None and not _finite(tensor):
+                    self.found = Finding(
+                        name, "forward",
+                        f"the input of {_kind(self.model, name)} is not finite, though every layer before it gave "
+                        "finite values: an operation between layers made it",
+                    )  # fmt: skip
+                self._follow(tensor, self.takers, name)
+
+        return look
+
+    def _leave(self, name: str) -> Callable[..., None]:
+        def look(module: nn.Module, args: Any, output: Any) -> None:
+            for tensor in _tensors(output):
+                if self.found is None and not _finite(tensor):
+                    self.found = Finding(name, "forward", f"{_kind(self.model, name)} made it from finite input")
+                if not name and tensor.numel():
+                    self.largest = tensor.detach().abs().max().item()
+                self._follow(tensor, self.makers, name)
+
+        return look
+
+    def _follow(self, tensor: Tensor, roles: dict[int, list[str]], name: str) -> None:
+        if not tensor.requires_grad:
+            return
+        key = id(tensor)
+        if key not in self.makers and key not in self.takers:
+            self.kept.append(tensor)
+            tensor.register_hook(lambda gradient: self._arrived(gradient, key))
+        roles.setdefault(key, []).append(name)
+
+    def _arrived(self, gradient: Tensor, key: int) -> None:
+        """Gradients arrive last layer first: the first bad one was made by what took the tensor."""
+        if self.found is not None or _finite(gradient):
+            return
+        takers = _innermost(self.takers.get(key, []))
+        if takers:
+            layers = " or ".join(_kind(self.model, name) for name in takers)
+            self.found = Finding(takers[-1], "backward", f"{layers} made it from a finite gradient")
+            return
+        layer = _kind(self.model, self.makers[key][0])
+        self.found = Finding(
+            self.makers[key][0], "backward",
+            f"the gradient that reaches the output of {layer} is not finite, and no layer after it made it: the loss "
+            "or an operation between layers did",
+        )  # fmt: skip
+
+
+def _innermost(names: list[str]) -> list[str]:
+    return [n for n in names if not any(m != n and (not n or m.startswith(n + ".")) for m in names)]
+
+
+def _kind(model: nn.Module, name: str) -> str:
+    return f"layer {name!r} ({type(model.get_submodule(name)).__name__})" if name else f"the {type(model).__name__}"
+
+
+def _finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor.detach()).all()) if tensor.is_floating_point() else True
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Floating-point tensors in tuples, lists and dictionaries; in other objects infinity may be a value like another
+    (the time of a spike that never comes), so they are left alone."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from _tensors(part)
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from _tensors(part)

@@ -1,0 +1,92 @@
+"""Firing rates of the spiking layers of a model, of any host, while it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..layer import QIFLayer
+
+__all__ = ["FiringRates", "spiking_layers"]
+
+_BASES = (
+    ("spikingjelly.activation_based.base", "MemoryModule"),
+    ("spikingjelly.clock_driven.base", "MemoryModule"),
+    ("snntorch._neurons", "SpikingNeuron"),
+)
+
+
+def spiking_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The neurons of a model by name: QIF layers, and the neurons of the hosts that are imported."""
+    bases: list[Any] = [QIFLayer]
+    for path, base in _BASES:
+        found = getattr(sys.modules.get(path), base, None)
+        if found is not None:
+            bases.append(found)
+    # SpikingJelly's layers with a memory are not all neurons; its neurons have a threshold.
+    return {
+        name or "(model)": module
+        for name, module in model.named_modules()
+        if issubclass(type(module), tuple(bases)) and (hasattr(module, "v_threshold") or hasattr(module, "threshold"))
+    }
+
+
+class FiringRates:
+    """Spikes per neuron-step of each of some layers, over the calls made inside :meth:`measuring`.
+
+    Args:
+        layers: Modules by name. A layer's output is its spikes, or a tuple that begins with them.
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
+        self.layers = dict(layers)
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything measured so far."""
+        self._spikes: dict[str, Tensor | float] = dict.fromkeys(self.layers, 0.0)
+        self._steps: dict[str, float] = dict.fromkeys(self.layers, 0.0)
+
+    @contextlib.contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Count inside the block."""
+        with contextlib.ExitStack() as stack:
+            for name, layer in self.layers.items():
+
+                def count(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
+                    spikes = output[0] if isinstance(output, tuple | list) else output
+                    spikes = spikes.detach()
+                    self._spikes[name] = self._spikes[name] + spikes.sum(dtype=torch.float32).to(_wide(spikes))
+                    self._steps[name] += spikes.numel()
+
+                stack.callback(layer.register_forward_hook(count).remove)
+            yield
+
+    def sums(self) -> list[float]:
+        """Spikes of each layer, then neuron-steps of each."""
+        return [float(spikes) for spikes in self._spikes.values()] + list(self._steps.values())
+
+    def restore(self, sums: list[float]) -> None:
+        """Set what :meth:`sums` returned."""
+        half = len(self.layers)
+        self._spikes = dict(zip(self.layers, sums[:half], strict=True))
+        self._steps = dict(zip(self.layers, sums[half:], strict=True))
+
+    def rates(self) -> dict[str, float]:
+        """Spikes per neuron-step by layer; layers that were not called are left out."""
+        return {name: float(self._spikes[name]) / steps for name, steps in self._steps.items() if steps}
+
+    def mean(self) -> float | None:
+        """Spikes per neuron-step over all layers together, ``None`` if none was called."""
+        steps = sum(self._steps.values())
+        return sum(map(float, self._spikes.values())) / steps if steps else None
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    # Apple's GPUs have no float64.
+    return torch.float32 if tensor.device.type == "mps" else torch.float64

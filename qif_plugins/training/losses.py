@@ -1,0 +1,70 @@
+"""Losses over the logits of every time step, for labels that belong to the whole sequence.
+
+Temporal efficient training (Deng et al., *Temporal Efficient Training of Spiking Neural Network via Gradient
+Re-weighting*, ICLR 2022, arXiv 2202.11946) takes the cross entropy of each step and averages, instead of the cross
+entropy of the average; a second term keeps the logits near a constant::
+
+    L = (1 - λ) 1/T Σ_t CE(O[t], y) + λ MSE(O, φ)
+
+φ is the threshold in the paper, 1 in its code's default.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["LOSSES", "SequenceLoss", "mean_cross_entropy", "tet"]
+
+LOSSES = ("tet", "mean")
+
+
+def tet(logits: Tensor, labels: Tensor, regularization: float = 0.0, target: float = 1.0) -> Tensor:
+    """The TET loss.
+
+    Args:
+        logits: ``[T, N, classes]``.
+        labels: ``[N]``, int64.
+        regularization: λ, in [0, 1]. Default 0.
+        target: φ, what the second term pulls every logit to. Default 1, the threshold.
+
+    Returns:
+        A scalar.
+    """
+    steps = logits.shape[0]
+    loss = F.cross_entropy(logits.flatten(0, 1), labels.repeat(steps))
+    if regularization == 0:
+        return loss
+    return (1 - regularization) * loss + regularization * (logits - target).square().mean()
+
+
+def mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """The cross entropy of the logits' mean over time, ``[T, N, classes]``."""
+    return F.cross_entropy(logits.mean(0), labels)
+
+
+class SequenceLoss:
+    """What the trainer calls with a model and a batch ``(x, labels)``.
+
+    Args:
+        name: One of :data:`LOSSES`.
+        steps: T, over which static images are repeated; ``None`` for batches of sequences ``[N, T, C, H, W]``.
+        regularization, target: Of :func:`tet`.
+    """
+
+    def __init__(self, name: str, steps: int | None, regularization: float = 0.0, target: float = 1.0) -> None:
+        self.name, self.steps, self.regularization, self.target = name, steps, regularization, target
+
+    def __call__(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and the share of samples that the mean logits classify correctly."""
+        x, labels = batch
+        x_seq = x.transpose(0, 1) if self.steps is None else x.expand(self.steps, *x.shape)
+        # Half-precision logits would round the loss.
+        logits = model(x_seq).float()
+        if self.name == "tet":
+            loss = tet(logits, labels, self.regularization, self.target)
+        else:
+            loss = mean_cross_entropy(logits, labels)
+        return loss, {"accuracy": (logits.detach().mean(0).argmax(-1) == labels).float().mean()}

@@ -1,0 +1,113 @@
+"""What a run shows while it trains: a progress bar, a line an epoch, and TensorBoard's files. Main process only."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .engine import Trainer
+
+__all__ = ["Progress", "tensorboard_writer"]
+
+REFRESH = 0.5
+"""Seconds between two looks at loss, accuracy and rate: reading them waits for a GPU."""
+
+
+class Progress:
+    """Follows a trainer, as its ``on_step`` and ``on_epoch``.
+
+    Args:
+        writer: Of TensorBoard; ``None`` for none.
+        quiet: Whether to show neither bar nor lines. Default False.
+    """
+
+    def __init__(self, writer: Any = None, quiet: bool = False) -> None:
+        self.writer, self.quiet = writer, quiet
+        self.bar: Any = None
+        self._looked = 0.0
+
+    @contextlib.contextmanager
+    def following(self, trainer: Trainer) -> Iterator[None]:
+        """The bar stands while the block runs."""
+        if trainer.main and not self.quiet:
+            try:
+                from tqdm import tqdm
+            except ImportError:
+                raise ImportError("the progress bar needs tqdm: pip install 'qif-plugins[train]'") from None
+            done = trainer.epoch * trainer.steps + trainer.step
+            # On a terminal only: in a log file, the lines of the epochs tell enough.
+            self.bar = tqdm(
+                total=trainer.epochs * trainer.steps, initial=done, unit="step", disable=None, dynamic_ncols=True
+            )
+        try:
+            yield
+        finally:
+            if self.bar is not None:
+                self.bar.close()
+            if self.writer is not None:
+                self.writer.close()
+
+    def on_step(self, trainer: Trainer, measured: dict[str, float]) -> None:
+        """Move the bar on, and log the step."""
+        if self.writer is not None:
+            step = trainer.epoch * trainer.steps + trainer.step
+            for name, value in measured.items():
+                self.writer.add_scalar(f"step/{name}", value, step)
+        if self.bar is None or self.bar.disable:
+            return
+        now = time.perf_counter()
+        if now - self._looked > REFRESH:
+            self._looked = now
+            row = trainer.so_far()
+            shown = {name: f"{row[name]:.3g}" for name in ("loss", "accuracy", "rate") if name in row}
+            self.bar.set_description(f"epoch {trainer.epoch + 1}/{trainer.epochs}", refresh=False)
+            self.bar.set_postfix(shown, refresh=False)
+        self.bar.update()
+
+    def on_epoch(self, trainer: Trainer, row: dict[str, float]) -> None:
+        """Print the epoch's line, and log its row and the rate of each layer."""
+        if self.writer is not None:
+            step = trainer.epoch * trainer.steps
+            for name, value in row.items():
+                part, _, rest = name.partition("_")
+                self.writer.add_scalar(f"test/{rest}" if part == "test" else f"train/{name}", value, step)
+            for layer, rate in trainer.rates.items():
+                self.writer.add_scalar(f"rate/{layer}", rate, step)
+            self.writer.flush()
+        if trainer.main and not self.quiet:
+            self._print(describe(trainer, row))
+
+    def _print(self, line: str) -> None:
+        if self.bar is None or self.bar.disable:
+            print(line, flush=True)
+        else:
+            self.bar.write(line)
+
+
+def describe(trainer: Trainer, row: dict[str, float]) -> str:
+    """An epoch in a line."""
+    parts = [f"epoch {row['epoch']:.0f}/{trainer.epochs}", f"loss {row['loss']:.4f}"]
+    if "accuracy" in row:
+        parts.append(f"accuracy {row['accuracy']:.2%}")
+    for name, text in (("test_loss", "test loss {:.4f}"), ("test_accuracy", "test accuracy {:.2%}")):
+        if name in row:
+            parts.append(text.format(row[name]))
+    rate = row.get("test_rate", row.get("rate"))
+    if rate is not None:
+        parts.append(f"spikes/step {rate:.4f}")
+    parts += [f"lr {row['lr']:.2e}", f"{row['seconds']:.1f} s"]
+    return ", ".join(parts)
+
+
+def tensorboard_writer(folder: Path, steps_done: int) -> Any:
+    """A writer into ``folder``; what a run that was cut wrote after ``steps_done`` steps is hidden."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ImportError(
+            "TensorBoard's logs need tensorboard: pip install 'qif-plugins[train]', or pass --no-tensorboard"
+        ) from None
+    return SummaryWriter(str(folder), purge_step=steps_done or None)

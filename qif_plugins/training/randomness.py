@@ -1,0 +1,49 @@
+"""The states of all random number generators, as plain values that a checkpoint can hold."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["random_state", "set_random_state", "set_torch_random", "torch_random"]
+
+
+def torch_random(device: torch.device) -> list[Tensor]:
+    """The state of PyTorch's generators: the CPU's, and the one of ``device`` if that is a GPU."""
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return states
+
+
+def set_torch_random(device: torch.device, states: list[Tensor]) -> None:
+    """Set what :func:`torch_random` returned; a state of a GPU is left out where there is none."""
+    torch.set_rng_state(states[0].cpu())
+    if device.type == "cuda" and len(states) > 1:
+        torch.cuda.set_rng_state(states[1].cpu(), device)
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """The states of PyTorch's, NumPy's and Python's generators."""
+    numpy_state: Any = np.random.get_state()
+    algorithm, keys, position, has_gauss, gauss = numpy_state
+    version, words, python_gauss = random.getstate()
+    return {
+        "torch": torch_random(device),
+        "numpy": [str(algorithm), keys.tolist(), int(position), int(has_gauss), float(gauss)],
+        "python": [version, list(words), python_gauss],
+    }
+
+
+def set_random_state(device: torch.device, state: Mapping[str, Any]) -> None:
+    """Set what :func:`random_state` returned."""
+    set_torch_random(device, state["torch"])
+    algorithm, keys, *rest = state["numpy"]
+    np.random.set_state((algorithm, np.array(keys, np.uint32), *rest))
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))

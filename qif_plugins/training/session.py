@@ -1,0 +1,166 @@
+"""From a configuration to a trainer: model, optimizer, schedule, data, loss."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from .batches import seed_of
+from .config import Config, Optimizer
+from .data import Task, expected_shape, load_task
+from .engine import Trainer, main_process_first
+from .losses import SequenceLoss
+from .synchronized import synchronize_batch_norm
+
+try:
+    from spikingjelly.activation_based import functional, surrogate
+except ImportError as error:
+    raise ImportError(
+        "the models that are trained are built on SpikingJelly: pip install 'qif-plugins[train]'"
+    ) from error
+
+from ..models import build
+
+__all__ = ["build_model", "make_optimizer", "make_schedule", "make_trainer", "prepare"]
+
+
+def build_model(config: Config, shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """The model of a configuration, its weights drawn by the configuration's seed.
+
+    Raises:
+        ValueError: The model or the neuron does not know a key, or refuses its value.
+    """
+    seed = config.training.seed
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+    own, neuron = _nulls(config.model), _nulls(config.neuron)
+    name, spiking_neuron = own.pop("name"), neuron.pop("name", "qif")
+    both = sorted(own.keys() & neuron.keys())
+    if both:
+        raise ValueError(f"{both[0]} stands in both [model] and [neuron]; keep the one that is meant")
+    if "surrogate_function" in neuron:
+        neuron["surrogate_function"] = _surrogate(neuron["surrogate_function"])
+    try:
+        model: nn.Module = build(name, shape, classes, spiking_neuron, **own, **neuron)
+    except TypeError as error:
+        raise ValueError(f"model {name!r} with neuron {spiking_neuron!r}: {error}") from error
+    return synchronize_batch_norm(model) if config.training.sync_batch_norm else model
+
+
+def prepare(config: Config, record: Mapping[str, Any] | None = None) -> tuple[nn.Module, Task]:
+    """The model and the data of a configuration.
+
+    What the model and the neuron have to say against their arguments, they say before the data are touched.
+
+    Args:
+        config: The run.
+        record: Of the :class:`~.data.Task` to divide the data as, from a checkpoint. Default none.
+    """
+    model = build_model(config, *expected_shape(config.data))
+    training = config.training
+    with main_process_first():
+        task = load_task(config.data, training.batch_size // training.accumulation, training.seed, dict(record or {}))
+    if (task.shape, task.classes) != expected_shape(config.data):
+        model = build_model(config, task.shape, task.classes)
+    return model, task
+
+
+def make_trainer(config: Config, model: nn.Module, task: Task, **options: Any) -> Trainer:
+    """A trainer of a model on a task.
+
+    Args:
+        config: The run.
+        model, task: From :func:`prepare`.
+        options: Further arguments of :class:`~.engine.Trainer`.
+    """
+    training, data = config.training, config.data
+    if training.threads:
+        torch.set_num_threads(training.threads)
+    # A resumed run goes the same way on GPUs too.
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    optimizer = make_optimizer(config.optimizer, model)
+    loss = config.loss
+    steps = -(-len(task.train) // training.accumulation)
+    trainer = Trainer(
+        model,
+        optimizer,
+        SequenceLoss(loss.name, None if data.name == "cifar10dvs" else data.steps, loss.regularization, loss.target),
+        task.train,
+        test=task.test,
+        scheduler=make_schedule(config.optimizer, optimizer, steps, training.epochs),
+        epochs=training.epochs,
+        accumulation=training.accumulation,
+        precision=training.precision,
+        clip_norm=config.optimizer.clip_norm,
+        reset=functional.reset_net,
+        save_every=training.save_every,
+        cpu=False,
+        **options,
+    )
+    # What a model draws while it runs, such as dropout, differs between processes.
+    torch.manual_seed(seed_of(training.seed, trainer.process))
+    return trainer
+
+
+def make_optimizer(settings: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of a configuration, over all parameters of a model."""
+    if settings.name == "sgd":
+        return torch.optim.SGD(
+            model.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+        )
+    kind = torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW
+    return kind(model.parameters(), settings.lr, weight_decay=settings.weight_decay)
+
+
+def make_schedule(
+    settings: Optimizer, optimizer: torch.optim.Optimizer, steps: int, epochs: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """The learning rate's schedule, a step of the optimizer at a time.
+
+    Args:
+        settings: Which.
+        optimizer: Whose.
+        steps: Steps an epoch.
+        epochs: How many epochs the whole takes.
+    """
+    warmup = settings.warmup_epochs * steps
+    after = max(1.0, epochs * steps - warmup)
+
+    def cosine(step: int) -> float:
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / after)))
+
+    def stairs(step: int) -> float:
+        return settings.gamma ** sum(step >= milestone * steps for milestone in settings.milestones)
+
+    shapes: dict[str, Callable[[int], float]] = {"cosine": cosine, "steps": stairs, "constant": lambda step: 1.0}
+    shape = shapes[settings.schedule]
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: (step + 1) / (warmup + 1) if step < warmup else shape(step)
+    )
+
+
+def _nulls(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: None if value == "none" else value for key, value in table.items()}
+
+
+def _surrogate(value: Any) -> Any:
+    """A surrogate of SpikingJelly from its name, or from a table of its name and arguments."""
+    table = {"name": value} if isinstance(value, str) else dict(value)
+    name = table.pop("name", None)
+    kind = getattr(surrogate, str(name), None)
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        raise ValueError(
+            f"unknown surrogate {name!r}; name a class of spikingjelly.activation_based.surrogate such as ATan or "
+            "Sigmoid, or leave surrogate_function out for the analytic window"
+        )
+    try:
+        return kind(**table)
+    except TypeError as error:
+        raise ValueError(f"surrogate {name!r}: {error}") from error

@@ -1,0 +1,148 @@
+"""``qif train`` and ``qif evaluate`` from the outside."""
+
+import io
+import json
+import re
+import sys
+
+import pytest
+import torch
+
+pytest.importorskip("accelerate")
+pytest.importorskip("spikingjelly")
+pytest.importorskip("sklearn")
+
+from qif_plugins import cli
+
+SMALL = [
+    "--config", "digits", "--set", "training.epochs=2", "--set", "model.width=32", "--set", "neuron.backend=torch",
+    "--set", "data.steps=2",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    threads = torch.get_num_threads()
+    assert cli.main(["train", *SMALL, "--out", str(folder)]) == 0
+    torch.set_num_threads(threads)
+    return folder
+
+
+def test_it_trains_logs_and_evaluates(trained, capsys):
+    history = json.loads((trained / "history.json").read_text())
+    names = {"loss", "accuracy", "rate", "gradient_norm", "lr", "seconds", "test_loss", "test_accuracy", "test_rate"}
+    assert [row["epoch"] for row in history] == [1, 2]
+    assert all(names <= row.keys() for row in history)
+    assert history[1]["test_accuracy"] > 0.5
+    best = max(history, key=lambda row: row["test_accuracy"])
+    assert cli.main(["evaluate", str(trained / "best.pt"), "--batch-size", "600"]) == 0
+    out = capsys.readouterr().out
+    assert f"accuracy {best['test_accuracy']:.2%}" in out
+    assert f"loss {best['test_loss']:.4f}" in out
+    rates = dict(re.findall(r"^(\S+) +(0\.\d{4})$", out, re.MULTILINE))
+    assert rates.keys() == {"hidden.2", "hidden.5", "all"}
+    assert float(rates["all"]) == pytest.approx(best["test_rate"], abs=1e-4)
+
+
+@pytest.mark.host_independent
+def test_tensorboard_reads_the_logs(trained):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    logs = accumulator.EventAccumulator(str(trained / "tensorboard"))
+    logs.Reload()
+    history = json.loads((trained / "history.json").read_text())
+    steps = -(-1197 // 64)
+    for tag, name in (("train/loss", "loss"), ("test/accuracy", "test_accuracy"), ("train/lr", "lr")):
+        events = logs.Scalars(tag)
+        assert [event.step for event in events] == [steps, 2 * steps]
+        assert [event.value for event in events] == pytest.approx([row[name] for row in history], rel=1e-6)
+    assert len(logs.Scalars("step/loss")) == 2 * steps
+    assert len(logs.Scalars("rate/hidden.2")) == 2
+
+
+@pytest.mark.host_independent
+def test_a_finished_run_is_not_run_over_or_changed(trained, capsys):
+    before = (trained / "last.pt").read_bytes()
+    assert cli.main(["train", *SMALL, "--out", str(trained)]) == 2
+    assert "pass --resume" in capsys.readouterr().err
+    assert cli.main(["train", *SMALL, "--set", "optimizer.lr=0.5", "--out", str(trained), "--resume"]) == 2
+    assert "optimizer.lr (was 0.004, now 0.5)" in capsys.readouterr().err
+    assert cli.main(["train", "--out", str(trained), "--resume", "--set", "training.save_every=7", "--quiet"]) == 0
+    assert cli.main(["train", "--config", "digits", "--set", "neuron.name=qiff", "--out", str(trained / "new")]) == 2
+    assert "unknown neuron 'qiff'" in capsys.readouterr().err
+    assert not (trained / "new").exists()
+    assert (trained / "last.pt").read_bytes() == before
+
+
+@pytest.mark.host_independent
+def test_show_and_missing_arguments(capsys):
+    assert cli.main(["train", "--config", "cifar10dvs_vggsnn", "--set", "training.seed=4", "--show"]) == 0
+    out = capsys.readouterr().out
+    assert "data.steps = 10" in out
+    assert "training.seed = 4" in out
+    assert cli.main(["train"]) == 2
+    assert "--config is missing: a TOML file, or one of cifar10" in capsys.readouterr().err
+
+
+@pytest.mark.host_independent
+def test_a_diverging_run_ends_with_the_layer_and_without_a_checkpoint(tmp_path, capsys):
+    wild = ["--set", "optimizer.name=sgd", "--set", "optimizer.lr=1e38", "--set", "model.norm=none", "--quiet"]
+    assert cli.main(["train", *SMALL, *wild, "--out", str(tmp_path / "run"), "--no-tensorboard"]) == 2
+    message = capsys.readouterr().err
+    assert re.search(r"training stopped at epoch 1, step \d+: .* It began in the (forward|backward) pass", message)
+    assert "learning rate" in message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.host_independent
+def test_files_that_are_no_checkpoints(trained, tmp_path, capsys):
+    text, other, tensor = tmp_path / "text.pt", tmp_path / "other.pt", tmp_path / "tensor.pt"
+    text.write_text("hello")
+    torch.save({"model": {}}, other)
+    torch.save(torch.zeros(2), tensor)
+    for path, says in (
+        (tmp_path / "missing.pt", "there is no file"),
+        (trained, "best.pt"),
+        (text, "is no checkpoint of 'qif train'"),
+        (other, "a checkpoint of another program"),
+        (tensor, "a saved Tensor"),
+    ):
+        assert cli.main(["evaluate", str(path)]) == 2
+        assert says in capsys.readouterr().err
+    assert cli.main(["evaluate", str(trained / "last.pt"), "--data", "mnist5k"]) == 2
+    assert "shape and classes must be the same" in capsys.readouterr().err
+
+
+@pytest.mark.host_independent
+def test_the_bar_shows_loss_accuracy_rate_and_time_left(monkeypatch):
+    pytest.importorskip("tqdm")
+    from qif_plugins.training import Batches, Trainer
+    from qif_plugins.training.progress import Progress
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    x, labels = torch.randn(40, 3), torch.zeros(40, dtype=torch.long)
+
+    def loss(model, batch):
+        logits = model(batch[0])
+        return torch.nn.functional.cross_entropy(logits, batch[1]), {"accuracy": 0.25}
+
+    trainer = Trainer(
+        net, torch.optim.SGD(net.parameters(), 0.1), loss, Batches.of(x, labels, batch_size=10), epochs=2,
+        layers={"relu": net[1]},
+    )  # fmt: skip
+    progress = Progress()
+    trainer.on_step, trainer.on_epoch = progress.on_step, progress.on_epoch
+    with progress.following(trainer):
+        trainer.fit()
+    shown = terminal.getvalue()
+    assert "epoch 1/2" in shown
+    assert re.search(r"accuracy=0\.25", shown)
+    assert re.search(r"loss=\d", shown)
+    assert re.search(r"rate=\d", shown)
+    assert re.search(r"\d+/8 \[\d+:\d+<\d+:\d+", shown)
