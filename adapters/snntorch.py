@@ -21,7 +21,7 @@ import snntorch as snn
 import torch
 from torch import Tensor, nn
 
-from qif_plugins.functional import qif_multi_step
+from qif_plugins.functional import qif_multi_step, qif_step
 from qif_plugins.layer import NO_NIR, QIFLayer, on_device
 from qif_plugins.moments import closure_step, membrane_moments
 from qif_plugins.ops.backends import BACKENDS
@@ -393,9 +393,7 @@ class QIF(QIFLayer, snn.Leaky):
         """
         before = self._before(input_, mem)
         neuron = self._neuron()
-        spk, h = self._charge(input_.unsqueeze(0), before, neuron)
-        # A copy: the host detaches mem in place, which a view does not allow.
-        spk, mem = spk.squeeze(0), h.squeeze(0).clone()
+        spk, mem = self._charge_step(input_, before, neuron)
         if self.state_quant:
             mem = self.state_quant(mem)
             spk = self._fire(mem if self.inhibition else self.state_quant(mem), neuron)
@@ -460,6 +458,17 @@ class QIF(QIFLayer, snn.Leaky):
             x_seq, mem, neuron.params, neuron.surrogate, True, backend=self.backend, store_h_seq=True, pre_reset=True
         )
         return spk_seq, h_seq
+
+    def _charge_step(self, x: Tensor, mem: Tensor, neuron: _Neuron) -> tuple[Tensor, Tensor]:
+        """Spikes and membrane of one time step."""
+        if self._reset_mechanism == "none":
+            spk_seq, h_seq = self._charge(x.unsqueeze(0), mem, neuron)
+            # A copy: the host detaches mem in place, which a view does not allow.
+            return spk_seq.squeeze(0), h_seq.squeeze(0).clone()
+        spk, _, h = qif_step(
+            x, mem, neuron.params, neuron.surrogate, True, backend=self.backend, store_h=True, pre_reset=True
+        )
+        return spk, h
 
     def _fire(self, h: Tensor, neuron: _Neuron) -> Tensor:
         threshold = neuron.params.v_threshold

@@ -160,26 +160,73 @@ def run(
     old_folder: Path | None = None,
     seconds: float = 10.0,
     report: Callable[[str], None] = print,
-) -> dict[str, Any]:
-    """Measure all ``sizes`` (T, N), writing ``path`` after each; returns what it holds."""
+    resume: bool = False,
+    minutes: float = float("inf"),
+) -> int:
+    """Measure all ``sizes`` (T, N), writing ``path`` after each.
+
+    Args:
+        sizes: (T, N).
+        dtypes: Types of the input.
+        device: Where.
+        path: Results file.
+        command: What was typed, for the file.
+        old_folder: Folder with a second SpikingJelly.
+        seconds: Time for each size, as in :func:`measure`.
+        report: Receives each case as text.
+        resume: Whether to keep what ``path`` holds and to measure only what it lacks.
+        minutes: Time after which no further size is begun; one is measured at least.
+
+    Returns:
+        How many cases are left to measure.
+
+    Raises:
+        ValueError: ``path`` is of another machine or of other versions.
+    """
     hosts = tuple(host for host in ("spikingjelly", "snntorch") if installed(host) is not None)
-    results: dict[str, Any] = {
-        "machine": machine(device),
-        "command": command,
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "cases": [],
-    }
-    old = OldHost(old_folder) if old_folder is not None else None
+    began = time.monotonic()
+    results = _begun(path, device, command) if resume and path.exists() else _new(device, command)
+    done = {(case["T"], case["N"], case["dtype"]) for case in results["cases"]}
+    left = [
+        (steps, neurons, dtype)
+        for dtype in dtypes
+        for steps, neurons in sizes
+        if (steps, neurons, str(dtype).removeprefix("torch.")) not in done
+    ]
+    old = OldHost(old_folder) if old_folder is not None and left else None
     try:
-        for dtype in dtypes:
-            for steps, neurons in sizes:
-                case = measure(steps, neurons, dtype, device, hosts, old, seconds)
-                results["cases"].append(case)
-                write(path, results)
-                report(format_case(case))
+        first = True
+        while left and (first or time.monotonic() - began < 60 * minutes):
+            first = False
+            steps, neurons, dtype = left.pop(0)
+            case = measure(steps, neurons, dtype, device, hosts, old, seconds)
+            results["cases"].append(case)
+            results["cases"].sort(key=lambda case: (case["dtype"] != "float32", case["dtype"], case["T"], case["N"]))
+            write(path, results)
+            report(format_case(case))
     finally:
         if old is not None:
             old.close()
+    return len(left)
+
+
+def _new(device: torch.device, command: str) -> dict[str, Any]:
+    date = time.strftime("%Y-%m-%d", time.gmtime())
+    return {"machine": machine(device), "command": command, "date": date, "cases": []}
+
+
+def _begun(path: Path, device: torch.device, command: str) -> dict[str, Any]:
+    """The results in ``path``, to go on with."""
+    results: dict[str, Any] = json.loads(path.read_text())
+    here, there = machine(device), results["machine"]
+    other = [key for key in ("name", "versions", "backend") if here[key] != there[key]]
+    if other:
+        raise ValueError(
+            f"{path} cannot be resumed: its {other[0]} is {there[other[0]]}, here it is {here[other[0]]}; leave out "
+            "--resume, or name another file with --out"
+        )
+    if command not in results["command"].split("; "):
+        results["command"] += f"; {command}"
     return results
 
 

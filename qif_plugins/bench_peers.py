@@ -99,7 +99,8 @@ def _snntorch(ours: bool) -> Callable[[torch.device], Call]:
             layer = snntorch.Leaky(beta=0.9).to(device)
 
         def call(x: Tensor) -> Tensor:
-            layer.to(x.dtype)
+            if layer.beta.dtype != x.dtype:
+                layer.to(x.dtype)
             mem = torch.zeros_like(x[0])
             spikes = []
             for current in x:

@@ -24,13 +24,15 @@ from __future__ import annotations
 
 import warnings
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .observe import Observation, observers
+from .ops import eager
 from .ops.backends import available_backends, choose_backend
+from .ops.contract import LEARNABLE
 from .ops.library import multi_step
 from .ops.reference import autograd_multi_step
 from .parameters import QIFParameters
@@ -47,7 +49,9 @@ def qif_step(
     detach_reset: bool = False,
     *,
     backend: str = "auto",
-) -> tuple[Tensor, Tensor]:
+    store_h: bool = False,
+    pre_reset: bool = False,
+) -> Any:
     """One time step.
 
     Args:
@@ -57,16 +61,23 @@ def qif_step(
         surrogate: As in :func:`qif_multi_step`.
         detach_reset: Whether the reset passes no gradient to the spike. Default False.
         backend: As in :func:`qif_multi_step`.
+        store_h: Whether to return the pre-reset membrane besides, with gradient. Default False.
+        pre_reset: Whether ``v`` is the membrane before its reset, as in :func:`qif_multi_step`. Default False.
 
     Returns:
-        ``(spike, v)``, both of ``x``'s shape: 0 or 1 in ``x``'s dtype, and the membrane after the reset.
+        ``(spike, v)``, both of ``x``'s shape: 0 or 1 in ``x``'s dtype, and the membrane after the reset;
+        ``store_h`` appends a copy of the membrane before it, which may be changed in place.
 
     Raises:
         TypeError, ValueError, RuntimeError: As :func:`qif_multi_step`.
     """
     _check_tensor("x", x)
-    spike_seq, v_next = qif_multi_step(x.unsqueeze(0), v, params, surrogate, detach_reset, backend=backend)
-    return spike_seq.squeeze(0), v_next
+    call = _check(x, v, params, surrogate, backend, x.shape)
+    options = (detach_reset, False, store_h, pre_reset)
+    if not observers and _is_plain(x, v, call):
+        return _run_directly(x, v, params, surrogate, call, *options, single=True)
+    spike_seq, v_next, *h_seq = _run_operator(x.unsqueeze(0), v, params, surrogate, call, *options)
+    return (spike_seq.squeeze(0), v_next, *[h.squeeze(0).clone() for h in h_seq])
 
 
 def qif_multi_step(
@@ -112,41 +123,101 @@ def qif_multi_step(
     _check_tensor("x_seq", x_seq)
     if x_seq.dim() == 0 or x_seq.shape[0] == 0:
         raise ValueError(f"x_seq needs at least one time step in dimension 0, got shape {list(x_seq.shape)}")
+    call = _check(x_seq, v, params, surrogate, backend, x_seq.shape[1:])
+    run = _run_directly if _is_plain(x_seq, v, call) else _run_operator
+    return run(x_seq, v, params, surrogate, call, detach_reset, store_v_seq, store_h_seq, pre_reset)
+
+
+class _Call(NamedTuple):
+    """What the checks of a call found out."""
+
+    v_dtype: torch.dtype
+    backend: str
+    numbers: tuple[Any, ...]
+    """The six of the neuron, and the three of a fused surrogate."""
+
+
+def _check(x: Tensor, v: Any, params: Any, surrogate: Any, backend: str, step_shape: torch.Size) -> _Call:
     if not isinstance(params, QIFParameters):
         raise TypeError(f"params must be QIFParameters, got {params!r}")
-    if isinstance(surrogate, type) or (not callable(surrogate) and not isinstance(surrogate, FusedSurrogate)):
+    fused = isinstance(surrogate, FusedSurrogate)
+    if isinstance(surrogate, type) or not (fused or callable(surrogate)):
         raise TypeError(
             f"surrogate must be a Window, another surrogate of qif_plugins.surrogate, or a function of h - θ, got "
             f"{surrogate!r}; a window by name is Window.named(name, params), with a name of {', '.join(WINDOWS)}"
         )
-    state = _check_state(v, x_seq)
-    v_dtype = torch.promote_types(x_seq.dtype, state.dtype) if state is not None else x_seq.dtype
-    numbers = params.numbers()
-    for name, value in numbers.items():
-        _check_number(name, value, x_seq)
-    chosen = choose_backend(backend, x_seq.device, x_seq.dtype if v_dtype != torch.float64 else v_dtype)
+    v_dtype = x.dtype
+    if isinstance(v, Tensor):
+        _check_state(v, x, step_shape)
+        v_dtype = torch.promote_types(x.dtype, v.dtype)
+    elif isinstance(v, bool) or not isinstance(v, (int, float)):  # older TorchDynamo traces no union
+        raise TypeError(f"v must be a tensor or a float, got {type(v).__name__}")
+    numbers = (params.a, params.u1, params.u2, params.v_threshold, params.v_reset, params.input_gain)
+    if fused:
+        numbers += surrogate.coefficients()
+    if not _are_floats(numbers):
+        names = (*LEARNABLE, *(f"surrogate coefficient {index}" for index in range(3)))
+        for name, value in zip(names, numbers, strict=False):
+            _check_number(name, value, x, step_shape)
+    return _Call(v_dtype, choose_backend(backend, x.device, v_dtype), numbers)
 
+
+def _are_floats(numbers: tuple[Any, ...]) -> bool:
+    # A loop, which every TorchDynamo traces, over exact types, which is the fastest question to ask.
+    for number in numbers:  # noqa: SIM110
+        if type(number) is not float and type(number) is not int:
+            return False
+    return True
+
+
+def _is_plain(x: Tensor, v: Tensor | float, call: _Call) -> bool:
+    """Whether :mod:`.ops.eager` serves the call."""
+    return (
+        call.backend == "numba"
+        and len(call.numbers) == 9
+        and not torch.compiler.is_compiling()
+        and _are_floats(call.numbers)
+        and eager.applies(x, v)
+    )
+
+
+def _run_directly(
+    x: Tensor, v: Tensor | float, params: QIFParameters, surrogate: Any, call: _Call, detach_reset: bool,
+    store_v_seq: bool, store_h: bool, pre_reset: bool, single: bool = False,
+) -> Any:  # fmt: skip
+    job = eager.job(
+        call.numbers, params.reset == "soft", detach_reset, surrogate.strict, surrogate.shape, pre_reset, store_v_seq,
+        store_h or bool(observers), single,
+    )  # fmt: skip
+    spikes, v_out, h = eager.multi_step(x, v, call.v_dtype, job)
+    for observe in observers:
+        observe(Observation(x, params, surrogate, spikes, h))
+    if not store_h:
+        return spikes, v_out
+    return spikes, v_out, h if h.dtype == call.v_dtype else h.to(call.v_dtype)
+
+
+def _run_operator(
+    x_seq: Tensor, v: Tensor | float, params: QIFParameters, surrogate: Any, call: _Call, detach_reset: bool,
+    store_v_seq: bool, store_h_seq: bool, pre_reset: bool,
+) -> Any:  # fmt: skip
+    v_dtype, chosen, numbers = call
     wide = x_seq.to(v_dtype) if v_dtype == torch.float64 else x_seq
 
     if not isinstance(surrogate, FusedSurrogate):
         if not torch.compiler.is_compiling():  # TorchDynamo cannot trace how a notice is given once
             named: Any = surrogate if hasattr(surrogate, "__qualname__") else type(surrogate)
             _notice(f"{named.__module__}.{named.__qualname__}")
-        spike_seq, v_seq, h_seq = autograd_multi_step(
-            wide, v if state is None else state, params, surrogate, detach_reset, pre_reset
-        )
+        spike_seq, v_seq, h_seq = autograd_multi_step(wide, v, params, surrogate, detach_reset, pre_reset)
         v_out = (v_seq if store_v_seq else v_seq[-1]).to(v_dtype)
         spike_seq = spike_seq.to(x_seq.dtype)
         for observe in observers:
             observe(Observation(x_seq, params, surrogate, spike_seq, h_seq))
         return (spike_seq, v_out, *([h_seq.to(v_dtype)] if store_h_seq else []))
 
-    shaping = surrogate.coefficients()
-    for index, value in enumerate(shaping):
-        _check_number(f"surrogate coefficient {index}", value, x_seq)
-    values = (*numbers.values(), *shaping)
-    tensors = [value if isinstance(value, Tensor) else None for value in values]
-    floats = [0.0 if isinstance(value, Tensor) else float(value) for value in values]
+    state = v if isinstance(v, Tensor) else None
+    tensors = [value if isinstance(value, Tensor) else None for value in numbers]
+    floats = [0.0 if isinstance(value, Tensor) else float(value) for value in numbers]
     floats.append(0.0 if isinstance(v, Tensor) else float(v))
     wants_gradient = torch.is_grad_enabled() and any(
         tensor is not None and tensor.requires_grad for tensor in (x_seq, state, *tensors[:6])
@@ -171,26 +242,20 @@ def _check_tensor(name: str, x: Any) -> None:
         raise TypeError(f"{name} must be floating point, got {x.dtype}; convert it, e.g. with {name}.float()")
 
 
-def _check_state(v: Any, x_seq: Tensor) -> Tensor | None:
-    if not isinstance(v, Tensor):
-        if isinstance(v, bool) or not isinstance(v, int | float):
-            raise TypeError(f"v must be a tensor or a float, got {type(v).__name__}")
-        return None
+def _check_state(v: Tensor, x: Tensor, step_shape: torch.Size) -> None:
     _check_tensor("v", v)
-    if v.shape != x_seq.shape[1:]:
+    if v.shape != step_shape:
         raise ValueError(
-            f"v has shape {list(v.shape)} and one time step of x_seq has {list(x_seq.shape[1:])}; they must be equal. "
+            f"v has shape {list(v.shape)} and one time step of x_seq has {list(step_shape)}; they must be equal. "
             "Pass a float to start every neuron at the same potential."
         )
-    if v.device != x_seq.device:
-        raise ValueError(f"v is on {v.device} and x_seq on {x_seq.device}; move one of them")
-    return v
+    if v.device != x.device:
+        raise ValueError(f"v is on {v.device} and x_seq on {x.device}; move one of them")
 
 
-def _check_number(name: str, value: Any, x_seq: Tensor) -> None:
+def _check_number(name: str, value: Any, x: Tensor, step_shape: torch.Size) -> None:
     if not isinstance(value, Tensor):
         return
-    step_shape = x_seq.shape[1:]
     sizes = value.shape[-len(step_shape) :] if len(step_shape) else value.shape[:0]
     fits = value.numel() == 1 or (
         value.dim() <= len(step_shape)
@@ -201,8 +266,8 @@ def _check_number(name: str, value: Any, x_seq: Tensor) -> None:
             f"{name} has shape {list(value.shape)}, which does not broadcast to one time step of x_seq, "
             f"{list(step_shape)}. One value a channel of [N, C, H, W] has shape [C, 1, 1]."
         )
-    if value.device != x_seq.device:
-        raise ValueError(f"{name} is on {value.device} and x_seq on {x_seq.device}; move one of them")
+    if value.device != x.device:
+        raise ValueError(f"{name} is on {value.device} and x_seq on {x.device}; move one of them")
 
 
 @lru_cache(maxsize=256)
@@ -210,5 +275,5 @@ def _notice(name: str) -> None:
     warnings.warn(
         f"the surrogate {name} has no fused kernel and runs on the PyTorch reference; "
         "Window, ATan, Sigmoid and FastSigmoid of qif_plugins.surrogate have one.",
-        stacklevel=3,
+        stacklevel=4,
     )

@@ -10,6 +10,7 @@ import torch
 from qif_plugins.bench import PASSES, format_case, machine_name, measure
 from qif_plugins.bench_peers import FLOOR, OURS, PEERS, OldHost, Runner, peers_for
 from qif_plugins.cli import main
+from qif_plugins.ops import memory
 
 pytestmark = pytest.mark.host_independent
 
@@ -37,6 +38,25 @@ def test_results_file(tmp_path, capsys):
     assert "T = 3, N = 32, bfloat16" in capsys.readouterr().out
 
 
+def test_a_run_goes_on_where_it_stopped(tmp_path, capsys):
+    out = tmp_path / "results.json"
+    arguments = ["bench", "--size", "2x16", "--size", "2x32", "--dtypes", "float32", "--seconds", "0.01"]
+    arguments += ["--minutes", "1e-9", "--out", str(out)]
+    assert main(arguments) == 0
+    assert "1 cases are left" in capsys.readouterr().out
+    (first,) = json.loads(out.read_text())["cases"]
+    assert main([*arguments, "--resume"]) == 0
+    assert "left" not in capsys.readouterr().out
+    results = json.loads(out.read_text())
+    assert results["cases"][0] == first
+    assert [case["N"] for case in results["cases"]] == [16, 32]
+    results["machine"]["versions"]["torch"] = "1.0"
+    out.write_text(json.dumps(results))
+    assert main([*arguments, "--resume"]) == 2
+    assert "leave out --resume" in capsys.readouterr().err
+    assert json.loads(out.read_text()) == results
+
+
 def test_every_peer_of_an_installed_host_runs():
     pytest.importorskip("spikingjelly")
     pytest.importorskip("snntorch")
@@ -58,9 +78,10 @@ def test_flex_runs_our_equations():
 
 
 def test_peak_memory_is_what_is_allocated():
-    """Spikes, h and the input's gradient are held at the end of backward; the membrane no longer is by then."""
+    """Spikes and h are held at the end of backward, the gradient in the latter where none needs it any more."""
     size = 4 * 50_000 * 4
-    assert 3 * size <= Runner(OURS, 4, 50_000, torch.float32, CPU).peak_bytes() < 3.3 * size
+    tensors = 2 if memory._keeps_graph is not None and memory._shows_hooks else 3
+    assert tensors * size <= Runner(OURS, 4, 50_000, torch.float32, CPU).peak_bytes() < (tensors + 0.3) * size
     assert Runner(FLOOR, 4, 50_000, torch.float32, CPU).peak_bytes() == 3 * size
 
 

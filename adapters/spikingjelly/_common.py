@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from qif_plugins.functional import qif_multi_step
+from qif_plugins.functional import qif_multi_step, qif_step
 from qif_plugins.layer import NO_NIR, QIFLayer, on_device
 from qif_plugins.ops.backends import BACKENDS
 from qif_plugins.parameters import QIFParameters
@@ -270,8 +270,8 @@ class QIFNeuron(QIFLayer):
 
     # -- running ---------------------------------------------------------------------------------
 
-    def _neuron(self, x_seq: Tensor) -> tuple[QIFParameters, Surrogate]:
-        """The parameters and the surrogate for this input, as the core takes them."""
+    def _neuron(self, x_seq: Tensor, single: bool = False) -> tuple[QIFParameters, Surrogate]:
+        """The parameters and the surrogate for this input (one step of it if ``single``) as the core takes them."""
         params = self._params
         surrogate = self._surrogate(params.v_threshold)
         if isinstance(surrogate, Window):
@@ -306,40 +306,57 @@ class QIFNeuron(QIFLayer):
         )
         return spike_seq, v_next
 
-    def _run(self, x_seq: Tensor, v: Tensor | float, store_v_seq: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _run(
+        self, x: Tensor, v: Tensor | float, store_v_seq: bool = False, single: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """The spikes, the last membrane and, on demand, every membrane; gradients as in one call over all steps.
 
         Without ``detach_reset`` the gradient of a sequence folds the reset into the charge, which a chain of
         calls through the membrane after its reset cannot give. So the membrane before its reset is kept
         beside ``v`` and the next call starts from it, as long as ``v`` is what this call left there. In half
         precision, where ``v`` is rounded, it starts from the float32 membrane, as a call over all steps does.
+
+        Args:
+            x: All time steps, or one if ``single``.
+            v: The node's membrane.
+            store_v_seq: Whether to return every membrane.
+            single: Whether ``x`` has no dimension for time.
         """
-        params, surrogate = self._neuron(x_seq)
-        low = x_seq.dtype in LOW_PRECISION
+        params, surrogate = self._neuron(x, single)
+        low = x.dtype in LOW_PRECISION
         link = self._link
         chained = link is not None and link.belongs_to(v)
-        dtype = torch.promote_types(x_seq.dtype, v.dtype) if isinstance(v, Tensor) else x_seq.dtype
+        dtype = torch.promote_types(x.dtype, v.dtype) if isinstance(v, Tensor) else x.dtype
         start: Tensor | float
         if link is not None and chained:
             start = link.state
         elif low:
-            start = v.float() if isinstance(v, Tensor) else torch.full_like(x_seq[0], v, dtype=torch.float32)
+            start = v.float() if isinstance(v, Tensor) else torch.full_like(x if single else x[0], v, dtype=torch.float)
         else:
             start = v
         keep = torch.is_grad_enabled() and not self.detach_reset and params.reset == "hard"
-        spike_seq, exact, *h = qif_multi_step(
-            x_seq, start, params, surrogate, self.detach_reset, store_v_seq, self._implementation(x_seq),
-            store_h_seq=keep, pre_reset=chained and link is not None and link.pre_reset,
-        )  # fmt: skip
-        v_out = exact.to(dtype)
+        pre_reset = chained and link is not None and link.pre_reset
+        backend = self._implementation(x)
+        if single:
+            spikes, exact, *h = qif_step(
+                x, start, params, surrogate, self.detach_reset, backend=backend, store_h=keep, pre_reset=pre_reset
+            )
+        else:
+            spikes, exact, *h = qif_multi_step(
+                x, start, params, surrogate, self.detach_reset, store_v_seq, backend, store_h_seq=keep,
+                pre_reset=pre_reset,
+            )  # fmt: skip
+        v_out = exact if exact.dtype == dtype else exact.to(dtype)
         v_seq = v_out if store_v_seq else None
         v_last = v_out[-1].clone() if store_v_seq else v_out
         self._link = None
         if h and h[0].requires_grad:
-            self._link = _Link(v_last, _version(v_last), h[0][-1], True)
+            # A copy of the last step: the kernels write over the rest in the backward pass if nobody holds it.
+            state = h[0] if single else h[0][-1].clone()
+            self._link = _Link(v_last, _version(v_last), state, True)
         elif low:
             self._link = _Link(v_last, _version(v_last), exact[-1].clone() if store_v_seq else exact, False)
-        return spike_seq, v_last, v_seq
+        return spikes, v_last, v_seq
 
 
 FUSED_TYPES = (("ATan", ATan), ("Sigmoid", Sigmoid))

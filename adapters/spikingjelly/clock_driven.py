@@ -86,8 +86,8 @@ class QIFNode(QIFNeuron, neuron.BaseNode):
         """One time step ``[N, *]``."""
         if hooks_overridden(self, QIFNode):
             return super().forward(x)
-        spike_seq, self.v, _ = self._run(x.unsqueeze(0), self.v)
-        return spike_seq.squeeze(0)
+        spike, self.v, _ = self._run(x, self.v, single=True)
+        return spike
 
     def _implementation(self, x_seq: Tensor) -> str:
         if self.cupy_fp32_inference and not self.training and x_seq.is_cuda and x_seq.dtype == torch.float32:

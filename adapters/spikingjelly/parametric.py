@@ -204,7 +204,7 @@ class ParametricQIFNeuron(QIFNeuron):
 
     # -- running ---------------------------------------------------------------------------------
 
-    def _neuron(self, x_seq: Tensor) -> tuple[QIFParameters, Surrogate]:
+    def _neuron(self, x_seq: Tensor, single: bool = False) -> tuple[QIFParameters, Surrogate]:
         params = self.params
         if self.training and self._follows:
             detached = (value.detach() for value in (params.a, params.u1, params.u2) if isinstance(value, Tensor))
@@ -213,7 +213,7 @@ class ParametricQIFNeuron(QIFNeuron):
         if self.channels is None:
             return params, surrogate
         # [C] against one step [N, C, *]: one dimension of size 1 for each after the channels.
-        shape = (self.channels, *[1] * max(x_seq.dim() - 3, 0))
+        shape = (self.channels, *[1] * max(x_seq.dim() + single - 3, 0))
         params = self._with(*(value.view(shape) for value in (params.a, params.u1, params.u2)))  # type: ignore[union-attr]
         if isinstance(surrogate, Window):
             surrogate = Window.unchecked(*(_shaped(value, shape) for value in surrogate.coefficients()))

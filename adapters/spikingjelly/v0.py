@@ -130,8 +130,8 @@ class QIFNode(QIFNeuron, neuron.BaseNode):
         """One time step ``[N, *]``."""
         if hooks_overridden(self, QIFNode):
             return super().single_step_forward(x)
-        spike_seq, self.v, _ = self._run(x.unsqueeze(0), self.v)
-        return spike_seq.squeeze(0)
+        spike, self.v, _ = self._run(x, self.v, single=True)
+        return spike
 
     def multi_step_forward(self, x_seq: Tensor) -> Tensor:
         """All time steps ``[T, N, *]``."""

@@ -132,11 +132,11 @@ class QIFNode(QIFNeuron, neuron.BaseNode):
         """One time step ``[N, *]``."""
         if self._steps_overridden():
             return super().single_step_forward(x, *args, **kwargs)
-        spike_seq, v, _ = self._run(x.unsqueeze(0), self._state(x, "s"))
+        spike, v, _ = self._run(x, self._state(x, "s"), single=True)
         self.v = v
         if self.store_v_seq:
             self._append_v_seq(v)
-        return spike_seq.squeeze(0)
+        return spike
 
     def multi_step_forward(self, x_seq: Tensor, *args: Any, **kwargs: Any) -> Any:
         """All time steps ``[T, N, *]``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -29,6 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--old-spikingjelly", type=Path, help="folder with a second SpikingJelly (pip install --target FOLDER ...)"
     )
+    parser.add_argument(
+        "--resume", action="store_true", help="keep what the results file holds and measure only what it lacks"
+    )
+    parser.add_argument("--minutes", type=positive, default=math.inf, help="begin no further size after this time")
     parser.add_argument("--out", type=Path, help="results file (default: benchmarks/results/MACHINE.json)")
 
 
@@ -44,11 +49,13 @@ def run(arguments: argparse.Namespace) -> int:
     path = arguments.out or Path("benchmarks/results") / f"{machine_name(where)}.json"
     command = " ".join(["qif", *sys.argv[1:]])
     dtypes = [getattr(torch, name) for name in arguments.dtypes]
-    measure_all(
+    left = measure_all(
         sizes, dtypes, where, path, command, arguments.old_spikingjelly, arguments.seconds,
-        lambda text: print(text, flush=True),
+        lambda text: print(text, flush=True), arguments.resume, arguments.minutes,
     )  # fmt: skip
     print(f"\nwrote {path}")
+    if left:
+        print(f"{left} cases are left; the same command with --resume goes on")
     return 0
 
 

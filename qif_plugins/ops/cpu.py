@@ -9,7 +9,7 @@ always there.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,10 @@ from torch import Tensor
 from .contract import Coefficients, Kind
 from .threads import for_each_chunk
 
-__all__ = ["backward", "forward", "unavailable"]
+__all__ = ["OVERWRITES", "Table", "backward", "forward", "tabulate", "unavailable"]
+
+OVERWRITES = True
+"""``grad_x`` may be ``h``."""
 
 
 def unavailable(device: torch.device) -> str | None:
@@ -32,29 +35,44 @@ def unavailable(device: torch.device) -> str | None:
     return None
 
 
+class Table(NamedTuple):
+    """The coefficients as the kernels take them.
+
+    Attributes:
+        rows: Address, count and inner of each.
+        spread: Whether coefficients differ within a run of neurons.
+        kept: What the addresses belong to.
+    """
+
+    rows: Any
+    spread: bool
+    kept: Any
+
+
 def forward(
     x: Tensor,
     v0: Tensor | float,
-    c: Coefficients,
+    c: Coefficients | Table,
     kind: Kind,
     spike: Tensor,
     v_last: Tensor | None,
     v_seq: Tensor | None,
     h: Tensor | None,
+    steps: int | None = None,
 ) -> None:
-    """See :mod:`.contract`."""
+    """See :mod:`.contract`; given ``steps``, the contiguous tensors may have any shape."""
     from . import cpu_kernels as kernels
 
-    steps, neurons = x.shape
-    table, spread, _kept = _coefficients(c, neurons, kernels.RUN)
+    steps, neurons = _sizes(x, steps)
+    table = c if isinstance(c, Table) else tabulate(c, neurons)
     v_out = v_seq if v_last is None else v_last
     arguments = (
-        steps, neurons, x.data_ptr(), _TYPES[x.dtype], *_start(v0), table, spike.data_ptr(), _address(v_last),
+        steps, neurons, x.data_ptr(), _TYPES[x.dtype], *_start(v0), table.rows, spike.data_ptr(), _address(v_last),
         _address(v_seq), 0 if v_out is None else _TYPES[v_out.dtype], _address(h), kind.soft, kind.strict,
         kind.pre_reset,
     )  # fmt: skip
-    kernel = kernels.forward_kernel(spread)
-    for_each_chunk(neurons, kernels.CHUNK, x.numel(), lambda first, stop: kernel(*arguments, first, stop))
+    kernel = kernels.forward_kernel(table.spread)
+    for_each_chunk(neurons, kernels.CHUNK, steps * neurons, kernel, arguments)
 
 
 def backward(
@@ -64,35 +82,67 @@ def backward(
     h: Tensor,
     v0: Tensor | float,
     x: Tensor | None,
-    c: Coefficients,
+    c: Coefficients | Table,
     kind: Kind,
     grad_x: Tensor,
     grad_v0: Tensor | None,
     needs: tuple[bool, ...],
+    steps: int | None = None,
 ) -> list[Tensor | None]:
-    """See :mod:`.contract`."""
+    """See :mod:`.contract`; given ``steps``, the contiguous tensors may have any shape. ``grad_x`` may be ``h``."""
     from . import cpu_kernels as kernels
 
-    steps, neurons = h.shape
-    table, spread, _kept = _coefficients(c, neurons, kernels.RUN)
-    chunks = -(-neurons // kernels.CHUNK)
-    # A chunk of neurons meets only so many of a coefficient's values.
-    sums = tuple(
-        np.zeros((chunks, min(count, kernels.CHUNK // inner + 2)) if needed else (0, 0))
-        for (_, count, inner), needed in zip(table[:6].tolist(), needs, strict=True)
-    )
+    steps, neurons = _sizes(h, steps)
+    table = c if isinstance(c, Table) else tabulate(c, neurons)
+    sums = _sums(table.rows, needs, neurons, kernels.CHUNK) if any(needs) else _NO_SUMS
     arguments = (
         steps, neurons, _address(grad_spike), _address(grad_v), _address(grad_h), _TYPES[grad_x.dtype],
-        0 if grad_v is None else _TYPES[grad_v.dtype], steps if grad_v is not None and grad_v.dim() == 2 else 1,
-        h.data_ptr(), *_start(v0), _address(x), table, grad_x.data_ptr(), _address(grad_v0), sums, kind.soft,
+        0 if grad_v is None else _TYPES[grad_v.dtype], 1 if grad_v is None else grad_v.numel() // neurons,
+        h.data_ptr(), *_start(v0), _address(x), table.rows, grad_x.data_ptr(), _address(grad_v0), sums, kind.soft,
         kind.detach_reset, kind.strict, int(kind.shape), kind.pre_reset,
     )  # fmt: skip
-    kernel = kernels.backward_kernel(spread)
-    for_each_chunk(neurons, kernels.CHUNK, h.numel(), lambda first, stop: kernel(*arguments, first, stop))
+    kernel = kernels.backward_kernel(table.spread)
+    for_each_chunk(neurons, kernels.CHUNK, steps * neurons, kernel, arguments)
+    if sums is _NO_SUMS:
+        return [None] * 6
     return [
         torch.from_numpy(kernels.total(parts, inner, count)) if needed else None
-        for parts, (_, count, inner), needed in zip(sums, table[:6].tolist(), needs, strict=True)
+        for parts, (_, count, inner), needed in zip(sums, table.rows[:6].tolist(), needs, strict=True)
     ]
+
+
+def tabulate(c: Coefficients, neurons: int) -> Table:
+    """The coefficients of ``neurons`` neurons, in a form that lasts as long as they do."""
+    from .cpu_kernels import RUN
+
+    if c.is_uniform:
+        return _uniform(c)
+    kept = [entry.values if isinstance(entry.values, Tensor) else torch.tensor([entry.values]) for entry in c]
+    rows = [
+        (values.data_ptr(), values.numel(), neurons if values.numel() == 1 else entry.inner)
+        for values, entry in zip(kept, c, strict=True)
+    ]
+    spread = any(inner < min(RUN, neurons) for _, _, inner in rows)
+    return Table(np.array(rows, np.int64), spread, kept)
+
+
+@lru_cache(maxsize=256)
+def _uniform(c: Coefficients) -> Table:
+    kept = np.array([entry.values for entry in c], np.float32)
+    return Table(np.array([(kept[k:].ctypes.data, 1, 1 << 62) for k in range(9)], np.int64), False, kept)
+
+
+_NO_SUMS = (np.zeros((0, 0)),) * 6
+
+
+def _sums(rows: Any, needs: tuple[bool, ...], neurons: int, chunk: int) -> tuple[Any, ...]:
+    """Where the kernel adds up the gradients of the numbers, chunk by chunk."""
+    chunks = -(-neurons // chunk)
+    # A chunk of neurons meets only so many of a coefficient's values.
+    return tuple(
+        np.zeros((chunks, min(count, chunk // inner + 2)) if needed else (0, 0))
+        for (_, count, inner), needed in zip(rows[:6].tolist(), needs, strict=True)
+    )
 
 
 _TYPES = {torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
@@ -110,20 +160,6 @@ def _start(v0: Tensor | float) -> tuple[int, int, Any]:
     return 0, 0, np.float32(v0)
 
 
-def _coefficients(c: Coefficients, neurons: int, run: int) -> tuple[Any, bool, Any]:
-    """A table of address, count and inner; whether coefficients differ within a run; what the addresses belong to."""
-    if c.is_uniform:
-        return _uniform(c)
-    kept = [entry.values if isinstance(entry.values, Tensor) else torch.tensor([entry.values]) for entry in c]
-    rows = [
-        (values.data_ptr(), values.numel(), neurons if values.numel() == 1 else entry.inner)
-        for values, entry in zip(kept, c, strict=True)
-    ]
-    spread = any(inner < min(run, neurons) for _, _, inner in rows)
-    return np.array(rows, np.int64), spread, kept
-
-
-@lru_cache(maxsize=256)
-def _uniform(c: Coefficients) -> tuple[Any, bool, Any]:
-    kept = np.array([entry.values for entry in c], np.float32)
-    return np.array([(kept[k:].ctypes.data, 1, 1 << 62) for k in range(9)], np.int64), False, kept
+def _sizes(x: Tensor, steps: int | None) -> tuple[int, int]:
+    steps = x.shape[0] if steps is None else steps
+    return steps, x.numel() // steps

@@ -7,7 +7,8 @@ A kernel takes the neurons from ``first`` to ``stop`` in blocks, and a block thr
 one time step goes through a few short loops, each vectorised over its neurons; what passes between them stays in the
 first-level cache. Tensors arrive as addresses with a type, and all that distinguishes one call from another is
 decided once a row: so each kernel is compiled once, for every type and neuron, and kept on disk. Only coefficients
-that differ from neuron to neuron have a version of their own.
+that differ from neuron to neuron have a version of their own. All of it is in this one file, since Numba compares
+what it kept on disk with the file of the kernel alone.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -272,38 +273,29 @@ def forward_kernel(spread: bool) -> Callable[..., Any]:
                 fill(v, start)
             else:
                 copy(read(v0, v0_kind, n, length, buffer_x), v)
-            for t in range(-1 if pre_reset else 0, steps):
+            if pre_reset:
+                for j in range(length):
+                    if spread:
+                        threshold, v_reset = c[3, j], c[4, j]
+                    other = v[j] - threshold if soft else v_reset
+                    v[j] = other if fires(strict, v[j], threshold) else v[j]
+            for t in range(steps):
                 at = t * neurons + n
-                if t < 0:
-                    h_row, s_row = buffer_h[:length], buffer_s[:length]
-                    copy(v, h_row)
-                else:
-                    x_row = read(x, kind, at, length, buffer_x)
-                    h_row = target(h, FLOAT if h else NONE, at, length, buffer_h)
-                    s_row = target(spike, kind, at, length, buffer_s)
-                    for j in range(length):
-                        if spread:
-                            a, u1, u2, gain = c[0, j], c[1, j], c[2, j], c[5, j]
-                        h_row[j] = (a * (v[j] - u1)) * (v[j] - u2) + gain * x_row[j]
-                if soft:
-                    for j in range(length):
-                        if spread:
-                            threshold = c[3, j]
-                        fired = fires(strict, h_row[j], threshold)
-                        below = h_row[j] - threshold
-                        s_row[j] = F1 if fired else F0
-                        v[j] = below if fired else h_row[j]
-                else:
-                    for j in range(length):
-                        if spread:
-                            threshold, v_reset = c[3, j], c[4, j]
-                        fired = fires(strict, h_row[j], threshold)
-                        s_row[j] = F1 if fired else F0
-                        v[j] = v_reset if fired else h_row[j]
-                if t >= 0:
-                    write(s_row, spike, kind, at)
-                    if v_seq:
-                        store(v, v_seq, v_kind, at, buffer_s)
+                x_row = read(x, kind, at, length, buffer_x)
+                h_row = target(h, FLOAT if h else NONE, at, length, buffer_h)
+                s_row = target(spike, kind, at, length, buffer_s)
+                for j in range(length):
+                    if spread:
+                        a, u1, u2, threshold, v_reset, gain = c[0, j], c[1, j], c[2, j], c[3, j], c[4, j], c[5, j]
+                    charged = (a * (v[j] - u1)) * (v[j] - u2) + gain * x_row[j]
+                    fired = fires(strict, charged, threshold)
+                    other = charged - threshold if soft else v_reset
+                    h_row[j] = charged
+                    s_row[j] = F1 if fired else F0
+                    v[j] = other if fired else charged
+                write(s_row, spike, kind, at)
+                if v_seq:
+                    store(v, v_seq, v_kind, at, buffer_s)
             if v_last:
                 store(v, v_last, v_kind, n, buffer_s)
             n += length
@@ -390,6 +382,26 @@ def backward_kernel(spread: bool) -> Callable[..., Any]:
                             threshold, s0 = c[3, j], c[6, j]
                         y = s0 * abs(h_row[j] - threshold) + F1
                         w[j] = F1 / (y * y)
+
+                # hard resets without gradients of numbers: all the rest at once
+                if not (soft or needs_any) and t >= 0:
+                    for j in range(length):
+                        if spread:
+                            a, u1, u2, threshold, v_reset = c[0, j], c[1, j], c[2, j], c[3, j], c[4, j]
+                        k = back[j] * (a * ((h_row[j] - u1) + (h_row[j] - u2))) + gv_row[j]
+                        k = (F0 if fires(strict, h_row[j], threshold) else k) + gh_row[j]
+                        after = (a * (v_reset - u1)) * (v_reset - u2)
+                        reach = after - (a * (h_row[j] - u1)) * (h_row[j] - u2)
+                        reset = (gs_row[j] + back[j] * reach) + gv_row[j] * (v_reset - h_row[j])
+                        weighted = (gs_row[j] if detach else reset) * w[j]
+                        back[j] = (F0 if w[j] == F0 else weighted) + k
+                    gx_row = target(grad_x, kind, at, length, rows[7])  # may be h's memory, so in a loop of its own
+                    for j in range(length):
+                        if spread:
+                            gain = c[5, j]
+                        gx_row[j] = back[j] * gain
+                    write(gx_row, grad_x, kind, at)
+                    continue
 
                 # k0 = back slope + gv, and w := what the surrogate contributes, W w
                 if soft:

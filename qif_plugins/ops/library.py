@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import _C, Tensor
-from torch._functorch.utils import enable_single_level_autograd_function as single_level
-from torch.autograd import forward_ad
-from torch.autograd.function import _SingleLevelFunction
+from torch import Tensor
 
 from ..surrogate import Shape
+from .autograd import make_differentiable
 from .backends import implementation
 from .contract import Coefficient, Coefficients, Kind
 from .layout import coefficient, coefficient_gradient, empty_like_order, flatten, memory_order
+from .memory import prefer_huge_pages
 
 __all__ = ["multi_step"]
 
@@ -91,7 +89,7 @@ def _forward(
     ``numbers`` holds the nine coefficients and the initial membrane, used where the tensor is ``None``.
     """
     order = memory_order(x_seq)
-    spike_seq, v_out, h_seq = _allocate(x_seq, order, v_dtype, store_v_seq, save_h)
+    spike_seq, v_out, h_seq = map(prefer_huge_pages, _allocate(x_seq, order, v_dtype, store_v_seq, save_h))
     if x_seq.numel() == 0:
         return spike_seq, v_out, h_seq
     tensors = (a, u1, u2, v_threshold, v_reset, input_gain, s0, s1, s2)
@@ -145,9 +143,22 @@ def _backward(
     backend: str,
 ) -> list[Tensor]:
     """Gradients of x_seq, of v if ``needs_v``, and of each number in ``needs``, in that order."""
+    grad_x = prefer_huge_pages(empty_like_order(h_seq, memory_order(h_seq), x_dtype))
+    return _backward_into(
+        grad_x, grad_spike, grad_v, grad_h, h_seq, v, x_seq, a, u1, u2, v_threshold, v_reset, input_gain, s0, s1, s2,
+        numbers, x_dtype, soft, detach_reset, strict, shape, pre_reset, needs_v, needs, backend,
+    )  # fmt: skip
+
+
+def _backward_into(
+    grad_x: Tensor, grad_spike: Any, grad_v: Any, grad_h: Any, h_seq: Tensor, v: Any, x_seq: Any, a: Any, u1: Any,
+    u2: Any, v_threshold: Any, v_reset: Any, input_gain: Any, s0: Any, s1: Any, s2: Any, numbers: Any,
+    x_dtype: torch.dtype, soft: bool, detach_reset: bool, strict: bool, shape: int, pre_reset: bool, needs_v: bool,
+    needs: Any, backend: str,
+) -> list[Tensor]:  # fmt: skip
+    """The same with the input's gradient in ``grad_x``, which may share the memory of ``h_seq``."""
     order = memory_order(h_seq)
     learnable = (a, u1, u2, v_threshold, v_reset, input_gain)
-    grad_x = empty_like_order(h_seq, order, x_dtype)
     grad_v0 = empty_like_order(h_seq, order, v.dtype, time=False) if needs_v and v is not None else None
     if h_seq.numel() == 0:
         sums: list[Tensor | None] = [torch.zeros_like(t) if t is not None else None for t in learnable]
@@ -191,86 +202,6 @@ def _backward_fake(
     ]
 
 
-# The single-level kind is what torch.func's transforms leave to the Autograd key, one of their levels at a time.
-class _MultiStep(_SingleLevelFunction):
-    @staticmethod
-    def forward(ctx: Any, keyset: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        output: tuple[Tensor, Tensor, Tensor] = _below_autograd(multi_step, keyset, inputs)
-        x_seq, v, *tensors = inputs[:11]
-        needs_v, *needs = ctx.needs_input_grad[2:9]
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(output[2], v if needs_v or any(needs) else None, x_seq if needs[5] else None, *tensors)
-        ctx.needs_v, ctx.needs = needs_v, needs
-        ctx.numbers, ctx.x_dtype = inputs[11], x_seq.dtype
-        ctx.kind, ctx.backend = inputs[13:18], inputs[20]
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
-        if all(gradient is None for gradient in gradients):
-            return (None,) * 22
-        h_seq, v, x_seq, *tensors = ctx.saved_tensors
-        results = iter(
-            multi_step_backward(
-                *gradients, h_seq, v, x_seq, *tensors, ctx.numbers, ctx.x_dtype, *ctx.kind, ctx.needs_v, ctx.needs,
-                ctx.backend,
-            )
-        )  # fmt: skip
-        to_x = next(results)
-        to_others = [next(results) if needed else None for needed in (ctx.needs_v, *ctx.needs)]
-        return (None, to_x, *to_others, *[None] * 13)
-
-
-class _MultiStepBackward(_SingleLevelFunction):
-    @staticmethod
-    def forward(ctx: Any, keyset: Any, *inputs: Any) -> tuple[Tensor, ...]:
-        return tuple(_below_autograd(multi_step_backward, keyset, inputs))
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
-        raise NotImplementedError(
-            "the surrogate gradient of a QIF neuron is not differentiable a second time: w(h) stands in for a "
-            "derivative and has none of its own that means anything. Use first derivatives (no create_graph=True), or "
-            "pass a differentiable surrogate of your own, which PyTorch's autograd takes."
-        )
-
-
-def _below_autograd(op: Any, keyset: Any, inputs: tuple[Any, ...]) -> Any:
-    with _C._AutoDispatchBelowAutograd():
-        return op.redispatch(keyset & _C._after_autograd_keyset, *inputs)
-
-
-def _has_tangent(value: Any) -> bool:
-    return isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None
-
-
-def _differentiable(op: Any, function: Any) -> Callable[..., Any]:
-    def call(keyset: Any, *inputs: Any) -> Any:
-        if forward_ad._current_level >= 0 and any(_has_tangent(value) for value in inputs):
-            raise NotImplementedError(
-                "the surrogate gradient of a QIF neuron has no forward mode; use reverse mode (backward, "
-                "torch.func.grad or vjp), or pass a surrogate of your own, which PyTorch's autograd takes."
-            )
-        if _C.is_grad_enabled() and _C._any_requires_grad(*inputs):
-            with single_level() if _C._are_functorch_transforms_active() else nullcontext():
-                outputs = function.apply(keyset, *inputs)
-            return outputs if function is _MultiStep else list(outputs)
-        return _below_autograd(op, keyset, inputs)
-
-    return call
-
-
-for _name, _kernel, _fake, _function in (
-    ("multi_step", _forward, _forward_fake, _MultiStep),
-    ("multi_step_backward", _backward, _backward_fake, _MultiStepBackward),
-):
-    _library.impl(_name, _kernel, "CompositeExplicitAutograd")
-    _library.impl(
-        _name, _differentiable(getattr(torch.ops.qif, _name).default, _function), "Autograd", with_keyset=True
-    )
-    torch.library.register_fake(f"qif::{_name}", _fake, lib=_library)
-
-
 def _allocate(
     x_seq: Tensor, order: Sequence[int], v_dtype: torch.dtype, store_v_seq: bool, save_h: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -299,3 +230,12 @@ def _coefficients(
 @lru_cache(maxsize=256)
 def _uniform(*numbers: float) -> Coefficients:
     return Coefficients(*map(Coefficient, numbers))
+
+
+for _name, _kernel, _fake in (
+    ("multi_step", _forward, _forward_fake),
+    ("multi_step_backward", _backward, _backward_fake),
+):
+    _library.impl(_name, _kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"qif::{_name}", _fake, lib=_library)
+make_differentiable(_library, _backward_into)

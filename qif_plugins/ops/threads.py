@@ -12,6 +12,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import torch
 
@@ -27,19 +28,22 @@ _executor: ThreadPoolExecutor | None = None
 _workers = 0
 
 
-def for_each_chunk(total: int, chunk: int, work: int, run: Callable[[int, int], None]) -> None:
-    """Call ``run(first, stop)`` on ranges that cover [0, total), each a whole number of chunks.
+def for_each_chunk(
+    total: int, chunk: int, work: int, run: Callable[..., None], arguments: tuple[Any, ...] = ()
+) -> None:
+    """Call ``run(*arguments, first, stop)`` on ranges that cover [0, total), each a whole number of chunks.
 
     Args:
         total: Number of neurons.
         chunk: Size of a chunk; the last one may be smaller.
         work: Neuron-steps altogether, which decide whether threads pay.
         run: Must not depend on which ranges it is called with, nor on their order.
+        arguments: What it is called with besides.
     """
     chunks = -(-total // chunk)
     threads = min(torch.get_num_threads(), chunks) if work >= SMALL else 1
     if threads <= 1:
-        run(0, total)
+        run(*arguments, 0, total)
         return
     parts = min(chunks, threads * PARTS)
     bounds = [chunks * part // parts * chunk for part in range(parts)] + [total]
@@ -47,7 +51,7 @@ def for_each_chunk(total: int, chunk: int, work: int, run: Callable[[int, int], 
 
     def work_off() -> None:
         while (part := next(ticket)) < parts:
-            run(bounds[part], bounds[part + 1])
+            run(*arguments, bounds[part], bounds[part + 1])
 
     helpers = _submit(work_off, threads - 1)
     try:

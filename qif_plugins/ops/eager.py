@@ -1,0 +1,142 @@
+"""The way past PyTorch's dispatcher, for a plain call on a CPU.
+
+On a small layer the operator of :mod:`.library` spends its time on the way to the kernel: each of its passes enters
+Python twice through the dispatcher, with 22 arguments. Where nothing but autograd would listen on that way, the same
+kernels are called directly, with the same results. Whatever is not plain takes the operator: tracing, modes,
+transforms, the profiler, tensors of other kinds and layouts, numbers that are tensors, other backends.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import profiler
+
+from ..surrogate import Shape
+from . import cpu
+from .contract import Coefficient, Coefficients, Kind
+from .library import multi_step_backward
+from .memory import is_last_use, prefer_huge_pages, reborn
+from .plain import is_plain
+
+__all__ = ["Job", "applies", "job", "multi_step"]
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_NONE_NEEDED = (False,) * 6
+
+
+class Job(NamedTuple):
+    """All of a call that is no tensor.
+
+    Attributes:
+        numbers: The nine coefficients.
+        table: The same as the kernels take them.
+        kind: What the kernels compute.
+        store_v_seq: Whether the membrane of every step is returned.
+        return_h: Whether h is returned.
+        single: Whether the tensors are one time step, without a dimension for time. Its h is returned as a copy, which
+            the caller may change in place.
+    """
+
+    numbers: tuple[float, ...]
+    table: cpu.Table
+    kind: Kind
+    store_v_seq: bool
+    return_h: bool
+    single: bool
+
+
+@lru_cache(maxsize=1024)
+def job(
+    numbers: tuple[float, ...], soft: bool, detach_reset: bool, strict: bool, shape: int, pre_reset: bool,
+    store_v_seq: bool, return_h: bool, single: bool,
+) -> Job:  # fmt: skip
+    """What does not depend on the tensors; ``numbers`` are the nine coefficients."""
+    table = cpu.tabulate(Coefficients(*map(Coefficient, numbers)), 1)
+    kind = Kind(soft, detach_reset, strict, Shape(shape), pre_reset)
+    return Job(numbers, table, kind, store_v_seq, return_h, single)
+
+
+def applies(x: Tensor, v: Tensor | float) -> bool:
+    """Whether a call on backend ``"numba"`` with this input and initial membrane can go this way."""
+    return (
+        is_plain(x, v)
+        and not getattr(profiler, "_is_profiler_enabled", True)
+        and x.dtype in _DTYPES
+        and x.is_contiguous()
+        and x.numel() > 0
+        and (not isinstance(v, Tensor) or (v.dtype in _DTYPES and v.is_contiguous()))
+    )
+
+
+def multi_step(x: Tensor, v: Tensor | float, v_dtype: torch.dtype, job: Job) -> tuple[Tensor, Tensor, Any]:
+    """As ``qif::multi_step``: ``(spike_seq, v_last or v_seq, h_seq)``; h_seq is ``None`` unless ``job.return_h``."""
+    if torch.is_grad_enabled() and (x.requires_grad or (isinstance(v, Tensor) and v.requires_grad)):
+        outputs: tuple[Tensor, Tensor, Any] = _MultiStep.apply(x, v, v_dtype, job)
+        return outputs
+    return _forward(x, v, v_dtype, job, job.return_h)
+
+
+def _forward(
+    x: Tensor, v: Tensor | float, v_dtype: torch.dtype, job: Job, with_h: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    steps = 1 if job.single else x.shape[0]
+    spike = prefer_huge_pages(torch.empty_like(x))
+    h = prefer_huge_pages(torch.empty_like(x, dtype=torch.float32)) if with_h else None
+    shape = x.shape if job.single or job.store_v_seq else x.shape[1:]
+    v_out = prefer_huge_pages(torch.empty(shape, dtype=v_dtype))
+    v_last, v_seq = (None, v_out) if job.store_v_seq else (v_out, None)
+    cpu.forward(x, v, job.table, job.kind, spike, v_last, v_seq, h, steps)
+    return spike, v_out, h
+
+
+class _MultiStep(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, v: Any, v_dtype: torch.dtype, job: Job) -> tuple[Tensor, Tensor, Tensor | None]:
+        spike, v_out, h = _forward(x, v, v_dtype, job, True)
+        assert h is not None
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(h, v if ctx.needs_input_grad[1] else None)
+        ctx.start = 0.0 if isinstance(v, Tensor) else v
+        ctx.job, ctx.x_dtype = job, x.dtype
+        if not job.return_h:
+            return spike, v_out, None
+        return spike, v_out, h.clone() if job.single else h
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        if all(gradient is None for gradient in gradients):
+            return (None,) * 4
+        h, v = ctx.saved_tensors
+        job: Job = ctx.job
+        if torch.is_grad_enabled() or not is_plain(h, *gradients):
+            return (*_by_operator(ctx, gradients, h, v), None, None)
+        grad_spike, grad_v, grad_h = (None if gradient is None else gradient.contiguous() for gradient in gradients)
+        overwrites = ctx.x_dtype == torch.float32 and is_last_use(ctx, h, is_output=job.return_h and not job.single)
+        grad_x = reborn(h) if overwrites else prefer_huge_pages(torch.empty_like(h, dtype=ctx.x_dtype))
+        grad_v0 = None if v is None else torch.empty_like(v)
+        steps = 1 if job.single else h.shape[0]
+        cpu.backward(
+            grad_spike, grad_v, grad_h, h, ctx.start if v is None else v, None, job.table, job.kind, grad_x, grad_v0,
+            _NONE_NEEDED, steps,
+        )  # fmt: skip
+        return grad_x, grad_v0, None, None
+
+
+def _by_operator(ctx: Any, gradients: Any, h: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The gradients of input and initial membrane where the backward pass is watched, or differentiated itself."""
+    job: Job = ctx.job
+    grad_spike, grad_v, grad_h = gradients
+    if torch.is_grad_enabled():
+        h = h.detach().requires_grad_()  # a derivative of the result is refused where it is asked for
+    if job.single:
+        h = h.unsqueeze(0)
+        grad_spike, grad_h = (None if tensor is None else tensor.unsqueeze(0) for tensor in (grad_spike, grad_h))
+    grad_x, *to_v = multi_step_backward(
+        grad_spike, grad_v, grad_h, h, v, None, *[None] * 9, [*job.numbers, ctx.start], ctx.x_dtype, *job.kind,
+        v is not None, _NONE_NEEDED, "numba",
+    )  # fmt: skip
+    return grad_x.squeeze(0) if job.single else grad_x, to_v[0] if to_v else None

@@ -1,0 +1,260 @@
+"""The way past the dispatcher, and memory that is written over: the same results, and only where nobody can tell."""
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from qif_plugins import functional
+from qif_plugins.functional import qif_multi_step, qif_step
+from qif_plugins.ops import eager, memory, plain
+from qif_plugins.parameters import QIFParameters
+from qif_plugins.surrogate import ATan, Window
+
+pytest.importorskip("numba", reason="Numba is not installed")
+pytestmark = pytest.mark.host_independent
+
+PARAMS = QIFParameters()
+WINDOW = Window.unbiased(PARAMS)
+LARGE = (4, memory.OVERWRITTEN // 16 + 7)
+CAN_OVERWRITE = memory._keeps_graph is not None and memory._shows_hooks
+
+
+class Watch(TorchDispatchMode):
+    """Sees every operator, which makes a call go by the operator."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.seen.add(function.name())
+        return function(*args, **(kwargs or {}))
+
+
+def by_both_ways(run):
+    """What ``run`` gives past the dispatcher and through the operator."""
+    direct = run()
+    with Watch() as watch:
+        through = run()
+    assert "qif::multi_step" in watch.seen
+    return direct, through
+
+
+def assert_same(got, wanted):
+    for one, other in zip(got, wanted, strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or (one.dtype == other.dtype and torch.equal(one, other))
+
+
+def test_a_plain_call_goes_past_the_dispatcher(monkeypatch):
+    if not plain._known:
+        pytest.skip("this version of PyTorch does not say what is plain")
+    monkeypatch.setattr(functional, "multi_step", None)
+    x = torch.randn(3, 5, requires_grad=True)
+    qif_multi_step(x, 0.0, PARAMS, WINDOW)[0].sum().backward()
+    qif_step(x.detach(), torch.zeros(3, 5), PARAMS, ATan())
+    with torch.inference_mode():
+        qif_multi_step(torch.randn(3, 5), 0.0, PARAMS, WINDOW)
+
+
+@settings(max_examples=40)
+@given(
+    x_dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+    v_dtype=st.sampled_from([None, torch.float32, torch.bfloat16]),
+    reset=st.sampled_from(["hard", "soft"]),
+    options=st.tuples(*[st.booleans()] * 5),
+    seed=st.integers(0, 9),
+)
+def test_both_ways_give_the_same(x_dtype, v_dtype, reset, options, seed):
+    detach_reset, store_v_seq, store_h_seq, pre_reset, single = options
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(4, 3, 5, generator=generator).to(x_dtype)
+    state = None if v_dtype is None else torch.randn(*(x.shape if single else x.shape[1:])).to(v_dtype)
+    params = QIFParameters(reset=reset)
+
+    def run():
+        leaf = x.clone().requires_grad_()
+        v = 0.3 if state is None else state.clone().requires_grad_()
+        if single:
+            outputs = qif_step(leaf, v, params, WINDOW, detach_reset, store_h=store_h_seq, pre_reset=pre_reset)
+        else:
+            outputs = qif_multi_step(
+                leaf, v, params, WINDOW, detach_reset, store_v_seq, store_h_seq=store_h_seq, pre_reset=pre_reset
+            )
+        weights = torch.Generator().manual_seed(seed + 1)
+        loss = sum((torch.randn(o.shape, generator=weights) * o.float()).sum() for o in outputs)
+        loss.backward()
+        return [*(output.detach() for output in outputs), leaf.grad, None if state is None else v.grad]
+
+    assert_same(*by_both_ways(run))
+
+
+def test_a_negated_view_is_no_plain_tensor():
+    x = torch.randn(3, 5, dtype=torch.complex64).conj().imag
+    assert x.is_neg()
+    assert not plain.is_plain(x)
+    assert_same(qif_multi_step(x, 0.0, PARAMS, WINDOW), qif_multi_step(x.clone(), 0.0, PARAMS, WINDOW))
+
+
+def test_the_pre_reset_membrane_of_a_step_may_be_changed_in_place():
+    x = torch.randn(5, 7, requires_grad=True)
+    spike, _, h = qif_step(x, 0.2, PARAMS, WINDOW, store_h=True)
+    h.detach_().zero_()
+    spike.sum().backward()
+    wanted = x.grad
+    x.grad = None
+    qif_step(x, 0.2, PARAMS, WINDOW)[0].sum().backward()
+    assert torch.equal(x.grad, wanted)
+
+
+def test_a_second_derivative_is_refused_past_the_dispatcher():
+    x = torch.randn(4, 5, requires_grad=True)
+    (first,) = torch.autograd.grad(qif_multi_step(x, 0.0, PARAMS, ATan())[1].sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="second time"):
+        first.sum().backward()
+
+
+def sequence(seed=0, params=PARAMS, **options):
+    x = torch.randn(LARGE, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+    return x, qif_multi_step(x, 0.0, params, WINDOW, **options)
+
+
+def gradient(**options):
+    """The gradient where nothing is overwritten: the graph is kept."""
+    x, (spikes, *_) = sequence(**options)
+    spikes.backward(torch.ones_like(spikes), retain_graph=True)
+    return x.grad
+
+
+@pytest.mark.skipif(not CAN_OVERWRITE, reason="this version of PyTorch does not say who holds a tensor")
+@pytest.mark.parametrize("learned", [False, True], ids=["past the dispatcher", "operator"])
+def test_the_gradient_is_written_over_h(learned, monkeypatch):
+    a = torch.tensor(0.25, requires_grad=True) if learned else 0.25
+    params = QIFParameters.unchecked(a=a)
+    wanted = gradient(params=params)
+    taken = []
+    for module in (eager, sys.modules["qif_plugins.ops.autograd"]):
+        monkeypatch.setattr(module, "reborn", lambda h: taken.append(h.data_ptr()) or memory.reborn(h))
+    x, (spikes, _) = sequence(params=params)
+    spikes.backward(torch.ones_like(spikes))
+    assert taken == [x.grad.data_ptr()]
+    assert torch.equal(x.grad, wanted)
+    assert not x.grad._is_view()
+    assert x.grad.grad_fn is None
+
+
+@pytest.mark.parametrize("learned", [False, True], ids=["past the dispatcher", "operator"])
+def test_a_graph_that_is_kept_gives_the_same_twice(learned):
+    params = QIFParameters.unchecked(a=torch.tensor(0.25, requires_grad=True) if learned else 0.25)
+    x, (spikes, _) = sequence(params=params)
+    first, second = (
+        torch.autograd.grad(spikes, x, torch.ones_like(spikes), retain_graph=keep)[0] for keep in (True, False)
+    )
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("learned", [False, True], ids=["past the dispatcher", "operator"])
+@pytest.mark.parametrize("how", ["returned", "view", "detached", "saved", "storage", "packed"])
+def test_what_somebody_holds_is_not_written_over(how, learned):
+    params = QIFParameters.unchecked(a=torch.tensor(0.25, requires_grad=True) if learned else 0.25)
+    kept = []
+
+    def keep(tensor):
+        kept.append(tensor)
+        return tensor
+
+    if how == "packed":
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            x, (spikes, _, h) = sequence(params=params, store_h_seq=True)
+    else:
+        x, (spikes, _, h) = sequence(params=params, store_h_seq=True)
+    before = h.detach().clone()
+    if how == "returned":
+        kept.append(h)
+    elif how == "view":
+        kept.append(h[1:])
+    elif how == "detached":
+        kept.append(h.detach())
+    elif how == "saved":
+        kept.append(spikes.grad_fn.saved_tensors[0])
+    elif how == "storage":
+        kept.append(h.untyped_storage())
+    del h
+    spikes.backward(torch.ones_like(spikes))
+    held = next(k for k in kept if how == "storage" or k.shape[-1] == LARGE[1])
+    if how == "storage":
+        held = torch.empty(0).set_(held, 0, LARGE)
+    assert torch.equal(held.detach(), before[1:] if how == "view" else before)
+    assert torch.equal(x.grad, gradient(params=params))
+
+
+def test_an_observer_keeps_h():
+    from qif_plugins.observe import observing
+
+    seen = []
+    with observing(seen.append):
+        _, (spikes, _) = sequence()
+    before = seen[0].h_seq.detach().clone()
+    spikes.backward(torch.ones_like(spikes))
+    assert torch.equal(seen[0].h_seq, before)
+
+
+def test_large_tensors_on_huge_pages_hold_the_same_bits():
+    x = torch.randn(2, memory.LARGE // 8 + 5)
+    spikes, v = qif_multi_step(x, 0.0, PARAMS, WINDOW)
+    wanted = qif_multi_step(x, 0.0, PARAMS, WINDOW, backend="torch")
+    assert_same((spikes, v), wanted)
+    assert_same((copy.deepcopy(spikes),), (spikes,))
+
+
+FALLBACK = """
+import torch
+import torch.autograd.function as function
+kept = function._SingleLevelFunction
+del function._SingleLevelFunction  # as in a version that has none
+import qif_plugins.ops.autograd as derivatives
+function._SingleLevelFunction = kept
+assert not derivatives.HAS_SHORT_WAY
+from qif_plugins import QIFParameters, Window, qif_multi_step
+from qif_plugins.ops import memory, plain
+def run():
+    torch.manual_seed(0)
+    x, a = torch.randn(3, 4, 5, requires_grad=True), torch.full((5,), 0.25, requires_grad=True)
+    v = torch.randn(4, 5, requires_grad=True)
+    out = qif_multi_step(x, v, QIFParameters.unchecked(a=a), Window(0.5, 1.5), store_v_seq=True, backend=backend)
+    (out[0].sum() + (out[1] ** 2).sum()).backward()
+    return [*out, x.grad, v.grad, a.grad]
+for backend in ("torch", "auto"):
+    results = run()
+    print([round(float(result.detach().double().sum()), 4) for result in results])
+plain._known, memory._keeps_graph = False, None  # as in a version that says neither
+x = torch.randn(3, 4, requires_grad=True)
+qif_multi_step(x, 0.0, QIFParameters(), Window(0.5, 1.5))[1].sum().backward()
+(g,) = torch.autograd.grad(qif_multi_step(x, 0.0, QIFParameters(), Window(-9.0, 9.0))[1].sum(), x, create_graph=True)
+try:
+    g.sum().backward()
+except NotImplementedError:
+    print("refused")
+"""
+
+
+def test_a_version_without_the_private_names():
+    """The public way to register a derivative, and no shortcut: the same numbers."""
+    done = subprocess.run([sys.executable, "-c", FALLBACK], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    reference, fast, refused = done.stdout.splitlines()
+    assert reference == fast
+    assert refused == "refused"
+    torch.manual_seed(0)
+    x, a = torch.randn(3, 4, 5, requires_grad=True), torch.full((5,), 0.25, requires_grad=True)
+    v = torch.randn(4, 5, requires_grad=True)
+    out = qif_multi_step(x, v, QIFParameters.unchecked(a=a), Window(0.5, 1.5), store_v_seq=True)
+    (out[0].sum() + (out[1] ** 2).sum()).backward()
+    results = [*out, x.grad, v.grad, a.grad]
+    assert str([round(float(result.detach().double().sum()), 4) for result in results]) == reference
