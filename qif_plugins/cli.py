@@ -28,7 +28,8 @@ COMMANDS = {
     "window": (".commands.window", "membrane moments and surrogate windows, beside a simulation of the same neuron"),
     "phase": (".commands.phase", "draw the map of the neuron with its fixed points, threshold and regions"),
     "energy": (".commands.energy", "count a network's operations, and what QIF costs more energy than LIF"),
-    "exact": (".exact.command", "train with exact spike-time gradients, draw demonstrations, measure landscapes"),
+    "exact": (".exact.command", "train with exact spike-time gradients, compare neurons, draw demonstrations"),
+    "landscape": (".commands.landscape", "measure and draw loss and gradient of trained networks along directions"),
     "bench": (".commands.bench", "time the kernels beside the hosts' neurons, interleaved in one run"),
 }
 """Subcommands by name: module, relative to this package, and help."""

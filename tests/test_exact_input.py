@@ -111,6 +111,30 @@ def test_buffers_grow_up_to_the_budget():
     assert out.times.shape[1] == expected > 64
 
 
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_samples_that_overflow_a_batchs_buffers_are_as_alone(recurrent):
+    """From 1 to some 90 spikes of a sample, where there is room for 8 each at first."""
+    i0 = torch.tensor([[3.0], [9e4], [50.0], [8e4], [1.0]], dtype=torch.float64)
+    options = {"recurrent_weight": torch.full((1, 1), 0.1, dtype=torch.float64)} if recurrent else {}
+
+    def run(i0):
+        weight = torch.ones(1, 1, dtype=torch.float64)
+        times = torch.full((len(i0), 1), 0.5, dtype=torch.float64)
+        i0 = i0.clone().requires_grad_()
+        out = spiking_layer("qif", times, torch.zeros(len(i0), 1, dtype=torch.int64), weight, 4.0, i0=i0, **options)
+        torch.where(out.indices >= 0, out.times, 0.0).sum().backward()
+        return out, i0.grad
+
+    together, grad = run(i0)
+    for sample in range(len(i0)):
+        alone, own = run(i0[sample : sample + 1])
+        count = alone.times.shape[1]
+        assert torch.equal(together.times[sample, :count], alone.times[0])
+        assert bool((together.indices[sample, count:] == -1).all())
+        assert torch.equal(grad[sample], own[0])
+    assert together.times.shape[1] > 80
+
+
 def test_empty_trains_and_empty_batches():
     for batch in (0, 2):
         none = torch.zeros(batch, 0, dtype=torch.float64), torch.zeros(batch, 0, dtype=torch.int64)
@@ -155,6 +179,13 @@ def test_wrong_layers_are_refused(make, message):
 def test_layers_refuse_spikes_of_other_sizes():
     with pytest.raises(ValueError, match="the layer has 3 inputs, the spikes 2 channels"):
         LIFLayer(3, 1, 1.0)(Spikes(torch.zeros(1, 0), torch.zeros(1, 0, dtype=torch.int64), 2))
+
+
+def test_spikes_of_channels_that_do_not_exist_are_refused():
+    spikes = Spikes(torch.zeros(1, 1, dtype=torch.float64), torch.full((1, 1), 2), 2)
+    for read in (spikes.ordinary_counts, spikes.counts, spikes.first):
+        with pytest.raises(ValueError, match="not below the number of channels"):
+            read()
 
 
 def test_single_precision_networks_stay_single_and_pass_spikes_on():

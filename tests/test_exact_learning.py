@@ -4,10 +4,9 @@ import argparse
 import json
 import math
 
-import h5py
-import numpy as np
 import pytest
 import torch
+from shd_files import write_shd
 
 from qif_plugins.exact import (
     QIFLayer,
@@ -15,10 +14,11 @@ from qif_plugins.exact import (
     command,
     count_cross_entropy,
     first_spike_cross_entropy,
+    initialise,
     spike_count_loss,
     spike_time_loss,
 )
-from qif_plugins.exact.data import load, load_shd, select
+from qif_plugins.exact.data import load, select
 from qif_plugins.exact.demo import count_spikes, learn_from_silence, move_spikes
 from qif_plugins.exact.train import Settings, build, fit
 
@@ -91,47 +91,6 @@ def test_a_silent_network_learns(tmp_path):
     assert (tmp_path / "learn_from_silence.png").stat().st_size > 0
 
 
-def write_shd(folder, samples=12, units=700, labels=20, seed=0):
-    """Files in the format of the Spiking Heidelberg Digits: ragged float16 times and uint16 units, and labels."""
-    rng = np.random.default_rng(seed)
-    folder.mkdir(exist_ok=True)
-    for name in ("train", "test"):
-        with h5py.File(folder / f"shd_{name}.h5", "w") as file:
-            ragged = file.create_group("spikes")
-            times = ragged.create_dataset("times", (samples,), dtype=h5py.vlen_dtype(np.float16))
-            channels = ragged.create_dataset("units", (samples,), dtype=h5py.vlen_dtype(np.uint16))
-            for i in range(samples):
-                count = int(rng.integers(50, 200))
-                times[i] = np.sort(rng.uniform(0, 1.2, count)).astype(np.float16)
-                channels[i] = rng.integers(0, units, count).astype(np.uint16)
-            file["labels"] = (np.arange(samples) % labels).astype(np.uint16)
-
-
-def test_shd_files_are_read_as_they_are(tmp_path):
-    write_shd(tmp_path / "events_h5")
-    spikes, labels = load_shd(tmp_path, train=True, duration=1.0)
-    again, _ = load_shd(tmp_path / "events_h5", train=True, duration=1.0)
-    assert torch.equal(spikes.times, again.times)
-    assert labels.tolist() == list(range(12))
-    with h5py.File(tmp_path / "events_h5" / "shd_train.h5") as file:
-        for i in range(12):
-            times = np.asarray(file["spikes"]["times"][i], dtype=np.float64)
-            kept = torch.isfinite(spikes.times[i])
-            assert np.array_equal(spikes.times[i, kept], times[times <= 1.0])
-            assert np.array_equal(spikes.indices[i, kept], file["spikes"]["units"][i][times <= 1.0])
-    few, _ = load_shd(tmp_path, train=False, duration=1.0, limit=3)
-    assert len(few.times) == 3
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"), [({"units": 900}, "SHD has units 0 to 699"), ({"labels": 30}, "labels 0 to")]
-)
-def test_other_files_are_refused(tmp_path, wrong, message):
-    write_shd(tmp_path, samples=25, **wrong)
-    with pytest.raises(ValueError, match=message):
-        load_shd(tmp_path, train=True, duration=1.4)
-
-
 def call(*words):
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
@@ -150,6 +109,59 @@ def test_the_command_trains_on_shd(tmp_path, capsys):
     network = build(Settings(**saved["settings"]), 700, 20)
     network.load_state_dict(saved["network"])
     assert network[0].recurrent_weight.shape == (8, 8)
+
+
+def test_the_engine_takes_the_steps_of_a_plain_loop():
+    settings = Settings(hidden=(6,), duration=1.5, latest=1.0, epochs=2, batch=16, seed=4, clip=0.2)
+    data = load("digits", settings.duration, settings.latest, limit=50)
+    trained, plain = (build(settings, data.train.channels, data.classes) for _ in range(2))
+    history = fit(trained, data, settings, report=lambda record: None)
+    initialise(plain, data.train, settings.rate)
+    optimizer = torch.optim.Adam(plain.parameters(), lr=settings.lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 8)
+    order = torch.Generator().manual_seed(settings.seed)
+    for row in history[1:]:
+        norms = []
+        for samples in torch.randperm(50, generator=order).split(16):
+            optimizer.zero_grad()
+            out = plain(select(data.train, samples))
+            first_spike_cross_entropy(out, data.train_labels[samples], settings.scale).backward()
+            norms.append(float(torch.nn.utils.clip_grad_norm_(plain.parameters(), settings.clip)))
+            optimizer.step()
+            schedule.step()
+        assert row["grad_norm_max"] == pytest.approx(max(norms))
+    for name, weight in trained.named_parameters():
+        assert torch.allclose(weight, plain.get_parameter(name), rtol=1e-4)
+
+
+def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
+    words = ["train", "--hidden", 5, "--epochs", 3, "--limit", 40, "--neuron", "lif", "--duration", 2]
+    assert call(*words, "--out", tmp_path / "whole") == 0
+    stay = command.fit
+
+    def cut(network, data, settings, report, **options):
+        def last(record):
+            report(record)
+            if record["epoch"] == 2:
+                raise KeyboardInterrupt
+
+        return stay(network, data, settings, last, **options)
+
+    monkeypatch.setattr(command, "fit", cut)
+    with pytest.raises(KeyboardInterrupt):
+        call(*words, "--out", tmp_path / "cut")
+    monkeypatch.undo()
+    assert not (tmp_path / "cut" / "exact.json").exists()
+    with pytest.raises(ValueError, match=r"is of a run with lr=0\.01, not 0\.5; pass the same options"):
+        call(*words, "--lr", 0.5, "--resume", "--out", tmp_path / "cut")
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        call(*words, "--resume", "--out", tmp_path / "none")
+    assert call(*words, "--resume", "--out", tmp_path / "cut") == 0
+    whole, resumed = (json.loads((tmp_path / name / "exact.json").read_text())["history"] for name in ("whole", "cut"))
+    for one, other in zip(whole, resumed, strict=True):
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
+    one, other = (torch.load(tmp_path / name / "exact.pt")["network"] for name in ("whole", "cut"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_the_command_repeats_itself(tmp_path):
@@ -173,10 +185,8 @@ def test_the_command_repeats_itself(tmp_path):
         (
             ["train", "--dataset", "shd", "--root", "nowhere"],
             FileNotFoundError,
-            "shd_train.h5 is neither in nowhere nor",
+            "shd_train.h5 is neither in nowhere nor in its folders",
         ),
-        (["landscape", "nowhere"], FileNotFoundError, "qif exact train --out nowhere"),
-        (["landscape", "nowhere", "--points", 12], ValueError, "4n \\+ 1"),
         (["demo", "fly"], ValueError, "unknown demonstration 'fly'"),
     ],
 )

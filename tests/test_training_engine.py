@@ -328,6 +328,18 @@ def test_a_diverging_run_keeps_its_last_good_weights_and_dropout_does_not_hide_t
     assert equal(weights(net), good[-1])
 
 
+def test_gradients_in_float64_may_be_larger_than_float32_holds():
+    net = nn.Linear(1, 1, bias=False).double()
+    trainer = Trainer(
+        net, torch.optim.SGD(net.parameters(), 1.0), lambda model, batch: 1e60 * model(batch[0]).sum(),
+        Batches.of(torch.ones(1, 1, dtype=torch.float64), batch_size=1), clip_norm=0.5,
+    )  # fmt: skip
+    before = net.weight.item()
+    (row,) = trainer.fit()
+    assert row["gradient_norm"] == pytest.approx(1e60)
+    assert before - net.weight.item() == pytest.approx(0.5)
+
+
 def test_a_failing_network_of_qif_layers_is_told_what_health_says():
     pytest.importorskip("spikingjelly")
     from qif_plugins.adapters.spikingjelly import QIFNode

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from .. import __version__
+from ..compare.checkpoint import checkpoint_name, save
 from ..compare.hosts import BETA, HOSTS, WIDTHS, host_version, installed_hosts
 from ..compare.report import print_table, summarise, write_figure, write_json
 from ..compare.training import Settings, Training, train
@@ -39,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lr", type=positive, default=4e-3, help="learning rate of Adam, taken to 0 by a cosine")
     parser.add_argument("--device", default="cpu", help="device to train on")
     parser.add_argument("--threads", type=at_least(1), default=1, help="CPU threads; more slow so small a network down")
+    parser.add_argument("--save", action="store_true", help="also write every trained network, for 'qif landscape'")
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="folder of compare.json and compare.png")
 
 
@@ -58,12 +61,17 @@ def run(arguments: argparse.Namespace) -> int:
         f"epochs {settings.epochs}, seeds 0 to {arguments.seeds - 1}; {len(plan)} trainings"
     )
     began = time.perf_counter()
+
+    def keep(training: Training, network: nn.Module) -> None:
+        if arguments.save:
+            save(arguments.out / f"{checkpoint_name(training)}.pt", network, training, images, settings)
+
     with _reproducible(arguments.threads):
         images = images.to(where)
         trainings = []
         for number, (host, window, seed) in enumerate(plan, 1):
             progress = _Progress(f"[{number}/{len(plan)}]", settings.epochs)
-            trainings.append(train(images, host, window, seed, settings, progress))
+            trainings.append(train(images, host, window, seed, settings, progress, keep))
             progress.close()
     seconds = time.perf_counter() - began
     summaries = summarise(trainings)

@@ -160,7 +160,8 @@ class _Unrolled(nn.Module):
         for x in x_seq:
             spike, mem = neuron(x, mem)
             spikes.append(spike)
-        return torch.stack(spikes)
+        # snnTorch's own surrogates return float32 spikes whatever the membrane is.
+        return torch.stack(spikes).to(x_seq.dtype)
 
 
 def build(

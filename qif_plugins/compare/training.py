@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..data import Images
 from .hosts import HOSTS, build
 
-__all__ = ["Epoch", "Settings", "Training", "train"]
+__all__ = ["Epoch", "Settings", "Training", "encoder", "train"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ def train(
     seed: int,
     settings: Settings,
     progress: Callable[[Training], None] = lambda training: None,
+    keep: Callable[[Training, nn.Module], None] = lambda training, network: None,
 ) -> Training:
     """Train one network.
 
@@ -88,6 +89,7 @@ def train(
         seed: Decides the initial weights and the order of the images; the same for every host and neuron.
         settings: Everything else.
         progress: Called after every epoch.
+        keep: Called with the trained network.
 
     Returns:
         The accuracies and times measured.
@@ -102,7 +104,7 @@ def train(
     order = torch.Generator().manual_seed(seed)
     batches = -(-len(images.train) // settings.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs * batches)
-    encode = _encoder(images, settings.steps)
+    encode = encoder(images, settings.steps)
     result = Training(host_name, "LIF" if window is None else "QIF", window or _surrogate_name(spiking[0]), seed)
     times: list[float] = []
     for _ in range(settings.epochs):
@@ -124,11 +126,12 @@ def train(
         result.epochs.append(Epoch(sum(losses) / len(losses), accuracy, spikes))
         progress(result)
     result.step_ms = 1000 * median(times)
+    keep(result, network)
     return result
 
 
-def _encoder(images: Images, steps: int) -> Callable[[Tensor], Tensor]:
-    """Images to sequences: normalized, and the same at every time step."""
+def encoder(images: Images, steps: int) -> Callable[[Tensor], Tensor]:
+    """A function from images to sequences: normalized, and the same at every of ``steps`` time steps."""
     mean, std = images.normalization()
 
     def encode(batch: Tensor) -> Tensor:

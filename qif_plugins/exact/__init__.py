@@ -4,10 +4,15 @@ Layers take and return :class:`Spikes`: (times, indices) with padding. ``nn.Sequ
 for the mathematics. Needs Numba (``pip install 'qif-plugins[cpu]'``) and runs on the CPU.
 """
 
+try:
+    import numba  # noqa: F401
+except ImportError as error:
+    raise ImportError("qif_plugins.exact needs Numba: pip install 'qif-plugins[cpu]'") from error
+
 from .encoders import encode_images, pad_events
 from .functional import EndState, EventBudgetError, LayerOutput, spiking_layer
 from .initialisation import initialise
-from .layers import LIFLayer, QIFLayer, ThetaLayer
+from .layers import LIFLayer, QIFLayer, SpikingLayer, ThetaLayer
 from .losses import count_cross_entropy, first_spike_cross_entropy, spike_count_loss, spike_time_loss
 from .spikes import Spikes
 
@@ -18,6 +23,7 @@ __all__ = [
     "LayerOutput",
     "QIFLayer",
     "Spikes",
+    "SpikingLayer",
     "ThetaLayer",
     "count_cross_entropy",
     "encode_images",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..host_datasets import dataset_module
 from .encoders import encode_images, pad_events
 from .spikes import Spikes
 
@@ -80,12 +82,15 @@ def load(name: str, duration: float, latest: float, root: Path | None = None, li
 
 
 def load_shd(root: Path, train: bool, duration: float, limit: int | None = None) -> tuple[Spikes, Tensor]:
-    """The Spiking Heidelberg Digits, their events as they are.
+    """The Spiking Heidelberg Digits, their events as they are, read by SpikingJelly's ``SpikingHeidelbergDigits``.
+
+    snnTorch 1.0's ``spikevision.SHD`` gives frames of counts alone, so it cannot take its place.
 
     Args:
-        root: Folder with ``shd_train.h5`` and ``shd_test.h5``, or with ``events_h5`` that holds them, which is where
-            SpikingJelly's ``SpikingHeidelbergDigits`` keeps them. The format: ``spikes/times`` (seconds) and
-            ``spikes/units`` (0 to 699), one array for each sample, and ``labels``.
+        root: Folder with ``shd_train.h5`` and ``shd_test.h5``, or with a folder ``events_h5`` or ``extract`` that holds
+            them, which is where SpikingJelly 2.x and 0.0.0.0.14 put them. Nothing is written there or downloaded.
+            The format: ``spikes/times`` (seconds) and ``spikes/units`` (0 to 699), one array for each sample, and
+            ``labels``.
         train: Which of the two.
         duration: Trial length in seconds; later events are dropped.
         limit: Read so many samples at most. Default all.
@@ -94,22 +99,28 @@ def load_shd(root: Path, train: bool, duration: float, limit: int | None = None)
         The trains and the labels.
 
     Raises:
-        FileNotFoundError: The file is in neither place.
+        FileNotFoundError: The file is in none of these places.
+        ImportError: SpikingJelly or h5py is missing.
         ValueError: The file holds units or labels outside SHD's ranges.
     """
-    import h5py  # type: ignore[import-untyped]
-
+    root = Path(root)
     name = f"shd_{'train' if train else 'test'}.h5"
-    path = next((p for p in (Path(root) / name, Path(root) / "events_h5" / name) if p.is_file()), None)
+    path = next((p for p in (root / name, root / "events_h5" / name, root / "extract" / name) if p.is_file()), None)
     if path is None:
         raise FileNotFoundError(
-            f"{name} is neither in {root} nor in {Path(root) / 'events_h5'}; download and unpack it from "
+            f"{name} is neither in {root} nor in its folders events_h5 and extract; download and unpack it from "
             f"https://zenkelab.org/resources/spiking-heidelberg-datasets-shd/"
         )
-    with h5py.File(path, "r") as file:
-        labels = torch.from_numpy(np.asarray(file["labels"][:limit], dtype=np.int64))
-        events = [(file["spikes"]["times"][i], file["spikes"]["units"][i]) for i in range(len(labels))]
-    spikes = pad_events(events, SHD_CHANNELS, duration)
+    dataset_type = dataset_module("shd").SpikingHeidelbergDigits
+    # The places that either version looks in, so that neither starts a download.
+    with tempfile.TemporaryDirectory() as folder:
+        for place in ("events_h5", "extract"):
+            (Path(folder) / place).symlink_to(path.parent.resolve(), target_is_directory=True)
+        dataset = dataset_type(folder, train=train, data_type="event")
+        samples = [dataset[i] for i in range(len(dataset) if limit is None else min(limit, len(dataset)))]
+        dataset.h5_file.close()
+    labels = torch.tensor([int(label) for _, label in samples], dtype=torch.int64)
+    spikes = pad_events([(events["t"], events["x"]) for events, _ in samples], SHD_CHANNELS, duration)
     if spikes.indices.numel() and int(spikes.indices.max()) >= SHD_CHANNELS:
         raise ValueError(f"{path} has unit {int(spikes.indices.max())}; SHD has units 0 to {SHD_CHANNELS - 1}")
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < SHD_CLASSES:

@@ -304,44 +304,68 @@ def _receive(model, x, row):
 
 
 @_jit
+def _row(weight, rows, have, source):
+    """``rows[source]``, the weights from ``source``, copied from the column of ``weight`` at their first use."""
+    if not have[source]:
+        have[source] = True
+        for n in range(weight.shape[0]):
+            rows[source, n] = weight[n, source]
+    return rows[source]
+
+
+@_jit
 def forward(
-    model, t_in, source_in, weight, recurrent, delay, start, drive, duration, seg, kept, spike_t, spike_n, spike_e,
-    n_spikes, event_t, event_source, event_ref, n_events, end, lo, hi,
+    model, t_in, source_in, weight, recurrent, delay, start, drive, duration, seg, max_spikes, capacity, n_spikes,
+    n_events, end, lo, hi,
 ):  # fmt: skip
     """Samples ``lo`` to ``hi``.
 
     Args:
         t_in, source_in: [B, K] input spikes, ascending, infinite behind the last.
-        weight: [S, N]; row ``source``; with ``recurrent`` the last N rows are the layer's own neurons'.
+        weight: [N, S], column ``source``; with ``recurrent`` the last N columns are from the layer's own neurons.
         delay: [N], of the recurrent connections, by source.
         start: [B, 3, N] states at t = 0.
         drive: [N] J.
-        kept: [B, segments, 3, N], out: the states at the start of intervals 0, seg, 2 seg, ...
-        spike_t, spike_n, spike_e: [B, capacity], out: time, neuron and interval, by interval; at most one neuron's
-            spikes after the other's within an interval.
-        n_spikes: [B], out: larger than the capacity where that ran out.
-        event_t, event_source, event_ref: [B, E], out if ``recurrent``: the events that the layer received; ref is the
-            input's position or the spike's number.
+        capacity: Spikes that there is room for, of all these samples together.
+        n_spikes: [B], out; larger than ``max_spikes`` for a sample that exceeds that, at which this stops.
         n_events: [B], out.
         end: [B, 3, N], out.
+
+    Returns:
+        The sample that did not fit, before which this stopped, or ``hi``. Then what there is of the samples before it,
+        one after the other and without padding. The spikes: time, neuron and interval, by interval; at most one
+        neuron's spikes after the other's within an interval. If ``recurrent``, the events that the layer received:
+        time, source and ref, the input's position or the spike's number in the sample. The states at the start of
+        intervals 0, seg, 2 seg, ... [segments, 3, N].
     """
-    n_neurons = weight.shape[1]
-    n_input = weight.shape[0] - (n_neurons if recurrent else 0)
+    n_neurons = weight.shape[0]
+    n_input = weight.shape[1] - (n_neurons if recurrent else 0)
+    rows = np.empty((weight.shape[1], n_neurons))
+    have = np.zeros(weight.shape[1], np.bool_)
     x = np.empty((3, n_neurons))
     y = np.empty((3, n_neurons))
     flag = np.empty(n_neurons, np.uint8)
-    capacity = spike_t.shape[1]
+    spike_t = np.empty(capacity)
+    spike_n = np.empty(capacity, np.int64)
+    spike_e = np.empty(capacity, np.int64)
     queue_t = np.empty(capacity if recurrent else 0)
     queue_ref = np.empty(capacity if recurrent else 0, np.int64)
+    most_events = (hi - lo) * t_in.shape[1] + (capacity if recurrent else 0)
+    event_t = np.empty(most_events if recurrent else 0)
+    event_source = np.empty(most_events if recurrent else 0, np.int64)
+    event_ref = np.empty(most_events if recurrent else 0, np.int64)
+    kept = np.empty((most_events // seg + hi - lo, 3, n_neurons))
+    n_kept, found, n_received, upto = 0, 0, 0, hi
     for b in range(lo, hi):
         for c in range(3):
             for n in range(n_neurons):
                 x[c, n] = start[b, c, n]
                 y[c, n] = 0.0
-        t, i, head, tail, e, found = 0.0, 0, 0, 0, 0, 0
+        t, i, head, tail, e, first, first_kept, over = 0.0, 0, 0, 0, 0, found, n_kept, False
         while True:
             if e % seg == 0:
-                kept[b, e // seg] = x
+                kept[n_kept] = x
+                n_kept += 1
             until = duration
             if i < t_in.shape[1] and t_in[b, i] < until:
                 until = t_in[b, i]
@@ -365,43 +389,51 @@ def forward(
                 for n in range(n_neurons):
                     if flag[n]:
                         found = _resolve(
-                            model, x, y, n, until - t, drive, n == cause, t, e, found, spike_t[b], spike_n[b],
-                            spike_e[b],
-                        )  # fmt: skip
-                        if found > capacity:
+                            model, x, y, n, until - t, drive, n == cause, t, e, found, spike_t, spike_n, spike_e
+                        )
+                        over = found > capacity or found - first > max_spikes
+                        if over:
                             break
-                if found > capacity:
+                if over:
                     break
             if recurrent:
                 for s in range(before, found):
-                    at = spike_t[b, s] + delay[spike_n[b, s]]
+                    at = spike_t[s] + delay[spike_n[s]]
                     if at > duration:
                         continue
                     place = tail
                     while place > head and queue_t[place - 1] > at:
                         queue_t[place], queue_ref[place] = queue_t[place - 1], queue_ref[place - 1]
                         place -= 1
-                    queue_t[place], queue_ref[place] = at, s
+                    queue_t[place], queue_ref[place] = at, s - first
                     tail += 1
             x, y = y, x
             t = until
             if head < tail and queue_t[head] <= until:
                 ref = queue_ref[head]
-                source = n_input + spike_n[b, ref]
+                source = n_input + spike_n[first + ref]
                 head += 1
             elif i < t_in.shape[1] and t_in[b, i] <= until:
                 ref, source = i, source_in[b, i]
                 i += 1
             else:
-                e += 1
                 break
-            _receive(model, x, weight[source])
+            _receive(model, x, _row(weight, rows, have, source))
             if recurrent:
-                event_t[b, e], event_source[b, e], event_ref[b, e] = until, source, ref
+                event_t[n_received], event_source[n_received], event_ref[n_received] = until, source, ref
+                n_received += 1
             e += 1
-        n_spikes[b] = found
-        n_events[b] = e - 1
+        if over:
+            n_spikes[b] = found - first if found - first > max_spikes else 0
+            found, n_received, n_kept, upto = first, n_received - (e if recurrent else 0), first_kept, b
+            break
+        n_spikes[b] = found - first
+        n_events[b] = e
         end[b] = x
+    return (
+        upto, spike_t[:found], spike_n[:found], spike_e[:found], event_t[:n_received], event_source[:n_received],
+        event_ref[:n_received], kept[:n_kept],
+    )  # fmt: skip
 
 
 # Backward: adjoint of the state at an interval's end -> at its start.
@@ -543,72 +575,87 @@ def _to_weight(model, x, a, row, grad):
 
 @_jit
 def backward(
-    model, event_t, event_source, event_ref, n_events, weight, recurrent, start_drive, duration, seg, kept, spike_t,
-    spike_n, spike_e, n_spikes, grad_spike, grad_end, needs_time, grad_t, grad_weight, grad_delay, grad_start,
-    grad_drive, lo, hi,
+    model, event_t, event_source, event_ref, first_event, n_events, weight, recurrent, drive, duration, seg, kept,
+    spike_t, spike_n, spike_e, n_spikes, first_spike, grad_spike, grad_end, needs_time, grad_t, grad_weight, grad_delay,
+    grad_start, grad_drive, lo, hi,
 ):  # fmt: skip
-    """Samples ``lo`` to ``hi`` of the adjoint; names as in :func:`forward`.
+    """Samples ``lo`` to ``hi`` of the adjoint; names as in :func:`forward`, and all samples' lists one after the other.
 
     Args:
-        grad_spike: [B, capacity], in and overwritten: gradients of ``spike_t``.
+        event_t, event_source, event_ref: From ``first_event[b]`` on sample b's events, without ``recurrent`` its inputs
+            (and ``event_ref`` is not read).
+        first_spike: [B], where sample b's spikes begin.
+        grad_spike: Like ``spike_t``, in and overwritten: its gradients.
         grad_end: [B, 3, N] of ``end``; homogeneous, p·grad_p + q·grad_q = 0.
         grad_t: [B, K], out: of ``t_in``.
-        grad_weight: [S, N], grad_delay: [N], grad_drive: [N], added to; one array for each caller at a time.
+        grad_weight: [N, S], grad_delay: [N], grad_drive: [N], added to; one array for each caller at a time.
         grad_start: [B, 3, N], out.
     """
-    drive = start_drive
-    n_neurons = weight.shape[1]
-    n_input = weight.shape[0] - (n_neurons if recurrent else 0)
+    n_neurons = weight.shape[0]
+    n_input = weight.shape[1] - (n_neurons if recurrent else 0)
+    rows = np.empty((weight.shape[1], n_neurons))
+    grad_rows = np.empty((weight.shape[1], n_neurons))
+    have = np.zeros(weight.shape[1], np.bool_)
     states = np.zeros((seg + 1, 3, n_neurons))
     a = np.zeros((3, n_neurons))
     b = np.zeros((3, n_neurons))
     flag = np.empty(n_neurons, np.uint8)
+    after = 0
+    for sample in range(lo):
+        after += n_events[sample] // seg + 1
     for sample in range(lo, hi):
         a[:] = grad_end[sample]
         intervals = n_events[sample] + 1
-        left = n_spikes[sample]
-        for part in range((intervals - 1) // seg, -1, -1):
+        after += n_events[sample] // seg + 1
+        n_parts = n_events[sample] // seg + 1
+        begin, left = first_spike[sample], first_spike[sample] + n_spikes[sample]
+        times = event_t[first_event[sample] : first_event[sample] + n_events[sample]]
+        sources = event_source[first_event[sample] : first_event[sample] + n_events[sample]]
+        for part in range(n_parts - 1, -1, -1):
             low, high = part * seg, min(part * seg + seg, intervals)
-            states[0] = kept[sample, part]
+            states[0] = kept[after - n_parts + part]
             s = left
-            while s > 0 and spike_e[sample, s - 1] >= low:
+            while s > begin and spike_e[s - 1] >= low:
                 s -= 1
-            t = event_t[sample, low - 1] if low > 0 else 0.0
+            t = times[low - 1] if low > 0 else 0.0
             for e in range(low, high):
                 x, y = states[e - low], states[e - low + 1]
-                until = event_t[sample, e] if e < intervals - 1 else duration
+                until = times[e] if e < intervals - 1 else duration
                 _advance(model, x, y, flag, until - t, drive)
-                while s < left and spike_e[sample, s] == e:
-                    n, first = spike_n[sample, s], s
-                    while s < left and spike_e[sample, s] == e and spike_n[sample, s] == n:
+                while s < left and spike_e[s] == e:
+                    n, first = spike_n[s], s
+                    while s < left and spike_e[s] == e and spike_n[s] == n:
                         s += 1
-                    _settle(model, x, y, n, s - first, spike_t[sample, s - 1] - t, until - t, drive)
+                    _settle(model, x, y, n, s - first, spike_t[s - 1] - t, until - t, drive)
                 if e < intervals - 1:
-                    _receive(model, y, weight[event_source[sample, e]])
+                    source = sources[e]
+                    if not have[source]:
+                        grad_rows[source] = 0.0
+                    _receive(model, y, _row(weight, rows, have, source))
                 t = until
             for e in range(high - 1, low - 1, -1):
                 x, y = states[e - low], states[e - low + 1]
                 until = duration
                 if e < intervals - 1:
-                    until = event_t[sample, e]
-                    source = event_source[sample, e]
-                    ref = event_ref[sample, e] if recurrent else e
+                    until = times[e]
+                    source = sources[e]
                     if needs_time or recurrent:
-                        to_time = _to_time(model, y, a, weight[source])
+                        to_time = _to_time(model, y, a, rows[source])
+                        ref = event_ref[first_event[sample] + e] if recurrent else e
                         if source >= n_input:
-                            grad_spike[sample, ref] += to_time
+                            grad_spike[begin + ref] += to_time
                             grad_delay[source - n_input] += to_time
                         else:
                             grad_t[sample, ref] = to_time
-                    _to_weight(model, y, a, weight[source], grad_weight[source])
-                t = event_t[sample, e - 1] if e > 0 else 0.0
+                    _to_weight(model, y, a, rows[source], grad_rows[source])
+                t = times[e - 1] if e > 0 else 0.0
                 dt = until - t
                 if model != LIF:
                     # A spike changed the signs of p and q.
                     s = left - 1
-                    while s >= 0 and spike_e[sample, s] == e:
-                        a[0, spike_n[sample, s]] *= -1
-                        a[1, spike_n[sample, s]] *= -1
+                    while s >= begin and spike_e[s] == e:
+                        a[0, spike_n[s]] *= -1
+                        a[1, spike_n[s]] *= -1
                         s -= 1
                 if model == QIF:
                     _qif_retreat(x, a, b, dt)
@@ -616,17 +663,17 @@ def backward(
                     _theta_retreat(x, a, b, dt, drive[0])
                 else:
                     _lif_retreat(a, b, dt, grad_drive)
-                while left > 0 and spike_e[sample, left - 1] == e:
-                    n, last = spike_n[sample, left - 1], left - 1
-                    while left > 0 and spike_e[sample, left - 1] == e and spike_n[sample, left - 1] == n:
+                while left > begin and spike_e[left - 1] == e:
+                    n, last = spike_n[left - 1], left - 1
+                    while left > begin and spike_e[left - 1] == e and spike_n[left - 1] == n:
                         left -= 1
                     if model == LIF:
-                        _lif_spikes(
-                            x, a, b, n, t, dt, drive, left, last, spike_t[sample], grad_spike[sample], grad_drive
-                        )
+                        _lif_spikes(x, a, b, n, t, dt, drive, left, last, spike_t, grad_spike, grad_drive)
                     else:
-                        _projective_spikes(
-                            model, x, b, n, t, dt, drive, left, last, spike_t[sample], grad_spike[sample]
-                        )
+                        _projective_spikes(model, x, b, n, t, dt, drive, left, last, spike_t, grad_spike)
                 a, b = b, a
         grad_start[sample] = a
+    for source in range(weight.shape[1]):
+        if have[source]:
+            for n in range(n_neurons):
+                grad_weight[n, source] += grad_rows[source, n]

@@ -9,10 +9,14 @@ import torch
 from torch import nn
 
 from .functional import EventBudgetError
-from .layers import _SpikingLayer
+from .layers import SpikingLayer
 from .spikes import Spikes
 
-__all__ = ["initialise"]
+__all__ = ["InactiveError", "initialise"]
+
+
+class InactiveError(ValueError):
+    """No scale of the weights gives a layer the wanted activity."""
 
 
 @torch.no_grad()
@@ -32,31 +36,41 @@ def initialise(network: nn.Module | Iterable[nn.Module], spikes: Spikes, rate: f
         The last layer's output on the batch.
 
     Raises:
-        ValueError: ``rate`` is not positive, or no factor between 1/1024 and 1024 reaches it (an input without
-            spikes, or theta neurons that spike more often with no input at all).
+        ValueError: ``rate`` is not positive.
+        InactiveError: No factor between 1/1024 and 1024 reaches it (an input without spikes, or theta neurons that
+            spike more often with no input at all).
     """
     if not rate > 0:
         raise ValueError(f"rate must be positive, got {rate}")
     layers = network.children() if isinstance(network, nn.Module) else network
     for number, layer in enumerate(layers):
-        if not isinstance(layer, _SpikingLayer):
+        if not isinstance(layer, SpikingLayer):
             raise ValueError(f"initialise takes a stack of spiking layers; entry {number} is {type(layer).__name__}")
         weight = layer.weight.clone()
+        enough = math.ceil(rate * layer.out_features * max(1, len(spikes.times)))
 
         def mean_count(
-            power: float, layer: _SpikingLayer = layer, weight: torch.Tensor = weight, spikes: Spikes = spikes
+            power: float,
+            layer: SpikingLayer = layer,
+            weight: torch.Tensor = weight,
+            spikes: Spikes = spikes,
+            enough: int = enough,
         ) -> float:
             layer.weight.copy_(weight * 2**power)
+            # One sample with more spikes than the whole batch should have decides, and the rest need not be counted.
+            budget, layer.max_spikes = layer.max_spikes, min(layer.max_spikes, enough)
             try:
                 return float(layer(spikes).ordinary_counts().double().mean())
             except EventBudgetError:
                 return math.inf
+            finally:
+                layer.max_spikes = budget
 
         low, high = -10.0, 10.0
         if not mean_count(low) < rate <= mean_count(high):
             least, most = mean_count(low), mean_count(high)
             layer.weight.copy_(weight)
-            raise ValueError(
+            raise InactiveError(
                 f"layer {number} spikes {least:g} times a trial with its weights / 1024 and {most:g} times with them · "
                 f"1024; no factor gives {rate:g}: does its input spike?"
             )

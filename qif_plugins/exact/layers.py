@@ -24,11 +24,11 @@ from torch.nn import functional as F
 from .functional import MAX_SPIKES, EndState, spiking_layer
 from .spikes import Spikes
 
-__all__ = ["LIFLayer", "QIFLayer", "ThetaLayer"]
+__all__ = ["LIFLayer", "QIFLayer", "SpikingLayer", "ThetaLayer"]
 
 
-class _SpikingLayer(nn.Module):
-    """A layer of neurons.
+class SpikingLayer(nn.Module):
+    """What the layers have in common; make a :class:`QIFLayer`, :class:`ThetaLayer` or :class:`LIFLayer`.
 
     Args:
         in_features: Number of inputs.
@@ -156,21 +156,30 @@ class _SpikingLayer(nn.Module):
         return shown + (f", delays={list(self.delay.shape)}" if self.delay is not None else "")
 
 
-class QIFLayer(_SpikingLayer):
-    __doc__ = (_SpikingLayer.__doc__ or "").replace("neurons.", "QIF neurons, τV' = V(V - 1) + I.", 1)
+class QIFLayer(SpikingLayer):
+    """A layer of QIF neurons, τV' = V(V - 1) + I. Arguments: those of :class:`SpikingLayer`."""
+
     model = "qif"
 
     def _continuation(self, end: EndState, drive: Tensor) -> tuple[Tensor, Tensor]:
-        assert end.angle is not None
+        assert end.q is not None
         root = self._sufficient(end.current + drive).sqrt()
-        q = end.angle.sin()
-        return torch.atan2(root * q, end.angle.cos() + q / 2) / math.pi, self.tau * math.pi / root
+        phase = torch.atan2(root * end.q, end.q / 2 - end.p) / math.pi
+        return phase.to(root.dtype), self.tau * math.pi / root
 
 
-class ThetaLayer(_SpikingLayer):
-    __doc__ = (_SpikingLayer.__doc__ or "").replace(
-        "neurons.", "theta neurons, τV' = V(V - 1) + J; ``current`` is J > 1/4, default 1.25.", 1
-    )
+class ThetaLayer(SpikingLayer):
+    """A layer of theta neurons, τV' = V(V - 1) + J.
+
+    Args:
+        current: J > 1/4. Default 1.25.
+
+    The other arguments are those of :class:`SpikingLayer`.
+
+    Raises:
+        ValueError: ``current`` is not above 1/4.
+    """
+
     model = "theta"
 
     def __init__(
@@ -192,17 +201,21 @@ class ThetaLayer(_SpikingLayer):
         return self.current
 
     def _continuation(self, end: EndState, drive: Tensor) -> tuple[Tensor, Tensor]:
-        assert end.angle is not None
+        assert end.q is not None
         root = math.sqrt(self.current - 0.25)
-        q = end.angle.sin()
-        phase = torch.atan2(root * q, end.angle.cos() - drive * q) / math.pi
+        phase = (torch.atan2(root * end.q, -end.p - drive * end.q) / math.pi).to(self.weight.dtype)
         return phase, torch.full_like(phase, self.tau * math.pi / root)
 
 
-class LIFLayer(_SpikingLayer):
-    __doc__ = (_SpikingLayer.__doc__ or "").replace(
-        "neurons.", "LIF neurons, τV' = -V + I + J; ``learn_current=True`` learns J [N] from 0 on.", 1
-    )
+class LIFLayer(SpikingLayer):
+    """A layer of LIF neurons, τV' = -V + I + J.
+
+    Args:
+        learn_current: Whether J, [N], is learned, from 0 on. Default False: 0.
+
+    The other arguments are those of :class:`SpikingLayer`.
+    """
+
     model = "lif"
     default_pseudo_scale = 1.0
 

@@ -19,7 +19,7 @@ def first_spike_cross_entropy(spikes: Spikes, labels: Tensor, scale: float, regu
         labels: [B] int64.
         scale: Time that counts as one unit of logit, > 0; a fraction of the time constant is a good start.
         regularisation: Weight of mean(exp(t_label/T) - 1), which makes the right neuron spike within the trial.
-            Default 0.01.
+            Default 0.01. Pseudospikes that come many T late, as a small ``pseudo_scale`` allows, make it huge.
 
     Returns:
         The mean over the batch.

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .trains import places
+
 __all__ = ["Spikes"]
 
 
@@ -39,9 +41,7 @@ class Spikes:
 
     def ordinary_counts(self) -> Tensor:
         """[B, N] int64, the spikes within the trial."""
-        counts = torch.zeros(self.times.shape[0], self.channels + 1, dtype=torch.int64)
-        counts.scatter_add_(1, self.indices + 1, torch.ones_like(self.indices))
-        return counts[:, 1:]
+        return self._places(0)[1]
 
     def counts(self) -> Tensor:
         """[B, N], spikes within the trial plus ``phase``: continuous in the parameters."""
@@ -62,28 +62,21 @@ class Spikes:
         """
         if number < 1:
             raise ValueError(f"the number of spikes must be at least 1, got {number}")
-        batch, most = self.times.shape
-        ordinary = self.ordinary_counts()
+        where, ordinary = self._places(number)
         k = torch.arange(1, number + 1) - ordinary[..., None]
         if self.phase is None or self.period is None:
-            out = torch.full(k.shape, math.inf, dtype=self.times.dtype)
+            later = torch.full(k.shape, math.inf, dtype=self.times.dtype)
         else:
-            out = self.duration + self.period[..., None] * (k - self.phase[..., None])
-        if most == 0:
-            return out
-        # The rank of each spike among its neuron's: its place in the order by neuron, less its neuron's first place.
-        grouped = self.indices.argsort(dim=1, stable=True)
-        place = torch.empty_like(grouped).scatter_(1, grouped, torch.arange(most).expand(batch, most))
-        silent = (self.indices < 0).sum(1, keepdim=True)
-        first = torch.cat([torch.zeros_like(silent), silent + ordinary.cumsum(1)], 1)
-        starts = torch.cat([silent, first[:, 1:-1]], 1)
-        rank = place - starts.gather(1, self.indices.clamp(min=0))
-        wanted = (self.indices >= 0) & (rank < number)
-        slot = torch.where(wanted, self.indices.clamp(min=0) * number + rank.clamp(0, number - 1), 0)
-        sample = torch.arange(batch)[:, None].expand(batch, most)
-        flat = out.reshape(batch, -1).index_put((sample[wanted], slot[wanted]), self.times[wanted])
-        return flat.reshape(out.shape)
+            later = self.duration + self.period[..., None] * (k - self.phase[..., None])
+        if self.times.shape[1] == 0:
+            return later
+        ordinary_times = self.times.gather(1, where.clamp(min=0).flatten(1)).reshape(where.shape)
+        return torch.where(where >= 0, ordinary_times, later)
 
     def first(self) -> Tensor:
         """[B, N], the time to each neuron's first spike or pseudospike."""
         return self.nth(1)[..., 0]
+
+    def _places(self, number: int) -> tuple[Tensor, Tensor]:
+        where, counts = places(self.indices.long().contiguous().numpy(), self.channels, number)
+        return torch.from_numpy(where), torch.from_numpy(counts)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -11,13 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..training import Batches, Trainer
+from ..training.checkpoint import Checkpoints
 from .data import Data, select
+from .functional import MAX_SPIKES
 from .initialisation import initialise
 from .layers import LIFLayer, QIFLayer, ThetaLayer
 from .losses import count_cross_entropy, first_spike_cross_entropy
 from .spikes import Spikes
 
-__all__ = ["DEFAULTS", "LAYERS", "LOSSES", "Settings", "build", "classification_loss", "evaluate", "fit"]
+__all__ = ["DEFAULTS", "LAYERS", "LIF_IMAGES", "LOSSES", "Settings", "build", "classification_loss", "evaluate", "fit"]
 
 LAYERS: dict[str, type[LIFLayer] | type[QIFLayer] | type[ThetaLayer]] = {
     "lif": LIFLayer,
@@ -41,6 +44,10 @@ class Settings:
         scale: Of the logits: the time (``"first"``) or the number of spikes (``"count"``) that is one unit.
         rate: Spikes of a neuron in a trial at the start, on average; see :func:`~qif_plugins.exact.initialise`.
         epochs, batch, lr, seed: Adam with a cosine schedule to zero.
+        clip: Largest norm of a batch's gradient, beyond which it is scaled down; ``None``: no limit.
+        pseudo_scale: Of the pseudospikes, see :class:`~qif_plugins.exact.QIFLayer`; ``None``: the neuron's default.
+        max_spikes: Spikes of a layer in one sample before
+            :class:`~qif_plugins.exact.functional.EventBudgetError`.
     """
 
     neuron: str = "qif"
@@ -56,6 +63,9 @@ class Settings:
     batch: int = 50
     lr: float = 1e-2
     seed: int = 0
+    clip: float | None = None
+    pseudo_scale: float | None = None
+    max_spikes: int = MAX_SPIKES
 
 
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -65,6 +75,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 """What a data set changes in :class:`Settings`."""
 
+LIF_IMAGES: dict[str, Any] = {"duration": 1.0, "latest": 1.0}
+"""What LIF neurons change for images: long after the input, a silent neuron has no membrane left to learn from."""
+
 
 def build(settings: Settings, channels: int, classes: int) -> nn.Sequential:
     """The network, its weights drawn by ``settings.seed``."""
@@ -73,7 +86,15 @@ def build(settings: Settings, channels: int, classes: int) -> nn.Sequential:
     sizes = [channels, *settings.hidden, classes]
     return nn.Sequential(
         *(
-            layer(n, m, settings.duration, settings.tau, recurrent=settings.recurrent and place < len(settings.hidden))
+            layer(
+                n,
+                m,
+                settings.duration,
+                settings.tau,
+                recurrent=settings.recurrent and place < len(settings.hidden),
+                pseudo_scale=settings.pseudo_scale,
+                max_spikes=settings.max_spikes,
+            )
             for place, (n, m) in enumerate(pairwise(sizes))
         )
     )
@@ -85,6 +106,8 @@ def fit(
     settings: Settings,
     report: Callable[[dict[str, float]], None],
     active: bool = True,
+    checkpoints: Checkpoints | None = None,
+    resumed: Mapping[str, Any] | None = None,
 ) -> list[dict[str, float]]:
     """Train in place.
 
@@ -94,43 +117,79 @@ def fit(
         settings: The run.
         report: Called with each epoch's measurements.
         active: Whether to scale the weights to ``settings.rate`` first (theta neurons need none). Default True.
+        checkpoints: Where to keep the state after every epoch. Default nowhere.
+        resumed: What :func:`~qif_plugins.training.checkpoint.load_checkpoint` read from there, of the same settings and
+            data, to go on from. Default: from the start.
 
     Returns:
-        One dictionary an epoch: loss, accuracy (test), gradient norm (mean over batches), silent neurons (fraction of
-        the hidden ones without an ordinary spike in the whole test set), rate (hidden, ordinary) and seconds. Epoch 0
-        is before training.
+        One dictionary an epoch: loss, accuracy (test), gradient norm before clipping (mean and largest over batches),
+        silent neurons (fraction of the hidden ones without an ordinary spike in the whole test set), unanswered
+        (fraction of the test samples in which no output neuron has an ordinary spike), rate (hidden, ordinary) and
+        seconds. Epoch 0 is before training.
+
+    Raises:
+        NonFiniteError: The loss or a gradient is not finite; names the layer, and the weights are those before that
+            batch.
     """
-    if active and settings.neuron != "theta":
-        initialise(network, select(data.train, torch.arange(min(200, len(data.train_labels)))), settings.rate)
+    if resumed is None:
+        if active and settings.neuron != "theta":
+            initialise(network, select(data.train, torch.arange(min(200, len(data.train_labels)))), settings.rate)
+        unknown = {"loss": math.nan, "grad_norm": math.nan, "grad_norm_max": math.nan}
+        before = {"epoch": 0.0, **unknown, **evaluate(network, data, settings)}
+        report(before)
+    else:
+        before = resumed["data"]["before"]
+    if checkpoints is not None:
+        checkpoints.data["before"] = before
     optimizer = torch.optim.Adam(network.parameters(), lr=settings.lr)
-    batches = -(-len(data.train_labels) // settings.batch)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, settings.epochs * batches))
-    shuffle = torch.Generator().manual_seed(settings.seed)
-    history = [{"epoch": 0.0, "loss": float("nan"), "grad_norm": float("nan"), **evaluate(network, data, settings)}]
-    report(history[0])
-    for epoch in range(1, settings.epochs + 1):
-        began = time.perf_counter()
-        loss_sum = norm_sum = 0.0
-        for samples in torch.randperm(len(data.train_labels), generator=shuffle).split(settings.batch):
-            loss = classification_loss(network(select(data.train, samples)), data.train_labels[samples], settings)
-            optimizer.zero_grad()
-            loss.backward()
-            norms = [p.grad.norm() for p in network.parameters() if p.grad is not None]
-            optimizer.step()
-            schedule.step()
-            loss_sum += loss.item() / batches
-            norm_sum += float(torch.stack(norms).norm()) / batches
-        seconds = time.perf_counter() - began
-        measured = {"loss": loss_sum, "grad_norm": norm_sum, "seconds": seconds}
-        history.append({"epoch": float(epoch), **measured, **evaluate(network, data, settings)})
-        report(history[-1])
-    return history
+    batches = _Batches(
+        len(data.train_labels),
+        lambda samples, epoch: (select(data.train, samples), data.train_labels[samples]),
+        settings.batch,
+        seed=settings.seed,
+    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, settings.epochs * len(batches)))
+    norms: list[float] = []
+
+    def complete(trainer: Trainer, row: dict[str, float]) -> None:
+        row.update(grad_norm=row.pop("gradient_norm"), grad_norm_max=max(norms), **evaluate(network, data, settings))
+        norms.clear()
+        report(row)
+
+    trainer = Trainer(
+        network,
+        optimizer,
+        lambda model, batch: classification_loss(model(batch[0]), batch[1], settings),
+        batches,
+        scheduler=schedule,
+        epochs=settings.epochs,
+        clip_norm=settings.clip,
+        layers={},
+        on_step=lambda trainer, measured: norms.append(measured["gradient_norm"]),
+        on_epoch=complete,
+        store=checkpoints,
+        monitor="accuracy",
+    )
+    if resumed is not None:
+        trainer.load_state(resumed["state"])
+    return [before, *trainer.fit()]
+
+
+class _Batches(Batches):
+    """Each epoch's order is the next permutation of one generator."""
+
+    def indices(self, epoch: int, first: int = 0, process: int = 0, processes: int = 1) -> Iterator[Tensor]:
+        generator = torch.Generator().manual_seed(self.seed)
+        for _ in range(epoch + 1):
+            order = torch.randperm(self.count, generator=generator)
+        for batch in order.split(self.batch_size)[first:]:
+            yield batch if processes == 1 else batch.tensor_split(processes)[process]
 
 
 @torch.no_grad()
 def evaluate(network: nn.Sequential, data: Data, settings: Settings) -> dict[str, float]:
-    """Accuracy on the test set, the hidden layers' mean rate, and the fraction of hidden neurons that never spike."""
-    correct, spikes_sum = 0, 0.0
+    """Accuracy on the test set, the hidden layers' rate, and what is silent; see :func:`fit`."""
+    correct, unanswered, spikes_sum = 0, 0, 0.0
     spiked = [torch.zeros(size, dtype=torch.bool) for size in settings.hidden]
     for samples in torch.arange(len(data.test_labels)).split(200):
         out = select(data.test, samples)
@@ -140,11 +199,13 @@ def evaluate(network: nn.Sequential, data: Data, settings: Settings) -> dict[str
                 counts = out.ordinary_counts()
                 spiked[place] |= (counts > 0).any(0)
                 spikes_sum += float(counts.sum())
+        unanswered += int((out.indices < 0).all(1).sum())
         correct += int((_decide(out, settings) == data.test_labels[samples]).sum())
     total = max(1, len(data.test_labels))
     return {
         "accuracy": correct / total,
         "silent": 1 - float(torch.cat(spiked).double().mean()) if spiked else 0.0,
+        "unanswered": unanswered / total,
         "rate": spikes_sum / (total * max(1, sum(settings.hidden))),
     }
 

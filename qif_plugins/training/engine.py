@@ -377,14 +377,16 @@ class Trainer:
             raise ValueError(
                 "no parameter that the optimizer was given has a gradient: the loss does not depend on any of them"
             )
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))).float()
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        if norm.dtype != torch.float64:  # whose norms may be beyond float32's
+            norm = norm.float()
         if self.processes == 1 and norm.device.type == "cpu":
             return {name: float(value) for name, value in sums.items()}, norm.item()
         values = [*sums.values(), float(self._asked)]
         vector = torch.stack([torch.as_tensor(v, dtype=torch.float32, device=norm.device).detach() for v in values])
         if self.processes > 1:
             vector = self.accelerator.reduce(vector, reduction="sum")
-        *numbers, asked, length = torch.cat([vector, norm[None]]).tolist()
+        *numbers, asked, length = torch.cat([vector.to(norm.dtype), norm[None]]).tolist()
         self._agreed = asked > 0
         return dict(zip(sums, numbers, strict=True)), length
 

@@ -1,0 +1,257 @@
+"""``qif landscape``: loss and gradient of trained networks along directions in parameter space."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..files import replacing
+from ..landscape import (
+    EVENTS,
+    Jump,
+    Line,
+    Plane,
+    along,
+    between,
+    fragmentation,
+    gradient_direction,
+    locate_jumps,
+    over_plane,
+    plane_angle,
+    random_direction,
+)
+from ..landscape.figures import FORMATS, Column, draw_lines, draw_planes
+from ..landscape.lines import Direction
+from ..landscape.subjects import Subject, load_subject
+from ..plot import require_matplotlib
+from ..table import text_table
+from .options import at_least, positive
+
+__all__ = ["add_arguments", "run"]
+
+_BEYOND = 0.25
+"""How far a line between two networks goes on beyond them, in their distance."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the subcommand."""
+    parser.add_argument(
+        "networks",
+        nargs="+",
+        metavar="NETWORK",
+        help="folder of 'qif exact train' or 'qif train', file of 'qif compare --save', or package.module:function "
+        "that returns (network, loss); of networks of one kind the table has the mean",
+    )
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--direction", choices=("random", "gradient"), default="random", help="of the line")
+    where.add_argument("--to", metavar="NETWORK", help="measure the line from each network to this one")
+    parser.add_argument("--directions", type=at_least(1), default=1, help="how many random directions of each network")
+    parser.add_argument("--samples", type=at_least(1), default=20, help="training samples in the batch's loss")
+    parser.add_argument("--single", type=at_least(0), default=3, help="how many samples to measure one by one besides")
+    parser.add_argument("--points", type=int, default=401, help="positions on a line, 4n + 1")
+    parser.add_argument("--grid", type=int, default=0, help="also a plane of so many positions squared, 4n + 1")
+    parser.add_argument("--radius", type=positive, default=0.2, help="of lines, in units of the weights' norms")
+    parser.add_argument("--smallest", type=positive, default=1e-6, help="jumps of the loss below this do not count")
+    parser.add_argument("--jumps", type=at_least(0), default=20, help="locate so many jumps of a line at most")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="seed of the first random direction")
+    parser.add_argument("--data-folder", type=Path, default=Path("data"), help="where torchvision's data sets lie")
+    parser.add_argument("--format", choices=FORMATS, default="png", help="of the figures")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/landscape"), help="folder of landscape.json and the figures"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure everything asked for, print the table, write the files."""
+    _check(arguments)
+    require_matplotlib()
+    subjects = [load_subject(source, arguments.data_folder) for source in arguments.networks]
+    other = load_subject(arguments.to, arguments.data_folder).network.state_dict() if arguments.to else None
+    if other is not None:
+        for subject in subjects:
+            between(subject.network, other)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    results: list[_Result] = []
+    for number, subject in enumerate(subjects, 1):
+        drawn = subject.title not in {result.subject.title for result in results}
+        results.append(_measure(subject, other, drawn, arguments))
+        print(f"[{number}/{len(subjects)}] {subject.source}: measured", flush=True)
+    print()
+    print(_table(results))
+    x_label = "from the first network (0) to the second (1)" if arguments.to else f"{arguments.direction} direction"
+    figures = [arguments.out / f"lines.{arguments.format}"]
+    draw_lines(
+        figures[0], [result.column(result.zoom) for result in results if result.zoom], x_label, arguments.smallest
+    )
+    if arguments.grid:
+        figures.append(arguments.out / f"plane.{arguments.format}")
+        planes = [(result.subject.title, result.plane) for result in results if result.plane]
+        draw_planes(figures[1], planes, (x_label, "random direction"), arguments.smallest)
+    options = {name: getattr(arguments, name) for name in _RECORDED}
+    content = {"options": options, "networks": [result.as_json() for result in results]}
+    with replacing(arguments.out / "landscape.json") as beside:
+        beside.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    print(f"\nwrote {', '.join(map(str, [arguments.out / 'landscape.json', *figures]))}")
+    return 0
+
+
+_RECORDED = (
+    "direction", "to", "directions", "samples", "single", "points", "grid", "radius", "smallest", "jumps", "seed",
+)  # fmt: skip
+
+
+@dataclass
+class _Measured:
+    """A line, its numbers and what was found on it."""
+
+    name: str
+    samples: list[int]
+    single: bool
+    line: Line
+    numbers: dict[str, float]
+    jumps: list[Jump]
+
+
+@dataclass
+class _Result:
+    """Everything measured of one network; ``zoom`` and ``plane`` of the first one of its title, which is drawn."""
+
+    subject: Subject
+    lines: list[_Measured] = field(default_factory=list)
+    zoom: Line | None = None
+    plane: Plane | None = None
+
+    def column(self, zoom: Line) -> Column:
+        """Its part of the figure: the batch and the first sample along the first direction."""
+        sample = next((measured for measured in self.lines if measured.single), None)
+        jumps = sample.jumps if sample else []
+        return Column(self.subject.title, self.lines[0].line, zoom, sample.line if sample else None, jumps)
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, to compute with and to draw again."""
+        content: dict[str, Any] = {"source": self.subject.source, "title": self.subject.title, **self.subject.about}
+        content["lines"] = [
+            {
+                "direction": measured.name,
+                "samples": measured.samples,
+                "numbers": measured.numbers,
+                "jumps": [asdict(jump) for jump in measured.jumps],
+                "positions": [float(measured.line.positions[0]), float(measured.line.positions[-1])],
+                "loss": measured.line.loss.tolist(),
+                "slope": measured.line.slope.tolist(),
+            }
+            for measured in self.lines
+        ]
+        if self.plane is not None:
+            ends = [[float(line[0]), float(line[-1])] for line in self.plane.positions]
+            content["plane"] = {"angle": plane_angle(self.plane), "positions": ends, "loss": self.plane.loss.tolist()}
+        return content
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    for name, least in (("points", 13), ("grid", 9)):
+        value = getattr(arguments, name)
+        if (value or name == "points") and (value % 4 != 1 or value < least):
+            raise ValueError(f"--{name} must be 4n + 1 and at least {least}, got {value}")
+    if arguments.directions > 1 and (arguments.to or arguments.direction == "gradient"):
+        raise ValueError("--directions is for random ones; there is one gradient, and one line to a network")
+
+
+def _measure(subject: Subject, other: dict[str, Tensor] | None, drawn: bool, arguments: argparse.Namespace) -> _Result:
+    batch = list(range(min(arguments.samples, subject.samples)))
+    singles = [[sample] for sample in range(min(arguments.single, subject.samples))]
+    radius: float = arguments.radius
+    low, high = (-radius, radius) if other is None else (-_BEYOND, 1 + _BEYOND)
+    positions = torch.linspace(low, high, arguments.points, dtype=torch.float64)
+    result = _Result(subject)
+
+    def loss_of(samples: list[int]) -> Callable[[], Tensor]:
+        return lambda: subject.loss(samples)
+
+    for number in range(arguments.directions):
+        seed = arguments.seed + number
+        direction: Direction
+        if other is not None:
+            name, direction = f"to {arguments.to}", between(subject.network, other)
+        elif arguments.direction == "gradient":
+            name, direction = "gradient", gradient_direction(subject.network, loss_of(batch))
+        else:
+            name, direction = f"random, seed {seed}", random_direction(subject.network, seed)
+        for samples in (batch, *singles):
+            line = along(subject.network, loss_of(samples), direction, positions)
+            jumps = locate_jumps(
+                subject.network, loss_of(samples), direction, line, smallest=arguments.smallest, most=arguments.jumps
+            )
+            numbers = fragmentation(line, arguments.smallest)
+            result.lines.append(_Measured(name, samples, samples is not batch, line, numbers, jumps))
+        if drawn and number == 0:
+            result.zoom = _zoom(subject, loss_of(batch), direction, result.lines[0].line)
+            if arguments.grid:
+                across = torch.linspace(-radius, radius, arguments.grid, dtype=torch.float64)
+                grid = (torch.linspace(low, high, arguments.grid, dtype=torch.float64), across)
+                second = random_direction(subject.network, arguments.seed + arguments.directions)
+                result.plane = over_plane(subject.network, loss_of(batch), (direction, second), grid)
+    return result
+
+
+def _zoom(subject: Subject, loss: Callable[[], Tensor], direction: Direction, line: Line) -> Line:
+    """Four of the grid's steps, about the one whose change is explained least, on 41 positions."""
+    place = min(max(int(line.unexplained().abs().argmax()), 2), len(line.positions) - 4)
+    ends = float(line.positions[place - 2]), float(line.positions[place + 3])
+    return along(subject.network, loss, direction, torch.linspace(*ends, 41, dtype=torch.float64))
+
+
+def _table(results: Sequence[_Result]) -> str:
+    header = (
+        "network", "lines", "accuracy", "largest", "of coarse", "steps with jump", "jumps' share", "variation",
+        "angle", "opposite", "jumps a line", "where",
+    )  # fmt: skip
+    rows = []
+    for title in dict.fromkeys(result.subject.title for result in results):
+        group = [result for result in results if result.subject.title == title]
+        accuracies = [result.subject.about["accuracy"] for result in group if "accuracy" in result.subject.about]
+        for name, single in (("batch", False), ("sample", True)):
+            measured = [line for result in group for line in result.lines if line.single == single]
+            if not measured:
+                continue
+            numbers = {key: [line.numbers[key] for line in measured] for key in measured[0].numbers}
+            found = [jump.event for line in measured for jump in line.jumps]
+            where = ", ".join(f"{event}: {count}" for event, count in sorted(Counter(found).items(), key=_by_event))
+            rows.append(
+                (
+                    title,
+                    f"{len(measured)} {name}",
+                    _spread([100 * accuracy for accuracy in accuracies], ".1f", " %"),
+                    f"{max(numbers['unexplained']):.2g}",
+                    _spread(numbers["unexplained_ratio"], ".2f"),
+                    _spread([100 * value for value in numbers["steps_with_jump"]], ".1f", " %"),
+                    _spread([100 * value for value in numbers["jump_share"]], ".1f", " %"),
+                    _spread(numbers["variation_ratio"], ".2f"),
+                    _spread(numbers["angle"], ".3g", "°"),
+                    _spread([100 * value for value in numbers["opposite"]], ".1f", " %"),
+                    f"{len(found) / len(measured):.1f}",
+                    where,
+                )
+            )
+    return text_table(header, rows, left=2)
+
+
+def _by_event(item: tuple[str, int]) -> int:
+    return EVENTS.index(item[0])
+
+
+def _spread(values: Iterable[float], form: str, unit: str = "") -> str:
+    values = list(values)
+    if not values:
+        return ""
+    deviation = f" ± {stdev(values):{form}}" if len(values) > 1 else ""
+    return f"{mean(values):{form}}{deviation}{unit}"

@@ -1,0 +1,131 @@
+"""What a layer refuses: bad spike trains, parameters and states."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .adjoint import MODELS
+from .trains import valid
+
+__all__ = ["check_model", "check_spikes", "check_tensors"]
+
+
+def check_spikes(times: Tensor, indices: Tensor, n_inputs: int, duration: float) -> None:
+    """Check spike trains.
+
+    Args:
+        times: [B, K] on the CPU, ascending, in [0, duration], padded with infinity.
+        indices: [B, K] integers in [0, n_inputs) wherever the time is finite.
+        n_inputs: Number of inputs.
+        duration: Length of the trial.
+
+    Raises:
+        ValueError: They are not; the message names the first offender.
+    """
+    if times.dim() != 2 or times.shape != indices.shape:
+        raise ValueError(
+            f"spike times and indices must both be [batch, spikes], got {list(times.shape)} and {list(indices.shape)}"
+        )
+    if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
+        raise ValueError(f"spike indices must be integers, got {indices.dtype}")
+    if not times.is_floating_point():
+        raise ValueError(f"spike times must be floating point, got {times.dtype}")
+    # The trial's end as the times' dtype has it, so that a time rounded up to it passes.
+    end = torch.tensor(duration, dtype=times.dtype)
+    flat = times.detach().double().contiguous().numpy(), indices.long().contiguous().numpy()
+    if valid(*flat, n_inputs, float(end)):
+        return
+    with torch.no_grad():
+        present = times != math.inf
+        if bool(times.isnan().any()):
+            raise ValueError(f"spike time {_at(times.isnan())} is NaN; pad with infinity")
+        if bool((times < 0).any()):
+            where = _at(times < 0)
+            raise ValueError(f"spike time {where} is {float(times[where]):g}, before the trial; times start at 0")
+        late = present & (times > end)
+        if bool(late.any()):
+            where = _at(late)
+            raise ValueError(
+                f"spike time {where} is {float(times[where]):g}, after the trial's end at {duration:g}; drop it (time "
+                f"infinity, index -1) or lengthen the trial"
+            )
+        if times.shape[1] > 1 and bool((times[:, 1:] < times[:, :-1]).any()):
+            where = _at(times[:, 1:] < times[:, :-1])
+            raise ValueError(
+                f"spike times must ascend in each sample, with the padding last; sample {where[0]} falls after spike "
+                f"{where[1]}: sort times and indices together"
+            )
+        outside = present & ((indices < 0) | (indices >= n_inputs))
+        if bool(outside.any()):
+            where = _at(outside)
+            raise ValueError(f"spike index {where} is {int(indices[where])}; the layer has inputs 0 to {n_inputs - 1}")
+
+
+def check_model(model: str, duration: float, tau: float, current: Tensor | float, i0: Tensor | None) -> None:
+    """Raise ValueError for a neuron, a trial or a current that :func:`spiking_layer` does not take."""
+    if model not in MODELS:
+        raise ValueError(f"unknown neuron {model!r}; the neurons are {', '.join(map(repr, MODELS))}")
+    if not (0 < duration < math.inf):
+        raise ValueError(f"a trial needs a positive, finite duration, got {duration}")
+    if not (0 < tau < math.inf):
+        raise ValueError(f"tau must be positive and finite, got {tau}")
+    if model == "theta":
+        if isinstance(current, Tensor) or not 0.25 < current < math.inf:
+            raise ValueError(f"a theta neuron needs one constant current above 1/4 (it oscillates), got {current}")
+        if i0 is not None:
+            raise ValueError("a theta neuron has no synaptic current; i0 must be None")
+    elif model == "qif" and (isinstance(current, Tensor) or current != 0):
+        raise ValueError("QIF has no closed form with a constant current; use i0, an input spike, or a theta neuron")
+    elif not bool(torch.isfinite(torch.as_tensor(current)).all()):
+        raise ValueError(f"the constant current must be finite, got {current}")
+
+
+def check_tensors(
+    times: Tensor, indices: Tensor, weight: Tensor, delay: Tensor | None, recurrent_weight: Tensor | None,
+    recurrent_delay: Tensor | None, v0: Tensor | None, i0: Tensor | None, model: str,
+) -> None:  # fmt: skip
+    """Raise ValueError for tensors of wrong shape, dtype, device or range."""
+    if weight.dim() != 2 or weight.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"weight must be [neurons, inputs] in float32 or float64, got {list(weight.shape)} in {weight.dtype}"
+        )
+    neurons, inputs = weight.shape
+    batch = times.shape[0]
+    shapes: dict[str, tuple[Tensor | None, tuple[tuple[int, ...], ...]]] = {
+        "delay": (delay, ((inputs,), (neurons, inputs))),
+        "recurrent_weight": (recurrent_weight, ((neurons, neurons),)),
+        "recurrent_delay": (recurrent_delay, ((neurons,),)),
+        "v0": (v0, ((neurons,), (batch, neurons))),
+        "i0": (i0, ((neurons,), (batch, neurons))),
+    }
+    for name, (value, allowed) in shapes.items():
+        if value is not None and tuple(value.shape) not in allowed:
+            raise ValueError(f"{name} must be {' or '.join(str(list(a)) for a in allowed)}, got {list(value.shape)}")
+    named = {"weight": weight, **{name: value for name, (value, _) in shapes.items() if value is not None}}
+    for name, value in {"times": times, "indices": indices, **named}.items():
+        if value.device.type != "cpu":
+            raise ValueError(f"exact layers run on the CPU; {name} is on {value.device}")
+    with torch.no_grad():
+        for name, value in named.items():
+            # A sum is finite only if everything in it is, and takes a fraction of the time.
+            if name.endswith("weight") and math.isfinite(value.sum()):
+                continue
+            bad = ~torch.isfinite(value)
+            if name == "v0" and model != "lif":
+                bad &= value != -math.inf
+            if name.endswith("delay"):
+                bad |= value < 0
+            if name == "v0" and model == "lif":
+                bad |= value >= 1
+            if bool(bad.any()):
+                where = _at(bad)
+                limit = "a finite delay >= 0" if name.endswith("delay") else "finite"
+                limit = "finite and below the threshold 1" if name == "v0" and model == "lif" else limit
+                raise ValueError(f"{name}{list(where)} is {float(value[where])}; it must be {limit}")
+
+
+def _at(mask: Tensor) -> tuple[int, ...]:
+    return tuple(mask.nonzero()[0].tolist())

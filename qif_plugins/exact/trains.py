@@ -1,0 +1,89 @@
+"""Passes over padded spike trains, compiled with Numba."""
+
+# mypy: disable-error-code="no-untyped-def"
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+
+__all__ = ["padded", "places", "valid"]
+
+_jit = njit(cache=True, nogil=True)
+
+
+@_jit
+def valid(times, indices, n_inputs, end):
+    """Whether the trains ascend in [0, ``end``], are padded with infinity alone, and have their indices in range.
+
+    Args:
+        times: [B, K] float64.
+        indices: [B, K] int64.
+        n_inputs: Indices lie in [0, n_inputs) where the time is finite.
+        end: Latest time.
+    """
+    for b in range(times.shape[0]):
+        before = 0.0
+        for k in range(times.shape[1]):
+            t = times[b, k]
+            if not t >= before:
+                return False
+            if t != math.inf and (t > end or indices[b, k] < 0 or indices[b, k] >= n_inputs):
+                return False
+            before = t
+    return True
+
+
+@_jit
+def places(indices, channels, number):
+    """Where each channel's first spikes are.
+
+    Args:
+        indices: [B, K] int64, below ``channels``; negative where there is no spike.
+        channels: Number C.
+        number: How many spikes, at least 0.
+
+    Returns:
+        [B, C, number] positions in [0, K), -1 where the channel spikes less often; [B, C] numbers of spikes.
+    """
+    where = np.full((indices.shape[0], channels, number), -1, np.int64)
+    counts = np.zeros((indices.shape[0], channels), np.int64)
+    for b in range(indices.shape[0]):
+        for k in range(indices.shape[1]):
+            c = indices[b, k]
+            if c >= channels:
+                raise ValueError("a spike's index is not below the number of channels")
+            if c >= 0:
+                if counts[b, c] < number:
+                    where[b, c, counts[b, c]] = k
+                counts[b, c] += 1
+    return where, counts
+
+
+@_jit
+def padded(times, neurons, counts, most, unit):
+    """Each sample's spikes in ascending order, padded.
+
+    Args:
+        times, neurons: Of all samples, one after the other.
+        counts: [B] numbers of spikes.
+        most: Their maximum.
+        unit: What the times are multiplied with.
+
+    Returns:
+        [B, most] times, padded with infinity; [B, most] neurons, padded with -1; for each spike, sample by sample and
+        in ascending order, its place in ``times``.
+    """
+    out_times = np.full((counts.shape[0], most), math.inf)
+    out_neurons = np.full((counts.shape[0], most), -1, np.int64)
+    order = np.empty(times.shape[0], np.int64)
+    first = 0
+    for b in range(counts.shape[0]):
+        last = first + counts[b]
+        order[first:last] = first + np.argsort(times[first:last], kind="mergesort")
+        for k in range(counts[b]):
+            out_times[b, k] = times[order[first + k]] * unit
+            out_neurons[b, k] = neurons[order[first + k]]
+        first = last
+    return out_times, out_neurons, order
