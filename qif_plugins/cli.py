@@ -30,6 +30,7 @@ COMMANDS = {
     "energy": (".commands.energy", "count a network's operations, and what QIF costs more energy than LIF"),
     "exact": (".exact.command", "train with exact spike-time gradients, compare neurons, draw demonstrations"),
     "landscape": (".commands.landscape", "measure and draw loss and gradient of trained networks along directions"),
+    "study": (".commands.study", "experiments of several trainings: run, recorded trial by trial, written up"),
     "bench": (".commands.bench", "time the kernels beside the hosts' neurons, interleaved in one run"),
 }
 """Subcommands by name: module, relative to this package, and help."""
