@@ -118,11 +118,11 @@ def compile_to_ptx(name, flags, architecture):
     (status,) = nvrtc.nvrtcCompileProgram(program, len(encoded), encoded)
     if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
         _, size = nvrtc.nvrtcGetProgramLogSize(program)
-        log = b" " * size
+        log = bytes(max(size, 2))  # written into: Python shares bytes objects of length 1 with everybody
         nvrtc.nvrtcGetProgramLog(program, log)
         raise AssertionError(log.decode())
     _, size = nvrtc.nvrtcGetPTXSize(program)
-    ptx = b" " * size
+    ptx = bytes(max(size, 2))
     nvrtc.nvrtcGetPTX(program, ptx)
     _, lowered = nvrtc.nvrtcGetLoweredName(program, name.encode())
     assert lowered.decode() in ptx.decode()

@@ -163,7 +163,7 @@ def compile_with_nvrtc(nvrtc, source):
     options = [b"--gpu-architecture=compute_80", *(f"--include-path={path}".encode() for path in cuda_headers())]
     (error,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
     _, size = nvrtc.nvrtcGetProgramLogSize(program)
-    log = b" " * size
+    log = bytes(max(size, 2))  # written into: Python shares bytes objects of length 1 with everybody
     nvrtc.nvrtcGetProgramLog(program, log)
     assert error == nvrtc.nvrtcResult.NVRTC_SUCCESS, log.decode()
 
