@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from qif_plugins.convert.hosts import NO_LEAK_BETA, Neuron, Plan, Request, Snapshot
-from qif_plugins.convert.rebuild import own_code
+from qif_plugins.convert.rebuild import classify
 from qif_plugins.parameters import QIFParameters
 
 from .snntorch import QIF
@@ -148,13 +148,7 @@ class _SnnTorch:
     def neuron(self, module: nn.Module) -> Neuron | None:
         if isinstance(module, QIF):
             return Neuron("qif")
-        known = _known(type(module))
-        if known is None:
-            return Neuron("other", "another neuron model") if isinstance(module, NEURONS) else None
-        code = own_code(module, known)
-        if code:
-            return Neuron("other", f"has code of its own ({', '.join(code)}), which a swap would lose")
-        return Neuron("lif")
+        return classify(module, _known(type(module)), NEURONS)
 
     def plan(self, module: Any, request: Request, normalized: bool) -> Plan:
         known = _known(type(module))

@@ -32,7 +32,7 @@ import numpy as np
 import torch
 
 from qif_plugins.bench import machine, machine_name
-from qif_plugins.files import replacing
+from qif_plugins.files import finite, replacing, write_json
 
 HERE = Path(__file__).parent
 NETWORKS = ("784-100-10", "700-128-20")
@@ -267,8 +267,7 @@ def main() -> int:
 
     def note(peer: str, network: str, spikes: int, batch: int, record: dict[str, Any]) -> None:
         results["measurements"].append({"peer": peer, "network": network, "spikes": spikes, "batch": batch, **record})
-        with replacing(path) as beside:
-            beside.write_text(json.dumps(results, indent=1) + "\n")
+        write_json(path, finite(results))
         print(line(results["measurements"][-1]), flush=True)
 
     grid = [(network, spikes, batch) for network in NETWORKS for spikes in lengths for batch in batches]

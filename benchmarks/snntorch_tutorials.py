@@ -23,7 +23,7 @@ from snntorch import surrogate, utils
 from torch import Tensor, nn
 
 from qif_plugins.data import load_images
-from qif_plugins.files import replacing
+from qif_plugins.files import finite, write_json
 
 BATCH = 128
 OUT = Path(__file__).parent / "results" / "snntorch_tutorials.json"
@@ -152,8 +152,7 @@ def main() -> None:
             seconds = (time.perf_counter() - start) / len(accuracies)
             print(f"  {name:<22} {mean(accuracies):.1f}{spread} %   ({seconds:.0f} s a run)", flush=True)
             results[title]["accuracy"][name] = accuracies
-        with replacing(arguments.out) as beside:
-            beside.write_text(json.dumps(results, indent=1) + "\n")
+        write_json(arguments.out, finite(results))
 
 
 if __name__ == "__main__":

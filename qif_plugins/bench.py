@@ -22,7 +22,7 @@ import torch
 
 from . import __version__
 from .bench_peers import OURS, OldHost, OldRunner, Runner, Times, installed, peers_for
-from .files import replacing
+from .files import finite, write_json
 from .functional import available_backends
 from .table import text_table
 
@@ -232,8 +232,7 @@ def _begun(path: Path, device: torch.device, command: str) -> dict[str, Any]:
 
 def write(path: Path, results: dict[str, Any]) -> None:
     """Write ``results`` as JSON; the file is complete or the one before."""
-    with replacing(path) as beside:
-        beside.write_text(json.dumps(results, indent=1) + "\n")
+    write_json(path, finite(results))
 
 
 def format_case(case: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from spikingjelly.activation_based import layer, neuron
 from torch import Tensor, nn
 
 from qif_plugins.convert.hosts import NO_LEAK_BETA, Neuron, Plan, Request, Snapshot
-from qif_plugins.convert.rebuild import own_code
+from qif_plugins.convert.rebuild import classify
 from qif_plugins.layer import QIFLayer
 
 from . import QIFNode
@@ -87,15 +87,10 @@ class _SpikingJelly:
     def neuron(self, module: nn.Module) -> Neuron | None:
         if isinstance(module, QIFLayer) and isinstance(module, BASES):
             return Neuron("qif")
-        known = _known(type(module))
-        if known is None:
-            return Neuron("other", "another neuron model") if isinstance(module, NEURONS) else None
-        code = own_code(module, known)
-        if code:
-            return Neuron("other", f"has code of its own ({', '.join(code)}), which a swap would lose")
-        if getattr(module, "backend", None) == "lava":
+        found = classify(module, _known(type(module)), NEURONS)
+        if found == Neuron("lif") and getattr(module, "backend", None) == "lava":
             return Neuron("other", "runs on Lava, which has no QIF neuron")
-        return Neuron("lif")
+        return found
 
     def plan(self, module: Any, request: Request, normalized: bool) -> Plan:
         known = _known(type(module))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -17,7 +16,7 @@ from torch import nn
 from .. import __version__
 from ..energy import LIF_UPDATES, MEMORIES, Costs, Energy, Operations, Traffic, count_operations, memory_traffic
 from ..energy_rates import StepCount, count_at_rate
-from ..files import replacing
+from ..files import write_json
 from ..measure import reset_state
 from ..plot import plot_overhead, require_matplotlib
 from ..table import text_table
@@ -96,8 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
             "memory_pj_per_word": MEMORIES,
             **content,
         }
-        with replacing(arguments.json) as beside:
-            beside.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        write_json(arguments.json, content)
     written = [str(path) for path in (arguments.json, arguments.plot) if path]
     if written:
         print(f"\nwrote {' and '.join(written)}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..files import replacing
+from ..files import write_json
 from ..landscape import (
     EVENTS,
     Jump,
@@ -98,8 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
         draw_planes(figures[1], planes, (x_label, "random direction"), arguments.smallest)
     options = {name: getattr(arguments, name) for name in _RECORDED}
     content = {"options": options, "networks": [result.as_json() for result in results]}
-    with replacing(arguments.out / "landscape.json") as beside:
-        beside.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(arguments.out / "landscape.json", content)
     print(f"\nwrote {', '.join(map(str, [arguments.out / 'landscape.json', *figures]))}")
     return 0
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
-from ..files import replacing
+from .. import files
 from ..plot import Curve, plot_curves
 from ..table import text_table
 from .training import Training
@@ -90,8 +88,7 @@ def write_json(path: Path, header: dict[str, Any], trainings: Sequence[Training]
         "summary": [asdict(row) for row in summarise(trainings)],
         "trainings": [asdict(training) for training in trainings],
     }
-    with replacing(path) as beside:
-        beside.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    files.write_json(path, files.finite(content))
 
 
 def write_figure(path: Path, title: str, trainings: Sequence[Training]) -> None:
@@ -139,14 +136,6 @@ def _epochs(row: Summary) -> str:
         return "not reached"
     partly = "" if row.seeds_at_goal == row.seeds else f" ({row.seeds_at_goal} of {row.seeds} seeds)"
     return f"{row.epochs_to_goal:.1f}{partly}"
-
-
-def _finite(content: Any) -> Any:
-    if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def _deviation(values: Sequence[float]) -> float:

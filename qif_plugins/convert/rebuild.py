@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .hosts import Host, Plan
+from .hosts import Host, Neuron, Plan
 
-__all__ = ["Bound", "Replaced", "own_code", "rebuild", "replaced", "resolve", "restore"]
+__all__ = ["Bound", "Replaced", "classify", "own_code", "rebuild", "replaced", "resolve", "restore"]
 
 _HELD = frozenset({"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"})
 _GENERIC = frozenset(vars(nn.Module())) - _HELD
@@ -35,6 +35,22 @@ def own_code(module: nn.Module, known: type[Any]) -> list[str]:
     names = {name for cls in mro[: mro.index(known)] for name in vars(cls)} - HARMLESS
     patched = {name for name in vars(module) if inspect.isroutine(getattr(known, name, None))}
     return sorted(names | patched)
+
+
+def classify(module: nn.Module, known: type[Any] | None, neurons: tuple[type[Any], ...]) -> Neuron | None:
+    """What a module that is none of ours is; ``None`` for one that is no neuron.
+
+    Args:
+        module: The module.
+        known: The class of the host's LIF family that it extends, if any.
+        neurons: The classes of all neurons of the host.
+    """
+    if known is None:
+        return Neuron("other", "another neuron model") if isinstance(module, neurons) else None
+    code = own_code(module, known)
+    if code:
+        return Neuron("other", f"has code of its own ({', '.join(code)}), which a swap would lose")
+    return Neuron("lif")
 
 
 class Bound:

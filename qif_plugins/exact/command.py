@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..files import replacing
+from ..files import finite, replacing, write_json
 from ..training.checkpoint import Checkpoints, load_checkpoint
 from .data import DATASETS, load
 from .demo import DEMOS
@@ -148,12 +147,10 @@ def _train(arguments: argparse.Namespace) -> int:
         )
 
     history = fit(network, data, chosen, report, checkpoints=checkpoints, resumed=resumed)
-    with replacing(arguments.out / "exact.json") as beside:
-        # JSON has no NaN: what epoch 0 lacks is left out.
-        records = [{key: value for key, value in record.items() if math.isfinite(value)} for record in history]
-        beside.write_text(
-            json.dumps({"dataset": arguments.dataset, "settings": asdict(chosen), "history": records}, indent=1)
-        )
+    # JSON has no NaN: what epoch 0 lacks is left out.
+    records = [{key: value for key, value in record.items() if math.isfinite(value)} for record in history]
+    content = {"dataset": arguments.dataset, "settings": asdict(chosen), "history": records}
+    write_json(arguments.out / "exact.json", content)
     with replacing(arguments.out / "exact.pt") as beside:
         torch.save({"settings": asdict(chosen), "data": source, "network": network.state_dict()}, beside)
     print(f"written: {arguments.out / 'exact.json'}, {arguments.out / 'exact.pt'}")
@@ -214,8 +211,7 @@ def _compare(arguments: argparse.Namespace) -> int:
             f"{found['silent at worst']:.3f} at worst, {found['silent at last']:.3f} at last; gradient "
             f"{found['gradient']:.3g}, largest over mean {found['gradient largest over mean']:.3g}"
         )
-    with replacing(arguments.out / "compare.json") as beside:
-        beside.write_text(json.dumps({"comparison": asdict(comparison), "neurons": summary}, indent=1))
+    write_json(arguments.out / "compare.json", finite({"comparison": asdict(comparison), "neurons": summary}))
     draw(runs, neurons, arguments.out / "compare.png")
     print(f"written: {arguments.out / 'compare.json'}, {arguments.out / 'compare.png'}")
     return 0
@@ -229,7 +225,6 @@ def _demo(arguments: argparse.Namespace) -> int:
     for name in arguments.names or DEMOS:
         results[name] = DEMOS[name](arguments.out, seed=arguments.seed)
         print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in results[name].items()))
-    with replacing(arguments.out / "demo.json") as beside:
-        beside.write_text(json.dumps({"seed": arguments.seed, **results}, indent=1))
+    write_json(arguments.out / "demo.json", finite({"seed": arguments.seed, **results}))
     print(f"written: {arguments.out}")
     return 0

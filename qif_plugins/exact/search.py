@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..files import replacing
+from ..files import finite, replacing, write_json
 from ..training import NonFiniteError
 from .data import Data, load, select
 from .functional import EventBudgetError
@@ -180,8 +180,7 @@ class Runs:
     def add(self, record: Record) -> None:
         """Keep a run."""
         self.records.append(record)
-        with replacing(self.path) as beside:
-            beside.write_text(json.dumps({"comparison": asdict(self.comparison), "runs": self.records}, indent=1))
+        write_json(self.path, finite({"comparison": asdict(self.comparison), "runs": self.records}))
 
 
 def compare(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 
 from ..bench import machine
 from ..bench_peers import installed
-from ..files import replacing
+from ..files import finite, replacing
 
 __all__ = ["Records", "Result", "Setting", "Trial", "environment", "key_of"]
 
@@ -92,7 +91,7 @@ class Records:
         here = environment()
         if here not in self.environments:
             self.environments.append(here)
-        trial = Trial(setting, _finite(result), round(seconds, 2), self.environments.index(here))
+        trial = Trial(setting, finite(result), round(seconds, 2), self.environments.index(here))
         self._trials[key_of(setting)] = trial
         rows = ",\n".join(json.dumps(vars(row), allow_nan=False) for row in self._trials.values())
         with replacing(self.path) as beside:
@@ -113,12 +112,3 @@ def environment() -> dict[str, Any]:
         "python": seen["python"],
         "versions": {**versions, **({"optuna": optuna} if optuna else {})},
     }
-
-
-def _finite(content: Any) -> Any:
-    """JSON has no NaN: ``None`` instead."""
-    if isinstance(content, dict):
-        return {name: _finite(value) for name, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 import torch
 
 from .. import __version__
-from ..files import replacing
+from ..files import finite, replacing, write_json
 from .engine import Trainer
 
 __all__ = ["Checkpoints", "load_checkpoint"]
@@ -66,9 +64,7 @@ class Checkpoints:
                 torch.save(content, file)
                 file.flush()
                 os.fsync(file.fileno())
-        with replacing(self.folder / "history.json") as beside:
-            rows = [{k: v if math.isfinite(v) else None for k, v in row.items()} for row in trainer.history]
-            beside.write_text(json.dumps(rows, indent=1) + "\n")
+        write_json(self.folder / "history.json", finite(trainer.history))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
