@@ -149,7 +149,8 @@ class QIF(QIFLayer, snn.Leaky):
 
     Edits of beta or threshold are noticed through assignment, in-place operations and ``load_state_dict``,
     not through ``.data``; under ``torch.compile`` a window that follows learned parameters stays that of the
-    last call outside. A copy and an unpickled neuron join ``SpikingNeuron.instances``.
+    last call outside. The moments behind such a window are not in the ``state_dict``, whose entries are Leaky's:
+    a resumed training starts from their fixed point. A copy and an unpickled neuron join ``SpikingNeuron.instances``.
     ``snntorch.export_nir`` refuses it: NIR has no QIF.
     """
 

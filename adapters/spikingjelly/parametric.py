@@ -169,13 +169,17 @@ class ParametricQIFNeuron(QIFNeuron):
             self._update_window(self.moments.float())
         return module
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        saved = state_dict.get(prefix + "moments")
+        super()._load_from_state_dict(state_dict, prefix, *args)
         self._link = None
         if not self._follows:
             return
+        if saved is not None and saved.shape == self.moments.shape:
+            self._set_moments(saved)  # after the measured moments, which derive the window anew when they are loaded
+            return
         moments = self.moments.float()
-        with contextlib.suppress(MomentClosureError):  # then the loaded moments are the last good ones
+        with contextlib.suppress(MomentClosureError):  # then the last good ones stay
             moments = self._fixed_point(self._with(*(value.detach().double() for value in self._numbers())))
         self._set_moments(moments)
 
