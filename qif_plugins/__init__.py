@@ -5,12 +5,18 @@ The names below are the public ones; the neurons themselves live in the adapters
 until an adapter is.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .functional import available_backends, qif_multi_step, qif_step
 from .moments import MomentClosureError, firing_rate, membrane_moments
 from .parameters import QIFParameters
 from .surrogate import ATan, FastSigmoid, Sigmoid, Window
+
+if TYPE_CHECKING:
+    from .calibration import calibrate
+    from .convert import swap
+    from .healthcheck import health
+    from .registration import register, unregister
 
 __version__ = "0.1.0"
 

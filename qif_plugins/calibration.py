@@ -156,8 +156,9 @@ def calibrate(
 
     The model runs as it is (training or evaluation mode, without gradient), each batch from reset membranes.
     Everything but the windows is left as found: modes, membranes, batch-norm statistics, hooks, random numbers. If
-    anything fails, so are the windows. A layer whose surrogate was given (``surrogate_function``, ``spike_grad``, a
-    ``Window``) keeps it. Under DistributedDataParallel call it in every process; the measurements are pooled.
+    anything fails, or a warning is made an error, so are the windows. A layer whose surrogate was given
+    (``surrogate_function``, ``spike_grad``, a ``Window``) keeps it. Under DistributedDataParallel call it in every
+    process; the measurements are pooled.
 
     The measured moments become part of the model's state_dict, see :mod:`qif_plugins.layer`.
 
@@ -220,13 +221,13 @@ def _set(layers: dict[str, QIFLayer], recorders: dict[str, _Recorder], moments: 
     before = {name: layer.measured_moments for name, layer in layers.items()}
     try:
         rows = [_set_layer(name, layer, recorders[name], moments, runs) for name, layer in layers.items()]
+        for row in rows:
+            if row.note:
+                warnings.warn(f"{row.name}: {row.note}", CalibrationWarning, stacklevel=3)
     except BaseException:
         for name, layer in layers.items():
             layer.measured_moments = before[name]
         raise
-    for row in rows:
-        if row.note:
-            warnings.warn(f"{row.name}: {row.note}", CalibrationWarning, stacklevel=3)
     return CalibrationReport(tuple(rows))
 
 

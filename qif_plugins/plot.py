@@ -14,7 +14,7 @@ from .files import replacing
 from .parameters import QIFParameters
 from .phase import fixed_points, regions, trajectory
 
-__all__ = ["Curve", "plot_curves", "plot_overhead", "plot_phase", "require_matplotlib"]
+__all__ = ["Curve", "figure", "plot_curves", "plot_overhead", "plot_phase", "require_matplotlib"]
 
 # Colours that stay apart for colour-blind readers and in grey (Okabe and Ito).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -39,7 +39,7 @@ class Curve:
 
 
 def plot_curves(path: Path, curves: Iterable[Curve], title: str, y_label: str) -> None:
-    """Curves over epochs with their deviation bands, one panel a host, to a PNG.
+    """Curves over epochs with their deviation bands, one panel a host, in the format that the suffix of ``path`` names.
 
     Args:
         path: The file to write.
@@ -172,27 +172,58 @@ def plot_overhead(
         figure.legend(loc="outside lower center", ncols=2, frameon=False)
 
 
-def require_matplotlib() -> None:
-    """Raise an error that says what to install, if figures cannot be drawn.
+def require_matplotlib(*paths: Path) -> None:
+    """Raise an error that says what to do, if figures cannot be drawn to ``paths``; for before the work that they show.
 
     Raises:
         ImportError: Matplotlib is not installed.
+        ValueError: The suffix of a path is no format that Matplotlib writes.
     """
     if find_spec("matplotlib") is None:
         raise ImportError("drawing a figure needs matplotlib; install it with: pip install 'qif-plugins[run]'")
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    formats = FigureCanvasBase.get_supported_filetypes()
+    for path in paths:
+        if path.suffix[1:].lower() not in formats:
+            raise ValueError(
+                f"cannot draw to {path}; give it one of the suffixes {', '.join(f'.{f}' for f in formats)}"
+            )
+
+
+@contextmanager
+def figure(path: Path, size: tuple[float, float], dpi: int = 150) -> Iterator[Any]:
+    """An empty Matplotlib figure that is written to ``path``, in the format of its suffix, if the block succeeds.
+
+    Needs no display and leaves ``matplotlib.pyplot`` alone. A PDF or SVG holds no date.
+
+    Args:
+        path: The file to write.
+        size: Width and height in inches.
+        dpi: Pixels an inch. Default 150.
+
+    Raises:
+        ImportError: Matplotlib is not installed.
+        ValueError: The suffix of ``path`` is no format that Matplotlib writes.
+    """
+    require_matplotlib(path)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=size, dpi=dpi, layout="constrained")
+    FigureCanvasAgg(drawn)
+    yield drawn
+    form = path.suffix[1:].lower()
+    undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(form)
+    with replacing(path) as beside:
+        drawn.savefig(beside, format=form, metadata=undated)
 
 
 @contextmanager
 def _figure(path: Path, size: tuple[float, float], columns: int = 1) -> Iterator[tuple[Any, Any]]:
-    require_matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    yield figure, figure.subplots(1, columns, sharey=True, squeeze=False)[0]
-    with replacing(path) as beside:
-        figure.savefig(beside, format="png")
+    """The same with ``columns`` panels side by side."""
+    with figure(path, size) as drawn:
+        yield drawn, drawn.subplots(1, columns, sharey=True, squeeze=False)[0]
 
 
 def _draw_cobweb(axes: Any, path: Sequence[float], colour: str) -> None:

@@ -67,8 +67,8 @@ def register(*hosts: str) -> None:
     if missing or not installed:
         names = missing or list(_HOSTS)
         raise ModuleNotFoundError(
-            f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} not installed; install "
-            + " or ".join(f"qif-plugins[{name}]" for name in names)
+            f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} not installed; install with: "
+            + " or ".join(f"pip install 'qif-plugins[{name}]'" for name in names)
         )
     for host in installed:
         _check_interfaces(host)

@@ -72,8 +72,17 @@ def simulate_membrane(
         The measured statistics; the same for the same arguments on every machine of one PyTorch version.
 
     Raises:
-        ValueError: A size out of range, or a membrane that ran away (possible under a soft reset only).
+        ValueError: A size out of range, parameters that are tensors, an input gain of 0, or a membrane that ran away
+            (possible under a soft reset only).
     """
+    tensors = [name for name, value in params.numbers().items() if isinstance(value, Tensor)]
+    if tensors:
+        raise ValueError(
+            f"a simulation is of one neuron, whose parameters are floats; {', '.join(tensors)} "
+            f"{'is a tensor' if len(tensors) == 1 else 'are tensors'}: pass one of its entries"
+        )
+    if not params.input_gain:
+        raise ValueError("an input gain of 0 shuts the input out, which leaves nothing to simulate; pass another one")
     if neurons < 2 or not 0 <= transient < steps:
         raise ValueError(
             f"a simulation needs at least 2 neurons and more steps than its transient of {transient}, "
@@ -86,7 +95,7 @@ def simulate_membrane(
         )
     generator = torch.Generator().manual_seed(seed)
     start = params.v_reset
-    assert isinstance(start, float)
+    assert isinstance(start, float)  # for the type checker
     gain = float(params.input_gain)
     # At least 16 groups, so that the spread of the groups says how sure the whole is.
     chunk = min(_CHUNK, max(1, neurons // 16))

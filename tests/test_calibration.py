@@ -1,5 +1,6 @@
 import copy
 import random
+import threading
 import warnings
 
 import numpy as np
@@ -429,6 +430,31 @@ def test_warns_of_a_closure_that_does_not_fit(node):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         calibrate(node, constant_in_time, moments="measured")
+
+
+def test_a_warning_made_an_error_leaves_the_window(node):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CalibrationWarning)
+        with pytest.raises(CalibrationWarning):
+            calibrate(node, torch.empty(8, 400, 30).exponential_())
+    assert not node.measured_moments
+
+
+def test_what_another_thread_computes_is_not_measured(node):
+    x_seq, others = torch.randn(8, 40, 30), copy.deepcopy(node)
+
+    def run(model):
+        model(x_seq)
+        beside = threading.Thread(target=others, args=(5 + 2 * x_seq,))
+        # While the layer that is measured is inside its own call.
+        handle = model.register_forward_hook(lambda *_: (beside.start(), beside.join()), prepend=True)
+        model(x_seq)
+        handle.remove()
+
+    report = calibrate(node, run)
+    assert others.v.shape == x_seq.shape[1:]
+    assert report.layers[0].samples == 2 * x_seq.numel()
+    assert report.layers[0].input_mean == pytest.approx(x_seq.mean().item(), abs=1e-6)
 
 
 def test_warns_of_a_threshold_out_of_reach(node):

@@ -74,6 +74,8 @@ def test_command_prints_and_draws(tmp_path, capsys):
     assert "returns to rest" in shown
     assert out.read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in out.parent.iterdir()] == ["phase.png"]
+    assert main(["phase", "--out", str(out.with_suffix(".PDF"))]) == 0
+    assert out.with_suffix(".PDF").read_bytes().startswith(b"%PDF")
 
 
 def test_command_above_the_bifurcation(tmp_path, capsys):
@@ -89,6 +91,7 @@ def test_command_above_the_bifurcation(tmp_path, capsys):
         (["--u1", "nan"], "u1 must be finite"),
         (["--input", "inf"], "--input must be finite"),
         (["--start", "0", "nan"], "--start must be finite"),
+        (["--out", "phase.docx"], "phase.docx; give it one of the suffixes .eps, "),
     ],
 )
 def test_command_refuses_before_writing(words, message, tmp_path, capsys):

@@ -75,6 +75,18 @@ def test_simulation_refuses(options, message):
         simulate_membrane(QIFParameters(), **options)
 
 
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        (QIFParameters(a=torch.tensor([0.2, 0.3])), "a is a tensor: pass one of its entries"),
+        (QIFParameters(input_gain=0.0), "input gain of 0"),
+    ],
+)
+def test_simulation_refuses_neurons(params, message):
+    with pytest.raises(ValueError, match=message):
+        simulate_membrane(params, 1.0)
+
+
 def test_a_runaway_membrane_is_reported():
     with pytest.raises(ValueError, match="ran away"):
         simulate_membrane(QIFParameters(reset="soft"), 3.0, neurons=4096)

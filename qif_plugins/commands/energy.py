@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.batches and not arguments.checkpoint:
         raise ValueError("--batches is for --checkpoint")
     if arguments.plot:
-        require_matplotlib()
+        require_matplotlib(arguments.plot)
     torch.set_num_threads(arguments.threads)
     content = _trained(arguments, costs) if arguments.checkpoint else _sweep(arguments, costs)
     if arguments.json:
