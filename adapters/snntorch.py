@@ -196,6 +196,12 @@ class QIF(QIFLayer, snn.Leaky):
         if beta is None:
             beta = params.map_derivative(params.fixed_points()[0])
 
+        usable = not isinstance(spike_grad, type) and (callable(spike_grad) or isinstance(spike_grad, FusedSurrogate))
+        if spike_grad is not None and not usable:
+            raise TypeError(
+                f"spike_grad must be a function of mem - θ, as snntorch.surrogate.atan() returns, got {spike_grad!r}; "
+                "a window by name is window="
+            )
         super().__init__(
             beta, threshold, spike_grad, surrogate_disable, init_hidden, inhibition, learn_beta, learn_threshold,
             reset_mechanism, state_quant, output, graded_spikes_factor, learn_graded_spikes_factor, reset_delay,

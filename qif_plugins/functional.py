@@ -34,7 +34,7 @@ from .ops import eager
 from .ops.backends import available_backends, choose_backend
 from .ops.contract import LEARNABLE
 from .ops.library import multi_step
-from .ops.reference import autograd_multi_step
+from .ops.reference import autograd_multi_step, name_of
 from .parameters import QIFParameters
 from .surrogate import WINDOWS, FusedSurrogate, Surrogate
 
@@ -206,8 +206,7 @@ def _run_operator(
 
     if not isinstance(surrogate, FusedSurrogate):
         if not torch.compiler.is_compiling():  # TorchDynamo cannot trace how a notice is given once
-            named: Any = surrogate if hasattr(surrogate, "__qualname__") else type(surrogate)
-            _notice(f"{named.__module__}.{named.__qualname__}")
+            _notice(name_of(surrogate))
         spike_seq, v_seq, h_seq = autograd_multi_step(wide, v, params, surrogate, detach_reset, pre_reset)
         v_out = (v_seq if store_v_seq else v_seq[-1]).to(v_dtype)
         spike_seq = spike_seq.to(x_seq.dtype)

@@ -355,7 +355,15 @@ _LEGENDRE = _legendre()
 def _moments(
     params: QIFParameters, input_std: Number | None, input_mean: Number, closure: str
 ) -> tuple[Number, Number]:
-    return membrane_moments(params, params.v_threshold if input_std is None else input_std, input_mean, closure)
+    if input_std is None:
+        input_std = params.v_threshold
+        if not _holds(input_std, lambda theta: theta > 0):
+            raise ValueError(
+                "a window assumes an input whose standard deviation is v_threshold, which must then be positive, got "
+                f"v_threshold={input_std}; pass a positive one, the input's own deviation (calibrate measures it), or "
+                "a Window(lo, hi)"
+            )
+    return membrane_moments(params, input_std, input_mean, closure)
 
 
 def _exp(value: Any) -> Any:

@@ -24,6 +24,11 @@ SURROGATES = [Window(0.4, 1.6, 0.9), ATan(2.0), Sigmoid(4.0), FastSigmoid(3.0)]
 DOUBLE = torch.float64
 
 
+def maker(alpha):
+    """Makes surrogates, as the host's functions do; none itself."""
+    return lambda x: alpha * x
+
+
 def leaves(shape, steps, generator):
     """Inputs and numbers in every layout: per layer, per channel, per neuron, with gradient."""
     channels = shape[-2]
@@ -298,12 +303,18 @@ PARAMS = QIFParameters()
         (lambda: qif_multi_step(torch.zeros(2, 3), 0.0, PARAMS, "unbiased"), TypeError, "Window.named"),
         (lambda: qif_multi_step(torch.zeros(2, 3), 0.0, PARAMS, Window), TypeError, "surrogate must be a Window"),
         (
+            lambda: qif_multi_step(torch.zeros(2, 3), 0.0, PARAMS, maker),
+            TypeError,
+            "maker takes h - θ .* returned <fun",
+        ),
+        (
             lambda: qif_multi_step(torch.zeros(2, 3), 0.0, PARAMS, SURROGATES[0], backend="tpu"),
             ValueError,
             "unknown backend 'tpu'; the backends are 'auto'",
         ),
     ],
 )
+@pytest.mark.filterwarnings("ignore:the surrogate .* has no fused kernel")
 def test_bad_calls_are_refused(call, error, message):
     with pytest.raises(error, match=message):
         call()

@@ -107,6 +107,7 @@ def test_arguments_to_parameters(arguments, expected):
         ({"dynamics": "izhikevich"}, "lif, paper"),
         ({"tau": 1.0}, "tau must be above 1"),
         ({"v_threshold": 5.0}, "unstable fixed point"),
+        ({"v_threshold": 0.0}, "must then be positive, got v_threshold=0"),
         ({"a": -1.0}, "a must be positive"),
         ({"window": "gauss"}, "unbiased, paper, heuristic"),
         ({"window": "paper", "surrogate_function": surrogate.ATan()}, "both decide the surrogate"),
@@ -118,6 +119,12 @@ def test_arguments_to_parameters(arguments, expected):
 def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         QIFNode(**arguments)
+
+
+def test_surrogates_that_are_none_are_refused():
+    for wrong in (surrogate.ATan, "atan"):
+        with pytest.raises(TypeError, match=r"a class has to be called, surrogate\.ATan\(\)"):
+            QIFNode(surrogate_function=wrong)
 
 
 def test_assigning_a_number_checks_it_and_derives_the_window_anew():

@@ -247,6 +247,11 @@ class QIFNeuron(QIFLayer):
             surrogate_function = self.analytic_window.from_window(derive_window(window, params), params.v_threshold)
         elif window is not None:
             raise ValueError("surrogate_function and window both decide the surrogate gradient; pass one of them")
+        elif isinstance(surrogate_function, type) or not callable(surrogate_function):
+            raise TypeError(
+                "surrogate_function must be a surrogate of SpikingJelly or a function of h - θ, got "
+                f"{surrogate_function!r}; a class has to be called, surrogate.ATan(), and a window by name is window="
+            )
         self._params = params
         self._link = None
         self.window = window

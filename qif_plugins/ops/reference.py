@@ -39,7 +39,7 @@ def forward(
 ) -> None:
     """See :mod:`.contract`."""
     dtype = _compute_dtype(x)
-    a, u1, u2, threshold, v_reset, gain, *_ = _spread(c, x.shape[1], dtype)
+    a, u1, u2, threshold, v_reset, gain, *_ = _spread(c, x.shape[1], dtype, x.device)
     v = _initial(v0, x, dtype)
     if kind.pre_reset:
         _, v = _fire_and_reset(v, threshold, v_reset, kind)
@@ -70,7 +70,7 @@ def backward(
 ) -> list[Tensor | None]:
     """See :mod:`.contract`."""
     dtype, steps = h.dtype, h.shape[0]
-    a, u1, u2, threshold, v_reset, gain, s0, s1, s2 = _spread(c, h.shape[1], dtype)
+    a, u1, u2, threshold, v_reset, gain, s0, s1, s2 = _spread(c, h.shape[1], dtype, h.device)
     zero = torch.zeros_like(h[0])
     # Apple's GPUs have no float64.
     wide = torch.float32 if h.device.type == "mps" else torch.float64
@@ -179,6 +179,11 @@ def autograd_multi_step(
     def fire(h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The spike, the membrane after the reset, and the charge that it contributes to the next step."""
         s = surrogate(h - p.v_threshold)
+        if not isinstance(s, Tensor):
+            raise TypeError(
+                f"the surrogate {name_of(surrogate)} takes h - θ and returns the spike, a tensor; this one returned "
+                f"{s!r}. If it makes surrogates, as snnTorch's surrogate.atan does, pass what it returns."
+            )
         gate = (s.detach() if detach_reset else s).to(dtype)
         if p.reset == "soft":
             after = h - gate * p.v_threshold
@@ -195,6 +200,15 @@ def autograd_multi_step(
         v_seq.append(after)
         h_seq.append(h)
     return torch.stack(spikes), torch.stack(v_seq), torch.stack(h_seq)
+
+
+def name_of(surrogate: Any) -> str:
+    """A surrogate that is any callable, as messages call it."""
+    owner = getattr(surrogate, "__self__", None)  # of autograd.Function's apply
+    named: Any = (
+        owner if isinstance(owner, type) else surrogate if hasattr(surrogate, "__qualname__") else type(surrogate)
+    )
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def _fire_and_reset(h: Tensor, threshold: Any, v_reset: Any, kind: Kind) -> tuple[Tensor, Tensor]:
@@ -224,9 +238,13 @@ def _initial(v0: Tensor | float, x: Tensor, dtype: torch.dtype) -> Tensor:
     return v0.to(dtype) if isinstance(v0, Tensor) else torch.full_like(x[0], v0, dtype=dtype)
 
 
-def _spread(c: Coefficients, neurons: int, dtype: torch.dtype) -> list[Any]:
+def _spread(c: Coefficients, neurons: int, dtype: torch.dtype, device: torch.device) -> list[Any]:
     """Each coefficient as a tensor [N], or a 0-dimensional one for the coefficients that are plain floats."""
-    return [_spread_one(entry, neurons, dtype) for entry in c]
+    numbers = [_spread_one(entry, neurons, dtype) for entry in c]
+    if numbers[4].device != device:
+        # torch.where copies a number from the host to a GPU at every call, and waits for it; this fills it there.
+        numbers[4] = torch.full((), numbers[4].item(), dtype=dtype, device=device)
+    return numbers
 
 
 def _spread_one(entry: Coefficient, neurons: int, dtype: torch.dtype) -> Any:
