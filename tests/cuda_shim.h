@@ -47,7 +47,7 @@ static int flags[10];
 #define QIF_STRICT flags[5]
 #define QIF_SHAPE flags[6]
 #define QIF_PRE_RESET flags[7]
-#define QIF_UNIFORM flags[8]
+#define QIF_TENSORS flags[8]
 #define QIF_NEEDS flags[9]
 
 #include QIF_SOURCE

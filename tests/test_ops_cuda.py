@@ -93,17 +93,17 @@ ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100")
 
 FLAGS = {
     "QIF_X": 0, "QIF_V0": 0, "QIF_V": 0, "QIF_SOFT": 0, "QIF_DETACHED": 0, "QIF_STRICT": 0, "QIF_SHAPE": 0,
-    "QIF_PRE_RESET": 0, "QIF_UNIFORM": 1, "QIF_NEEDS": 0,
+    "QIF_PRE_RESET": 0, "QIF_TENSORS": 0, "QIF_NEEDS": 0,
 }  # fmt: skip
 
 SPECIALISATIONS = [
     ("forward<4>", {}),
     ("forward<1>", {"QIF_X": 1, "QIF_V0": 1, "QIF_V": 1, "QIF_SOFT": 1, "QIF_STRICT": 1, "QIF_PRE_RESET": 1}),
-    ("forward<4>", {"QIF_X": 2, "QIF_V0": 0, "QIF_V": 2, "QIF_UNIFORM": 0}),
+    ("forward<4>", {"QIF_X": 2, "QIF_V0": 0, "QIF_V": 2, "QIF_TENSORS": 9}),
     ("backward<4>", {}),
     ("backward<1>", {"QIF_SHAPE": 1, "QIF_SOFT": 1, "QIF_X": 1, "QIF_V": 1}),
-    ("backward<4>", {"QIF_SHAPE": 2, "QIF_X": 2, "QIF_V": 2, "QIF_PRE_RESET": 1, "QIF_UNIFORM": 0, "QIF_NEEDS": 63}),
-    ("backward<4>", {"QIF_SHAPE": 3, "QIF_DETACHED": 1, "QIF_NEEDS": 7, "QIF_UNIFORM": 0}),
+    ("backward<4>", {"QIF_SHAPE": 2, "QIF_X": 2, "QIF_V": 2, "QIF_PRE_RESET": 1, "QIF_TENSORS": 511, "QIF_NEEDS": 63}),
+    ("backward<4>", {"QIF_SHAPE": 3, "QIF_DETACHED": 1, "QIF_NEEDS": 7, "QIF_TENSORS": 7}),
 ]
 
 

@@ -40,6 +40,11 @@ def test_the_cpu_needs_the_interpreter():
     assert "'mps'" in kernels.unavailable(torch.device("mps"))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton can launch kernels here")
+def test_what_launching_needs():
+    assert "driver, a C compiler and Python's headers" in kernels._why_it_cannot_launch()
+
+
 class Target:
     """What Triton's compiler asks of a driver; compiling needs no GPU."""
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import importlib.util
 import struct
+import threading
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def unavailable(device: torch.device) -> str | None:
         import cupy
 
         cupy.cuda.nvrtc.getVersion()
-    except (ImportError, RuntimeError, OSError) as error:
+    except Exception as error:  # whatever a broken installation raises, another backend takes over
         return f"CuPy cannot load NVRTC ({error}); pip install '{package}[ctk]'."
     return None
 
@@ -115,7 +116,7 @@ def _macros(
         "QIF_STRICT": int(kind.strict),
         "QIF_SHAPE": int(kind.shape),
         "QIF_PRE_RESET": int(kind.pre_reset),
-        "QIF_UNIFORM": int(c.is_uniform),
+        "QIF_TENSORS": sum(1 << i for i, entry in enumerate(c) if isinstance(entry.values, Tensor)),
         "QIF_NEEDS": sum(1 << i for i, needed in enumerate(needs) if needed),
     }
 
@@ -182,26 +183,37 @@ class _Stream:
 
 
 def _launch(name: str, flags: dict[str, int], blocks: int, arguments: bytes, device: torch.device) -> None:
-    import cupy
     import numpy as np
 
     index = device.index if device.index is not None else torch.cuda.current_device()
     # A NumPy array of one element is passed by value.
     by_value = np.frombuffer(arguments, dtype=f"V{len(arguments)}")
-    with cupy.cuda.Device(index):
-        kernel = _kernel(name, tuple(flags.items()), index)
-        kernel((blocks,), (THREADS,), (by_value,), stream=_Stream(torch.cuda.current_stream(index).cuda_stream))
+    # PyTorch's guard, not CuPy's: on its way out CuPy's would create a context on a first GPU that nobody uses.
+    with torch.cuda.device(index):
+        stream = _Stream(torch.cuda.current_stream(index).cuda_stream)
+        _kernel(name, flags, index)((blocks,), (THREADS,), (by_value,), stream=stream)
 
 
-@cache
-def _kernel(name: str, flags: tuple[tuple[str, int], ...], index: int) -> Any:
+_loaded: dict[tuple[str, tuple[int, ...], int], Any] = {}
+_loading = threading.Lock()
+
+
+def _kernel(name: str, flags: dict[str, int], index: int) -> Any:
     """The kernel, loaded on the current device, whose number is ``index``."""
-    import cupy
+    key = (name, tuple(flags.values()), index)
+    kernel = _loaded.get(key)
+    if kernel is not None:
+        return kernel
+    from cupy.cuda import Module
 
-    binary, symbol = compile_kernel(name, dict(flags), torch.cuda.get_device_capability(index))
-    module = cupy.cuda.Module()
-    module.load(binary)
-    return module.get_function(symbol)
+    # One thread at a time: of two copies one would be unloaded again, perhaps while it runs.
+    with _loading:
+        if key not in _loaded:
+            binary, symbol = compile_kernel(name, flags, torch.cuda.get_device_capability(index))
+            module = Module()
+            module.load(binary)
+            _loaded[key] = module.get_function(symbol)
+        return _loaded[key]
 
 
 def compile_kernel(name: str, flags: dict[str, int], capability: tuple[int, int]) -> tuple[bytes, str]:

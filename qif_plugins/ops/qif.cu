@@ -8,7 +8,7 @@
 //   QIF_X, QIF_V0, QIF_V    the type of the input, of the initial membrane, of the stored membranes:
 //                           FLOAT32, FLOAT16 or BFLOAT16
 //   QIF_SOFT, QIF_DETACHED, QIF_STRICT, QIF_SHAPE, QIF_PRE_RESET    as in contract.Kind
-//   QIF_UNIFORM             every coefficient is a plain number
+//   QIF_TENSORS             bit i: coefficient i is a tensor, not a plain number
 //   QIF_NEEDS               bit i: the gradient of coefficient i is wanted
 //
 // Compile with --fmad=false: a contracted multiply-add rounds once where the contract rounds twice.
@@ -26,7 +26,7 @@
 typedef long long Index;
 typedef unsigned short Bits16;
 
-// Neuron n has values[(n / inner) % count], or value where values is null.
+// Neuron n has values[(n / inner) % count], or value where the coefficient is no tensor.
 struct Number {
     const float *values;
     Index inner, count;
@@ -124,8 +124,11 @@ template <int V> __device__ inline void copy(float (&to)[V], const float (&from)
     for (int k = 0; k < V; ++k) to[k] = from[k];
 }
 
-template <int V> __device__ inline void load_number(float (&out)[V], const Number &c, Index n, Index neurons) {
-    if (QIF_UNIFORM || !c.values) {
+// Coefficient i of neurons n, n + 1, ... A plain number stays out of the registers.
+template <int V>
+__device__ inline void load_number(float (&out)[V], const Number *numbers, int i, Index n, Index neurons) {
+    const Number &c = numbers[i];
+    if (!(QIF_TENSORS >> i & 1)) {
 #pragma unroll
         for (int k = 0; k < V; ++k) out[k] = c.value;
     } else if (c.count == neurons) {
@@ -134,9 +137,9 @@ template <int V> __device__ inline void load_number(float (&out)[V], const Numbe
 #pragma unroll
         for (int k = 0; k < V; ++k) {
             // A 64-bit division costs several 32-bit ones, and few tensors need it.
-            const Index i = neurons >> 32 ? (n + k) / c.inner % c.count
-                                          : (Index)((unsigned)(n + k) / (unsigned)c.inner % (unsigned)c.count);
-            out[k] = c.values[i];
+            const Index at = neurons >> 32 ? (n + k) / c.inner % c.count
+                                           : (Index)((unsigned)(n + k) / (unsigned)c.inner % (unsigned)c.count);
+            out[k] = c.values[at];
         }
     }
 }
@@ -145,12 +148,12 @@ template <int V> struct Numbers {
     float a[V], u1[V], u2[V], threshold[V], v_reset[V], gain[V];
 
     __device__ inline void load(const Number *c, Index n, Index neurons) {
-        load_number(a, c[0], n, neurons);
-        load_number(u1, c[1], n, neurons);
-        load_number(u2, c[2], n, neurons);
-        load_number(threshold, c[3], n, neurons);
-        load_number(v_reset, c[4], n, neurons);
-        load_number(gain, c[5], n, neurons);
+        load_number(a, c, 0, n, neurons);
+        load_number(u1, c, 1, n, neurons);
+        load_number(u2, c, 2, n, neurons);
+        load_number(threshold, c, 3, n, neurons);
+        load_number(v_reset, c, 4, n, neurons);
+        load_number(gain, c, 5, n, neurons);
     }
 
     __device__ inline float map(int k, float v) const { return (a[k] * (v - u1[k])) * (v - u2[k]); }
@@ -247,9 +250,9 @@ template <int V> struct Adjoint {
 
     __device__ inline void load(const Number *numbers, Index n, Index neurons) {
         c.load(numbers, n, neurons);
-        load_number(s0, numbers[6], n, neurons);
-        load_number(s1, numbers[7], n, neurons);
-        load_number(s2, numbers[8], n, neurons);
+        load_number(s0, numbers, 6, n, neurons);
+        load_number(s1, numbers, 7, n, neurons);
+        load_number(s2, numbers, 8, n, neurons);
 #pragma unroll
         for (int k = 0; k < V; ++k) back[k] = 0.0f;
     }

@@ -42,7 +42,7 @@ def unavailable(device: torch.device) -> str | None:
     if torch.version.cuda is not None and torch.cuda.get_device_capability(device) < (8, 0):
         major, minor = torch.cuda.get_device_capability(device)
         return f"Triton needs compute capability 8.0 and this GPU has {major}.{minor}; use backend='cupy'."
-    return None
+    return _why_it_cannot_launch()
 
 
 def forward(
@@ -102,6 +102,18 @@ def backward(
             WIDE=_is_wide(grid * block * visits), BLOCK=block, **options,
         )  # fmt: skip
     return finish(sums)
+
+
+def _why_it_cannot_launch() -> str | None:
+    """Triton builds its launcher with the machine's C compiler, which slim containers lack, or Python's headers."""
+    try:
+        from triton.runtime import driver
+
+        driver.active.get_current_target()
+    except Exception as error:  # whatever a build raises, another backend takes over
+        reason = " ".join(str(error).split())[:200]
+        return f"Triton cannot launch kernels ({reason}); it needs the GPU's driver, a C compiler and Python's headers."
+    return None
 
 
 @lru_cache(maxsize=1)
