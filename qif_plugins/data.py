@@ -14,7 +14,7 @@ from torch import Tensor
 __all__ = ["DATA_SETS", "Images", "load_images"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Images:
     """A data set of images.
 

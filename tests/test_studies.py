@@ -24,12 +24,13 @@ from qif_plugins.adapters.spikingjelly import QIFNode
 from spikingjelly.activation_based import functional, neuron
 
 from qif_plugins.cli import main
+from qif_plugins.spiking import spiking_layers
 from qif_plugins.studies import STUDIES, budget, closures
 from qif_plugins.studies.mismatch import agreement, score_gradients, surrogate_gradients
 from qif_plugins.studies.records import Records, key_of
 from qif_plugins.studies.runner import Options, run_study
 from qif_plugins.studies.stats import paired, welch
-from qif_plugins.studies.trial import data_of, make, neurons_of, surrogate_named, train
+from qif_plugins.studies.trial import data_of, make, surrogate_named, train
 
 pytestmark = pytest.mark.host_independent
 
@@ -260,7 +261,7 @@ def test_a_search_never_sees_the_test_images():
 def test_surrogates_of_both_neurons(name):
     for kind in ("lif", "qif"):
         model = make({**SETTING, "neuron": kind, "surrogate": name, "detach_reset": True})
-        nodes = list(neurons_of(model).values())
+        nodes = list(spiking_layers(model).values())
         assert len(nodes) == 2
         assert all(node.detach_reset for node in nodes)
         shown = repr(nodes[0].surrogate_function)
@@ -286,7 +287,7 @@ def test_closure_measurement_leaves_the_model():
     rows = closures.measure(model, data_of("digits").test_x[:50], 3)
     assert not model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert [row["layer"] for row in rows] == list(neurons_of(model))
+    assert [row["layer"] for row in rows] == list(spiking_layers(model))
     for row in rows:
         assert abs(row["input_mean"]) < 1e-4
         assert row["input_std"] == pytest.approx(1, abs=0.02)
@@ -298,6 +299,8 @@ def test_search_is_decided_by_its_trials_alone(tmp_path):
     def settings():
         return [key_of(setting) for setting in budget.plan(Options(quick=True), records)]
 
+    optuna = pytest.importorskip("optuna")
+    verbosity = optuna.logging.get_verbosity()
     records = Records(tmp_path / "budget.json")
     for _ in range(3):
         for setting in budget.plan(Options(quick=True), records):
@@ -309,9 +312,10 @@ def test_search_is_decided_by_its_trials_alone(tmp_path):
     final = [json.loads(key) for key in now if json.loads(key)["kind"] == "final"]
     assert len(final) == 4
     assert not any(setting["validation"] for setting in final)
+    assert optuna.logging.get_verbosity() == verbosity
 
 
-def test_intervals():
+def test_intervals(monkeypatch):
     from scipy import stats
 
     a, b = [0.91, 0.93, 0.92, 0.95], [0.94, 0.95, 0.93, 0.97]
@@ -319,6 +323,11 @@ def test_intervals():
     assert paired(a, b)[1:] == pytest.approx((expected.low, expected.high))
     expected = stats.ttest_ind(b, a, equal_var=False).confidence_interval()
     assert welch(a, b)[1:] == pytest.approx((expected.low, expected.high))
+    expected = stats.ttest_rel(b, a).confidence_interval(1 - 0.05 / 4)
+    assert paired(a, b, comparisons=4)[1:] == pytest.approx((expected.low, expected.high))
+    monkeypatch.setitem(sys.modules, "scipy.stats", None)
+    with pytest.raises(ImportError, match=r"pip install 'qif-plugins\[study\]'"):
+        paired(a, b)
 
 
 # -- pages -----------------------------------------------------------------------------------------------------------

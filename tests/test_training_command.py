@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import sys
 
@@ -13,6 +14,8 @@ pytest.importorskip("spikingjelly")
 pytest.importorskip("sklearn")
 
 from qif_plugins import cli
+from qif_plugins.files import write_json
+from qif_plugins.training.checkpoint import EXACT, load_checkpoint
 
 SMALL = [
     "--config", "digits", "--set", "training.epochs=2", "--set", "model.width=32", "--set", "neuron.backend=torch",
@@ -20,9 +23,16 @@ SMALL = [
 ]  # fmt: skip
 
 
+MINE = [".my-settings.json", ".last-1.pt", ".last.pt.qif-mine.tmp.pt", "notes.json"]
+REST = ".history.json.qif-0123456789abcdef.tmp.json"
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained") / "run"
+    folder.mkdir()
+    for name in (*MINE, REST):
+        (folder / name).write_text("{}")
     threads = torch.get_num_threads()
     assert cli.main(["train", *SMALL, "--out", str(folder)]) == 0
     torch.set_num_threads(threads)
@@ -46,6 +56,27 @@ def test_it_trains_logs_and_evaluates(trained, capsys):
 
 
 @pytest.mark.host_independent
+def test_of_what_lies_in_the_folder_it_removes_its_own_rests_alone(trained):
+    files = {"best.pt", "last.pt", "history.json", "tensorboard"}
+    assert {path.name for path in trained.iterdir()} == {*files, *MINE}
+
+
+@pytest.mark.host_independent
+@pytest.mark.skipif(os.name != "posix", reason="rights as POSIX has them")
+def test_result_files_have_the_rights_of_ordinary_ones(tmp_path):
+    for mask in (0o022, 0o077):
+        before = os.umask(mask)
+        try:
+            write_json(tmp_path / "result.json", {})
+        finally:
+            os.umask(before)
+        assert (tmp_path / "result.json").stat().st_mode & 0o777 == 0o666 & ~mask
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "result.json", float("nan"))
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+
+
+@pytest.mark.host_independent
 def test_tensorboard_reads_the_logs(trained):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     logs = accumulator.EventAccumulator(str(trained / "tensorboard"))
@@ -61,12 +92,18 @@ def test_tensorboard_reads_the_logs(trained):
 
 
 @pytest.mark.host_independent
-def test_a_finished_run_is_not_run_over_or_changed(trained, capsys):
+def test_a_finished_run_is_not_run_over_or_changed(trained, capsys, monkeypatch):
     before = (trained / "last.pt").read_bytes()
     assert cli.main(["train", *SMALL, "--out", str(trained)]) == 2
     assert "pass --resume" in capsys.readouterr().err
     assert cli.main(["train", *SMALL, "--set", "optimizer.lr=0.5", "--out", str(trained), "--resume"]) == 2
     assert "optimizer.lr (was 0.004, now 0.5)" in capsys.readouterr().err
+    (trained / "runs").mkdir()
+    (trained / "runs" / "digits").symlink_to(trained)
+    with monkeypatch.context() as patch:
+        patch.chdir(trained)
+        assert cli.main(["train", *SMALL, "--set", "optimizer.lr=0.5", "--resume"]) == 2
+    assert "the run in runs/digits was made with another configuration" in capsys.readouterr().err
     assert cli.main(["train", "--out", str(trained), "--resume", "--set", "training.save_every=7", "--quiet"]) == 0
     assert cli.main(["train", "--config", "digits", "--set", "neuron.name=qiff", "--out", str(trained / "new")]) == 2
     assert "unknown neuron 'qiff'" in capsys.readouterr().err
@@ -82,6 +119,11 @@ def test_show_and_missing_arguments(capsys):
     assert "training.seed = 4" in out
     assert cli.main(["train"]) == 2
     assert "--config is missing: a TOML file, or one of cifar10" in capsys.readouterr().err
+    assert cli.main(["train", "--resume"]) == 2
+    assert "--resume takes the one of the run in --out" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    assert "[]" not in capsys.readouterr().out
 
 
 @pytest.mark.host_independent
@@ -96,6 +138,9 @@ def test_a_diverging_run_ends_with_the_layer_and_without_a_checkpoint(tmp_path, 
 
 @pytest.mark.host_independent
 def test_files_that_are_no_checkpoints(trained, tmp_path, capsys):
+    exact = tmp_path / "exact" / "last.pt"
+    exact.parent.mkdir()
+    torch.save({**torch.load(trained / "last.pt"), "kind": EXACT}, exact)
     text, other, tensor = tmp_path / "text.pt", tmp_path / "other.pt", tmp_path / "tensor.pt"
     text.write_text("hello")
     torch.save({"model": {}}, other)
@@ -109,8 +154,19 @@ def test_files_that_are_no_checkpoints(trained, tmp_path, capsys):
     ):
         assert cli.main(["evaluate", str(path)]) == 2
         assert says in capsys.readouterr().err
+    for command in (
+        ["evaluate", str(exact)],
+        ["energy", "--checkpoint", str(exact)],
+        ["train", "--resume", "--out", str(exact.parent)],
+        ["landscape", str(exact), "--out", str(tmp_path)],
+    ):
+        assert cli.main(command) == 2
+        assert f"go on from it with 'qif exact train --resume --out {exact.parent}'" in capsys.readouterr().err
     assert cli.main(["evaluate", str(trained / "last.pt"), "--data", "mnist5k"]) == 2
     assert "shape and classes must be the same" in capsys.readouterr().err
+    early = {name: value for name, value in torch.load(trained / "last.pt").items() if name != "kind"}
+    torch.save(early, other)
+    assert load_checkpoint(other)["config"] == early["config"]
 
 
 @pytest.mark.host_independent

@@ -51,8 +51,10 @@ def test_values_are_set_with_their_types(tmp_path):
     assert config.training.sync_batch_norm is True
     assert load_config(config.to_dict(), ["optimizer.clip_norm=none"]).optimizer.clip_norm is None
     path = tmp_path / "mine.toml"
-    path.write_text('[data]\nname = "digits"\n[model]\nname = "perceptron"\n')
-    assert isinstance(load_config(path), Config)
+    path.write_bytes('[data]\nname = "digits"\nfolder = "Zürich"\n[model]\nname = "perceptron"\n'.encode())
+    mine = load_config(path)
+    assert isinstance(mine, Config)
+    assert mine.data.folder == "Zürich"
 
 
 @pytest.mark.parametrize(
@@ -71,6 +73,19 @@ def test_values_are_set_with_their_types(tmp_path):
         ("training.accumulation=3", "multiple of training.accumulation 3"),
         ("optimizer.lr=0", "positive and finite"),
         ("optimizer.lr=nan", "positive and finite"),
+        ("optimizer.gamma=-1", "gamma must be positive and finite, got -1.0"),
+        ("optimizer.gamma=nan", "gamma must be positive and finite"),
+        ("optimizer.gamma=3", "gamma must be at most 1, got 3.0"),
+        ("optimizer.clip_norm=inf", "'none' clips nothing"),
+        ("optimizer.milestones=[2, -3]", "each of optimizer.milestones must be at least 0 and finite, got -3.0"),
+        ("optimizer.momentum=5", "momentum must be below 1, got 5.0"),
+        ("optimizer.weight_decay=inf", "weight_decay must be at least 0 and finite"),
+        ("optimizer.warmup_epochs=1e9", "warmup_epochs must be at most training.epochs, 10, got 1000000000.0; lower"),
+        ("loss.target=nan", "loss.target must be finite, got nan"),
+        ("loss.target=-1", None),
+        ("training.seed=9223372036854775808", "training.seed must be at most 9223372036854775807"),
+        ("training.seed=9223372036854775807", None),
+        ("data.steps=4294967296", "data.steps must be at most 2147483647"),
         ("optimizer.lr=fast", "must be a number, got 'fast'"),
         ("optimizer.name=adamm", "did you mean 'adam'"),
         ("loss.regularization=1.5", "at most 1"),
@@ -83,7 +98,8 @@ def test_values_are_set_with_their_types(tmp_path):
 )
 def test_wrong_values_are_refused_by_name(change, says):
     if says is None:
-        assert load_config("digits", [change]).training.batch_size == 33
+        table, _, key = change.partition("=")[0].partition(".")
+        assert f"{load_config('digits', [change]).to_dict()[table][key]:g}" == f"{float(change.partition('=')[2]):g}"
         return
     with pytest.raises(ValueError, match=re.escape(says)):
         load_config("digits", [change])
@@ -112,6 +128,9 @@ def test_files_that_are_none(tmp_path):
         load_config("cifar")
     path = tmp_path / "wrong.toml"
     path.write_text("[data\n")
+    with pytest.raises(ValueError, match="not TOML"):
+        load_config(path)
+    path.write_bytes(b'[data]\nname = "\xfc"\n')
     with pytest.raises(ValueError, match="not TOML"):
         load_config(path)
     path.write_text('[model]\nname = "perceptron"\n')

@@ -11,7 +11,12 @@ from torch import nn
 
 pytest.importorskip("accelerate")
 
-from qif_plugins.training import Batches, NonFiniteError, Trainer, seed_of, spiking_layers
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from qif_plugins.spiking import spiking_layers
+from qif_plugins.training import Batches, FiringRates, NonFiniteError, Trainer
+from qif_plugins.training.batches import seed_of
 
 pytestmark = pytest.mark.host_independent
 
@@ -136,8 +141,25 @@ def test_bfloat16_autocast_reaches_the_model_and_leaves_the_weights_alone():
     run.fit()
     assert set(seen) == {torch.bfloat16}
     assert {p.dtype for p in net.parameters()} == {torch.float32}
-    # Another trainer, of another precision, in the same process.
-    trainer(model(), epochs=1).fit()
+    # The model is the user's again, and another trainer's, of another precision, in the same process.
+    seen.clear()
+    net(X)
+    trainer(net, epochs=1).fit()
+    assert set(seen) == {torch.float32}
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_accelerators_of_the_user_stay_as_they_are(first):
+    def accelerator():
+        return Accelerator(mixed_precision="bf16", gradient_accumulation_steps=4, cpu=True)
+
+    mine = accelerator() if first else None
+    run = trainer(model(), epochs=1, test=batches(shuffle=False))
+    mine = mine or accelerator()
+    run.fit()
+    assert (mine.mixed_precision, mine.state.mixed_precision, mine.gradient_accumulation_steps) == ("bf16", "bf16", 4)
+    assert run.accelerator.mixed_precision == "no"
+    assert AcceleratorState().mixed_precision == "bf16"
 
 
 def test_it_leaves_alone_what_is_not_its_business(tmp_path, monkeypatch, capfd):
@@ -231,14 +253,26 @@ def test_rates_are_those_of_the_spikes():
 
 def test_neurons_of_every_host_are_found():
     neuron = pytest.importorskip("spikingjelly.activation_based.neuron")
+    layer = pytest.importorskip("spikingjelly.activation_based.layer")
+    pytest.importorskip("numba")
     snntorch = pytest.importorskip("snntorch")
     from qif_plugins.adapters.snntorch import QIF
     from qif_plugins.adapters.spikingjelly import QIFNode
 
+    from qif_plugins.exact import QIFLayer, encode_images
+
     net = nn.Sequential(
-        nn.Linear(2, 2), neuron.LIFNode(), QIFNode(), snntorch.Leaky(0.9), QIF(), neuron.LIFNode().surrogate_function
-    )
-    assert list(spiking_layers(net)) == ["1", "2", "3", "4"]
+        nn.Linear(2, 2), neuron.LIFNode(), QIFNode(), snntorch.Leaky(0.9), QIF(), neuron.LIFNode().surrogate_function,
+        layer.SynapseFilter(), QIFLayer(2, 3, 1.0),
+    )  # fmt: skip
+    assert list(spiking_layers(net)) == ["1", "2", "3", "4", "7"]
+    assert list(spiking_layers(net[1])) == ["(model)"]
+    # Trains of exact spikes have no rate per step.
+    trains = encode_images(torch.rand(2, 2), 1.0)
+    rates = FiringRates({"exact": net[7]})
+    with rates.measuring():
+        net[7](trains)
+    assert (rates.rates(), rates.mean()) == ({}, None)
 
 
 # -- what is not finite ------------------------------------------------------------------------------------------------
@@ -279,6 +313,7 @@ def test_the_layer_that_made_the_first_nan_is_named(how, phase, says):
     assert says in str(caught.value)
     assert "epoch 1, step 1" in str(caught.value)
     assert "learning rate" in str(caught.value)
+    assert "health" not in str(caught.value)  # which has nothing to say of a network without QIF layers
     assert equal(weights(net), before)
     assert all(p.grad is None for p in net.parameters())
 
@@ -357,6 +392,7 @@ def test_a_failing_network_of_qif_layers_is_told_what_health_says():
     run = Trainer(net, torch.optim.SGD(net.parameters(), 0.1), over_time, batches())
     with pytest.raises(NonFiniteError, match=r"layer '3' \(Broken\)") as caught:
         run.fit()
+    assert "qif_plugins.health(model, batch)" in str(caught.value)
     assert "1: " in str(caught.value)
 
 
@@ -367,6 +403,7 @@ def test_a_failing_network_of_qif_layers_is_told_what_health_says():
     ("options", "message"),
     [
         ({"precision": "fp64"}, "no, bf16, fp16"),
+        ({"precision": "fp16", "cpu": True}, "'fp16' scales the loss on a GPU"),
         ({"epochs": -1}, "epochs must be at least 0"),
         ({"accumulation": 0}, "accumulation must be at least 1"),
         ({"clip_norm": 0.0}, "clip_norm must be positive"),

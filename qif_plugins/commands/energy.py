@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "--rates", type=_rate, nargs="+", help="spikes per neuron-step (default: 0.05 0.1 0.15 0.2 0.3 0.4)"
         ),
         sweep.add_argument("--seed", type=at_least(0), help="seed of weights and input (default: 0)"),
-        sweep.add_argument("--plot", type=Path, help="file for a figure, PNG"),
+        sweep.add_argument("--plot", type=Path, help="file for a figure, in the format of its suffix (.png, .pdf ...)"),
     ]
     parser.set_defaults(sweep=[option.dest for option in options])
     trained = parser.add_argument_group("a trained model, on its test data")
@@ -68,9 +68,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--lif-update", choices=LIF_UPDATES, default=_COSTS.lif_update,
         help="operations of a LIF update: none, multiplication and addition, or the comparison, too",
     )  # fmt: skip
-    for name, text in (("mac", "multiply-accumulate"), ("ac", "accumulate"), ("mult", "multiplication"),
-                       ("add", "addition")):  # fmt: skip
-        parser.add_argument(f"--{name}", type=float, default=getattr(_COSTS, name), help=f"pJ of a {text}")
+    for name, text in (("mac", "a multiply-accumulate"), ("ac", "an accumulate"), ("mult", "a multiplication"),
+                       ("add", "an addition")):  # fmt: skip
+        parser.add_argument(f"--{name}", type=float, default=getattr(_COSTS, name), help=f"pJ of {text}")
     parser.add_argument("--json", type=Path, help="file for everything that was counted")
 
 

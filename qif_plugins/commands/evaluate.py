@@ -8,20 +8,27 @@ from pathlib import Path
 
 from ..table import text_table
 from ..training.checkpoint import load_checkpoint
-from ..training.config import Config, from_dict
+from ..training.config import DATA_SETS, Config, from_dict
 from ..training.data import expected_shape
 from ..training.session import make_trainer, prepare
+from .options import at_least
 
 __all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the subcommand."""
-    parser.add_argument("checkpoint", type=Path, help="best.pt or last.pt of 'qif train'")
-    parser.add_argument("--data", help="another data set, of the same shape and classes (default: the checkpoint's)")
+    parser.add_argument("checkpoint", type=Path, help="best.pt or last.pt that 'qif train' wrote")
+    parser.add_argument(
+        "--data",
+        metavar="NAME",
+        choices=DATA_SETS,
+        help=f"another data set, of {', '.join(DATA_SETS)}, with the same shape and as many classes (default: the one "
+        "it was trained on)",
+    )
     parser.add_argument("--data-folder", type=Path, help="where the data lie (default: as in training)")
-    parser.add_argument("--batch-size", type=int, help="samples a batch (default: as in training)")
-    parser.add_argument("--workers", type=int, help="processes that load data (default: as in training)")
+    parser.add_argument("--batch-size", type=at_least(1), help="samples a batch (default: as in training)")
+    parser.add_argument("--workers", type=at_least(0), help="processes that load data (default: as in training)")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -26,17 +26,22 @@ MAY_CHANGE = ("data.folder", "data.download", "data.workers", "training.save_eve
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the subcommand."""
     parser.add_argument(
-        "--config", help=f"a TOML file, or one of {', '.join(configurations())} (with --resume: the checkpoint's own)"
+        "--config",
+        help=f"what to train: a TOML file, or one of {', '.join(configurations())} (default: none; with --resume and "
+        "--out, the checkpoint's own)",
     )
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="changes",
-        help="change a value, such as training.epochs=5 or neuron.window=paper; may be repeated",
+        "--set", action="append", metavar="KEY=VALUE", dest="changes",
+        help="change a value of the configuration, such as training.epochs=5 or neuron.window=paper; may be repeated; "
+        "--show lists the keys",
     )  # fmt: skip
-    parser.add_argument("--out", type=Path, help="folder of checkpoints and logs (default: runs/CONFIG)")
+    parser.add_argument(
+        "--out", type=Path, help="folder of checkpoints and logs (default: runs/NAME, the configuration's name)"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from last.pt in --out, or begin if there is none")
     parser.add_argument("--no-tensorboard", action="store_true", help="write no TensorBoard logs")
     parser.add_argument("--quiet", action="store_true", help="show neither a progress bar nor a line an epoch")
-    parser.add_argument("--show", action="store_true", help="print the configuration and leave")
+    parser.add_argument("--show", action="store_true", help="print every value of the configuration, and train nothing")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -46,11 +51,12 @@ def run(arguments: argparse.Namespace) -> int:
         0 when all epochs are done; 128 plus the signal's number after SIGINT or SIGTERM, with the state saved.
     """
     if arguments.config is None and not (arguments.resume and arguments.out):
-        raise ValueError(f"--config is missing: a TOML file, or one of {', '.join(configurations())}")
+        hint = "; --resume takes the one of the run in --out, if that is given" if arguments.resume else ""
+        raise ValueError(f"--config is missing: a TOML file, or one of {', '.join(configurations())}{hint}")
     out = arguments.out or Path("runs") / Path(arguments.config).stem
     last = out / "last.pt"
     earlier = load_checkpoint(last) if arguments.resume and last.exists() else None
-    config = _config(arguments, earlier)
+    config = _config(arguments, out, earlier)
     if arguments.show:
         _show(config)
         return 0
@@ -88,16 +94,14 @@ def _train(trainer: Trainer, out: Path, arguments: argparse.Namespace, *, resume
     return 0
 
 
-def _config(arguments: argparse.Namespace, earlier: dict[str, Any] | None) -> Config:
+def _config(arguments: argparse.Namespace, out: Path, earlier: dict[str, Any] | None) -> Config:
     if earlier is None:
         if arguments.config is None:
-            raise ValueError(f"there is no {arguments.out / 'last.pt'} to resume from; pass --config to begin")
-        return load_config(arguments.config, arguments.changes)
+            raise ValueError(f"there is no {out / 'last.pt'} to resume from; pass --config to begin")
+        return load_config(arguments.config, arguments.changes or ())
     old = from_dict(earlier["config"])
-    if arguments.config is None:
-        config = load_config(old.to_dict(), arguments.changes)
-    else:
-        config = load_config(arguments.config, arguments.changes)
+    source = old.to_dict() if arguments.config is None else arguments.config
+    config = load_config(source, arguments.changes or ())
     before, now = _flat(old.to_dict()), _flat(config.to_dict())
     different = [
         f"{key} (was {before.get(key)!r}, now {now.get(key)!r})"
@@ -106,7 +110,7 @@ def _config(arguments: argparse.Namespace, earlier: dict[str, Any] | None) -> Co
     ]
     if different:
         raise ValueError(
-            f"the run in {arguments.out or 'runs'} was made with another configuration: {'; '.join(different)}. A "
+            f"the run in {out} was made with another configuration: {'; '.join(different)}. A "
             f"resumed run may change {', '.join(MAY_CHANGE)} only; use another --out for a new run"
         )
     return config

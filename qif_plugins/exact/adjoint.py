@@ -23,7 +23,22 @@ _SEGMENT = 64
 
 
 class EventBudgetError(RuntimeError):
-    """A layer emitted more spikes in one sample than ``max_spikes`` allows; nothing was truncated."""
+    """A layer emitted more spikes in one sample than ``max_spikes`` allows; nothing was truncated.
+
+    Args:
+        max_spikes: The limit.
+        sample: The first sample that exceeds it.
+    """
+
+    def __init__(self, max_spikes: int, sample: int) -> None:
+        super().__init__(
+            f"the layer emits more than max_spikes={max_spikes} spikes in sample {sample}; raise max_spikes, shorten "
+            f"the trial or scale the weights down"
+        )
+        self.max_spikes, self.sample = max_spikes, sample
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.max_spikes, self.sample)
 
 
 class Layer(torch.autograd.Function):
@@ -68,10 +83,7 @@ class Layer(torch.autograd.Function):
         most = int(n_spikes.max(initial=0))
         if most > max_spikes:
             sample = int((n_spikes > max_spikes).argmax())
-            raise EventBudgetError(
-                f"the layer emits more than max_spikes={max_spikes} spikes in sample {sample}; raise max_spikes, "
-                f"shorten the trial or scale the weights down"
-            )
+            raise EventBudgetError(max_spikes, sample)
         ordered = [parts[first] for first in sorted(parts)]
         lists = ordered[0] if len(ordered) == 1 else list(map(np.concatenate, zip(*ordered, strict=True)))
         out_times, out_indices, order = padded(lists[0], lists[1], n_spikes, most, tau)

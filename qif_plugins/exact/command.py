@@ -11,9 +11,11 @@ from typing import Any
 import torch
 
 from ..files import finite, replacing, write_json
-from ..training.checkpoint import Checkpoints, load_checkpoint
+from ..plot import require_matplotlib
+from ..training.checkpoint import EXACT, Checkpoints, load_checkpoint
 from .data import DATASETS, load
 from .demo import DEMOS
+from .functional import EventBudgetError
 from .search import Comparison, Runs, compare, draw, summarise
 from .train import DEFAULTS, LAYERS, LIF_IMAGES, LOSSES, Settings, build, fit
 
@@ -23,67 +25,96 @@ __all__ = ["add_arguments", "run"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     modes = parser.add_subparsers(dest="mode", required=True, metavar="mode")
-    train = modes.add_parser("train", help="train on a data set")
+
+    def mode(name: str, text: str) -> argparse.ArgumentParser:
+        description = f"{text[0].upper()}{text[1:]}."
+        return modes.add_parser(name, help=text, description=description, formatter_class=parser.formatter_class)
+
+    train = mode("train", "train on a data set")
     _add_data(train)
-    train.add_argument("--neuron", choices=tuple(LAYERS), default="qif", help="neuron (default: qif)")
-    train.add_argument("--loss", choices=LOSSES, help="the neuron that spikes first wins, or the one that spikes most")
-    for name, kind, text in (
-        ("duration", float, "trial length, in the unit of the spike times (SHD: seconds)"),
-        ("tau", float, "membrane time constant"),
-        ("latest", float, "time at which a black pixel would spike"),
-        ("scale", float, "time, or number of spikes, that counts as one logit"),
-        ("rate", float, "mean number of spikes of a neuron at the start"),
-        ("epochs", int, "epochs"),
-        ("batch", int, "batch size"),
-        ("lr", float, "learning rate"),
-        ("seed", int, "seed of weights and batches"),
-        ("clip", float, "largest norm of a gradient, beyond which it is scaled down; None: any"),
-        ("pseudo_scale", float, "scale of the pseudospikes' drive; None: the neuron's own"),
-    ):
-        train.add_argument(
-            f"--{name.replace('_', '-')}",
-            type=kind,
-            help=f"{text} (default: {getattr(Settings(), name)}, or the data set's or neuron's)",
-        )
-    train.add_argument("--resume", action="store_true", help="go on from the last epoch of the run in --out")
+    train.add_argument("--neuron", choices=tuple(LAYERS), default="qif", help="neuron")
     train.add_argument(
-        "--out", type=Path, default=Path("runs/exact"), help="folder of the results (default: runs/exact)"
-    )
-    search = modes.add_parser("compare", help="search hyperparameters equally for several neurons, then test the best")
+        "--loss", choices=LOSSES,
+        help=f"the neuron that spikes first wins, or the one that spikes most ({_default('loss')})",
+    )  # fmt: skip
+    for name, kind, text in _NUMBERS:
+        train.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"{text} ({_default(name)})")
+    train.add_argument("--resume", action="store_true", help="go on from last.pt in --out, or begin if there is none")
+    train.add_argument("--out", type=Path, help="folder of the results (default: runs/exact-DATASET-NEURON)")
+    search = mode("compare", "search hyperparameters equally for several neurons, then test the best")
     _add_data(search)
+    search.add_argument("--neurons", choices=tuple(LAYERS), nargs="+", help="neurons (default: lif qif)")
+    search.add_argument("--trials", type=int, default=40, help="trials of the search for each neuron")
+    search.add_argument("--finalists", type=int, default=5, help="best trials, which are trained again")
+    search.add_argument("--seeds", type=int, default=5, help="seeds of the test")
+    search.add_argument("--epochs", type=int, default=8, help="epochs of every run")
+    search.add_argument("--batch", type=int, default=50, help="batch size")
     search.add_argument(
-        "--neurons", choices=tuple(LAYERS), nargs="+", default=["lif", "qif"], help="neurons (default: lif qif)"
-    )
-    search.add_argument("--trials", type=int, default=40, help="trials of the search for each neuron (default: 40)")
-    search.add_argument("--finalists", type=int, default=5, help="best trials, which are trained again (default: 5)")
-    search.add_argument("--seeds", type=int, default=5, help="seeds of the test (default: 5)")
-    search.add_argument("--epochs", type=int, default=8, help="epochs of every run (default: 8)")
-    search.add_argument("--batch", type=int, default=50, help="batch size (default: 50)")
-    search.add_argument(
-        "--out",
-        type=Path,
-        default=Path("runs/exact-compare"),
-        help="folder of the results; runs that are there are not done again (default: runs/exact-compare)",
-    )
-    demo = modes.add_parser("demo", help="move, add and remove spikes by gradient, and learn from silence")
-    demo.add_argument("names", nargs="*", metavar="NAME", help=f"which ones, of {', '.join(DEMOS)} (default: all)")
-    demo.add_argument("--seed", type=int, default=0, help="seed (default: 0)")
-    demo.add_argument(
-        "--out", type=Path, default=Path("runs/exact"), help="folder of the figures (default: runs/exact)"
-    )
+        "--out", type=Path, default=Path("runs/exact-compare"),
+        help="folder of the results; runs that are there are not done again",
+    )  # fmt: skip
+    demo = mode("demo", "move, add and remove spikes by gradient, and learn from silence")
+    demo.add_argument("names", nargs="*", metavar="NAME", help=f"which ones, of {', '.join(DEMOS)}; without: all")
+    demo.add_argument("--seed", type=int, default=0, help="seed")
+    demo.add_argument("--out", type=Path, default=Path("runs/exact-demo"), help="folder of the figures")
+
+
+_NUMBERS = (
+    ("duration", float, "trial length, in the unit of the spike times (SHD: seconds)"),
+    ("tau", float, "membrane time constant, in the same unit"),
+    ("latest", float, "time at which a black pixel would spike; images alone"),
+    ("scale", float, "time, or number of spikes, that counts as one logit"),
+    ("rate", float, "mean number of spikes of a neuron at the start"),
+    ("epochs", int, "epochs"),
+    ("batch", int, "batch size"),
+    ("lr", float, "learning rate"),
+    ("seed", int, "seed of weights and batches"),
+    ("clip", float, "largest norm of a gradient, beyond which it is scaled down"),
+    ("pseudo_scale", float, "scale of the pseudospikes' drive"),
+)
+"""The numbers of :class:`~.train.Settings` that are options of ``train``: name, type and help."""
+
+_UNSET = {"clip": "no limit", "pseudo_scale": "the neuron's own"}
+
+
+def _default(name: str) -> str:
+    """What an option of ``train`` is if it is not given, for help."""
+
+    def shown(value: Any) -> str:
+        return f"{value:g}" if isinstance(value, float) else str(value)
+
+    parts = [_UNSET.get(name) or shown(getattr(Settings(), name))]
+    parts += [f"{data}: {shown(changes[name])}" for data, changes in DEFAULTS.items() if name in changes]
+    if name in LIF_IMAGES:
+        parts.append(f"lif on images: {shown(LIF_IMAGES[name])}")
+    return f"default: {'; '.join(parts)}"
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dataset", choices=DATASETS, default="digits", help="what to learn (default: digits)")
+    parser.add_argument("--dataset", choices=DATASETS, default="digits", help="what to learn")
     parser.add_argument("--root", type=Path, help="folder of shd_train.h5 and shd_test.h5, or SpikingJelly's SHD root")
     parser.add_argument("--limit", type=int, help="use so many samples of the training and of the test set at most")
-    parser.add_argument("--hidden", type=int, nargs="*", help="sizes of the hidden layers (default: the data set's)")
+    sizes = {name: " ".join(map(str, DEFAULTS[name].get("hidden", Settings().hidden))) for name in DATASETS}
+    parser.add_argument(
+        "--hidden", type=int, nargs="*",
+        help=f"sizes of the hidden layers (default: {', '.join(f'{name} {size}' for name, size in sizes.items())})",
+    )  # fmt: skip
     parser.add_argument("--recurrent", action="store_true", help="make the hidden layers recurrent")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do it; 0 after success."""
-    return {"train": _train, "compare": _compare, "demo": _demo}[arguments.mode](arguments)
+    """Do it; 0 after success.
+
+    Raises:
+        ValueError: An option is out of range, a run lies in ``--out`` already, or a layer spikes without end.
+    """
+    try:
+        return {"train": _train, "compare": _compare, "demo": _demo}[arguments.mode](arguments)
+    except EventBudgetError as error:
+        raise ValueError(
+            f"a layer emits more than {error.max_spikes} spikes in one sample; lower --rate or --lr, shorten "
+            f"--duration, or limit the gradient with --clip"
+        ) from error
 
 
 def settings(arguments: argparse.Namespace) -> Settings:
@@ -96,20 +127,7 @@ def settings(arguments: argparse.Namespace) -> Settings:
     chosen = replace(chosen, **DEFAULTS[arguments.dataset])
     if chosen.neuron == "lif" and arguments.dataset != "shd":
         chosen = replace(chosen, **LIF_IMAGES)
-    names = (
-        "loss",
-        "duration",
-        "tau",
-        "latest",
-        "scale",
-        "rate",
-        "epochs",
-        "batch",
-        "lr",
-        "seed",
-        "clip",
-        "pseudo_scale",
-    )
+    names = ("loss", *(name for name, _, _ in _NUMBERS))
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     if arguments.hidden is not None:
         given["hidden"] = tuple(arguments.hidden)
@@ -131,11 +149,12 @@ def settings(arguments: argparse.Namespace) -> Settings:
 
 def _train(arguments: argparse.Namespace) -> int:
     chosen = settings(arguments)
+    out: Path = arguments.out or Path("runs") / f"exact-{arguments.dataset}-{chosen.neuron}"
+    source = {"name": arguments.dataset, "root": arguments.root and str(arguments.root), "limit": arguments.limit}
+    checkpoints = Checkpoints(out, asdict(chosen), {"source": source}, EXACT)
+    resumed = _saved(checkpoints, arguments.resume)
     data = load(arguments.dataset, chosen.duration, chosen.latest, arguments.root, arguments.limit)
     network = build(chosen, data.train.channels, data.classes)
-    source = {"name": arguments.dataset, "root": arguments.root and str(arguments.root), "limit": arguments.limit}
-    checkpoints = Checkpoints(arguments.out, asdict(chosen), {"source": source})
-    resumed = _saved(checkpoints) if arguments.resume else None
     print(f"{arguments.dataset}: {len(data.train_labels)} samples to train, {len(data.test_labels)} to test; {chosen}")
     if resumed is not None:
         print(f"{checkpoints.last} has {resumed['state']['epoch']} of {chosen.epochs} epochs")
@@ -150,24 +169,37 @@ def _train(arguments: argparse.Namespace) -> int:
     # JSON has no NaN: what epoch 0 lacks is left out.
     records = [{key: value for key, value in record.items() if math.isfinite(value)} for record in history]
     content = {"dataset": arguments.dataset, "settings": asdict(chosen), "history": records}
-    write_json(arguments.out / "exact.json", content)
-    with replacing(arguments.out / "exact.pt") as beside:
+    write_json(out / "exact.json", content)
+    with replacing(out / "exact.pt") as beside:
         torch.save({"settings": asdict(chosen), "data": source, "network": network.state_dict()}, beside)
-    print(f"written: {arguments.out / 'exact.json'}, {arguments.out / 'exact.pt'}")
+    print(f"written: {out / 'exact.json'}, {out / 'exact.pt'}")
     return 0
 
 
-def _saved(checkpoints: Checkpoints) -> dict[str, Any]:
-    """The state to go on from, if it is the same run's."""
-    content = load_checkpoint(checkpoints.last)
+def _saved(checkpoints: Checkpoints, resume: bool) -> dict[str, Any] | None:
+    """The state to go on from, of a run with the same options; ``None`` to begin.
+
+    Raises:
+        ValueError: A run lies there that is not to be resumed, or was made with other options.
+    """
+    finished = checkpoints.folder / "exact.pt"
+    if not resume:
+        for path in (checkpoints.last, finished):
+            if path.exists():
+                raise ValueError(f"{path} exists; pass --resume to go on from it, or another --out")
+    if not checkpoints.last.exists():
+        return None
+    content = load_checkpoint(checkpoints.last, EXACT)
     wanted = {**checkpoints.config, **checkpoints.data["source"]}
     found = {**content["config"], **content["data"].get("source", {})}
-    for name, value in wanted.items():
-        if name not in found or found[name] != value:
-            raise ValueError(
-                f"{checkpoints.last} is of a run with {name}={found.get(name)}, not {value}; pass the same options, or "
-                f"leave out --resume to start anew"
-            )
+    different = [
+        f"{name} (was {found.get(name)!r}, now {value!r})" for name, value in wanted.items() if found.get(name) != value
+    ]
+    if different:
+        raise ValueError(
+            f"the run in {checkpoints.folder} was made with other options: {'; '.join(different)}. Pass the same to go "
+            f"on, or another --out for a new run"
+        )
     return content
 
 
@@ -189,7 +221,8 @@ def _compare(arguments: argparse.Namespace) -> int:
         arguments.epochs,
         arguments.batch,
     )
-    neurons = list(dict.fromkeys(arguments.neurons))
+    require_matplotlib()  # before the search, not after
+    neurons = list(dict.fromkeys(arguments.neurons or ("lif", "qif")))
     runs = Runs(arguments.out / "runs.json", comparison)
     if runs.records:
         print(f"{runs.path} has {len(runs.records)} finished runs, which are not done again")
@@ -221,6 +254,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     unknown = [name for name in arguments.names if name not in DEMOS]
     if unknown:
         raise ValueError(f"unknown demonstration {unknown[0]!r}; there are {', '.join(DEMOS)}")
+    require_matplotlib()
     results = {}
     for name in arguments.names or DEMOS:
         results[name] = DEMOS[name](arguments.out, seed=arguments.seed)

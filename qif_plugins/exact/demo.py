@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..files import replacing
+from ..plot import figure, require_matplotlib
 from .data import load
 from .layers import QIFLayer
 from .losses import spike_count_loss, spike_time_loss
@@ -33,6 +32,7 @@ def move_spikes(folder: Path, seed: int = 0, steps: int = 1500) -> dict[str, flo
     Returns:
         The largest distance from the targets before and after.
     """
+    require_matplotlib()
     layer, inputs = _neuron(seed)
     targets = torch.tensor([[1.0, 2.5, 4.0, 5.0]], dtype=torch.float64)
     records = _optimize(layer, inputs, lambda out: spike_time_loss(out, targets), steps)
@@ -55,6 +55,7 @@ def count_spikes(folder: Path, seed: int = 0, steps: int = 500) -> dict[str, flo
     Returns:
         The number of spikes at the start, after the first phase (wanted: 5) and after the second (wanted: 1).
     """
+    require_matplotlib()
     layer, inputs = _neuron(seed)
     layer.weight.data *= 0.1
     records = []
@@ -77,8 +78,7 @@ def learn_from_silence(folder: Path, seed: int = 0, epochs: int = 8) -> dict[str
     Returns:
         The fraction of silent hidden neurons and the accuracy, before and after.
     """
-    import matplotlib.pyplot as plt
-
+    require_matplotlib()
     settings = replace(Settings(), seed=seed, epochs=epochs)
     data = load("digits", settings.duration, settings.latest)
     network = build(settings, data.train.channels, data.classes)
@@ -86,18 +86,14 @@ def learn_from_silence(folder: Path, seed: int = 0, epochs: int = 8) -> dict[str
         for parameter in network.parameters():
             parameter.mul_(0.2)
     history = fit(network, data, settings, report=lambda record: None, active=False)
-    figure, axes = plt.subplots(figsize=(5, 3.2), layout="constrained")
-    axes.plot(
-        [record["epoch"] for record in history], [record["accuracy"] for record in history], "o-", label="accuracy"
-    )
-    axes.plot(
-        [record["epoch"] for record in history], [record["silent"] for record in history], "s--", label="silent neurons"
-    )
-    axes.set(
-        xlabel="epoch", ylabel="fraction", ylim=(-0.03, 1.03), title="a network that is silent at first learns digits"
-    )
-    axes.legend()
-    _save(figure, folder / "learn_from_silence.png")
+    epochs_done = [record["epoch"] for record in history]
+    with figure(folder / "learn_from_silence.png", (5, 3.2)) as drawn:
+        axes = drawn.subplots()
+        axes.plot(epochs_done, [record["accuracy"] for record in history], "o-", label="accuracy")
+        axes.plot(epochs_done, [record["silent"] for record in history], "s--", label="silent neurons")
+        axes.set(xlabel="epoch", ylabel="fraction", ylim=(-0.03, 1.03))
+        axes.set_title("a network that is silent at first learns digits")
+        axes.legend()
     first, last = history[0], history[-1]
     return {
         "silent before": first["silent"],
@@ -138,27 +134,17 @@ def _optimize(layer: QIFLayer, inputs: Spikes, loss: Callable[[Spikes], Tensor],
 
 
 def _raster(path: Path, records: list[Tensor], title: str, targets: list[float]) -> None:
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
     times = torch.stack(records)
     step = torch.arange(len(records))[:, None].expand(times.shape)
     inside = times <= DURATION
-    axes.plot(times[inside], step[inside], ",", color="C0")
-    axes.plot([], [], ".", color="C0", label="spikes")
-    axes.plot(times[~inside], step[~inside], ",", color="0.6")
-    axes.plot([], [], ".", color="0.6", label="pseudospikes")
-    for target in targets:
-        axes.axvline(target, color="C3", linewidth=0.8)
-    axes.axvline(DURATION, color="k", linewidth=0.8, linestyle=":")
-    axes.set(xlabel="time / τ", ylabel="training step", xlim=(0, DURATION + 2), title=title)
-    axes.legend(loc="upper left")
-    _save(figure, path)
-
-
-def _save(figure: Any, path: Path) -> None:
-    import matplotlib.pyplot as plt
-
-    with replacing(path) as beside:
-        figure.savefig(beside, dpi=150)
-    plt.close(figure)
+    with figure(path, (6, 3.6)) as drawn:
+        axes = drawn.subplots()
+        axes.plot(times[inside], step[inside], ",", color="C0")
+        axes.plot([], [], ".", color="C0", label="spikes")
+        axes.plot(times[~inside], step[~inside], ",", color="0.6")
+        axes.plot([], [], ".", color="0.6", label="pseudospikes")
+        for target in targets:
+            axes.axvline(target, color="C3", linewidth=0.8)
+        axes.axvline(DURATION, color="k", linewidth=0.8, linestyle=":")
+        axes.set(xlabel="time / τ", ylabel="training step", xlim=(0, DURATION + 2), title=title)
+        axes.legend(loc="upper left")

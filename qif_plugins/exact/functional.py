@@ -21,7 +21,7 @@ MAX_SPIKES = 1 << 20
 """Default budget of output spikes of one layer in one sample."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EndState:
     """The neurons at the trial's end.
 
@@ -203,9 +203,7 @@ def _with_synaptic_delays(
     counts = (all_indices >= 0).sum(1)
     most = int(counts.max()) if batch else 0
     if most > max_spikes:
-        raise EventBudgetError(
-            f"the layer emits {most} spikes in sample {int(counts.argmax())}, more than max_spikes={max_spikes}"
-        )
+        raise EventBudgetError(max_spikes, int((counts > max_spikes).int().argmax()))
     ends = [out.end for out in outputs]
     q = [end.q for end in ends if end.q is not None]
     p, current = torch.cat([end.p for end in ends], 1), torch.cat([end.current for end in ends], 1)

@@ -22,9 +22,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
-from ..files import finite, replacing, write_json
+from ..files import finite, write_json
+from ..plot import figure
+from ..tpe import propose
 from ..training import NonFiniteError
 from .data import Data, load, select
 from .functional import EventBudgetError
@@ -228,7 +231,8 @@ def compare(
     for trial in range(trials):
         for neuron in neurons:
             if not runs.of("search", neuron, trial=trial):
-                run("search", neuron, trial, 0, _propose(comparison.dataset, runs.of("search", neuron), trial))
+                finished = ((record["params"], record["accuracy"]) for record in runs.of("search", neuron))
+                run("search", neuron, trial, 0, propose(space(comparison.dataset), finished, seed=trial))
     for neuron in neurons:
         for record in _best_first(runs, neuron)[:finalists]:
             for seed in range(1, confirmations + 1):
@@ -256,26 +260,6 @@ def _best_first(runs: Runs, neuron: str) -> list[Record]:
     return sorted(runs.of("search", neuron), key=lambda record: -record["accuracy"])
 
 
-def _propose(dataset: str, finished: Sequence[Record], number: int) -> dict[str, Any]:
-    """Trial ``number``'s settings, a function of the trials before it alone."""
-    distributions = space(dataset)
-    import optuna
-
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=number))
-        for record in finished:
-            study.add_trial(
-                optuna.trial.create_trial(
-                    params=record["params"], distributions=distributions, value=record["accuracy"]
-                )
-            )
-        return study.ask(distributions).params
-    finally:
-        optuna.logging.set_verbosity(before)
-
-
 def _train(settings: Settings, data: Data) -> Record:
     """A run's accuracy at its end, 0 if it failed, with its history or the reason."""
     history: list[dict[str, float]] = []
@@ -301,9 +285,9 @@ def summarise(runs: Runs, neurons: Sequence[str]) -> dict[str, Record]:
 
     Returns:
         For each its settings, the validation accuracy that chose them, how many of the trials failed and the median
-        accuracy of all, the test accuracies with mean and sample deviation, and over epochs and seeds of the test the
-        silent neurons (mean at the start, at the end and at the worst epoch), and the gradient's norm (mean over epochs
-        and seeds; largest batch over mean, the median of epochs and seeds).
+        accuracy of all, the test accuracies with mean and sample standard deviation, and over epochs and seeds of the
+        test the silent neurons (mean at the start, at the end and at the worst epoch), and the gradient's norm (mean
+        over epochs and seeds; largest batch over mean, the median of epochs and seeds).
     """
     summary = {}
     for neuron in neurons:
@@ -347,11 +331,15 @@ def draw(runs: Runs, neurons: Sequence[str], path: Path) -> None:
         runs: Of a comparison that is done.
         neurons: Which ones.
         path: The image to write; the bands are the seeds' extremes, and a dotted line is the largest batch.
-    """
-    import matplotlib.pyplot as plt
-    import numpy as np
 
-    figure, axes = plt.subplots(1, 4, figsize=(14, 3.2), layout="constrained")
+    Raises:
+        ImportError: Matplotlib is not installed.
+    """
+    with figure(path, (14, 3.2), dpi=130) as drawn:
+        _draw(runs, neurons, drawn.subplots(1, 4))
+
+
+def _draw(runs: Runs, neurons: Sequence[str], axes: Any) -> None:
     for neuron, colour in zip(neurons, ("tab:orange", "tab:blue", "tab:green"), strict=False):
         trials = sorted((record["accuracy"] for record in runs.of("search", neuron)), reverse=True)
         axes[0].plot(range(1, len(trials) + 1), trials, ".-", color=colour, label=neuron.upper())
@@ -377,6 +365,3 @@ def draw(runs: Runs, neurons: Sequence[str], path: Path) -> None:
     axes[3].set(title="gradient norm (dotted: largest)", xlabel="epoch", yscale="log")
     for axis in axes:
         axis.legend()
-    with replacing(path) as beside:
-        figure.savefig(beside, dpi=130)
-    plt.close(figure)

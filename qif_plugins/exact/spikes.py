@@ -19,7 +19,7 @@ from .trains import places
 __all__ = ["Spikes"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Spikes:
     """A batch of spike trains.
 
@@ -78,5 +78,11 @@ class Spikes:
         return self.nth(1)[..., 0]
 
     def _places(self, number: int) -> tuple[Tensor, Tensor]:
-        where, counts = places(self.indices.long().contiguous().numpy(), self.channels, number)
+        try:
+            where, counts = places(self.indices.long().contiguous().numpy(), self.channels, number)
+        except IndexError:
+            raise ValueError(
+                f"spike index {int(self.indices.max())} is not below the number of channels, {self.channels}; number "
+                f"the channels from 0, or pass Spikes more channels"
+            ) from None
         return torch.from_numpy(where), torch.from_numpy(counts)

@@ -46,6 +46,9 @@ def places(indices, channels, number):
 
     Returns:
         [B, C, number] positions in [0, K), -1 where the channel spikes less often; [B, C] numbers of spikes.
+
+    Raises:
+        IndexError: An index is not below ``channels``.
     """
     where = np.full((indices.shape[0], channels, number), -1, np.int64)
     counts = np.zeros((indices.shape[0], channels), np.int64)
@@ -53,7 +56,7 @@ def places(indices, channels, number):
         for k in range(indices.shape[1]):
             c = indices[b, k]
             if c >= channels:
-                raise ValueError("a spike's index is not below the number of channels")
+                raise IndexError("a spike's index is not below the number of channels")
             if c >= 0:
                 if counts[b, c] < number:
                     where[b, c, counts[b, c]] = k

@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from ..files import replacing
-from ..plot import COLOURS, require_matplotlib
+from ..plot import COLOURS, figure
 from .jumps import EVENTS, Jump
 from .lines import Line, Plane
 from .numbers import candidates
@@ -80,11 +79,11 @@ def draw_planes(path: Path, planes: Sequence[tuple[str, Plane]], labels: tuple[s
     Raises:
         ImportError: Matplotlib is not installed.
     """
-    with _grid(path, 1, len(planes)) as (figure, axes):
+    with _grid(path, 1, len(planes)) as (drawn, axes):
         for axis, (title, plane) in zip(axes[0], planes, strict=True):
             x, y = plane.positions
             filled = axis.contourf(x, y, plane.loss.t(), levels=24, cmap="viridis")
-            figure.colorbar(filled, ax=axis, shrink=0.9)
+            drawn.colorbar(filled, ax=axis, shrink=0.9)
             axis.contour(x, y, plane.loss.t(), levels=12, colors="black", linewidths=0.3)
             for along in (0, 1):
                 middles = (plane.positions[along][1:] + plane.positions[along][:-1]) / 2
@@ -143,15 +142,5 @@ def _draw_sample(axes: Any, line: Line, jumps: Sequence[Jump]) -> None:
 
 @contextmanager
 def _grid(path: Path, rows: int, columns: int) -> Iterator[tuple[Any, Any]]:
-    require_matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(0.6 + 3.2 * columns, 0.5 + 2.3 * rows), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False)
-    yield figure, axes
-    # The same file every time: no dates in it.
-    metadata = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}.get(path.suffix)
-    with replacing(path) as beside:
-        figure.savefig(beside, metadata=metadata)
+    with figure(path, (0.6 + 3.2 * columns, 0.5 + 2.3 * rows)) as drawn:
+        yield drawn, drawn.subplots(rows, columns, squeeze=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..spiking import spiking_layers
 from .lines import Direction, Line, Loss, moving, slope_along
 from .numbers import REFINE, candidates
 
-__all__ = ["EVENTS", "Jump", "locate_jumps", "spiking_layers"]
+__all__ = ["EVENTS", "Jump", "locate_jumps"]
 
 EVENTS = ("number of spikes", "order of spikes", "time of spikes", "none")
 """What may happen to the first layer whose spikes change: a neuron gains or loses spikes; no neuron does, but the order
@@ -54,23 +54,6 @@ class _Side:
     spikes: dict[str, list[Any]]
 
 
-def spiking_layers(network: nn.Module) -> dict[str, nn.Module]:
-    """The spiking layers of a network by name: either host's neurons, and exact layers.
-
-    Args:
-        network: With time first in what its spiking layers return, or with layers that are called once a step.
-    """
-    exact = sys.modules.get("qif_plugins.exact.layers")
-    kinds: tuple[type, ...] = (exact.SpikingLayer,) if exact else ()
-    return {
-        name or "(network)": module
-        for name, module in network.named_modules()
-        if isinstance(module, kinds)
-        or callable(getattr(module, "reset_mem", None))
-        or (hasattr(module, "_memories") and hasattr(module, "v_threshold"))
-    }
-
-
 def locate_jumps(
     network: nn.Module,
     loss: Loss,
@@ -93,7 +76,8 @@ def locate_jumps(
         direction: That of ``line``.
         line: Measured on ``refine``·n + 1 positions.
         layers: Whose spikes to compare, by name, first to last: modules that return an exact layer's spikes or a tensor
-            (or a tuple that begins with it) with time first, or one step at a time. Default: :func:`spiking_layers`.
+            (or a tuple that begins with it) with time first, or one step at a time. Default:
+            :func:`~qif_plugins.spiking.spiking_layers`.
         smallest: Height below which a jump does not count, in units of the loss. Default 1e-6.
         most: Search so many steps at most, those with the largest jumps. Default 50.
         refine: The ratio of the grids. Default 4.

@@ -19,7 +19,7 @@ Direction = Mapping[str, Tensor]
 Move = Callable[[Sequence[float], Sequence[Direction], Loss], tuple[float, dict[str, Tensor]]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Line:
     """A loss on an equidistant grid along a direction.
 
@@ -53,7 +53,7 @@ class Line:
         return Line(self.positions[::refine], self.loss[::refine], self.slope[::refine])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plane:
     """A loss over the plane of two directions.
 

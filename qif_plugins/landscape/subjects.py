@@ -75,18 +75,24 @@ def load_subject(source: str, data_folder: Path) -> Subject:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"{path} cannot be read as a checkpoint ({type(error).__name__}); pass {_FORMS}") from error
-    kind = content.get("kind", content.get("format")) if isinstance(content, dict) else None
-    if kind == COMPARISON:
+    if not isinstance(content, dict):
+        content = {}
+    if content.get("kind") == COMPARISON:
         return _of_comparison(source, content, data_folder)
-    if str(kind).startswith("qif-plugins training checkpoint"):
-        return _of_training(source, content)
-    if isinstance(content, dict) and content.keys() >= {"settings", "data", "network"}:
+    if content.keys() >= {"settings", "data", "network"}:
         return _exact(source, path, content)
+    if "format" in content:
+        from ..training.checkpoint import FORMAT, check_kind
+
+        if content["format"] == FORMAT:
+            check_kind(path, content)
+            return _of_training(source, content)
     raise ValueError(f"{path} is not a checkpoint of this package; pass {_FORMS}")
 
 
 def _exact(source: str, path: Path, content: dict[str, Any]) -> Subject:
     from ..exact.data import load, select
+    from ..exact.functional import EventBudgetError
     from ..exact.train import Settings, build, classification_loss
 
     settings = Settings(**content["settings"])
@@ -97,7 +103,13 @@ def _exact(source: str, path: Path, content: dict[str, Any]) -> Subject:
 
     def loss(samples: list[int]) -> Tensor:
         chosen = torch.tensor(samples)
-        return classification_loss(network(select(data.train, chosen)), data.train_labels[chosen], settings)
+        try:
+            out = network(select(data.train, chosen))
+        except EventBudgetError as error:
+            raise ValueError(
+                f"{source} emits more than {error.max_spikes} spikes in one sample; pass a smaller --radius"
+            ) from error
+        return classification_loss(out, data.train_labels[chosen], settings)
 
     about = {"kind": "exact", "data": content["data"]["name"], "settings": content["settings"]}
     history = path.with_name("exact.json")

@@ -7,8 +7,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ..plot import COLOURS
-from .page import Body, figure, table
+from ..plot import COLOURS, figure
+from ..tpe import propose
+from .page import Body, table
 from .records import Records, Result, Setting, Trial
 from .runner import Options
 from .stats import deviation, interval, mean_pm, paired, sign, welch
@@ -107,18 +108,9 @@ def _as_setting(neuron: str, values: dict[str, Any]) -> Setting:
 
 
 def _ask(neuron: str, number: int, searched: Sequence[tuple[Setting, Trial]]) -> dict[str, Any]:
-    """The values of trial ``number``, decided by the trials before it alone, so that a search goes on after a stop."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sampler = optuna.samplers.TPESampler(seed=number, n_startup_trials=STARTUP)
-    study = optuna.create_study(direction="maximize", sampler=sampler)
-    distributions = space(neuron)
-    for setting, trial in searched:
-        study.add_trial(
-            optuna.trial.create_trial(
-                params=setting["sampled"], distributions=distributions, value=trial.result["accuracy"]
-            )
-        )
-    return dict(study.ask(distributions).params)
+    """The values of trial ``number``, decided by the trials before it alone."""
+    finished = ((setting["sampled"], trial.result["accuracy"]) for setting, trial in searched)
+    return propose(space(neuron), finished, seed=number, startup=STARTUP)
 
 
 def _best(trials: Sequence[Trial]) -> Trial:
@@ -191,7 +183,7 @@ def _value(value: Any) -> str:
 
 def _draw(search: dict[str, list[Trial]], final: dict[str, list[Trial]], path: Path) -> None:
     """Left the best validation accuracy so far, right the final test accuracies."""
-    with figure(path, (9, 4)) as drawn:
+    with figure(path, (9, 4), dpi=110) as drawn:
         left, right = drawn.subplots(1, 2)
         for index, neuron in enumerate(NEURONS):
             values = [100 * trial.result["accuracy"] for trial in search[neuron]]

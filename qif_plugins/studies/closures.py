@@ -16,8 +16,8 @@ from ..measure import Moments, effective_input, preserved, qif_layers, watching
 from ..moments import CLOSURES, MomentClosureError, firing_rate, membrane_moments
 from ..observe import Observation
 from ..parameters import QIFParameters
-from ..plot import COLOURS
-from .page import Body, figure, table
+from ..plot import COLOURS, figure
+from .page import Body, table
 from .records import Records, Result, Setting, Trial
 from .runner import Options
 from .stats import mean_pm
@@ -27,15 +27,15 @@ __all__ = ["QUESTION", "TITLE", "plan", "report", "run"]
 
 TITLE = "Moment closures"
 QUESTION = (
-    "The windows are derived from mean μ and deviation σ of the membrane, which a closure predicts from those of the "
-    "input: `reset`, this package's, and `free`, which leaves the reset out, as [J] (arXiv 2510.05168) does. How far "
-    "are they, and the firing rate that follows, from what is measured, layer by layer, over training, under tdBN and "
-    "under plain batch norm?"
+    "The windows are derived from mean μ and standard deviation σ of the membrane, which a closure predicts from those "
+    "of the input: `reset`, this package's, and `free`, which leaves the reset out, as [J] (arXiv 2510.05168) does. "
+    "How far are they, and the firing rate that follows, from what is measured, layer by layer, over training, under "
+    "tdBN and under plain batch norm?"
 )
 
 QUANTITIES = ("μ", "σ", "rate")
 NORMS = (("tdbn", 1.0), ("tdbn", 0.5), ("batch", 0.5), ("tdbn", 2.0), ("batch", 2.0))
-"""Norm and threshold θ. At θ = 1 the two norms are the same; tdBN brings the input to deviation θ, batch norm to 1."""
+"""Norm and threshold θ. tdBN brings the input to standard deviation θ, batch norm to 1; at θ = 1 they are the same."""
 
 
 def plan(options: Options, done: Records) -> list[Setting]:
@@ -167,8 +167,9 @@ def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
     header = ["root mean square error", *(f"{q}, {source}" for q, source in itertools.product(QUANTITIES, sources))]
     sections = [
         "Errors over layers and seeds, of μ and σ in units of the threshold θ. `reset` and `free` are given the "
-        "measured mean and deviation of each layer's input; `assumed` is the reset closure given what an "
-        "uncalibrated window assumes, mean 0 and deviation θ. A dash: the closure does not converge at any layer.",
+        "measured mean and standard deviation of each layer's input; `assumed` is the reset closure given what an "
+        "uncalibrated window assumes, mean 0 and standard deviation θ. A dash: the closure does not converge at "
+        "any layer.",
         table(header, rows),
         *itertools.chain.from_iterable(
             (f"## {_name(norm, threshold)}", _layers(points, norm, threshold, last)) for norm, threshold in norms
@@ -250,7 +251,7 @@ def _layers(points: Points, norm: str, threshold: float, last: int) -> str:
                     ),
                 ]
             )
-    header = ["", "input mean", "input deviation", "input correlation"]
+    header = ["", "input mean", "input standard deviation", "input correlation"]
     for q in QUANTITIES:
         header += [f"{q}, measured", f"{q}, reset", f"{q}, free"]
     return table(header, rows)
@@ -275,7 +276,7 @@ def _name(norm: str, threshold: float) -> str:
 
 def _draw(points: Points, path: Path) -> None:
     """Above, measured against predicted; below, the error over training."""
-    with figure(path, (11, 7)) as drawn:
+    with figure(path, (11, 7), dpi=110) as drawn:
         panels = drawn.subplots(2, 3)
         epochs = points.values("epoch")
         for k, q in enumerate(QUANTITIES):

@@ -9,8 +9,8 @@ from statistics import geometric_mean
 from typing import Any
 
 from ..bench_peers import OURS
-from ..plot import COLOURS
-from .page import Body, figure, table
+from ..plot import COLOURS, figure
+from .page import Body, table
 from .records import Records, Result, Setting, Trial
 from .runner import Options
 
@@ -64,8 +64,9 @@ def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
     method = (
         "`qif bench` repeats all peers one after another on the same input. Times are medians over the repetitions; a "
         "ratio is the quotient of two median ratios to `qif` within a repetition. The benchmark has no seeds, and its "
-        "medians carry no deviation; how often a size was repeated stands beside it. Below 1 QIF is faster. `qif` runs "
-        "the backend that the machine's line names; averages over sizes are geometric, with the least and the largest."
+        "medians carry no standard deviation; how often a size was repeated stands beside it. Below 1 QIF is "
+        "faster. `qif` runs the backend that the machine's line names; averages over sizes are geometric, with the "
+        "least and the largest."
     )
     return Body(" ".join(sentences), sections, [], method)
 
@@ -158,7 +159,7 @@ def _about(content: dict[str, Any]) -> str:
 def _draw(files: Sequence[dict[str, Any]], path: Path) -> None:
     """Ratio against the size of the input, a panel a machine and dtype."""
     panels = [(content, dtype) for content in files for dtype in _dtypes(content)]
-    with figure(path, (1.5 + 5.5 * len(panels), 4.4)) as drawn:
+    with figure(path, (1.5 + 5.5 * len(panels), 4.4), dpi=110) as drawn:
         for axes, (content, dtype) in zip(drawn.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             rows = _ratios(content, dtype, _in_hosts), _ratios(content, dtype, _backends)
             for index, (ours, lif) in enumerate((*_by_pair(rows[0]), *_by_pair(rows[1], FASTEST))):

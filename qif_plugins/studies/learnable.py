@@ -12,18 +12,19 @@ import torch
 from torch import nn
 
 from ..parameters import QIFParameters
-from ..plot import COLOURS
-from .page import Body, figure, table
+from ..plot import COLOURS, figure
+from ..spiking import spiking_layers
+from .page import Body, table
 from .records import Records, Result, Setting, Trial
 from .runner import Options
-from .stats import Interval, deviation, interval, mean_pm, paired, sign
-from .trial import neurons_of, train
+from .stats import LEVEL, Interval, deviation, interval, mean_pm, paired, sign
+from .trial import train
 
 __all__ = ["QUESTION", "TITLE", "plan", "report", "run"]
 
 TITLE = "Learnable a, u1 and u2"
 QUESTION = (
-    "The third open question of [J] (arXiv 2510.05168): what does a network learn if the three numbers of its QIF "
+    "The third open question of [J] (arXiv 2510.05168): what does a network learn if the three parameters of its QIF "
     "neurons are learned with the weights, from the paper's values, and what does that gain?"
 )
 
@@ -57,12 +58,12 @@ def plan(options: Options, done: Records) -> list[Setting]:
 
 
 def run(setting: Setting) -> Result:
-    """One training; besides its accuracy, what each layer's numbers became: mean and deviation over channels."""
+    """One training; besides its accuracy, what each layer's parameters became: mean and spread over channels."""
     learned: list[dict[str, Any]] = []
 
     def observe(model: nn.Module, epoch: int) -> None:
         if epoch == setting["epochs"]:
-            learned.extend(_numbers(node) for node in neurons_of(model).values())
+            learned.extend(_numbers(node) for node in spiking_layers(model).values())
 
     return {**train(setting, observe), "learned": learned}
 
@@ -75,7 +76,7 @@ def _numbers(node: Any) -> dict[str, Any]:
 
 
 def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
-    """Accuracies, what is gained over fixed numbers, and the numbers learned."""
+    """Accuracies, what is gained over fixed parameters, and what these became."""
     results: dict[tuple[str, int], dict[int, Result]] = {}
     for trial in trials:
         key = (_variant(trial.setting), trial.setting["layers"])
@@ -112,34 +113,39 @@ def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
         header += [f"{name} (from {getattr(QIFParameters(), name):g})", f"{name}, over channels"]
     sections = [
         table(["", "test accuracy, %", "gain over fixed", "spikes a neuron-step"], rows),
-        "What was learned: mean ± deviation over seeds, and the mean deviation between the channels of a layer.",
+        "What was learned: mean ± standard deviation over seeds, and the mean standard deviation between the channels "
+        "of a layer.",
         table(header, learned),
     ]
     setting = trials[0].setting
     method = (
         f"Perceptrons of {setting['width']} neurons a layer under tdBN on {setting['data']}, T = {setting['steps']}, "
-        f"{setting['epochs']} epochs of Adam at {setting['lr']:g}, which a cosine takes to 0, weights and numbers "
-        "alike. The window is `unbiased` and follows the numbers as they are learned. Gains are paired: variants "
-        "of one seed share their initial weights and the order of the images. Each interval stands for its own "
-        "comparison."
+        f"{setting['epochs']} epochs of Adam at {setting['lr']:g}, which a cosine takes to 0, for weights and "
+        "a, u1, u2 alike. The window is `unbiased` and follows a, u1, u2 as they are learned. Gains are paired: "
+        "variants of one seed share their initial weights and the order of the images. Each interval stands for its "
+        "own comparison; the finding also says what is left with intervals that hold for all of them together "
+        "(Bonferroni)."
     )
     seeds = sorted({trial.setting["seed"] for trial in trials})
     return Body(_finding(gains, results), sections, seeds, method)
 
 
-def _gain(results: dict[tuple[str, int], dict[int, Result]], layers: int, variant: str) -> Interval | None:
+def _gain(
+    results: dict[tuple[str, int], dict[int, Result]], layers: int, variant: str, comparisons: int = 1
+) -> Interval | None:
     fixed, other = results.get(("fixed", layers), {}), results.get((variant, layers), {})
     seeds = sorted(fixed.keys() & other.keys())
     if not seeds:
         return None
-    return paired([fixed[seed]["accuracy"] for seed in seeds], [other[seed]["accuracy"] for seed in seeds])
+    return paired([fixed[seed]["accuracy"] for seed in seeds], [other[seed]["accuracy"] for seed in seeds], comparisons)
 
 
 def _finding(gains: dict[tuple[int, str], Interval], results: dict[tuple[str, int], dict[int, Result]]) -> str:
     sentences = [
-        f"{layers} layers, {variant}: {interval(gain)} over fixed numbers, {VERDICTS[sign(gain)]}."
+        f"{layers} layers, {variant}: {interval(gain)} over fixed parameters, {VERDICTS[sign(gain)]}."
         for (layers, variant), gain in gains.items()
     ]
+    sentences += _together(gains, results)
     for variant in list(VARIANTS)[1:]:
         rows = [
             row
@@ -157,6 +163,24 @@ def _finding(gains: dict[tuple[int, str], Interval], results: dict[tuple[str, in
     return " ".join(sentences)
 
 
+def _together(gains: dict[tuple[int, str], Interval], results: dict[tuple[str, int], dict[int, Result]]) -> list[str]:
+    """What is left of the comparisons that are significant by themselves among all of them."""
+    alone = [key for key, gain in gains.items() if sign(gain)]
+    if not alone:
+        return []
+    count, left = len(gains), []
+    for layers, variant in alone:
+        gain = _gain(results, layers, variant, comparisons=count)
+        if gain is not None:
+            verdict = VERDICTS[sign(gain)]
+            left.append(f"{layers} layers, {variant}, {100 * gain[1]:+.2f} to {100 * gain[2]:+.2f}, {verdict}")
+    return [
+        f"These are {count} comparisons: without any effect, one or more of their intervals would exclude 0 with a "
+        f"probability of up to {100 * count * (1 - LEVEL):.0f} %. With intervals that hold for all {count} together "
+        f"(Bonferroni): {'; '.join(left)}."
+    ]
+
+
 def _by_layer(by_seed: dict[int, Result]) -> list[tuple[int, list[dict[str, Any]]]]:
     lists = [result["learned"] for result in by_seed.values() if result["learned"]]
     return [(index, list(rows)) for index, rows in enumerate(zip(*lists, strict=True), 1)]
@@ -168,7 +192,7 @@ def _variant(setting: Setting) -> str:
 
 def _draw(results: dict[tuple[str, int], dict[int, Result]], depths: Sequence[int], path: Path) -> None:
     """Accuracy of every variant, then every number by layer."""
-    with figure(path, (13, 3.8)) as drawn:
+    with figure(path, (13, 3.8), dpi=110) as drawn:
         panels = drawn.subplots(1, 4)
         for index, variant in enumerate(VARIANTS):
             colour = COLOURS[index]

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..files import replacing
-from ..plot import require_matplotlib
 from . import STUDIES
 from .records import Records, Trial
 
-__all__ = ["Body", "figure", "table", "write_index", "write_page"]
+__all__ = ["Body", "table", "write_index", "write_page"]
 
 
 @dataclass(frozen=True)
@@ -38,24 +35,6 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -
     """A Markdown table, the first ``left`` columns flush left and the others flush right."""
     marks = ["---" if index < left else "---:" for index in range(len(header))]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, marks, *rows))
-
-
-@contextmanager
-def figure(path: Path, size: tuple[float, float]) -> Iterator[Any]:
-    """A Matplotlib figure that is written to ``path`` if the block succeeds.
-
-    Raises:
-        ImportError: Matplotlib is not installed.
-    """
-    require_matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    drawn = Figure(figsize=size, dpi=110, layout="constrained")
-    FigureCanvasAgg(drawn)
-    yield drawn
-    with replacing(path) as beside:
-        drawn.savefig(beside, format="png")
 
 
 def write_page(

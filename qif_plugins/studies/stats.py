@@ -1,4 +1,4 @@
-"""Means, deviations and intervals over seeds."""
+"""Means, standard deviations and intervals over seeds."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["Interval", "deviation", "interval", "mean_pm", "paired", "sign", "welch"]
+__all__ = ["LEVEL", "Interval", "deviation", "interval", "mean_pm", "paired", "sign", "welch"]
 
 LEVEL = 0.95
+"""What share of all intervals covers the true difference."""
 Interval = tuple[float, float, float]
 """Difference of two means, and the ends of its interval; NaN where too few values give none."""
 
@@ -21,7 +22,7 @@ def deviation(values: Sequence[float]) -> float:
 
 
 def mean_pm(values: Sequence[float], digits: int = 1, scale: float = 1.0) -> str:
-    """``mean ± deviation`` of the values times ``scale``; a dash where there is none."""
+    """``mean ± standard deviation`` of the values times ``scale``; a dash where there is none."""
     if not values:
         return "–"
     mean, spread = scale * statistics.fmean(values), scale * deviation(values)
@@ -42,15 +43,21 @@ def sign(found: Interval) -> int:
     return int(low > 0) - int(high < 0)
 
 
-def paired(first: Sequence[float], second: Sequence[float]) -> Interval:
-    """Mean of ``second - first``, seed by seed, with the interval of Student's t at 95 %."""
+def paired(first: Sequence[float], second: Sequence[float], comparisons: int = 1) -> Interval:
+    """Mean of ``second - first``, seed by seed, with the interval of Student's t.
+
+    Args:
+        first, second: Values of the same seeds.
+        comparisons: How many such intervals hold together with 95 % (Bonferroni). Default 1.
+    """
     if len(first) != len(second):
         raise ValueError(f"paired values need the same seeds, got {len(first)} and {len(second)}")
     differences = [b - a for a, b in zip(first, second, strict=True)]
     mean = statistics.fmean(differences)
     if len(differences) < 2:
         return mean, math.nan, math.nan
-    half = _quantile(len(differences) - 1) * deviation(differences) / math.sqrt(len(differences))
+    quantile = _quantile(len(differences) - 1, 1 - (1 - LEVEL) / comparisons)
+    half = quantile * deviation(differences) / math.sqrt(len(differences))
     return mean, mean - half, mean + half
 
 
@@ -69,6 +76,9 @@ def welch(first: Sequence[float], second: Sequence[float]) -> Interval:
     return mean, mean - half, mean + half
 
 
-def _quantile(freedom: float) -> float:
-    stats: Any = importlib.import_module("scipy.stats")  # comes with scikit-learn
-    return float(stats.t.ppf(0.5 + LEVEL / 2, freedom))
+def _quantile(freedom: float, level: float = LEVEL) -> float:
+    try:
+        stats: Any = importlib.import_module("scipy.stats")
+    except ImportError as error:
+        raise ImportError("intervals over seeds need SciPy: pip install 'qif-plugins[study]'") from error
+    return float(stats.t.ppf(0.5 + level / 2, freedom))

@@ -18,14 +18,13 @@ from ..training import Batches, NonFiniteError, Trainer
 
 try:
     from spikingjelly.activation_based import functional, surrogate
-    from spikingjelly.activation_based.base import MemoryModule
 except ImportError as error:
     raise ImportError("the studies train SpikingJelly's layers: pip install 'qif-plugins[study]'") from error
 
 _adapter: Any = importlib.import_module("qif_plugins.adapters.spikingjelly")
 AnalyticWindow, QIFNode = _adapter.AnalyticWindow, _adapter.QIFNode
 
-__all__ = ["GOAL", "Data", "Observer", "data_of", "make", "neurons_of", "outputs", "surrogate_named", "train"]
+__all__ = ["GOAL", "Data", "Observer", "data_of", "make", "outputs", "surrogate_named", "train"]
 
 GOAL = 0.9
 """Accuracy whose first epoch is recorded."""
@@ -37,7 +36,7 @@ Observer = Callable[[nn.Module, int], None]
 """Called with the network before training (epoch 0) and after every epoch."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Data:
     """Normalized images ``[N, features]`` with their classes."""
 
@@ -133,11 +132,6 @@ def as_map(neuron: str, arguments: dict[str, Any]) -> QIFParameters:
         )
     kept = ("tau", "decay_input", "v_threshold", "dynamics")
     return QIFNode(**{name: arguments[name] for name in kept if name in arguments}).params
-
-
-def neurons_of(model: nn.Module) -> dict[str, nn.Module]:
-    """The spiking layers by name, in order."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, MemoryModule)}
 
 
 def outputs(model: nn.Module, x: Tensor, steps: int) -> Tensor:

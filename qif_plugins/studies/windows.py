@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..plot import COLOURS
+from ..plot import COLOURS, figure
+from ..spiking import spiking_layers
 from ..table import plus_minus
 from .mismatch import agreement, score_gradients, surrogate_gradients
-from .page import Body, figure, table
+from .page import Body, table
 from .records import Records, Result, Setting, Trial
 from .runner import Options
 from .stats import Interval, deviation, interval, mean_pm, paired, sign
-from .trial import GOAL, data_of, make, neurons_of, outputs, train
+from .trial import GOAL, data_of, make, outputs, train
 
 __all__ = ["QUESTION", "TITLE", "plan", "report", "run"]
 
@@ -126,7 +127,7 @@ def _compare(network: nn.Module, x: Tensor, labels: Tensor, setting: Setting, no
 
     def gradients(estimate: Callable[..., Tensor], model: nn.Module, repeats: int) -> Tensor:
         forward = _forward(model, setting["steps"])
-        neurons = list(neurons_of(model).values())
+        neurons = list(spiking_layers(model).values())
         return estimate(
             forward, neurons, _hidden(model), *common, repeats, setting["replicates"], generator
         )  # fmt: skip
@@ -164,7 +165,7 @@ def _normalize_under_noise(network: nn.Module, x: Tensor, setting: Setting, nois
     torch.manual_seed(setting["seed"])
     handles = [
         neuron.register_forward_pre_hook(lambda _, inputs: (inputs[0] + noise * torch.randn_like(inputs[0]),))
-        for neuron in neurons_of(network).values()
+        for neuron in spiking_layers(network).values()
     ]
     with torch.no_grad():
         outputs(network, x.repeat(20, 1), setting["steps"])
@@ -456,7 +457,7 @@ def _label(setting: Setting) -> str:
 
 def _draw(trained: Trainings, compared: Comparisons, path: Path) -> None:
     """Accuracy and cosine against depth, a column for each neuron."""
-    with figure(path, (10, 7)) as drawn:
+    with figure(path, (10, 7), dpi=110) as drawn:
         panels = drawn.subplots(2, 2, sharex=True, sharey="row")
         for column, neuron in enumerate(NEURONS):
             for index, label in enumerate(SURROGATES):

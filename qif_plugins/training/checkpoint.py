@@ -10,12 +10,14 @@ from typing import Any
 import torch
 
 from .. import __version__
-from ..files import finite, replacing, write_json
+from ..files import finite, remove_rests, replacing, write_json
 from .engine import Trainer
 
-__all__ = ["Checkpoints", "load_checkpoint"]
+__all__ = ["EXACT", "FORMAT", "TRAIN", "Checkpoints", "check_kind", "load_checkpoint"]
 
 FORMAT = "qif-plugins training checkpoint 1"
+TRAIN, EXACT = "qif train", "qif exact train"
+"""Kinds: the command that writes such a checkpoint, and goes on from it."""
 
 
 class Checkpoints:
@@ -25,10 +27,13 @@ class Checkpoints:
         folder: Where to; created at the first saving.
         config: What the run was made from, in plain values; saved along.
         data: What else is needed to make the same data, such as the division into training and test samples.
+        kind: Which command's they are, so that no other one takes them for its own. Default ``"qif train"``.
     """
 
-    def __init__(self, folder: Path, config: Mapping[str, Any], data: Mapping[str, Any] | None = None) -> None:
-        self.folder, self.config, self.data = folder, dict(config), dict(data or {})
+    def __init__(
+        self, folder: Path, config: Mapping[str, Any], data: Mapping[str, Any] | None = None, kind: str = TRAIN
+    ) -> None:
+        self.folder, self.config, self.data, self.kind = folder, dict(config), dict(data or {}), kind
         self._clean = False
 
     @property
@@ -41,6 +46,11 @@ class Checkpoints:
         """The file of the best epoch."""
         return self.folder / "best.pt"
 
+    @property
+    def history(self) -> Path:
+        """The file for people."""
+        return self.folder / "history.json"
+
     def save(self, trainer: Trainer, *, best: bool) -> None:
         """Replace ``last.pt``, and ``best.pt`` too if ``best``; called in every process."""
         state = trainer.state()
@@ -48,12 +58,12 @@ class Checkpoints:
             return
         if not self._clean:
             # What an earlier run was writing when it was killed.
-            for path in self.folder.glob(".*-*"):
-                if path.suffix in (".pt", ".json"):
-                    path.unlink()
+            for path in (self.last, self.best, self.history):
+                remove_rests(path)
             self._clean = True
         content = {
             "format": FORMAT,
+            "kind": self.kind,
             "version": __version__,
             "config": self.config,
             "data": self.data,
@@ -64,32 +74,45 @@ class Checkpoints:
                 torch.save(content, file)
                 file.flush()
                 os.fsync(file.fileno())
-        write_json(self.folder / "history.json", finite(trainer.history))
+        write_json(self.history, finite(trainer.history))
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path, kind: str = TRAIN) -> dict[str, Any]:
     """The content of a checkpoint, on the CPU.
 
     Read with ``weights_only``: a file that is not what it says cannot run code.
+
+    Args:
+        path: The file.
+        kind: Which command's it must be. Default ``"qif train"``.
 
     Returns:
         ``config``, ``data``, ``version`` (of qif-plugins) and ``state`` (see :meth:`~.engine.Trainer.state`).
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is no checkpoint of ``qif train``.
+        ValueError: The file is no checkpoint, or another command's.
     """
     if path.is_dir():
         raise ValueError(f"{path} is a folder; name a checkpoint in it, such as {path / 'best.pt'}")
     if not path.exists():
-        raise FileNotFoundError(
-            f"there is no file {path}; 'qif train' writes best.pt and last.pt into its --out folder"
-        )
+        raise FileNotFoundError(f"there is no file {path}; '{kind}' writes best.pt and last.pt into its --out folder")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever the unpickler meets in a file that is something else
-        raise ValueError(f"{path} is no checkpoint of 'qif train': {type(error).__name__} while reading it") from error
+        raise ValueError(f"{path} is no checkpoint of '{kind}': {type(error).__name__} while reading it") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        kind = "a checkpoint of another program" if isinstance(content, dict) else f"a saved {type(content).__name__}"
-        raise ValueError(f"{path} is no checkpoint of 'qif train', but {kind}; name its best.pt or last.pt")
+        what = "a checkpoint of another program" if isinstance(content, dict) else f"a saved {type(content).__name__}"
+        raise ValueError(f"{path} is no checkpoint of '{kind}', but {what}; name its best.pt or last.pt")
+    check_kind(path, content, kind)
     return content
+
+
+def check_kind(path: Path, content: Mapping[str, Any], kind: str = TRAIN) -> None:
+    """Raises ValueError unless the content of a checkpoint at ``path`` is of ``kind``; early ones do not say theirs."""
+    found = content.get("kind", kind)
+    if found != kind:
+        raise ValueError(
+            f"{path} is a checkpoint of '{found}', and what is wanted is one of '{kind}'; go on from it with '{found} "
+            f"--resume --out {path.parent}'"
+        )

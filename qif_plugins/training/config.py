@@ -29,6 +29,8 @@ __all__ = ["Config", "configurations", "from_dict", "load_config"]
 
 FOLDER = Path(__file__).parent / "configs"
 IN_MEMORY = ("digits", "mnist5k", "mnist", "fashion-mnist")
+COUNT, WORKERS, SEED = 2**31 - 1, 1024, 2**63 - 1
+"""The largest count, number of processes or threads, and seed (PyTorch's generators take int64)."""
 DATA_SETS = (*IN_MEMORY, "cifar10", "cifar100", "imagenet", "cifar10dvs")
 
 
@@ -48,7 +50,8 @@ class Data:
         augment: What to do to training samples, see :mod:`~qif_plugins.training.augmentation`.
         cutout_size: Side of the square of ``"cutout"``. Default 16.
         workers: Processes that load data, beside each training process. Default 0.
-        split_seed: Of the division of CIFAR10-DVS, which has none: 9 of 10 samples of a class to train. Default 0.
+        split_seed: Of the division of CIFAR10-DVS, which has none: 9 of 10 samples of a class to train; below 2^63.
+            Default 0.
     """
 
     name: str
@@ -68,7 +71,7 @@ class Loss:
 
     Attributes:
         name: ``"tet"``: cross entropy of every step; ``"mean"``: cross entropy of the mean logits.
-        regularization: λ of TET. Default 0.
+        regularization: λ of TET, from 0 to 1. Default 0.
         target: What TET's second term pulls the logits to. Default 1.
     """
 
@@ -84,13 +87,14 @@ class Optimizer:
     Attributes:
         name: ``"sgd"``, ``"adam"`` or ``"adamw"``.
         lr: Largest learning rate.
-        momentum: Of SGD. Default 0.9.
+        momentum: Of SGD, below 1. Default 0.9.
         weight_decay: Default 0.
         clip_norm: Largest norm of the gradient. Default none.
         schedule: ``"cosine"`` to 0 over all steps, ``"steps"`` (times ``gamma`` at each of ``milestones``, in epochs)
             or ``"constant"``. Default cosine.
-        warmup_epochs: Epochs of a linear rise before it. Default 0.
-        milestones, gamma: Of ``"steps"``.
+        warmup_epochs: Epochs of a linear rise before it, at most all. Default 0.
+        milestones: Of ``"steps"``. Default none.
+        gamma: Of ``"steps"``, above 0 and at most 1. Default 0.1.
     """
 
     name: str = "adam"
@@ -113,7 +117,7 @@ class Training:
         batch_size: Samples a step of the optimizer, over all processes and accumulated batches.
         accumulation: Into how many batches, one after another, a step is cut. Default 1.
         precision: ``"no"``, ``"bf16"`` or ``"fp16"``. Default ``"no"``.
-        seed: Of the weights, the order of the data and its augmentation. Default 0.
+        seed: Of the weights, the order of the data and its augmentation; below 2^63. Default 0.
         save_every: Steps between checkpoints within an epoch; 0 for one at each epoch's end alone. Default 0.
         sync_batch_norm: Whether batch norms take their statistics over all processes. Default False.
         threads: CPU threads a process; 0 as PyTorch sets them. Default 0.
@@ -188,7 +192,7 @@ def _read(source: str | Path) -> dict[str, Any]:
                 f"there is no configuration {str(source)!r}: neither a file nor one of {', '.join(configurations())}"
             )
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_bytes().decode())  # UTF-8, whatever the locale
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not TOML: {error}") from error
 
@@ -303,30 +307,7 @@ def _check(config: Config) -> None:
     allowed = () if in_memory else EVENT_AUGMENTATIONS if data.name == "cifar10dvs" else IMAGE_AUGMENTATIONS
     for name in data.augment:
         _one_of(f"data.augment of {data.name}", name, allowed)
-    for key, value, least in (
-        ("data.steps", data.steps, 1),
-        ("data.size", data.size, 0),
-        ("data.cutout_size", data.cutout_size, 1),
-        ("data.workers", data.workers, 0),
-        ("data.split_seed", data.split_seed, 0),
-        ("training.epochs", training.epochs, 1),
-        ("training.batch_size", training.batch_size, 1),
-        ("training.accumulation", training.accumulation, 1),
-        ("training.seed", training.seed, 0),
-        ("training.save_every", training.save_every, 0),
-        ("training.threads", training.threads, 0),
-        ("loss.regularization", loss.regularization, 0),
-        ("optimizer.weight_decay", optimizer.weight_decay, 0),
-        ("optimizer.momentum", optimizer.momentum, 0),
-        ("optimizer.warmup_epochs", optimizer.warmup_epochs, 0),
-    ):
-        if not (math.isfinite(value) and value >= least):
-            raise ValueError(f"{key} must be at least {least}, got {value}")
-    for key, rate in (("optimizer.lr", optimizer.lr), ("optimizer.clip_norm", optimizer.clip_norm)):
-        if rate is not None and not (math.isfinite(rate) and rate > 0):
-            raise ValueError(f"{key} must be positive and finite, got {rate}")
-    if loss.regularization > 1:
-        raise ValueError(f"loss.regularization must be at most 1, got {loss.regularization}")
+    _check_numbers(config)
     if training.batch_size % training.accumulation:
         raise ValueError(
             f"training.batch_size {training.batch_size} must be a multiple of training.accumulation "
@@ -336,6 +317,55 @@ def _check(config: Config) -> None:
         raise ValueError(f"data.size must be 0 for {data.name}, whose images keep their size, got {data.size}")
     if "name" not in config.model:
         raise ValueError("model.name is missing from the configuration")
+
+
+def _check_numbers(config: Config) -> None:
+    data, loss, optimizer, training = config.data, config.loss, config.optimizer, config.training
+    for key, value, least, most in (
+        ("data.steps", data.steps, 1, COUNT),
+        ("data.size", data.size, 0, COUNT),
+        ("data.cutout_size", data.cutout_size, 1, COUNT),
+        ("data.workers", data.workers, 0, WORKERS),
+        ("data.split_seed", data.split_seed, 0, SEED),
+        ("training.epochs", training.epochs, 1, COUNT),
+        ("training.batch_size", training.batch_size, 1, COUNT),
+        ("training.accumulation", training.accumulation, 1, COUNT),
+        ("training.seed", training.seed, 0, SEED),
+        ("training.save_every", training.save_every, 0, COUNT),
+        ("training.threads", training.threads, 0, WORKERS),
+        ("loss.regularization", loss.regularization, 0, 1),
+    ):
+        if not value >= least:
+            raise ValueError(f"{key} must be at least {least}, got {value}")
+        if value > most:
+            raise ValueError(f"{key} must be at most {most}, got {value}")
+    if not math.isfinite(loss.target):
+        raise ValueError(f"loss.target must be finite, got {loss.target}")
+    for key, number in (
+        ("optimizer.weight_decay", optimizer.weight_decay),
+        ("optimizer.momentum", optimizer.momentum),
+        ("optimizer.warmup_epochs", optimizer.warmup_epochs),
+        *(("each of optimizer.milestones", milestone) for milestone in optimizer.milestones),
+    ):
+        if not (math.isfinite(number) and number >= 0):
+            raise ValueError(f"{key} must be at least 0 and finite, got {number}")
+    for key, rate in (
+        ("optimizer.lr", optimizer.lr),
+        ("optimizer.clip_norm", optimizer.clip_norm),
+        ("optimizer.gamma", optimizer.gamma),
+    ):
+        if rate is not None and not (math.isfinite(rate) and rate > 0):
+            off = "; 'none' clips nothing" if key == "optimizer.clip_norm" else ""
+            raise ValueError(f"{key} must be positive and finite, got {rate}{off}")
+    if optimizer.momentum >= 1:
+        raise ValueError(f"optimizer.momentum must be below 1, got {optimizer.momentum}; 0.9 is usual")
+    if optimizer.gamma > 1:
+        raise ValueError(f"optimizer.gamma must be at most 1, got {optimizer.gamma}: it lowers the learning rate")
+    if optimizer.warmup_epochs > training.epochs:
+        raise ValueError(
+            f"optimizer.warmup_epochs must be at most training.epochs, {training.epochs}, got "
+            f"{optimizer.warmup_epochs}; lower it, or train longer"
+        )
 
 
 def _one_of(name: str, value: str, known: Sequence[str]) -> None:

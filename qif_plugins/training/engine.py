@@ -8,27 +8,31 @@ random numbers of its own.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import islice
 from typing import Any, NoReturn, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..healthcheck import health
+from ..layer import QIFLayer
+from ..spiking import spiking_layers
 from .batches import Batches
 from .diagnosis import NonFiniteError, find_non_finite
-from .firing import FiringRates, spiking_layers
+from .firing import FiringRates
 from .randomness import random_state, set_random_state, set_torch_random, torch_random
 
 try:
     from accelerate import Accelerator
-    from accelerate.state import AcceleratorState, PartialState
-    from accelerate.utils import gather_object, send_to_device
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+    from accelerate.utils import convert_to_fp32, gather_object, send_to_device
 except ImportError:
     raise ImportError(
         "training needs accelerate, which is not installed; install it with: pip install 'qif-plugins[train]'"
@@ -36,12 +40,10 @@ except ImportError:
 
 __all__ = ["Store", "Trainer", "main_process_first"]
 
-PRECISIONS = ("no", "bf16", "fp16")
+PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 Loss = Callable[[nn.Module, Any], Any]
-ADVICE = (
-    "Lower the learning rate or clip gradients (clip_norm); qif_plugins.health(model, batch) shows membranes, rates "
-    "and windows layer by layer and says what to change."
-)
+ADVICE = "Lower the learning rate, or scale large gradients down to a smaller norm."
+HEALTH = "qif_plugins.health(model, batch) shows membranes, rates and windows layer by layer and says what to change."
 MOST_ADVICE = 3
 
 
@@ -67,12 +69,12 @@ class Trainer:
         scheduler: Stepped after every step of the optimizer. Default none.
         epochs: How many. Default 1.
         accumulation: Batches of ``train`` a step of the optimizer. Default 1.
-        precision: ``"no"``, ``"bf16"`` or ``"fp16"`` (with loss scaling): the autocast of the model's forward.
-            Default ``"no"``.
+        precision: ``"no"``, ``"bf16"`` or ``"fp16"`` (with loss scaling, on GPUs): the autocast of the model's forward
+            while this trainer runs it; its outputs are float32 again. Default ``"no"``.
         clip_norm: Largest norm of the gradient; larger ones are scaled down to it. Default none.
         reset: Called with the model before every batch, to clear the state of neurons. Default none.
         layers: Modules by name whose outputs are spikes, to measure rates of. Default: the neurons that are found,
-            see :func:`~.firing.spiking_layers`.
+            see :func:`~qif_plugins.spiking.spiking_layers`.
         train_rates: Whether to measure rates in training too, one sum a layer and call. Default True.
         on_step: Called with the trainer and the step's measurements after every step of the optimizer.
         on_epoch: Called with the trainer and the epoch's row of the history.
@@ -90,7 +92,8 @@ class Trainer:
         rates: Firing rate of each layer in the last evaluation.
 
     Raises:
-        ValueError: An unknown precision, a number below its limit, or a batch too small to be divided among processes.
+        ValueError: An unknown precision, one that the device does not have, a number below its limit, a batch too small
+            to be divided among processes, or another Accelerator in several processes, whose settings are others.
     """
 
     def __init__(
@@ -128,8 +131,11 @@ class Trainer:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         if clip_norm is not None and not clip_norm > 0:
             raise ValueError(f"clip_norm must be positive, got {clip_norm}; leave it out for none")
-        self.accelerator = _accelerator(precision, _on_cpu(model) if cpu is None else cpu)
+        self.accelerator, wrapped = _prepared(model, _on_cpu(model) if cpu is None else cpu)
         self.processes, self.process = self.accelerator.num_processes, self.accelerator.process_index
+        kind = self.accelerator.device.type
+        if precision == "fp16" and kind == "cpu":
+            raise ValueError("precision 'fp16' scales the loss on a GPU, and this runs on the CPU; use 'bf16' or 'no'")
         if any(train.size(batch) < self.processes for batch in (0, len(train) - 1)):
             raise ValueError(
                 f"a batch of {train.size(len(train) - 1)} samples cannot be divided among {self.processes} processes; "
@@ -149,10 +155,9 @@ class Trainer:
         self._means = Means()
         self._seconds = self._last_lr = 0.0
         self._asked = self._agreed = False
-        self._wrapped = self.accelerator.prepare_model(model)
-        # Accelerate's own optimizer is needed for loss scaling; without it, it costs as much as a small network's step.
-        scaled = self.accelerator.scaler is not None
-        self._stepper = self.accelerator.prepare_optimizer(optimizer) if scaled else optimizer
+        self._wrapped: nn.Module = wrapped
+        self._forward_in_half = _in_half(model.forward, kind, PRECISIONS[precision])
+        self._scaler = torch.amp.GradScaler(kind) if precision == "fp16" else None
         self._optimizer = optimizer
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
@@ -164,7 +169,7 @@ class Trainer:
     @property
     def main(self) -> bool:
         """Whether this is the process that prints and writes."""
-        return bool(self.accelerator.is_main_process)
+        return bool(self.process == 0)
 
     def stop(self) -> None:
         """Make :meth:`fit` return after the step under way, with the state saved if there is a store.
@@ -227,12 +232,11 @@ class Trainer:
         rates = self._summed(self.train_rates.sums())
         # From here on the spikes of all processes are counted in the main one.
         self.train_rates.restore(rates if self.main else [0.0] * len(rates))
-        scaler = self.accelerator.scaler
         return {
             "model": self.model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
-            "scaler": None if scaler is None else scaler.state_dict(),
+            "scaler": None if self._scaler is None else self._scaler.state_dict(),
             "random": self._gathered(random_state(self.accelerator.device)),
             "epoch": self.epoch,
             "step": self.step,
@@ -252,7 +256,7 @@ class Trainer:
             ValueError: The state is another model's, or has a scheduler or gradient scaler and this run none, or the
                 other way round.
         """
-        for name, mine in (("scheduler", self.scheduler), ("scaler", self.accelerator.scaler)):
+        for name, mine in (("scheduler", self.scheduler), ("scaler", self._scaler)):
             if (state[name] is None) != (mine is None):
                 has, have = ("no", "one") if state[name] is None else ("a", "none")
                 raise ValueError(f"the saved state has {has} {name}, and this run has {have}")
@@ -260,8 +264,8 @@ class Trainer:
         self._optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
-        if self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
+        if self._scaler is not None:
+            self._scaler.load_state_dict(state["scaler"])
         self.epoch, self.step, self._seconds = state["epoch"], state["step"], state["seconds"]
         self.history = [dict(row) for row in state["history"]]
         self._means = Means.merged([state["means"]])
@@ -334,7 +338,8 @@ class Trainer:
         for place, batch in enumerate(group):
             weight = _share(self.train.size(first + place), self.process, self.processes) / total
             last = place == len(group) - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self._wrapped):
+            alone = last or self.processes == 1
+            with contextlib.nullcontext() if alone else self.accelerator.no_sync(self._wrapped):
                 loss, measured = self._forward(self._wrapped, self.loss, batch)
                 # DistributedDataParallel takes the mean over processes; this makes it the mean over samples.
                 scale = weight * self.processes
@@ -342,10 +347,10 @@ class Trainer:
             for name, value in (("loss", loss.detach()), *measured.items()):
                 value = value if weight == 1 else value * weight
                 sums[name] = sums[name] + value if name in sums else value
-        if self.accelerator.scaler is not None:
-            self.accelerator.unscale_gradients(self._stepper)
+        scaler = self._scaler
+        if scaler is not None:
+            scaler.unscale_(self._optimizer)
         measured, norm = self._measure(sums)
-        scaler = self.accelerator.scaler
         # With loss scaling, gradients that overflow skip the step and lower the scale, while there is one to lower.
         skipped = scaler is not None and not math.isfinite(norm) and scaler.get_scale() > 1
         if not math.isfinite(measured["loss"]) or not (math.isfinite(norm) or skipped):
@@ -355,7 +360,11 @@ class Trainer:
             if self.clip_norm is not None and norm > self.clip_norm:
                 torch._foreach_mul_(self._gradients(), self.clip_norm / norm)
         self._last_lr = float(self._optimizer.param_groups[0]["lr"])
-        self._stepper.step()
+        if scaler is None:
+            self._optimizer.step()
+        else:
+            scaler.step(self._optimizer)
+            scaler.update()
         self._optimizer.zero_grad()
         if self.scheduler is not None and not skipped:
             self.scheduler.step()
@@ -363,11 +372,7 @@ class Trainer:
         return measured
 
     def _backward(self, loss: Tensor) -> None:
-        # Accelerate's own divides by its count of accumulated batches, which is always 1 here: one more operation.
-        if self.accelerator.scaler is not None:
-            self.accelerator.backward(loss)
-        else:
-            loss.backward()
+        (loss if self._scaler is None else self._scaler.scale(loss)).backward()
 
     def _measure(self, sums: dict[str, Any]) -> tuple[dict[str, float], float]:
         """The step's means over all processes and the norm of the gradient, in one transfer from the device; and
@@ -413,19 +418,22 @@ class Trainer:
 
     def _health(self, batch: Any) -> str:
         """What :func:`~qif_plugins.health` has to say about the layers that stand out, if there are QIF layers."""
+        if not any(isinstance(module, QIFLayer) for module in self.model.modules()):
+            return ""
         try:
             report = health(self.model, lambda model: self._forward(model, self.loss, batch)[0])
         except (ValueError, TypeError, RuntimeError):
-            return ""
+            return f" {HEALTH}"
         lines = [f"{row.name}: {sentence}" for row in report.layers for sentence in row.advice]
-        return " ".join(["", *lines[:MOST_ADVICE]])
+        return " ".join(["", HEALTH, *lines[:MOST_ADVICE]])
 
     def _forward(self, model: nn.Module, loss: Loss, batch: Any) -> tuple[Tensor, Mapping[str, Any]]:
         if self.accelerator.device.type != "cpu":
             batch = send_to_device(batch, self.accelerator.device, non_blocking=True)
         if self.reset is not None:
             self.reset(self.model)
-        result = loss(model, batch)
+        with _forward_is(self.model, self._forward_in_half):
+            result = loss(model, batch)
         return result if isinstance(result, tuple) else (result, {})
 
     def _gathered(self, value: Any) -> list[Any]:
@@ -481,19 +489,69 @@ def _on_cpu(model: nn.Module) -> bool:
     )
 
 
-def _accelerator(precision: str, cpu: bool) -> Any:
-    """An accelerator of its own for every trainer.
+def _in_half(forward: Callable[..., Any], device: str, dtype: torch.dtype | None) -> Callable[..., Any] | None:
+    """A model's forward in autocast, its outputs in float32 again; ``None`` where it runs as it is."""
+    if dtype is None:
+        return None
 
-    Accelerate keeps one state a process, and refuses another precision or device later; without other processes to
-    keep in step with, it may as well begin anew.
+    @functools.wraps(forward)
+    def half(*args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(device, dtype):
+            output = forward(*args, **kwargs)
+        return convert_to_fp32(output)
+
+    return half
+
+
+@contextlib.contextmanager
+def _forward_is(model: nn.Module, forward: Callable[..., Any] | None) -> Iterator[None]:
+    """Inside, the model runs ``forward``; the model is the user's, and afterwards it runs its own."""
+    if forward is None:
+        yield
+        return
+    attributes = vars(model)
+    before = attributes.get("forward")
+    attributes["forward"] = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del attributes["forward"]
+        else:
+            attributes["forward"] = before
+
+
+def _prepared(model: nn.Module, cpu: bool) -> tuple[Any, Any]:
+    """An accelerator, and the model as it trains: on its device, and copied if there are several processes.
+
+    Accelerate keeps one state a process, which decides the device of all its accelerators, and a new one's settings
+    overwrite it. Several processes have to agree on it. Alone, a trainer has a state of its own: that of the user's
+    accelerators, and of other trainers, is as before.
     """
-    if PartialState._shared_state and PartialState().num_processes == 1:
-        AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(mixed_precision=precision, cpu=cpu or _gloo())
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 or (dist.is_available() and dist.is_initialized()):
+        try:
+            accelerator = Accelerator(mixed_precision="no", cpu=cpu or _gloo())
+        except ValueError as error:
+            raise ValueError(
+                f"these processes have an Accelerator that a trainer cannot share: {error} Make it with "
+                "mixed_precision='no' and on the same device; a trainer's precision is its own"
+            ) from error
+        return accelerator, accelerator.prepare_model(model)
+    states = [(kind, vars(kind)["_shared_state"]) for kind in (PartialState, AcceleratorState, GradientState)]
+    try:
+        for kind, _ in states:
+            kind._shared_state = {}
+        accelerator = Accelerator(mixed_precision="no", cpu=cpu)
+        return accelerator, accelerator.prepare_model(model)
+    finally:
+        for kind, state in states:
+            kind._shared_state = state
 
 
 def main_process_first() -> AbstractContextManager[None]:
     """A block that the main process goes through before the others, such as to convert a data set once."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return contextlib.nullcontext()
     return PartialState(cpu=_gloo()).main_process_first()
 
 

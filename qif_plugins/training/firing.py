@@ -3,44 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..layer import QIFLayer
-
-__all__ = ["FiringRates", "spiking_layers"]
-
-_BASES = (
-    ("spikingjelly.activation_based.base", "MemoryModule"),
-    ("spikingjelly.clock_driven.base", "MemoryModule"),
-    ("snntorch._neurons", "SpikingNeuron"),
-)
-
-
-def spiking_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The neurons of a model by name: QIF layers, and the neurons of the hosts that are imported."""
-    bases: list[Any] = [QIFLayer]
-    for path, base in _BASES:
-        found = getattr(sys.modules.get(path), base, None)
-        if found is not None:
-            bases.append(found)
-    # SpikingJelly's layers with a memory are not all neurons; its neurons have a threshold.
-    return {
-        name or "(model)": module
-        for name, module in model.named_modules()
-        if issubclass(type(module), tuple(bases)) and (hasattr(module, "v_threshold") or hasattr(module, "threshold"))
-    }
+__all__ = ["FiringRates"]
 
 
 class FiringRates:
     """Spikes per neuron-step of each of some layers, over the calls made inside :meth:`measuring`.
 
     Args:
-        layers: Modules by name. A layer's output is its spikes, or a tuple that begins with them.
+        layers: Modules by name. A layer's output is its spikes, or a tuple that begins with them; one whose spikes are
+            no tensor, such as an exact layer's trains, has no rate per step and is left out.
     """
 
     def __init__(self, layers: Mapping[str, nn.Module]) -> None:
@@ -60,6 +37,8 @@ class FiringRates:
 
                 def count(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
                     spikes = output[0] if isinstance(output, tuple | list) else output
+                    if not isinstance(spikes, Tensor):
+                        return
                     spikes = spikes.detach()
                     self._spikes[name] = self._spikes[name] + spikes.sum(dtype=torch.float32).to(_wide(spikes))
                     self._steps[name] += spikes.numel()
