@@ -17,9 +17,13 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
-import snntorch as snn
 import torch
 from torch import Tensor, nn
+
+try:
+    import snntorch as snn
+except ImportError as error:
+    raise ImportError("qif_plugins.adapters.snntorch needs snnTorch: pip install 'snntorch>=1.0'") from error
 
 from qif_plugins.functional import qif_multi_step, qif_step
 from qif_plugins.layer import NO_NIR, QIFLayer, on_device

@@ -11,7 +11,7 @@ import snntorch as snn
 import torch
 from torch import Tensor, nn
 
-from qif_plugins.convert.hosts import NO_LEAK_BETA, Neuron, Plan, Request, Snapshot
+from qif_plugins.convert.hosts import NO_LEAK_BETA, Neuron, Plan, Request, Snapshot, check_arguments
 from qif_plugins.convert.rebuild import classify
 from qif_plugins.parameters import QIFParameters
 
@@ -153,10 +153,7 @@ class _SnnTorch:
     def plan(self, module: Any, request: Request, normalized: bool) -> Plan:
         known = _known(type(module))
         assert known is not None
-        unknown = sorted(request.parameters.keys() - PARAMETERS)
-        if unknown:
-            accepted = ", ".join(sorted(PARAMETERS))
-            raise TypeError(f"QIF has no argument {', '.join(unknown)} to pass on; there are {accepted}")
+        check_arguments(QIF, request.parameters, PARAMETERS)
         learns_leak = isinstance(module.beta, nn.Parameter) and known is not snn.Lapicque
         refusal = ""
         for dynamics in request.choose(normalized, learns_leak, frozenset({"beta"})):

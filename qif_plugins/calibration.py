@@ -17,16 +17,20 @@ from torch import Tensor, nn
 from .layer import QIFLayer
 from .measure import (
     ONE_STEP,
+    REACH,
     Batches,
     Moments,
     average,
     bare,
     batches_of,
     check_steps,
+    derives,
     effective_input,
     preserved,
     qif_layers,
     run,
+    runaway,
+    tdbn_before,
     watching,
 )
 from .moments import MomentClosureError, firing_rate, membrane_moments
@@ -42,8 +46,6 @@ MEAN_LIMIT = 0.25
 """Largest tolerated |predicted - measured| of the membrane's mean, in measured deviations."""
 STD_LIMIT = 1.25
 """Largest tolerated ratio of the membrane's predicted and measured deviations, either way."""
-REACH = 3.0
-"""Largest tolerated distance of the threshold from the membrane's mean, in measured deviations."""
 
 
 class CalibrationWarning(UserWarning):
@@ -122,6 +124,7 @@ class _Recorder:
         self.membrane_channels = Moments() if per == "channel" else None
         self.step_dims = 0
         self.steps = 0
+        self.runs = 0
         self.spikes = 0
 
     def add(self, seen: Observation, params: QIFParameters) -> None:
@@ -157,7 +160,9 @@ def calibrate(
     The model runs as it is (training or evaluation mode, without gradient), each batch from reset membranes.
     Everything but the windows is left as found: modes, membranes, batch-norm statistics, hooks, random numbers. If
     anything fails, or a warning is made an error, so are the windows. A layer whose surrogate was given
-    (``surrogate_function``, ``spike_grad``, a ``Window``) keeps it. Under DistributedDataParallel call it in every
+    (``surrogate_function``, ``spike_grad``, a ``Window``) keeps it. So does one whose threshold is out of reach, more
+    than three deviations from the mean of the membrane: a window fitted there is narrow and far from every membrane,
+    and no gradient would pass. Calibrate once the layers spike. Under DistributedDataParallel call it in every
     process; the measurements are pooled.
 
     The measured moments become part of the model's state_dict, see :mod:`qif_plugins.layer`.
@@ -168,6 +173,7 @@ def calibrate(
             those of a DataLoader; a single one; or a callable that takes the model and runs it in its own way, such
             as over time. The callable resets the state itself.
         per: ``"layer"`` (default), or ``"channel"``: one window for each entry of the first dimension after the batch.
+            A channel that does not vary, or whose threshold is out of reach, gets the moments of the layer.
         moments: ``"closure"`` (default): the membrane's moments follow from the measured input. ``"measured"``:
             those measured at the membrane itself, for layers whose input is far from independent in time, so
             that no closure fits. A layer that learns its parameters needs the closure, which follows them.
@@ -184,9 +190,9 @@ def calibrate(
     Warns:
         CalibrationWarning: A layer's input is far from normal (skewness above 1 or excess kurtosis above 3 either
             way), the closure misses the measured membrane (its mean by more than a quarter of a deviation, its
-            deviation by a factor of more than 1.25) or does not converge, the threshold is
-            more than three deviations from the membrane's mean, or a layer was not reached. A layer that saw one time
-            step a batch is warned of that instead of its membrane, which had no time to leave rest.
+            deviation by a factor of more than 1.25) or does not converge, the threshold is out of reach, a membrane is
+            not finite, or a layer was not reached. A layer that saw one time step a batch is warned of that instead of
+            its membrane, which had no time to leave rest.
     """
     for name, value, known in (("per", per, ("layer", "channel")), ("moments", moments, ("closure", "measured"))):
         if value not in known:
@@ -210,17 +216,21 @@ def calibrate(
                 count += 1
             if not count:
                 raise ValueError("there is no batch to calibrate on; an exhausted iterator has none either")
+    for recorder in recorders.values():
+        recorder.runs = count
     if inner is not model and isinstance(model, nn.parallel.DistributedDataParallel):
         _pool(list(recorders.values()))
     if any(r.steps for r in recorders.values()) and not any(r.input.n for r in recorders.values()):
         raise ValueError("every batch is empty: no neuron received a value. Pass one with at least one sample.")
-    return _set(layers, recorders, moments, count)
+    return _set(layers, recorders, moments, tdbn_before(inner, layers))
 
 
-def _set(layers: dict[str, QIFLayer], recorders: dict[str, _Recorder], moments: str, runs: int) -> CalibrationReport:
+def _set(
+    layers: dict[str, QIFLayer], recorders: dict[str, _Recorder], moments: str, tdbn: dict[str, str]
+) -> CalibrationReport:
     before = {name: layer.measured_moments for name, layer in layers.items()}
     try:
-        rows = [_set_layer(name, layer, recorders[name], moments, runs) for name, layer in layers.items()]
+        rows = [_set_layer(name, layer, recorders[name], moments, tdbn[name]) for name, layer in layers.items()]
         for row in rows:
             if row.note:
                 warnings.warn(f"{row.name}: {row.note}", CalibrationWarning, stacklevel=3)
@@ -231,7 +241,7 @@ def _set(layers: dict[str, QIFLayer], recorders: dict[str, _Recorder], moments: 
     return CalibrationReport(tuple(rows))
 
 
-def _set_layer(name: str, layer: QIFLayer, seen: _Recorder, moments: str, runs: int) -> CalibratedLayer:
+def _set_layer(name: str, layer: QIFLayer, seen: _Recorder, moments: str, tdbn: str) -> CalibratedLayer:
     if not seen.input.n:
         note = "the batches did not reach it, or a subclass computes its own steps; its window is left as it was"
         return CalibratedLayer(name, window=_window(layer), note=note)
@@ -242,30 +252,34 @@ def _set_layer(name: str, layer: QIFLayer, seen: _Recorder, moments: str, runs: 
         )
     membrane = seen.membrane.mean.item(), seen.membrane.std.item()
     predicted, predicted_rate = (math.nan, math.nan), math.nan
-    one_step = 0 < seen.steps <= runs
+    one_step = 0 < seen.steps <= seen.runs
+    derived = derives(layer)
+    # A learned window needs the closure, which follows its parameters.
+    by_membrane = moments == "measured" and not layer.learns_window
     notes = [ONE_STEP] if one_step else []
-    if not std > 0:
-        problem = f"its input is constantly {mean:g}"
+    problem, usable = "", by_membrane and membrane[1] > 0
+    if not all(map(math.isfinite, membrane)):
+        problem = runaway(layer, *membrane).rstrip(".")
+    elif not std > 0:
+        problem = "" if usable else f"its input is constantly {mean:g}"
     else:
-        problem = ""
         notes += _unlike_normal(seen.input)
         try:
             predicted, predicted_rate = _predict(layer, mean, std)
             if not one_step:
-                notes += _misfit(layer, membrane, predicted, moments) + _out_of_reach(layer, membrane)
+                notes += _misfit(layer, membrane, predicted, moments)
         except MomentClosureError as error:
-            problem = str(error)
-    derived = layer.derived_window not in (None, "heuristic")
+            problem = "" if usable else str(error)
+    if not problem:
+        problem = _out_of_reach(layer, membrane, predicted, by_membrane, one_step, tdbn)
     changed = False
-    if derived and moments == "measured" and not layer.learns_window and membrane[1] > 0:
-        layer.measured_moments = _named_moments("membrane", seen.membrane, seen.membrane_channels, seen.step_dims)
-        changed, problem = True, ""
-    elif derived and not problem:
+    if derived and not problem:
         try:
-            # Learned parameters take the closure along with them, one for all channels.
-            channels = None if layer.learns_window else seen.input_channels
-            layer.measured_moments = _named_moments("input", seen.input, channels, seen.step_dims)
+            found, strays = _found(layer, seen, by_membrane)
+            layer.measured_moments = found
             changed = True
+            if strays:
+                notes.append(f"in {strays} channels the threshold is out of reach: they have the moments of the layer")
         except MomentClosureError as error:
             problem = f"in a channel, {error}"
     if problem:
@@ -276,16 +290,30 @@ def _set_layer(name: str, layer: QIFLayer, seen: _Recorder, moments: str, runs: 
     )  # fmt: skip
 
 
-def _named_moments(kind: str, pooled: Moments, channels: Moments | None, step_dims: int) -> dict[str, Tensor]:
-    if channels is None:
-        mean, std = pooled.mean[0], pooled.std[0]
-    else:
-        # A channel without variation, such as one that is always zero, takes the layer's moments.
-        still = channels.std <= 1e-6 * pooled.std
-        mean, std = torch.where(still, pooled.mean, channels.mean), torch.where(still, pooled.std, channels.std)
-        shape = (-1, *[1] * max(step_dims - 2, 0))
-        mean, std = mean.view(shape), std.view(shape)
-    return {f"{kind}_mean": mean, f"{kind}_std": std}
+def _found(layer: QIFLayer, seen: _Recorder, by_membrane: bool) -> tuple[dict[str, Tensor], int]:
+    """The moments to derive the window from, and how many channels got those of the layer for being out of reach."""
+    kind, pooled, channels = "input", seen.input, seen.input_channels
+    if by_membrane:
+        kind, pooled, channels = "membrane", seen.membrane, seen.membrane_channels
+    # Learned parameters take the closure along with them, one for all channels.
+    if channels is None or layer.learns_window:
+        return {f"{kind}_mean": pooled.mean[0], f"{kind}_std": pooled.std[0]}, 0
+    still = channels.std <= 1e-6 * pooled.std
+    far = _far_channels(layer, seen.membrane_channels) & ~still  # type: ignore[arg-type]
+    mean, std = (
+        torch.where(still | far, whole, own)
+        for whole, own in ((pooled.mean, channels.mean), (pooled.std, channels.std))
+    )
+    shape = (-1, *[1] * max(seen.step_dims - 2, 0))
+    return {f"{kind}_mean": mean.view(shape), f"{kind}_std": std.view(shape)}, int(far.sum())
+
+
+def _far_channels(layer: QIFLayer, membrane: Moments) -> Tensor:
+    """Which channels have their threshold out of reach."""
+    threshold = torch.as_tensor(layer.qif_parameters.v_threshold, dtype=torch.float64).cpu().flatten()
+    if threshold.numel() != membrane.mean.numel():
+        threshold = threshold.mean()
+    return (threshold - membrane.mean).abs() > REACH * membrane.std
 
 
 def _predict(layer: QIFLayer, mean: float, std: float) -> tuple[tuple[float, float], float]:
@@ -323,16 +351,24 @@ def _misfit(layer: QIFLayer, membrane: tuple[float, float], predicted: tuple[flo
     ]
 
 
-def _out_of_reach(layer: QIFLayer, membrane: tuple[float, float]) -> list[str]:
+def _out_of_reach(
+    layer: QIFLayer, membrane: tuple[float, float], predicted: tuple[float, float], by_membrane: bool, one_step: bool,
+    tdbn: str,
+) -> str:  # fmt: skip
+    """Why no window is fitted: the threshold is far from the membrane, measured, or as the window would assume it."""
     threshold = average(layer.qif_parameters.v_threshold)
-    distance = (threshold - membrane[0]) / membrane[1] if membrane[1] > 0 else math.inf
-    if abs(distance) <= REACH:
-        return []
-    return [
-        f"its threshold {threshold:.3g} is {distance:.1f} deviations from the mean of its membrane: hardly a membrane "
-        "comes near a window around it, and hardly any gradient passes. Bring the input to the threshold's scale "
-        "first, with tdBN (swap(model, norm='tdbn')) or another gain"
-    ]
+    judged = [membrane] if by_membrane else [predicted] if one_step else [membrane, predicted]
+    distances = [(threshold - mean) / std if std > 0 else math.inf for mean, std in judged]
+    farthest = max(distances, key=abs)
+    if abs(farthest) <= REACH:
+        return ""
+    if one_step:
+        return "hardly a membrane came near the threshold"
+    return (
+        f"its threshold {threshold:.3g} is {farthest:.1f} deviations from the mean of its membrane, so that a window "
+        f"fitted to it would pass hardly any gradient. Bring the input to the threshold's scale first: {tdbn}, or take "
+        "another gain. Or keep a surrogate with tails (swap(model, window='keep')) until the layer spikes"
+    )
 
 
 def _window(layer: QIFLayer) -> tuple[float, float] | None:
@@ -349,11 +385,13 @@ def _by_channel(x: Tensor) -> Tensor:
 
 def _pool(recorders: list[_Recorder]) -> None:
     """Merge the statistics of all processes, in every process."""
-    mine = [([(s.n, s.sums) for s in recorder.streams()], recorder.spikes) for recorder in recorders]
+    mine = [([(s.n, s.sums) for s in r.streams()], (r.spikes, r.steps, r.runs)) for r in recorders]
     everyone: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(everyone, mine)
     for index, recorder in enumerate(recorders):
-        recorder.spikes = sum(other[index][1] for other in everyone)
+        # All of it, so that every process decides alike.
+        counts = [other[index][1] for other in everyone]
+        recorder.spikes, recorder.steps, recorder.runs = (sum(column) for column in zip(*counts, strict=True))
         for position, stream in enumerate(recorder.streams()):
             stream.n, stream.sums = 0, None
             for other in everyone:

@@ -13,15 +13,19 @@ from torch import Tensor, nn
 from .layer import QIFLayer
 from .measure import (
     ONE_STEP,
+    REACH,
     Moments,
     average,
     bare,
     check_steps,
+    derives,
     effective_input,
     input_of,
     preserved,
     qif_layers,
     run_on,
+    runaway,
+    tdbn_before,
     watching,
 )
 from .moments import MomentClosureError
@@ -34,6 +38,12 @@ __all__ = ["HealthReport", "LayerHealth", "health"]
 
 SATURATED_RATE = 0.95
 """A neuron that spikes in this share of its steps, or more, is saturated."""
+DEAD = 0.9
+"""A layer with this share of silent neurons, or more, is dead."""
+STARVED = 0.02
+"""A layer with less than this share of its membranes, or of its gradient, inside the window is starved."""
+REBOUND = 0.1
+"""Share of membranes that rebound from which on it is told; tdBN's input has the paper's neuron at 0.03."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,8 @@ class LayerHealth:
         gradient: Mean absolute gradient that arrives at a spike.
         silent: Share of neurons without a spike in the batch.
         saturated: Share of neurons that spike in 95 % of their steps or more.
+        rebound: Share of neuron-steps whose membrane lies so far below rest that the parabola is above the threshold
+            again: the neuron spikes at the next step without further input.
         advice: What to do, one sentence or more a problem; empty for a healthy layer.
     """
 
@@ -69,6 +81,7 @@ class LayerHealth:
     gradient: float = math.nan
     silent: float = math.nan
     saturated: float = math.nan
+    rebound: float = math.nan
     advice: tuple[str, ...] = ()
 
 
@@ -116,6 +129,7 @@ class _Recorder:
         self.steps = 0
         self.time_steps = 0
         self.open = 0
+        self.rebound = 0
         self.spikes: list[Tensor] = []
         self.inside: list[Tensor] = []
 
@@ -133,15 +147,18 @@ class _Recorder:
         self.steps += h.shape[0] * (h.shape[1] if batched else 1)
         inside = _derivative(surrogate, h, params.v_threshold) != 0
         self.open += int(inside.sum().item())
+        self.rebound += int(((h < (params.u1 + params.u2) / 2) & (params.map(h) >= params.v_threshold)).sum().item())
         self.spikes.append(spikes)
         self.inside.append(inside)
 
     def finish(self, grads: list[Tensor | None]) -> tuple[float, float]:
-        """Share of the gradient that passes, and the mean absolute gradient."""
+        """Share of the gradient that passes, and the mean absolute gradient; NaN and it where it is not finite."""
         arrived = [
             (g.detach().abs().double(), inside) for g, inside in zip(grads, self.inside, strict=True) if g is not None
         ]
         total = sum(g.sum().item() for g, _ in arrived)
+        if not math.isfinite(total):
+            return math.nan, total
         if not total > 0:
             return math.nan, 0.0
         passed = sum((g * inside).sum().item() for g, inside in arrived)
@@ -176,7 +193,9 @@ def health(
 
     Raises:
         ValueError: No QIF layer, an empty batch, or an output without gradient for the loss.
-        TypeError: ``batch`` is something else, such as a DataLoader, or the model takes more than one input.
+        TypeError: ``batch`` is something else, such as a DataLoader, the model takes more than one input, or ``loss``
+            something else than the output and the target. Other errors of the loss keep their kind. All say with
+            what it was called.
     """
     check_steps(steps)
     inner = bare(model)
@@ -191,8 +210,12 @@ def health(
         output, target = _run(inner, batch, steps)
         if any(r.time_steps for r in recorders.values()) and not any(r.input.n for r in recorders.values()):
             raise ValueError("the batch is empty: no neuron received a value. Pass one with at least one sample.")
-        gradients = _gradients(inner, recorders, output, target, loss)
-    return HealthReport(tuple(_row(name, layers[name], recorders[name], gradients[name]) for name in layers))
+        value = _direction(output) if loss is None else _loss(loss, output, target, steps)
+        gradients = _gradients(recorders, value)
+    tdbn = tdbn_before(inner, layers)
+    return HealthReport(
+        tuple(_row(name, layers[name], recorders[name], gradients[name], tdbn[name]) for name in layers)
+    )
 
 
 def _run(model: nn.Module, batch: Any, steps: int) -> tuple[Any, Any]:
@@ -211,10 +234,36 @@ def _run(model: nn.Module, batch: Any, steps: int) -> tuple[Any, Any]:
     return (outputs if steps > 1 else outputs[0]), target
 
 
-def _gradients(
-    model: nn.Module, recorders: dict[str, _Recorder], output: Any, target: Any, loss: Any
-) -> dict[str, list[Tensor | None]]:
-    value = _direction(output) if loss is None else loss(output, target)
+def _loss(loss: Callable[[Any, Any], Tensor], output: Any, target: Any, steps: int) -> Tensor:
+    try:
+        return loss(output, target)
+    except (TypeError, AttributeError, LookupError, ValueError, RuntimeError) as error:
+        kind = next((kind for kind in (ValueError, RuntimeError) if isinstance(error, kind)), TypeError)
+        if target is None:
+            way_out = "there was no target: pass (x, target) as the batch, or a loss that needs none"
+        elif steps > 1:
+            each = "[s for s, *_ in outputs]" if isinstance(output[0], tuple | list) else "outputs"
+            way_out = (
+                f"with steps={steps} the output is the list of what the calls returned: put them together, as in "
+                f"loss=lambda outputs, target: your_loss(torch.stack({each}), target)"
+            )
+        else:
+            way_out = "pass a function that takes these two and returns a scalar"
+        raise kind(
+            f"the loss failed: {str(error).rstrip('.')}. It was called as loss(output, target) with "
+            f"{_described(output)} and {_described(target)}; {way_out}."
+        ) from error
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor {list(value.shape)}"
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {len(value)}" + (f" (first {_described(value[0])})" if value else "")
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+def _gradients(recorders: dict[str, _Recorder], value: Any) -> dict[str, list[Tensor | None]]:
     if not isinstance(value, Tensor) or not value.requires_grad:
         raise ValueError(
             "the loss carries no gradient: the model ran under no_grad, or its output does not depend on anything "
@@ -262,7 +311,7 @@ def _derivative(surrogate: Any, h: Tensor, v_threshold: Number) -> Tensor:
         return torch.autograd.grad(spike.sum(), x)[0]
 
 
-def _row(name: str, layer: QIFLayer, seen: _Recorder, grads: list[Tensor | None]) -> LayerHealth:
+def _row(name: str, layer: QIFLayer, seen: _Recorder, grads: list[Tensor | None], tdbn: str) -> LayerHealth:
     if not seen.input.n or seen.counts is None:
         advice = ("the batch did not reach it, or a subclass computes its own steps: nothing was measured.",)
         return LayerHealth(name, advice=advice)
@@ -286,54 +335,102 @@ def _row(name: str, layer: QIFLayer, seen: _Recorder, grads: list[Tensor | None]
         gradient,
         (seen.counts == 0).double().mean().item(),
         (rates >= SATURATED_RATE).double().mean().item(),
+        seen.rebound / seen.input.n,
     )
-    threshold = average(layer.qif_parameters.v_threshold)
-    return replace(row, advice=_advice(row, layer, threshold, one_step=seen.time_steps == 1))
+    sentences = _not_finite(row, layer) or _advice(row, layer, tdbn, one_step=seen.time_steps == 1)
+    return replace(row, advice=tuple(sentences))
 
 
-def _advice(row: LayerHealth, layer: QIFLayer, threshold: float, *, one_step: bool) -> tuple[str, ...]:
+def _not_finite(row: LayerHealth, layer: QIFLayer) -> list[str]:
+    """What comes before everything else: the other numbers mean nothing then."""
+    if not (math.isfinite(row.input_mean) and math.isfinite(row.input_std)):
+        return ["its input is not finite: look for the first NaN or infinity before it."]
+    found = []
+    if not (math.isfinite(row.membrane_mean) and math.isfinite(row.membrane_std)):
+        found.append(runaway(layer, row.membrane_mean, row.membrane_std))
+    if not math.isfinite(row.gradient):
+        found.append(
+            f"the gradient that arrives at its spikes is not finite ({row.gradient}): look at the loss and at what "
+            "comes after this layer, with torch.autograd.detect_anomaly()."
+        )
+    if derives(layer) and not (math.isfinite(row.predicted_mean) and math.isfinite(row.predicted_std)):
+        found.append(
+            "the membrane that its window assumes is not finite: with its present parameters the closure does not "
+            "converge for the input that the window assumes. Lower v_threshold, or a."
+        )
+    return found
+
+
+def _advice(row: LayerHealth, layer: QIFLayer, tdbn: str, *, one_step: bool) -> list[str]:
     advice = []
+    threshold = average(layer.qif_parameters.v_threshold)
     scale = f"its input is {plus_minus(row.input_mean, row.input_std)} and its threshold {threshold:.3g}"
-    if not math.isfinite(row.input_std):
-        return ("its input is not finite: look for the first NaN or infinity before it.",)
+    dead, saturated = row.silent >= DEAD and not one_step, row.saturated >= 0.5
     if one_step:
         advice.append(f"{ONE_STEP}.")
-    elif row.silent >= 0.9:
+    if dead:
         advice.append(
             f"dead: {_percent(row.silent)} of its neurons never spike; {scale}. Bring the input to the threshold's "
-            "scale, with tdBN before it (swap(model, norm='tdbn')) or a larger gain, or lower v_threshold."
+            f"scale: {tdbn}, take a larger gain, or lower v_threshold{_tails(layer)}."
         )
-    if row.saturated >= 0.5:
+    if saturated:
         advice.append(
             f"saturated: {_percent(row.saturated)} of its neurons spike at nearly every step; {scale}. Reduce the "
-            "input, with tdBN before it (swap(model, norm='tdbn')) or smaller weights, or raise v_threshold."
+            f"input: {tdbn}, take smaller weights, or raise v_threshold."
+        )
+    if row.rebound >= REBOUND:
+        advice.append(
+            f"rebound: {_percent(row.rebound)} of its membranes lie below {_rebound_point(layer):.3g}, where the "
+            "parabola is above the threshold again, so that strong negative input makes these neurons spike at the "
+            f"next step; {scale}. Reduce the input: {tdbn}, take smaller weights, or match a leak (tau=, beta=), "
+            "which moves that point down; `qif phase` shows it."
         )
     if one_step:
         # A membrane that is still near rest is in no window, and lets no gradient through to the layers before.
-        return tuple(advice)
-    if row.window_share < 0.02 or row.gradient_share < 0.02:
+        return advice
+    starved = row.window_share < STARVED or row.gradient_share < STARVED
+    if starved:
         advice.append(
             f"starved: {_percent(row.window_share)} of its membranes and {_percent(row.gradient_share)} of its "
-            "gradient fall into the window. " + _widen(row, layer)
+            "gradient fall into the window. "
+            + ("Its input comes first, see above." if dead or saturated else _widen(layer, tdbn))
         )
     elif math.isnan(row.gradient_share) and layer.fires_in_operator:
         advice.append("no gradient arrives: nothing after it passes one back, or the output does not depend on it.")
-    if layer.derived_window not in (None, "heuristic") and _off(row):
+    # No window helps where the input is the problem, or the threshold out of reach: calibrate leaves it there.
+    healthy = not (dead or starved or row.rebound >= REBOUND)
+    if healthy and derives(layer) and _off(row) and abs(threshold - row.membrane_mean) <= REACH * row.membrane_std:
         advice.append(
             f"its window assumes a membrane of {plus_minus(row.predicted_mean, row.predicted_std)}, and it is "
             f"{plus_minus(row.membrane_mean, row.membrane_std)}: {_calibration(layer)} fits the window to it."
         )
-    return tuple(advice)
+    return advice
 
 
-def _widen(row: LayerHealth, layer: QIFLayer) -> str:
-    if row.silent >= 0.9 or row.saturated >= 0.5:
-        return "Its input comes first, see above."
+def _tails(layer: QIFLayer) -> str:
+    if layer.derived_window is None:
+        return ""
+    return (
+        "; or give it a surrogate with tails, which lets gradient through even so: swap(model, window='keep') leaves a "
+        "LIF network its own"
+    )
+
+
+def _rebound_point(layer: QIFLayer) -> float:
+    """The lower root of f(v) = θ."""
+    params = layer.qif_parameters
+    vertex = (params.u1 + params.u2) / 2
+    above = torch.as_tensor((params.v_threshold - params.map(vertex)) / params.a, dtype=torch.float64)
+    return average(vertex - above.clamp(min=0).sqrt())
+
+
+def _widen(layer: QIFLayer, tdbn: str) -> str:
     if layer.derived_window is None:
         return "Its surrogate was given: widen it, or leave it out for the analytic window."
     if layer.derived_window == "unbiased":
         return (
-            "Its membranes stay away from the threshold: bring the input to the threshold's scale, with tdBN before it."
+            f"Its membranes stay away from the threshold: bring the input to the threshold's scale: {tdbn}"
+            f"{_tails(layer)}."
         )
     return f"The {layer.derived_window} window misses its membranes near the threshold: use window='unbiased'."
 
@@ -344,7 +441,7 @@ def _calibration(layer: QIFLayer) -> str:
 
 
 def _off(row: LayerHealth) -> bool:
-    if not (row.membrane_std > 0 and math.isfinite(row.predicted_std)):
+    if not row.membrane_std > 0:
         return False
     ratio = row.predicted_std / row.membrane_std
     return abs(row.predicted_mean - row.membrane_mean) > 0.5 * row.membrane_std or not 1 / 1.5 <= ratio <= 1.5

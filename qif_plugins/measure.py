@@ -11,17 +11,29 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from .convert.find import survey
+from .convert.hosts import loaded_hosts
+from .convert.norms import is_tdbn
 from .layer import QIFLayer
 from .observe import Observation, observing
 from .parameters import Number, QIFParameters
+from .table import plus_minus
 
-__all__ = ["ONE_STEP", "Moments", "bare", "batches_of", "preserved", "qif_layers", "run", "watching"]
+__all__ = [
+    "ONE_STEP", "REACH", "Moments", "bare", "batches_of", "derives", "preserved", "qif_layers", "run", "runaway",
+    "tdbn_before", "watching",
+]  # fmt: skip
 
 Batches = Iterable[Any] | Tensor | Callable[[nn.Module], Any]
 
 ONE_STEP = "measured over one time step; pass steps=T or a callable that runs the model over all its steps"
 """Advice on a layer whose membrane had no time to leave rest: its spikes and gradient may mislead."""
+
+REACH = 3.0
+"""Largest distance of the threshold from the membrane's mean, in deviations, at which a window around the threshold
+has membranes in it."""
 
 
 class Moments:
@@ -127,6 +139,49 @@ def qif_layers(model: nn.Module) -> dict[str, QIFLayer]:
             "replace its LIF neurons with qif_plugins.swap(model)."
         )
     return layers
+
+
+def derives(layer: QIFLayer) -> bool:
+    """Whether the layer's window follows from the moments of its membrane."""
+    return layer.derived_window not in (None, "heuristic")
+
+
+def runaway(layer: QIFLayer, mean: float, std: float) -> str:
+    """What to do about a membrane that is not finite although its input is."""
+    found = f"its membrane is not finite ({plus_minus(mean, std)}), though its input is: "
+    if layer.qif_parameters.reset == "soft":
+        return found + (
+            "the soft reset leaves a large membrane large, and the map squares it. Use the hard reset, v_reset=0 or "
+            "reset_mechanism='zero'."
+        )
+    return found + (
+        "the map squares a membrane far below rest, which strongly negative input makes. Normalize or clamp the input."
+    )
+
+
+def tdbn_before(model: nn.Module, layers: dict[str, QIFLayer]) -> dict[str, str]:
+    """What to do for tdBN before each layer, as an imperative that begins in lower case.
+
+    What feeds a layer is told by the order of registration, as in :func:`~qif_plugins.swap`; converting norms inserts
+    none, so that a layer without one needs another advice.
+    """
+    found = survey(model, loaded_hosts())
+    sites = {id(site.module): site for site in found.sites}
+    advice = {}
+    for name, layer in layers.items():
+        site = sites.get(id(layer))
+        if site is None or not site.norms_known:
+            advice[name] = (
+                "see that tdBN comes before it (swap(model, norm='tdbn') makes tdBN of a batch norm that is there, and "
+                "inserts none; qif_plugins.norm has TDBatchNorm1d to 3d)"
+            )
+        elif not site.norms:
+            advice[name] = "insert tdBN before it, as no normalization feeds it (qif_plugins.norm.TDBatchNorm1d to 3d)"
+        elif all(isinstance(found.norms[norm], _BatchNorm) and not is_tdbn(found.norms[norm]) for norm in site.norms):
+            advice[name] = f"make tdBN of {', '.join(site.norms)}, which feeds it (swap(model, norm='tdbn'))"
+        else:
+            advice[name] = f"change the scale of {', '.join(site.norms)}, which feeds it (its weight and bias)"
+    return advice
 
 
 def effective_input(params: QIFParameters, x_seq: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from .convert.find import neurons
 from .convert.hosts import HOSTS, Host, Request
 from .convert.rebuild import own_code, rebuild, replaced, resolve, restore
 from .surrogate import Window
+from .watch import Watch
 
 __all__ = ["NAMES", "Patch"]
 
@@ -59,6 +60,7 @@ class Patch:
         stayed: How many neurons were built as LIF, or became it again since they read out.
         unseen: How many of those built were in no network that was called.
         ran: Whether a QIF neuron ran, or a network that has one.
+        watch: How often the neurons of the networks that were called spike.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Patch:
         self._built_as: weakref.WeakKeyDictionary[nn.Module, type[Any]] = weakref.WeakKeyDictionary()
         self.unseen: Counter[str] = Counter()
         self.ran = False
+        self.watch = Watch()
         self._made: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._seen: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._parents: weakref.WeakKeyDictionary[nn.Module, weakref.WeakSet[nn.Module]] = weakref.WeakKeyDictionary()
@@ -90,6 +93,7 @@ class Patch:
         self._hooks = [
             nn.modules.module.register_module_module_registration_hook(self._registered),
             nn.modules.module.register_module_forward_pre_hook(self._called),
+            nn.modules.module.register_module_forward_hook(self.watch.ran),
         ]
         for module in NAMES:
             if module in sys.modules:
@@ -259,7 +263,9 @@ class Patch:
             return
         for line in str(report).splitlines():
             self.say(f"  {line}")
+        names = {id(site.module): site.name for site in neurons(network, self._hosts())}
         for neuron in mine:
+            self.watch.add(names[id(neuron)] or type(network).__name__, neuron, reads_out=replaced(neuron) is None)
             if replaced(neuron) is None:
                 name = type(neuron).__name__
                 self.built[name] -= 1

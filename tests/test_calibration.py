@@ -457,9 +457,52 @@ def test_what_another_thread_computes_is_not_measured(node):
     assert report.layers[0].input_mean == pytest.approx(x_seq.mean().item(), abs=1e-6)
 
 
-def test_warns_of_a_threshold_out_of_reach(node):
-    with pytest.warns(CalibrationWarning, match=r"threshold 1 is \d+\.\d deviations.*tdBN"):
-        calibrate(node, 0.1 * torch.randn(8, 400, 30))
+@HOSTS
+@pytest.mark.parametrize("moments", ["closure", "measured"])
+@pytest.mark.parametrize("per", ["layer", "channel"])
+@pytest.mark.parametrize("first", [False, True])
+def test_a_threshold_out_of_reach_leaves_the_window(host, moments, per, first):
+    model, batches = MODELS[host]()
+    if first:
+        calibrate(model, batches, per)
+    name, layer = next(iter(layers(model).items()))
+    before, keys = layer.measured_moments, list(model.state_dict())
+    weak = [0.1 * x for x in batches]
+    with pytest.warns(CalibrationWarning, match=r"threshold 1 is \d+\.\d dev.*insert tdBN.*window is left as it was"):
+        report = calibrate(model, weak, per, moments=moments)
+    assert report.layers[0].name == name
+    assert not report.layers[0].changed
+    assert set(layer.measured_moments) == set(before)
+    assert all(torch.equal(value, before[key]) for key, value in layer.measured_moments.items())
+    assert first or list(model.state_dict()) == keys
+
+
+def test_a_learned_window_is_left_where_the_threshold_is_out_of_reach():
+    node = pytest.importorskip("qif_plugins.adapters.spikingjelly").ParametricQIFNode(step_mode="m")
+    before = node.moments.clone()
+    assert not calibrate(node, 0.1 * torch.randn(4, 50, 5)).layers[0].changed
+    assert torch.equal(node.moments, before)
+
+
+@pytest.mark.parametrize("moments", ["closure", "measured"])
+def test_channels_out_of_reach_have_the_moments_of_the_layer(node, moments):
+    x = torch.randn(6, 40, 3, 5) * torch.tensor([1.0, 1.0, 0.05]).view(3, 1)
+    with pytest.warns(CalibrationWarning, match="in 1 channels the threshold is out of reach"):
+        row = calibrate(node, x, per="channel", moments=moments).layers[0]
+    assert row.changed
+    kind = "input" if moments == "closure" else "membrane"
+    std = node.measured_moments[f"{kind}_std"].flatten()
+    assert std[2] == pytest.approx(getattr(row, f"{kind}_std"), rel=1e-6)
+    assert std[0] > std[2]
+
+
+def test_a_membrane_that_runs_away_leaves_the_window(node):
+    node.v_reset = None
+    before = node.derive_window("unbiased", node.qif_parameters)
+    for moments in ("closure", "measured"):
+        with pytest.warns(CalibrationWarning, match=r"membrane is not finite.*v_reset=0.*left as it was"):
+            assert not calibrate(node, 2.5 * torch.randn(100, 3, 8), moments=moments).layers[0].changed
+        assert node.derive_window("unbiased", node.qif_parameters) == before
 
 
 def test_warns_of_a_closure_that_does_not_converge(node):
@@ -621,6 +664,7 @@ def test_swapped_recurrent_models():
 
     x = 2 * torch.randn(5, 16, 12)
     net = Net()
+    nn.init.normal_(net.fc2.weight)  # for a membrane that comes near the threshold
     qif_plugins.swap(net)
     for options in ({}, {"per": "channel"}, {"moments": "measured"}):
         assert all(row.changed for row in calibrate(net, x, **options).layers)

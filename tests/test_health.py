@@ -8,7 +8,9 @@ from torch import nn
 
 import qif_plugins
 from qif_plugins import QIFParameters, Window, calibrate, health, membrane_moments, qif_multi_step
+from qif_plugins.functional import _notice
 from qif_plugins.layer import QIFLayer
+from qif_plugins.phase import regions
 
 HOSTS = pytest.mark.parametrize("host", MODELS)
 
@@ -115,6 +117,7 @@ def test_given_surrogates():
     x = torch.randn(4, 10, 6)
     smooth = health(node(surrogate_function=surrogate.ATan()), x).layers[0]
     assert smooth.window_share == 1
+    _notice.cache_clear()  # given once a process, perhaps to an earlier test
     with pytest.warns(UserWarning, match="no fused kernel"):
         pieces = health(node(surrogate_function=surrogate.PiecewiseQuadratic()), x).layers[0]
     assert 0 < pieces.window_share < 1
@@ -136,7 +139,9 @@ def test_healthy():
         (lambda: 3 + 0.1 * torch.randn(8, 40, 20), {}, "saturated: 100.0 % of its neurons"),
         (lambda: torch.randn(8, 40, 20), {"window": Window(6.0, 6.1)}, "starved: 0.0 % of its membranes"),
         (lambda: 0.5 * torch.randn(8, 40, 20), {}, "its window assumes a membrane of 0.158 ± 1.05"),
-        (lambda: torch.full((2, 3, 4), math.nan), {}, "not finite"),
+        (lambda: torch.full((2, 3, 4), math.nan), {}, "input is not finite"),
+        (lambda: 2.5 * torch.randn(200, 3, 8), {"v_reset": None}, "membrane is not finite (inf ± nan), though its inp"),
+        (lambda: 20 * torch.randn(20, 30, 8), {}, "of its membranes lie below -1.77, where the parabola"),
     ],
 )
 def test_advice(x, options, found):
@@ -152,6 +157,55 @@ def test_calibration_removes_the_advice_it_gives():
     assert "calibrate(model, batches)" in str(health(neuron, x))
     calibrate(neuron, x)
     assert health(neuron, x).healthy
+
+
+@pytest.mark.parametrize("scale", [0.1, 20.0])
+def test_no_calibration_where_the_input_is_the_problem(scale):
+    assert "calibrate" not in str(health(node(), scale * torch.randn(20, 30, 8)))
+
+
+def test_the_rebound_is_that_of_the_phase_portrait():
+    x = 3 * torch.randn(6, 40, 20)
+    h = qif_multi_step(x, 0.0, QIFParameters(), Window(0, 1), store_h_seq=True)[-1]
+    point = regions(QIFParameters())[0].hi
+    row = health(node(), x).layers[0]
+    assert row.rebound == pytest.approx((h < point).float().mean().item())
+    assert f"below {point:.3g}," in str(row.advice)
+
+
+def test_what_to_do_depends_on_the_norm_before_the_layer():
+    from spikingjelly.activation_based import functional, layer
+
+    def advice(*norm):
+        net = nn.Sequential(layer.Linear(8, 8), *norm, node(), layer.Linear(8, 2))
+        functional.set_step_mode(net, "m")
+        net[0].weight.data.mul_(1e-3), net[0].bias.data.zero_()
+        return str(health(net.eval(), torch.randn(4, 10, 8)))
+
+    assert "insert tdBN before it, as no normalization feeds it" in advice()
+    batch_norm = nn.Flatten(0, 1), nn.BatchNorm1d(8), nn.Unflatten(0, (4, 10))
+    assert "make tdBN of 2, which feeds it (swap(model, norm='tdbn'))" in advice(*batch_norm)
+    for norm in (qif_plugins.norm.TDBatchNorm1d(8), nn.LayerNorm(8)):
+        nn.init.constant_(norm.weight, 0.1)
+        assert "change the scale of 1, which feeds it" in advice(norm)
+    shared = nn.ModuleDict({"norm": nn.BatchNorm1d(8), "one": node(), "two": node()})
+    told = str(health(shared, lambda net: net["two"](net["one"](0.1 * torch.randn(4, 10, 8).requires_grad_()))))
+    assert "makes tdBN of a batch norm that is there, and inserts none" in told
+
+
+def test_a_gradient_that_is_not_finite():
+    row = health(node(), torch.randn(5, 20, 6), loss=lambda spikes, _: (spikes * math.nan).sum()).layers[0]
+    assert row.advice[0].startswith("the gradient that arrives at its spikes is not finite (nan)")
+
+
+def test_a_loss_that_fails_says_what_it_was_called_with():
+    cross_entropy, x = nn.CrossEntropyLoss(), torch.randn(4, 8, 5)
+    with pytest.raises(TypeError, match=r"a tensor \[4, 8, 5\] and None; there was no target: pass \(x, target\)"):
+        health(node(), x, loss=cross_entropy)
+    with pytest.raises(TypeError, match=r"list of 2 \(first a tensor \[4, 8, 5\]\).*steps=2.*torch.stack\(outputs\)"):
+        health(node(), (x, torch.zeros(4).long()), loss=cross_entropy, steps=2)
+    with pytest.raises(ValueError, match=r"the loss failed: .* takes these two"):
+        health(node(), (x, torch.zeros(8).long()), loss=cross_entropy)
 
 
 def test_no_gradient_arrives():

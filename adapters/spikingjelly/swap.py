@@ -11,7 +11,7 @@ from typing import Any
 from spikingjelly.activation_based import layer, neuron
 from torch import Tensor, nn
 
-from qif_plugins.convert.hosts import NO_LEAK_BETA, Neuron, Plan, Request, Snapshot
+from qif_plugins.convert.hosts import NO_LEAK_BETA, Neuron, Plan, Request, Snapshot, check_arguments
 from qif_plugins.convert.rebuild import classify
 from qif_plugins.layer import QIFLayer
 
@@ -106,7 +106,7 @@ class _SpikingJelly:
             if learns_leak:
                 learned = "its leak w goes on being learned" + ("" if module.w.requires_grad else " (frozen)")
                 notes.append(learned if dynamics == "lif" else "w is kept and not used")
-            _check_names(cls, request.parameters)
+            check_arguments(cls, request.parameters, _arguments(cls) - {"window", "dynamics"})
             given = dict(request.parameters)
             if issubclass(cls, LearnedLeak):
                 notes += [
@@ -201,15 +201,6 @@ def _dynamics(module: Any, dynamics: str, notes: list[str]) -> dict[str, Any]:
         leak = {"tau": 1 / (1 - NO_LEAK_BETA), "decay_input": False}
         notes.append(f"it has no leak, matched at {NO_LEAK_BETA} (tau=... chooses another)")
     return leak if dynamics == "explicit" else leak | {"dynamics": dynamics}
-
-
-def _check_names(cls: type[Any], parameters: Any) -> None:
-    accepted = _arguments(cls) - {"window", "dynamics"}
-    unknown = sorted(parameters.keys() - accepted)
-    if unknown:
-        raise TypeError(
-            f"{cls.__name__} has no argument {', '.join(unknown)} to pass on; there are {', '.join(sorted(accepted))}"
-        )
 
 
 def _arguments(cls: type[Any]) -> frozenset[str]:

@@ -11,11 +11,13 @@ import runpy
 import sys
 import types
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
 from ..patch import NAMES, Patch
 from ..surrogate import WINDOWS
+from ..watch import Rate
 
 __all__ = ["add_arguments", "run"]
 
@@ -108,9 +110,10 @@ def _account(patch: Patch, status: int, chosen: bool) -> int:
         _say(f"{built} {what} QIF (in the place of {_kinds(patch.built)}){f'; {stayed} stayed LIF' if stayed else ''}")
     if built and lone:
         _say(
-            f"{lone} of them never seen in a network that was called ({_kinds(patch.unseen)}): QIF with the leak of "
-            "LIF, readouts included"
+            f"{lone} of them {'was' if lone == 1 else 'were'} in no network that was called ({_kinds(patch.unseen)}), "
+            "as in one that is built only to load weights: each is QIF with the leak of its LIF neuron"
         )
+    _spikes(patch.watch.rates(), patch.choices["window"])
     if built and patch.ran:
         return status
     if chosen:
@@ -128,6 +131,23 @@ def _account(patch: Patch, status: int, chosen: bool) -> int:
         "patched; start them through 'qif run' instead, as in 'torchrun --no-python qif run train.py'."
     )
     return status or NOTHING_BUILT
+
+
+def _spikes(rates: Iterable[Rate], window: object) -> None:
+    """Say which layers hardly ever spiked towards the end of the run, which is how a network stops learning."""
+    silent = {rate.name: rate for rate in rates if rate.silent}
+    for name, rate in silent.items():
+        what = "reads out, and " if rate.reads_out else ""
+        _say(
+            f"{name}: {what}hardly ever spiked ({rate.last:.2g} per neuron-step in the end, {rate.first:.2g} at first)"
+        )
+    if silent:
+        keep = "" if window == "keep" else "'qif run --window keep' leaves each neuron its own surrogate; "
+        _say(
+            f"layers that hardly spike do not learn, nor do those before them. What helps: {keep}a normalization "
+            "inserted before each layer that has none (qif_plugins.norm.TDBatchNorm1d to 3d). See 'dead' in "
+            "docs/does-not-learn.md"
+        )
 
 
 def _kinds(counts: Counter[str]) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
@@ -13,7 +14,9 @@ from torch import nn
 
 from ..surrogate import Window
 
-__all__ = ["HOSTS", "NO_LEAK_BETA", "Host", "Neuron", "Plan", "Request", "Snapshot", "loaded_hosts"]
+__all__ = [
+    "HOSTS", "NO_LEAK_BETA", "Host", "Neuron", "Plan", "Request", "Snapshot", "check_arguments", "loaded_hosts",
+]  # fmt: skip
 
 HOSTS = {
     "spikingjelly": "qif_plugins.adapters.spikingjelly.swap",
@@ -23,6 +26,9 @@ HOSTS = {
 
 NO_LEAK_BETA = 0.95
 """Leak that a neuron without one is matched at: a QIF map needs a resting point, which a leak of 1 does not give."""
+
+SWAP_OPTIONS = ("dynamics", "window", "norm", "readout", "to", "example_input")
+"""What :func:`~qif_plugins.swap` takes itself, before the arguments that it passes on."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +144,24 @@ class Host(Protocol):
         Raises:
             ValueError: It cannot become one, for the reason given.
         """
+
+
+def check_arguments(cls: type[Any], given: Iterable[str], accepted: Iterable[str]) -> None:
+    """Refuse what the QIF class does not take, with what comes nearest.
+
+    Raises:
+        TypeError: A name in ``given`` is not in ``accepted``.
+    """
+    accepted = sorted(accepted)
+    unknown = sorted(set(given) - set(accepted))
+    if not unknown:
+        return
+    near = [name for word in unknown for name in difflib.get_close_matches(word, [*SWAP_OPTIONS, *accepted], 1)]
+    guess = f"; did you mean {', '.join(near)}?" if near else "."
+    raise TypeError(
+        f"{cls.__name__} has no argument {', '.join(unknown)} to pass on{guess} swap takes {', '.join(SWAP_OPTIONS)}, "
+        f"and passes on {', '.join(accepted)}"
+    )
 
 
 def loaded_hosts() -> list[Host]:

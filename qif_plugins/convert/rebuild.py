@@ -49,7 +49,11 @@ def classify(module: nn.Module, known: type[Any] | None, neurons: tuple[type[Any
         return Neuron("other", "another neuron model") if isinstance(module, neurons) else None
     code = own_code(module, known)
     if code:
-        return Neuron("other", f"has code of its own ({', '.join(code)}), which a swap would lose")
+        return Neuron(
+            "other",
+            f"has code of its own ({', '.join(code)}), which a swap would lose; for QIF derive its class from the QIF "
+            f"class of qif_plugins.adapters in place of {known.__name__}, or put such a neuron there by hand",
+        )
     return Neuron("lif")
 
 

@@ -1,0 +1,113 @@
+"""How often neurons spike while a program runs that knows nothing of it: looked at now and then, read at the end."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Rate", "Watch"]
+
+STRIDE = 17
+"""Every so manyth call is looked at. A prime, so that a loop over time does not show one and the same step."""
+FIRST, LAST = 4, 32
+"""How many looks are kept of the beginning, and how many of the end. With fewer than FIRST nothing is said: a program
+that made a few calls has not shown what its neurons do."""
+HARDLY = 0.002
+"""Spikes per neuron-step below which a layer hardly spikes: where SpikingJelly's convolutional tutorial learns they are
+0.06 to 0.3."""
+NEVER = 1e-4
+"""The same for a readout, in which one of a thousand classes may spike."""
+INTEGRATES = 1000.0
+"""A readout with a threshold of this or more is not meant to spike."""
+
+
+class Rate(NamedTuple):
+    """Spikes per neuron-step of one neuron layer.
+
+    Attributes:
+        name: Its name in its network.
+        reads_out: Whether it is a LIF neuron that was left alone.
+        first: In the first looks; NaN where they cannot be read any more.
+        last: In the last looks.
+    """
+
+    name: str
+    reads_out: bool
+    first: float
+    last: float
+
+    @property
+    def silent(self) -> bool:
+        """Whether it hardly spiked in the end."""
+        return self.last < (NEVER if self.reads_out else HARDLY)
+
+
+class _Looks:
+    """What was seen of one neuron layer: spikes, on their device, and neuron-steps."""
+
+    def __init__(self, name: str, reads_out: bool) -> None:
+        self.name, self.reads_out = name, reads_out
+        self.calls = 0
+        self.first: list[tuple[Tensor, int]] = []
+        self.last: deque[tuple[Tensor, int]] = deque(maxlen=LAST)
+
+    def add(self, spikes: Tensor) -> None:
+        # Counted where they are: reading the number back would make the program wait for its GPU.
+        look = torch.count_nonzero(spikes.detach()), spikes.numel()
+        if len(self.first) < FIRST:
+            self.first.append(look)
+        self.last.append(look)
+
+
+class Watch:
+    """Watches neurons of any host; the modules themselves stay as they are, and may go before the account is given."""
+
+    def __init__(self) -> None:
+        self._looks: list[_Looks] = []
+        self._by_module: weakref.WeakKeyDictionary[nn.Module, _Looks] = weakref.WeakKeyDictionary()
+
+    def add(self, name: str, neuron: nn.Module, reads_out: bool = False) -> None:
+        """Watch one more; a readout only if it is there for its spikes.
+
+        A host's neuron that returns its membrane, too, may be read through that.
+        """
+        threshold = getattr(neuron, "v_threshold", None)
+        if reads_out and not (isinstance(threshold, int | float) and threshold < INTEGRATES):
+            return
+        looks = _Looks(name, reads_out)
+        self._looks.append(looks)
+        self._by_module[neuron] = looks
+
+    def ran(self, module: nn.Module, args: Any, output: Any) -> None:
+        """A forward hook for every module: counts what a watched neuron gave, at every :data:`STRIDE`-th call."""
+        if torch.compiler.is_compiling():
+            return
+        looks = self._by_module.get(module)
+        if looks is None:
+            return
+        looks.calls += 1
+        if looks.calls % STRIDE != 1:
+            return
+        spikes = output[0] if isinstance(output, tuple) and output else output
+        # A plain tensor, and none inside the capture of a CUDA graph, which would replay the count.
+        if type(spikes) is Tensor and not (spikes.is_cuda and torch.cuda.is_current_stream_capturing()):
+            looks.add(spikes)
+
+    def rates(self) -> Iterator[Rate]:
+        """What was seen of each neuron that ran often enough, in the order in which they were added."""
+        for looks in self._looks:
+            if len(looks.last) >= FIRST:
+                yield Rate(looks.name, looks.reads_out, _rate(looks.first), _rate(looks.last))
+
+
+def _rate(looks: Any) -> float:
+    try:
+        return sum(spikes.item() for spikes, _ in looks) / max(sum(steps for _, steps in looks), 1)
+    except RuntimeError:  # the device failed, or the tensor lived inside a transform
+        return math.nan
