@@ -48,10 +48,15 @@ def main() -> None:
         "`qif bench` writes. Every repetition runs all peers one after another on the same input; times are medians "
         "over the repetitions, and ratios are medians of the ratio within a repetition. *Three copies* is the floor: "
         "the tensor copied three times into memory as PyTorch allocates it, as many bytes as forward and backward "
-        "move. New memory comes page by page, and each page of 4 KiB costs a fault on its first touch; ours asks for "
-        "huge pages and writes the gradient over h where nothing else can see it, and so may stay below the floor. In "
+        "move. New memory comes page by page, and each page of 4 KiB costs a fault on its first touch; ours keeps "
+        "the memory of large tensors for the next ones (up to an eighth of main memory, which the system may take back "
+        "when it runs short; the environment variable QIF_PLUGINS_KEEP_MEMORY=0 turns that off), writes the gradient "
+        "over h where nothing else can see it, and "
+        "so may stay below the floor. In "
         "bfloat16 it cannot: h is saved in float32, so that the kernels move 16 bytes a neuron-step where three copies "
-        "move 12.\n"
+        "move 12. Whether a host's large tensors cause "
+        "those faults depends on what the C library's allocator has free, and so differs from process to process; so "
+        "do the ratios.\n"
     ]
     for path in chosen:
         results = json.loads(path.read_text())
@@ -194,11 +199,11 @@ def _misses(results: dict[str, Any]) -> list[str]:
                 )
     if not lines:
         return []
-    there, new = took["kernels, memory that is there"], took["kernels, huge pages, gradient over h"]
+    there, new = took["kernels, memory that is there"], took["kernels, recycled memory, gradient over h"]
     return [
         *lines,
         f"In the profile below the two kernels alone take {there:.1f} ms on memory that is there and {new:.1f} ms on "
-        f"new memory; three copies, {took['three copies, memory that is there']:.1f} ms and "
+        f"recycled memory; three copies, {took['three copies, memory that is there']:.1f} ms and "
         f"{took['three copies, new memory']:.1f} ms. What is left is the memory's own speed: the forward pass reads 4 "
         "bytes a neuron-step and writes 8, the backward pass reads 8 and writes 4.",
         "",

@@ -24,6 +24,10 @@ OVERWRITES = True
 """``grad_x`` may be ``h``."""
 
 
+STREAMED = 1 << 20
+"""Neuron-steps from which the outputs of the forward pass are too large for a core's caches."""
+
+
 def unavailable(device: torch.device) -> str | None:
     """See :mod:`.contract`."""
     if device.type != "cpu":
@@ -69,7 +73,7 @@ def forward(
     arguments = (
         steps, neurons, x.data_ptr(), _TYPES[x.dtype], *_start(v0), table.rows, spike.data_ptr(), _address(v_last),
         _address(v_seq), 0 if v_out is None else _TYPES[v_out.dtype], _address(h), kind.soft, kind.strict,
-        kind.pre_reset,
+        kind.pre_reset, _streams(spike, h, steps, neurons),
     )  # fmt: skip
     kernel = kernels.forward_kernel(table.spread)
     for_each_chunk(neurons, kernels.CHUNK, steps * neurons, kernel, arguments)
@@ -158,6 +162,15 @@ def _start(v0: Tensor | float) -> tuple[int, int, Any]:
     if isinstance(v0, Tensor):
         return v0.data_ptr(), _TYPES[v0.dtype], np.float32(0)
     return 0, 0, np.float32(v0)
+
+
+def _streams(spike: Tensor, h: Tensor | None, steps: int, neurons: int) -> bool:
+    """Whether spikes and h go past the caches, for which they are too large anyway."""
+    from .cpu_kernels import BURST, VECTOR
+
+    if h is None or spike.dtype != torch.float32 or steps * neurons < STREAMED or neurons % BURST:
+        return False
+    return (spike.data_ptr() | h.data_ptr()) % (4 * VECTOR) == 0
 
 
 def _sizes(x: Tensor, steps: int | None) -> tuple[int, int]:

@@ -20,10 +20,12 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba import carray, njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = ["BFLOAT", "CHUNK", "FLOAT", "HALF", "NONE", "RUN", "backward_kernel", "forward_kernel", "total"]
+__all__ = ["BFLOAT", "BURST", "CHUNK", "FLOAT", "HALF", "NONE", "RUN", "backward_kernel", "forward_kernel", "total"]
 
 BLOCK = 2048
 """Neurons at a time: their rows fit into the first-level cache, and are long enough to prefetch."""
@@ -31,6 +33,11 @@ CHUNK = 16384
 """Neurons in the unit of scheduling and of summation. Fixed, so that sums do not depend on the number of threads."""
 RUN = 256
 """Neurons in a row that must share every coefficient for a kernel to take them as constants."""
+
+BURST = 64
+"""Neurons that are computed, then streamed to memory: so few that the processor does both at once."""
+VECTOR = 8
+"""Entries that are streamed at a time, in memory aligned to as many."""
 
 NONE, FLOAT, HALF, BFLOAT = 0, 1, 2, 3
 """Types of a tensor: absent, float32, float16, bfloat16."""
@@ -56,6 +63,45 @@ def _pointer_to(element: Any) -> Any:
 
 
 float_pointer, half_pointer = _pointer_to(types.float32), _pointer_to(types.uint16)
+
+
+@intrinsic
+def stream(typingctx, target, source):
+    """Copy ``VECTOR`` float32 past the caches: a store into them would first read what it overwrites."""
+
+    def generate(context, builder, signature, args):
+        pointer = ir.VectorType(ir.FloatType(), VECTOR).as_pointer()
+        vector = builder.load(builder.inttoptr(args[1], pointer), align=4)
+        store = builder.store(vector, builder.inttoptr(args[0], pointer), align=4 * VECTOR)
+        store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+@intrinsic
+def end_of_stream(typingctx):
+    """Make what was streamed visible to other threads, as ordinary stores are."""
+
+    def generate(context, builder, signature, args):
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@intrinsic
+def prefetch(typingctx, address):
+    """Begin to read the cache line at ``address``, which need not exist."""
+
+    def generate(context, builder, signature, args):
+        number, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [builder.inttoptr(args[0], pointer), number(0), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
 
 
 @plain
@@ -239,6 +285,21 @@ def exp_negative(y):
 # -- the kernels ------------------------------------------------------------------------------------
 
 
+@inlined
+def charge(length, x, v, h, s, c, spread, soft, strict):
+    """One time step of ``length`` neurons: from the membrane ``v``, which it replaces, to ``h`` and spikes ``s``."""
+    a, u1, u2, threshold, v_reset, gain = c[0, 0], c[1, 0], c[2, 0], c[3, 0], c[4, 0], c[5, 0]
+    for j in range(length):
+        if spread:
+            a, u1, u2, threshold, v_reset, gain = c[0, j], c[1, j], c[2, j], c[3, j], c[4, j], c[5, j]
+        charged = (a * (v[j] - u1)) * (v[j] - u2) + gain * x[j]
+        fired = fires(strict, charged, threshold)
+        other = charged - threshold if soft else v_reset
+        h[j] = charged
+        s[j] = F1 if fired else F0
+        v[j] = other if fired else charged
+
+
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """``function`` compiled without the interpreter lock, from the disk where a folder for that can be written."""
     options = {"nogil": True, "error_model": "numpy"}
@@ -254,7 +315,7 @@ def forward_kernel(spread: bool) -> Callable[..., Any]:
 
     def forward(
         steps, neurons, x, kind, v0, v0_kind, start, table, spike, v_last, v_seq, v_kind, h, soft, strict, pre_reset,
-        first, stop,
+        streams, first, stop,
     ):  # fmt: skip
         width = min(BLOCK, stop - first)
         c = np.empty((9, width if spread else 1), np.float32)
@@ -267,7 +328,8 @@ def forward_kernel(spread: bool) -> Callable[..., Any]:
                 load_rows(table, n, length, c)
             else:
                 length = load_constants(table, n, length, c)
-            a, u1, u2, threshold, v_reset, gain = c[0, 0], c[1, 0], c[2, 0], c[3, 0], c[4, 0], c[5, 0]
+            threshold, v_reset = c[3, 0], c[4, 0]
+            streaming = streams and not spread and n % BURST == 0 and length % BURST == 0
             v = state[:length]
             if v0_kind == NONE:
                 fill(v, start)
@@ -282,23 +344,29 @@ def forward_kernel(spread: bool) -> Callable[..., Any]:
             for t in range(steps):
                 at = t * neurons + n
                 x_row = read(x, kind, at, length, buffer_x)
-                h_row = target(h, FLOAT if h else NONE, at, length, buffer_h)
-                s_row = target(spike, kind, at, length, buffer_s)
-                for j in range(length):
-                    if spread:
-                        a, u1, u2, threshold, v_reset, gain = c[0, j], c[1, j], c[2, j], c[3, j], c[4, j], c[5, j]
-                    charged = (a * (v[j] - u1)) * (v[j] - u2) + gain * x_row[j]
-                    fired = fires(strict, charged, threshold)
-                    other = charged - threshold if soft else v_reset
-                    h_row[j] = charged
-                    s_row[j] = F1 if fired else F0
-                    v[j] = other if fired else charged
-                write(s_row, spike, kind, at)
+                if streaming:
+                    ahead = x + 4 * (at + neurons if t + 1 < steps else n + length)
+                    h_part, s_part = buffer_h[:BURST], buffer_s[:BURST]
+                    for k in range(0, length, BURST):
+                        for j in range(k, k + BURST, 16):
+                            prefetch(ahead + 4 * j)
+                        charge(BURST, x_row[k : k + BURST], v[k : k + BURST], h_part, s_part, c, False, soft, strict)
+                        for j in range(0, BURST, VECTOR):
+                            stream(h + 4 * (at + k + j), h_part.ctypes.data + 4 * j)
+                        for j in range(0, BURST, VECTOR):
+                            stream(spike + 4 * (at + k + j), s_part.ctypes.data + 4 * j)
+                else:
+                    h_row = target(h, FLOAT if h else NONE, at, length, buffer_h)
+                    s_row = target(spike, kind, at, length, buffer_s)
+                    charge(length, x_row, v, h_row, s_row, c, spread, soft, strict)
+                    write(s_row, spike, kind, at)
                 if v_seq:
                     store(v, v_seq, v_kind, at, buffer_s)
             if v_last:
                 store(v, v_last, v_kind, n, buffer_s)
             n += length
+        if streams:
+            end_of_stream()
 
     return compiled(forward)
 

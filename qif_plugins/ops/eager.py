@@ -19,7 +19,7 @@ from ..surrogate import Shape
 from . import cpu
 from .contract import Coefficient, Coefficients, Kind
 from .library import multi_step_backward
-from .memory import is_last_use, prefer_huge_pages, reborn
+from .memory import is_last_use, reborn, recycled
 from .plain import is_plain
 
 __all__ = ["Job", "applies", "job", "multi_step"]
@@ -84,10 +84,10 @@ def _forward(
     x: Tensor, v: Tensor | float, v_dtype: torch.dtype, job: Job, with_h: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     steps = 1 if job.single else x.shape[0]
-    spike = prefer_huge_pages(torch.empty_like(x))
-    h = prefer_huge_pages(torch.empty_like(x, dtype=torch.float32)) if with_h else None
+    spike = recycled(torch.empty_like(x))
+    h = recycled(torch.empty_like(x, dtype=torch.float32)) if with_h else None
     shape = x.shape if job.single or job.store_v_seq else x.shape[1:]
-    v_out = prefer_huge_pages(torch.empty(shape, dtype=v_dtype))
+    v_out = recycled(torch.empty(shape, dtype=v_dtype))
     v_last, v_seq = (None, v_out) if job.store_v_seq else (v_out, None)
     cpu.forward(x, v, job.table, job.kind, spike, v_last, v_seq, h, steps)
     return spike, v_out, h
@@ -116,7 +116,7 @@ class _MultiStep(torch.autograd.Function):
             return (*_by_operator(ctx, gradients, h, v), None, None)
         grad_spike, grad_v, grad_h = (None if gradient is None else gradient.contiguous() for gradient in gradients)
         overwrites = ctx.x_dtype == torch.float32 and is_last_use(ctx, h, is_output=job.return_h and not job.single)
-        grad_x = reborn(h) if overwrites else prefer_huge_pages(torch.empty_like(h, dtype=ctx.x_dtype))
+        grad_x = reborn(h) if overwrites else recycled(torch.empty_like(h, dtype=ctx.x_dtype))
         grad_v0 = None if v is None else torch.empty_like(v)
         steps = 1 if job.single else h.shape[0]
         cpu.backward(

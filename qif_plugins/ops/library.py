@@ -20,7 +20,7 @@ from .autograd import make_differentiable
 from .backends import implementation
 from .contract import Coefficient, Coefficients, Kind
 from .layout import coefficient, coefficient_gradient, empty_like_order, flatten, memory_order
-from .memory import prefer_huge_pages
+from .memory import recycled
 
 __all__ = ["multi_step"]
 
@@ -31,16 +31,20 @@ _KIND = "bool soft, bool detach_reset, bool strict, int shape, bool pre_reset"
 # Defined through Library: torch.library.custom_op takes several times as long a call, which is most of what a
 # small input costs.
 _library = torch.library.Library("qif", "DEF")
+_tags = [torch.Tag.pt2_compliant_tag]
+if hasattr(torch.Tag, "flexible_layout"):
+    # Inductor takes convolutions to channels-last on a GPU; without this it would copy their outputs back for us.
+    _tags.append(torch.Tag.flexible_layout)
 _library.define(
     f"multi_step(Tensor x_seq, Tensor? v, {_NUMBERS}, {_SURROGATE}, float[] numbers, ScalarType v_dtype, {_KIND}, "
     "bool store_v_seq, bool save_h, str backend) -> (Tensor, Tensor, Tensor)",
-    tags=torch.Tag.pt2_compliant_tag,
+    tags=_tags,
 )
 _library.define(
     "multi_step_backward(Tensor? grad_spike, Tensor? grad_v, Tensor? grad_h, Tensor h_seq, Tensor? v, Tensor? x_seq, "
     f"{_NUMBERS}, {_SURROGATE}, float[] numbers, ScalarType x_dtype, {_KIND}, bool needs_v, bool[] needs, str backend)"
     " -> Tensor[]",
-    tags=torch.Tag.pt2_compliant_tag,
+    tags=_tags,
 )
 multi_step = torch.ops.qif.multi_step.default
 multi_step_backward = torch.ops.qif.multi_step_backward.default
@@ -89,7 +93,7 @@ def _forward(
     ``numbers`` holds the nine coefficients and the initial membrane, used where the tensor is ``None``.
     """
     order = memory_order(x_seq)
-    spike_seq, v_out, h_seq = map(prefer_huge_pages, _allocate(x_seq, order, v_dtype, store_v_seq, save_h))
+    spike_seq, v_out, h_seq = map(recycled, _allocate(x_seq, order, v_dtype, store_v_seq, save_h))
     if x_seq.numel() == 0:
         return spike_seq, v_out, h_seq
     tensors = (a, u1, u2, v_threshold, v_reset, input_gain, s0, s1, s2)
@@ -143,7 +147,7 @@ def _backward(
     backend: str,
 ) -> list[Tensor]:
     """Gradients of x_seq, of v if ``needs_v``, and of each number in ``needs``, in that order."""
-    grad_x = prefer_huge_pages(empty_like_order(h_seq, memory_order(h_seq), x_dtype))
+    grad_x = recycled(empty_like_order(h_seq, memory_order(h_seq), x_dtype))
     return _backward_into(
         grad_x, grad_spike, grad_v, grad_h, h_seq, v, x_seq, a, u1, u2, v_threshold, v_reset, input_gain, s0, s1, s2,
         numbers, x_dtype, soft, detach_reset, strict, shape, pre_reset, needs_v, needs, backend,

@@ -2,50 +2,80 @@
 
 The allocator takes a tensor of more than 32 MiB fresh from the operating system and gives it back at once when it is
 freed. The first touch of each page of 4 KiB is then a fault, which costs several times what the kernels do with the
-page. Two remedies: huge pages where the system leaves the choice to the program (as Linux does by default), and a
-gradient that is written over h once nothing else can see h.
+page. Two remedies: memory on huge pages that serves one tensor after another, and a gradient that is written over h
+once nothing else can see h.
 """
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
+import mmap
+import os
 import sys
-from collections.abc import Callable
+import weakref
 from typing import Any, ClassVar
 
 import torch
 from torch import _C, Tensor
+from torch.autograd import profiler
 
-__all__ = ["is_last_use", "prefer_huge_pages", "reborn"]
+__all__ = ["is_last_use", "reborn", "recycled"]
 
 LARGE = 1 << 22
-"""Bytes from which a tensor is worth a system call: two huge pages on most machines."""
+"""Bytes from which a tensor is worth memory of its own: two huge pages on most machines."""
 OVERWRITTEN = 1 << 18
 """Bytes from which h is worth the question whether it can be overwritten."""
-MADV_HUGEPAGE = 14
-PAGE = 4096
+HUGE_PAGE = 1 << 21
+CAN_KEEP = all(hasattr(mmap, name) for name in ("MADV_HUGEPAGE", "MADV_FREE"))  # Linux
+CAN_KEEP = CAN_KEEP and os.environ.get("QIF_PLUGINS_KEEP_MEMORY") != "0"
+KEPT = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8 if CAN_KEEP else 0
+"""Bytes kept for later tensors at most. The system may take them all the same when it runs short of memory."""
+
+_kept: dict[int, mmap.mmap] = {}
+"""By id, oldest first. A tensor may be freed at any moment, also while this is read: so each access is one operation
+that no other thread can interrupt, and there is no lock."""
 
 
-def _find_madvise() -> Callable[[int, int, int], int] | None:
-    if not sys.platform.startswith("linux"):
-        return None
-    function = getattr(ctypes.CDLL(None), "madvise", None)
-    if function is not None:
-        function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    return function
+def recycled(tensor: Tensor) -> Tensor:
+    """``tensor``, not yet written; if it is large, in main memory, and nobody counts bytes, one like it in kept memory.
+
+    That memory comes on huge pages, if the system has them to give, and waits for the next tensor of its size when the
+    last reference to this one is gone.
+    """
+    if tensor.nbytes < LARGE or tensor.device.type != "cpu" or not CAN_KEEP:
+        return tensor
+    if getattr(profiler, "_is_profiler_enabled", True):  # which records what PyTorch's allocator gives and takes
+        return tensor
+    size = -(-tensor.nbytes // HUGE_PAGE) * HUGE_PAGE
+    try:
+        block = _take(size)
+    except OSError:  # no more address space
+        _kept.clear()
+        return tensor
+    lent = memoryview(block)
+    weakref.finalize(lent, _keep, block).atexit = False
+    flat = torch.frombuffer(lent, dtype=tensor.dtype, count=tensor.numel())
+    return _with_storage(flat.untyped_storage(), 0, tensor)
 
 
-_madvise = _find_madvise()
+def _take(size: int) -> mmap.mmap:
+    for key, block in reversed(list(_kept.items())):
+        if len(block) == size and _kept.pop(key, None) is not None:
+            return block
+    block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a system without them
+        block.madvise(mmap.MADV_HUGEPAGE)
+    return block
 
 
-def prefer_huge_pages(tensor: Tensor) -> Tensor:
-    """``tensor``, not yet written, on huge pages if it is large, in main memory, and the system has them to give."""
-    size = tensor.nbytes
-    if size >= LARGE and _madvise is not None and tensor.device.type == "cpu":
-        start = tensor.data_ptr()
-        first, stop = -(-start // PAGE) * PAGE, (start + size) // PAGE * PAGE
-        _madvise(first, stop - first, MADV_HUGEPAGE)  # advice: where it is refused, nothing is lost
-    return tensor
+def _keep(block: mmap.mmap) -> None:
+    try:
+        block.madvise(mmap.MADV_FREE)  # the system takes it when it runs short, and not before
+    except OSError:  # a system that cannot do that gets it back at once
+        return
+    _kept[id(block)] = block
+    while sum(map(len, list(_kept.values()))) > KEPT:
+        _kept.pop(next(iter(list(_kept)), 0), None)
 
 
 # Not public, and not in every version of PyTorch; without them nothing is overwritten.
@@ -109,5 +139,9 @@ def _own_references(is_output: bool) -> tuple[int, int] | None:
 
 def reborn(tensor: Tensor) -> Tensor:
     """A new tensor in the memory of ``tensor``, which has no history and is no view."""
-    fresh = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-    return fresh.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
+    return _with_storage(tensor.untyped_storage(), int(tensor.storage_offset()), tensor)
+
+
+def _with_storage(storage: torch.UntypedStorage, offset: int, like: Tensor) -> Tensor:
+    fresh = torch.empty(0, dtype=like.dtype, device=like.device)
+    return fresh.set_(storage, offset, like.shape, like.stride())
