@@ -13,13 +13,16 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/qif compare
 
+# One worker a core, each with one thread and whole files, whose tests share what is costly to set up.
+PYTEST := $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile
+
 test: test-new test-old
 
 test-new: $(READY)
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 test-old: $(READY)
-	PYTHONPATH=$(CURDIR)/$(OLD_SPIKINGJELLY) $(BIN)/python -m pytest -q -m "not host_independent"
+	PYTHONPATH=$(CURDIR)/$(OLD_SPIKINGJELLY) $(PYTEST) -m "not host_independent"
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,4 +1,9 @@
-"""What every test shares: fixed seeds and a strict Hypothesis profile."""
+"""What every test shares: fixed seeds, a strict Hypothesis profile, and one thread for each of several workers."""
+
+import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # before PyTorch reads it; the processes that tests start inherit it
 
 import hypothesis
 import pytest

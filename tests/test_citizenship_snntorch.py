@@ -102,6 +102,7 @@ def test_tutorial_6():
     assert module.train(Short, hidden, 4, 0, train_size=256, test_size=250) > 30
 
 
+@pytest.mark.filterwarnings("ignore:The module snntorch.backprop will be deprecated")
 def test_population_coding():
     from snntorch import backprop
 
@@ -165,6 +166,7 @@ def test_regression():
     assert not torch.equal(model.lif_in.beta, betas)
 
 
+@pytest.mark.filterwarnings("ignore:The module snntorch.backprop will be deprecated")
 @pytest.mark.parametrize("algorithm", ["BPTT", "TBPTT", "RTRL"])
 def test_backprop(algorithm):
     from snntorch import backprop
@@ -248,6 +250,7 @@ def test_probes():
     watch.remove_hooks()
 
 
+@pytest.mark.filterwarnings("ignore:nirtorch.extract_nir_graph is being deprecated")  # which the host calls
 def test_nir_export_is_refused():
     pytest.importorskip("nir")
     from snntorch.export_nir import export_to_nir

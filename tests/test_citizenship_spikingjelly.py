@@ -267,6 +267,7 @@ def test_energy_estimate(x):
 
 
 @only_new
+@pytest.mark.filterwarnings("ignore:`torch.distributed.reduce_op` is deprecated")  # found among all objects
 def test_profiler(x):
     from spikingjelly.activation_based import profiler
 

@@ -66,6 +66,7 @@ def test_compile(host):
 
 
 @HOSTS
+@pytest.mark.filterwarnings("ignore:The tensor attribute")  # the hosts' states are no buffers
 def test_export(host):
     model, (x, *_) = MODELS[host]()
     if host == "spikingjelly":

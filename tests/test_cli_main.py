@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 
+import forked
 import pytest
 
 from qif_plugins import __version__
@@ -26,7 +27,7 @@ def test_help_imports_no_subcommand():
         "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit): main(['--help'])\n"
         "print([m for m in sys.modules if m.startswith(('qif_plugins.commands', 'matplotlib', 'spikingjelly'))])"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+    assert forked.python(code).stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("name", COMMANDS)

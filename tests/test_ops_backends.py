@@ -1,10 +1,9 @@
 """Which implementation runs, and what is said about it."""
 
 import logging
-import subprocess
-import sys
 import warnings
 
+import forked
 import pytest
 import torch
 
@@ -22,7 +21,7 @@ CPU = torch.device("cpu")
 
 def fresh(script):
     """What a fresh interpreter prints."""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    done = forked.python(script)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

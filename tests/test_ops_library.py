@@ -190,12 +190,14 @@ def test_second_derivative_is_refused():
         first.sum().backward()
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # PyTorch's own use of it
 def test_forward_mode_is_refused():
     x = torch.randn(4, 5)
     with pytest.raises((NotImplementedError, RuntimeError), match="forward mode"):
         torch.func.jvp(lambda x: qif_multi_step(x, 0.0, PARAMS, WINDOW)[1], (x,), (torch.ones_like(x),))
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_vmap_gives_what_a_loop_gives():
     x = torch.randn(3, 4, 5)
 

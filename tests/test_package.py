@@ -1,10 +1,10 @@
 """What holds for the package as a whole: light imports, no host in the core, the layering."""
 
 import ast
-import subprocess
-import sys
+import re
 from pathlib import Path
 
+import forked
 import pytest
 
 pytestmark = pytest.mark.host_independent
@@ -15,7 +15,9 @@ HEAVY = (*HOSTS, "numba", "triton", "cupy", "matplotlib", "sklearn", "torchvisio
 
 
 def run(code):
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    done = forked.python(code)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_importing_the_package_imports_no_host_and_no_kernel_compiler():
@@ -41,6 +43,19 @@ s, v = qif_plugins.qif_multi_step(torch.ones(2, 3), 0.0, qif_plugins.QIFParamete
 print(int(s.sum()))
 """
     assert run(code).strip() == "6"
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_an_adapter_without_its_host_says_what_to_install(host):
+    code = f"""
+import sys
+sys.modules[{host!r}] = None
+try:
+    import qif_plugins.adapters.{host}
+except ImportError as error:
+    print(error)
+"""
+    assert re.match(rf"qif_plugins\.adapters\.{host} needs \w+: pip install", run(code))
 
 
 def imports(path):

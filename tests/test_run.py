@@ -4,6 +4,7 @@ import subprocess
 import sys
 import textwrap
 
+import forked
 import pytest
 
 pytest.importorskip("spikingjelly")
@@ -68,18 +69,26 @@ SNNTORCH = """
 """
 
 
-def qif_run(folder, *words, program=None, check=True):
+QIF = "import sys; from qif_plugins.cli import main; sys.exit(main())"
+
+
+def qif_run(folder, *words, program=None, check=True, python=forked.python):
     if program is not None:
         (folder / "train.py").write_text(textwrap.dedent(program))
-    command = [sys.executable, "-c", "import sys; from qif_plugins.cli import main; sys.exit(main())", "run", *words]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
+    done = python(QIF, "run", *words, folder=folder)
     if check:
         assert done.returncode == 0, done.stderr
     return done
 
 
+def new_python(code, *words, folder):
+    """What :func:`forked.python` stands for."""
+    return subprocess.run([sys.executable, "-c", code, *words], cwd=folder, capture_output=True, text=True, timeout=240)
+
+
 def test_a_spikingjelly_script(tmp_path):
-    done = qif_run(tmp_path, "train.py", "--lr", "0.1", "-h", "--", "-m", "x", program=SPIKINGJELLY)
+    words = ("train.py", "--lr", "0.1", "-h", "--", "-m", "x")
+    done = qif_run(tmp_path, *words, program=SPIKINGJELLY, python=new_python)
     lines = done.stdout.splitlines()
     assert lines == [
         "before ['QIFNode', 'Mine', 'LeakQIFNode', 'QIFNode']",
@@ -94,7 +103,7 @@ def test_a_spikingjelly_script(tmp_path):
 @pytest.mark.host_independent
 def test_a_snntorch_script(tmp_path):
     pytest.importorskip("snntorch")
-    done = qif_run(tmp_path, "train.py", program=SNNTORCH)
+    done = qif_run(tmp_path, "train.py", program=SNNTORCH, python=new_python)
     assert done.stdout.splitlines() == ["QIF Leaky True 2", "torch.Size([2]) LapicqueQIF"]
     assert "by data flow" in done.stderr
     assert "2 neurons are QIF (in the place of 1 Leaky, 1 Lapicque); 1 stayed LIF" in done.stderr
@@ -173,7 +182,7 @@ def test_imports_in_any_order_and_pickles(tmp_path):
     done = qif_run(tmp_path, "train.py", program=program)
     assert done.stdout == "['Linear', 'QIFNode', 'Linear', 'LIFNode'] True False\n"
     load = "import torch; print([type(m).__name__ for m in torch.load('net.pt', weights_only=False)])"
-    done = subprocess.run([sys.executable, "-c", load], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = new_python(load, folder=tmp_path)
     assert done.stdout == "['Linear', 'QIFNode', 'Linear', 'LIFNode']\n"
 
 
@@ -255,7 +264,35 @@ def test_copies_parts_and_neurons_outside_networks(tmp_path):
     assert "Sequential is called" not in done.stderr
     assert "Unregistered is called for the first time" in done.stderr
     assert "5 neurons are QIF (in the place of 4 LIFNode, 1 IFNode); 3 stayed LIF" in done.stderr
-    assert "1 of them never seen in a network that was called (1 IFNode)" in done.stderr
+    assert "1 of them was in no network that was called (1 IFNode)" in done.stderr
+
+
+SILENT = """
+    import torch
+    from spikingjelly.activation_based import functional, layer, neuron
+    net = torch.nn.Sequential(
+        layer.Linear(4, 8), neuron.LIFNode(), layer.Linear(8, 8), neuron.LIFNode(), layer.Linear(8, 2),
+        neuron.LIFNode(),
+    )
+    functional.set_step_mode(net, "m")
+    with torch.no_grad():
+        net[0].weight.mul_(4), net[2].weight.mul_(0.01), net[2].bias.zero_(), net[4].bias.zero_()
+    for _ in range(60):
+        net(torch.randn(4, 16, 4))
+        functional.reset_net(net)
+    print(len(net[3]._forward_hooks))
+    del net
+"""
+
+
+def test_layers_that_hardly_spike_are_told(tmp_path):
+    done = qif_run(tmp_path, "train.py", program=SILENT)
+    assert done.stdout == "0\n"
+    told = [line.removeprefix("qif run: ") for line in done.stderr.splitlines()][-3:]
+    assert told[0] == "3: hardly ever spiked (0 per neuron-step in the end, 0 at first)"
+    assert told[1].startswith("5: reads out, and hardly ever spiked (0 per")
+    assert "'qif run --window keep' leaves each neuron its own surrogate" in told[2]
+    assert "1: hardly" not in done.stderr
 
 
 def test_every_word_after_the_program_is_the_programs(tmp_path):

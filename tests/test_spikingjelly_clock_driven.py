@@ -135,6 +135,7 @@ def test_overridden_fire_is_run_through():
     torch.testing.assert_close(same.v_seq, plain.v_seq)
 
 
+@pytest.mark.filterwarnings("ignore:the surrogate .* has no fused kernel")
 def test_surrogates():
     assert type(MultiStepQIFNode().surrogate_function) is AnalyticWindow
     x = inputs().requires_grad_()

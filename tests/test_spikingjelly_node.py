@@ -20,6 +20,7 @@ from qif_plugins.functional import qif_multi_step
 from qif_plugins.ops.backends import BACKENDS
 from qif_plugins.surrogate import ATan, Sigmoid, Window
 
+pytestmark = pytest.mark.filterwarnings("ignore:the surrogate .* has no fused kernel")
 HAS_FUNCTIONAL_FORMS = hasattr(base.MemoryModule, "single_step_functional_forward")
 HAS_BACKENDS = hasattr(base.MemoryModule, "supported_backends")
 needs_functional_forms = pytest.mark.skipif(
