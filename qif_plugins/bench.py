@@ -2,6 +2,11 @@
 
 Every repetition runs each peer once, one after another, so that whatever else the machine does meets all of them.
 What counts are ratios to ours within a run; a machine's milliseconds are written beside them.
+
+``seconds`` and ``ratio`` are call time, what the caller waits for. On a GPU ``device_seconds`` and ``device_ratio``
+stand beside them, the GPU's own time without Python's, and ``queued``, the share of repetitions in which that is so
+(:mod:`qif_plugins.bench_peers` says how). The share of the copy bandwidth is judged by device time, a comparison with
+another neuron by both.
 """
 
 from __future__ import annotations
@@ -21,20 +26,33 @@ from typing import Any
 import torch
 
 from . import __version__
-from .bench_peers import OURS, OldHost, OldRunner, Runner, Times, installed, peers_for
+from .bench_peers import (
+    OURS,
+    PASSES,
+    OldHost,
+    OldRunner,
+    Runner,
+    Times,
+    draw,
+    installed,
+    moved_bytes,
+    peers_for,
+    release,
+)
 from .files import finite, write_json
 from .functional import available_backends
 from .table import text_table
 
-__all__ = ["FULL", "QUICK", "format_case", "machine", "machine_name", "measure", "run", "write"]
+__all__ = ["FULL", "PASSES", "QUICK", "QUICK_GPU", "format_case", "machine", "machine_name", "measure", "run", "write"]
 
 QUICK = (
     (4, 2**10), (4, 2**14), (4, 2**18), (4, 2**21), (1, 2**21), (16, 2**10), (16, 2**15), (16, 2**19), (64, 2**17),
 )  # fmt: skip
 """(T, N) that show cost against N, cost against T, and the sizes that the targets name."""
+QUICK_GPU = (*QUICK, (1, 2**22), (4, 2**22), (16, 2**22), (4, 2**25))
+"""The same for a GPU, whose memory is busy from 2^22 neurons up."""
 FULL = tuple((steps, 2**power) for steps in (1, 4, 16, 64) for power in range(10, 26))
 """(T, N), as far as memory allows."""
-PASSES = ("forward", "backward", "both")
 LEAST = 3
 """Repetitions, however long they take."""
 
@@ -97,13 +115,23 @@ def measure(
 
     Returns:
         T, N, dtype, the number of repetitions, and for each peer median seconds and median ratio to ours of each pass,
-        and its peak memory; or why it could not run.
+        its peak memory, and where it is known how many bytes it must move; or why it could not run.
+
+    Raises:
+        ValueError: The input does not fit, or our own neuron cannot run it.
     """
     runners: dict[str, Runner | OldRunner] = {}
     results: dict[str, dict[str, Any]] = {}
+    release()  # what the last case held
+    if old is not None:
+        old.ask(do="forget")
     shape = (steps, neurons, dtype, device)
+    try:
+        x, gradient = draw(*shape)
+    except RuntimeError as error:
+        raise _cannot(shape, _one_line(error)) from error
     plans: dict[str, Callable[[], Runner | OldRunner]] = {
-        name: partial(Runner, name, *shape) for name in peers_for(device, hosts)
+        name: partial(Runner, name, x, gradient) for name in peers_for(device, hosts)
     }
     if old is not None:
         for name in ("SpikingJelly LIFNode", *(["SpikingJelly LIFNode, cupy"] if device.type == "cuda" else [])):
@@ -114,9 +142,10 @@ def measure(
             results[name] = {"error": started}
         else:
             runners[name], peak = started
-            results[name] = {"peak_bytes": peak}
+            moved = moved_bytes(name, x)
+            results[name] = {"peak_bytes": peak, **({} if moved is None else {"moved_bytes": moved})}
     if OURS not in runners:
-        raise RuntimeError(f"our own neuron could not run: {results[OURS]['error']}")
+        raise _cannot(shape, results[OURS]["error"])
 
     times: dict[str, list[Times]] = {name: [] for name in runners}
     gc.collect()
@@ -125,30 +154,52 @@ def measure(
         for name, runner in runners.items():
             times[name].append(runner.repeat())
     for name, rows in times.items():
-        for which in PASSES:
-            results[name][which] = {
-                "seconds": statistics.median(row[which] for row in rows),
-                "ratio": statistics.median(
-                    row[which] / ours[which] for row, ours in zip(rows, times[OURS], strict=True)
-                ),
-            }
+        results[name] |= {which: _medians(rows, times[OURS], which) for which in PASSES}
     return {
         "T": steps,
         "N": neurons,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": _name(dtype),
         "repeats": len(times[OURS]),
         "peers": results,
     }
 
 
+def _medians(rows: list[Times], ours: list[Times], which: str) -> dict[str, float]:
+    """Seconds and ratio to ours of one pass, by each clock."""
+    medians = {}
+    for clock, prefix in (("call", ""), ("device", "device_")):
+        if clock in rows[0]:
+            taken, own = ([row[clock][which] for row in some] for some in (rows, ours))
+            medians[f"{prefix}seconds"] = statistics.median(taken)
+            medians[f"{prefix}ratio"] = statistics.median(a / b for a, b in zip(taken, own, strict=True))
+    if "queued" in rows[0]:
+        medians["queued"] = statistics.mean(row["queued"][which] for row in rows)
+    return medians
+
+
+def _cannot(shape: tuple[int, int, torch.dtype, torch.device], why: str) -> ValueError:
+    steps, neurons, dtype, device = shape
+    return ValueError(
+        f"our own neuron cannot run T = {steps}, N = {neurons}, {_name(dtype)} on {device}: {why}; choose a smaller "
+        "--size or --most if memory ran out, and see what qif doctor says of the backends otherwise"
+    )
+
+
 def _start(build: Callable[[], Runner | OldRunner]) -> tuple[Runner | OldRunner, int] | str:
-    """A peer that has run once, which compiles and loads, with its peak memory; or why it cannot."""
+    """A peer that has run, which compiles and loads, with its peak memory; or why it cannot."""
     try:
         runner = build()
-        runner.repeat()
         return runner, runner.peak_bytes()
     except Exception as error:
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return f"{type(error).__name__}: {_one_line(error)}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def run(
@@ -181,7 +232,8 @@ def run(
         How many cases are left to measure.
 
     Raises:
-        ValueError: ``path`` is of another machine or of other versions.
+        ValueError: ``path`` is of another machine or of other versions, or no results file at all; or our own neuron
+            cannot run a size.
     """
     hosts = tuple(host for host in ("spikingjelly", "snntorch") if installed(host) is not None)
     began = time.monotonic()
@@ -191,7 +243,7 @@ def run(
         (steps, neurons, dtype)
         for dtype in dtypes
         for steps, neurons in sizes
-        if (steps, neurons, str(dtype).removeprefix("torch.")) not in done
+        if (steps, neurons, _name(dtype)) not in done
     ]
     old = OldHost(old_folder) if old_folder is not None and left else None
     try:
@@ -201,7 +253,7 @@ def run(
             steps, neurons, dtype = left.pop(0)
             case = measure(steps, neurons, dtype, device, hosts, old, seconds)
             results["cases"].append(case)
-            results["cases"].sort(key=lambda case: (case["dtype"] != "float32", case["dtype"], case["T"], case["N"]))
+            results["cases"].sort(key=_order)
             write(path, results)
             report(format_case(case))
     finally:
@@ -217,17 +269,30 @@ def _new(device: torch.device, command: str) -> dict[str, Any]:
 
 def _begun(path: Path, device: torch.device, command: str) -> dict[str, Any]:
     """The results in ``path``, to go on with."""
-    results: dict[str, Any] = json.loads(path.read_text())
-    here, there = machine(device), results["machine"]
-    other = [key for key in ("name", "versions", "backend") if here[key] != there[key]]
+    here = machine(device)
+    try:
+        results: dict[str, Any] = json.loads(path.read_text())
+        there = results["machine"]
+        other = [key for key in ("name", "versions", "backend") if here[key] != there[key]]
+        results["cases"].sort(key=_order)
+        commands = results["command"].split("; ")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is no results file of qif bench ({type(error).__name__}: {error}); name another file with --out, "
+            "or move it away"
+        ) from error
     if other:
         raise ValueError(
             f"{path} cannot be resumed: its {other[0]} is {there[other[0]]}, here it is {here[other[0]]}; leave out "
             "--resume, or name another file with --out"
         )
-    if command not in results["command"].split("; "):
+    if command not in commands:
         results["command"] += f"; {command}"
     return results
+
+
+def _order(case: dict[str, Any]) -> tuple[bool, str, int, int]:
+    return case["dtype"] != "float32", case["dtype"], case["T"], case["N"]
 
 
 def write(path: Path, results: dict[str, Any]) -> None:
@@ -236,14 +301,18 @@ def write(path: Path, results: dict[str, Any]) -> None:
 
 
 def format_case(case: dict[str, Any]) -> str:
-    """One case as a table: milliseconds, time over ours, memory."""
+    """One case as a table: milliseconds, time over ours, memory; on a GPU also the GPU's own time."""
+    on_gpu = "device_seconds" in case["peers"][OURS]["both"]
     rows = []
     for name, result in case["peers"].items():
         if "error" in result:
-            rows.append([name, *["-"] * 4, result["error"][:40]])
-        else:
-            passes = [f"{result[which]['seconds'] * 1e3:.3g}" for which in PASSES]
-            rows.append([name, *passes, f"{result['both']['ratio']:.2f}", f"{result['peak_bytes'] / 2**20:.3g}"])
-    header = ["", "forward ms", "backward ms", "both ms", "over qif", "peak MiB"]
+            rows.append([name, *["-"] * (6 if on_gpu else 4), result["error"][:40]])
+            continue
+        both = result["both"]
+        passes = [f"{result[which]['seconds'] * 1e3:.3g}" for which in PASSES]
+        device = [f"{both['device_seconds'] * 1e3:.3g}", f"{both['device_ratio']:.2f}"] if on_gpu else []
+        rows.append([name, *passes, f"{both['ratio']:.2f}", *device, f"{result['peak_bytes'] / 2**20:.3g}"])
+    device = ["device ms", "over qif"] if on_gpu else []
+    header = ["", "forward ms", "backward ms", "both ms", "over qif", *device, "peak MiB"]
     title = f"T = {case['T']}, N = {case['N']}, {case['dtype']}, median of {case['repeats']}"
     return f"\n{title}\n{text_table(header, rows)}"

@@ -73,6 +73,7 @@ def test_an_interrupt_ends_with_130_and_no_traceback():
     code = (
         "import os, signal, threading\n"
         "from qif_plugins.cli import main\n"
+        "main(['window', '--neurons', '1000'])\n"  # loads Numba, which an interrupt may leave half loaded
         "threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
         "raise SystemExit(main(['window', '--neurons', '2000000000']))"
     )

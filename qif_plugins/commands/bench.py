@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ..bench import FULL, QUICK, machine_name
+from ..bench import FULL, QUICK, QUICK_GPU, machine_name
 from ..bench import run as measure_all
 from .options import at_least, device, positive
 
@@ -20,20 +20,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the subcommand."""
     parser.add_argument("--device", default="cpu", help="device to measure on")
     parser.add_argument("--threads", type=at_least(1), help="CPU threads (default: as PyTorch sets them)")
-    parser.add_argument("--full", action="store_true", help="T in 1, 4, 16, 64 and N from 2^10 to 2^25")
+    parser.add_argument("--full", action="store_true", help="T in 1, 4, 16, 64 and N from 2^10 to 2^25, up to --most")
     parser.add_argument("--size", action="append", help="only this size, as TxN, e.g. 4x2097152; may be repeated")
     parser.add_argument(
-        "--dtypes", nargs="+", choices=("float32", "bfloat16", "float16"), default=["float32", "bfloat16"]
-    )
-    parser.add_argument("--seconds", type=positive, default=10.0, help="time for each size; three repetitions at least")
-    parser.add_argument("--most", type=at_least(1), default=2**25, help="largest T times N")
+        "--dtypes", nargs="+", choices=("float32", "bfloat16", "float16"), metavar="DTYPE",
+        help="types of the input: float32, bfloat16, float16 (default: float32 bfloat16)",
+    )  # fmt: skip
     parser.add_argument(
-        "--old-spikingjelly", type=Path, help="folder with a second SpikingJelly (pip install --target FOLDER ...)"
-    )
+        "--seconds", type=positive,
+        help="time for each size besides its warm-up; 3 repetitions at least, 100 at most (default: 10, with --full 2)",
+    )  # fmt: skip
+    parser.add_argument("--most", type=at_least(1), help="largest T times N (default: 2^25 on a CPU, 2^28 on a GPU)")
+    parser.add_argument(
+        "--old-spikingjelly", type=Path, metavar="FOLDER",
+        help="folder with a second SpikingJelly (pip install --target FOLDER --no-deps spikingjelly==0.0.0.0.14)",
+    )  # fmt: skip
     parser.add_argument(
         "--resume", action="store_true", help="keep what the results file holds and measure only what it lacks"
     )
-    parser.add_argument("--minutes", type=positive, default=math.inf, help="begin no further size after this time")
+    parser.add_argument(
+        "--minutes", type=positive, help="begin no further size after this time; --resume goes on (default: no limit)"
+    )
     parser.add_argument("--out", type=Path, help="results file (default: benchmarks/results/MACHINE.json)")
 
 
@@ -42,16 +49,21 @@ def run(arguments: argparse.Namespace) -> int:
     where = device(arguments.device)
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    sizes = [_size(text) for text in arguments.size] if arguments.size else FULL if arguments.full else QUICK
-    sizes = tuple((steps, neurons) for steps, neurons in sizes if steps * neurons <= arguments.most)
+    on_gpu = where.type == "cuda"
+    usual = FULL if arguments.full else QUICK_GPU if on_gpu else QUICK
+    most = arguments.most or (2**28 if on_gpu else 2**25)
+    wanted = [_size(text) for text in arguments.size] if arguments.size else usual
+    sizes = tuple((steps, neurons) for steps, neurons in wanted if steps * neurons <= most)
     if not sizes:
-        raise ValueError(f"no size has T times N of at most --most {arguments.most}; raise it")
+        raise ValueError(f"no size has T times N of at most --most {most}; raise it")
     path = arguments.out or Path("benchmarks/results") / f"{machine_name(where)}.json"
     command = " ".join(["qif", *sys.argv[1:]])
-    dtypes = [getattr(torch, name) for name in arguments.dtypes]
+    dtypes = [getattr(torch, name) for name in arguments.dtypes or ("float32", "bfloat16")]
+    seconds = arguments.seconds or (2.0 if arguments.full and not arguments.size else 10.0)
+    minutes = math.inf if arguments.minutes is None else arguments.minutes
     left = measure_all(
-        sizes, dtypes, where, path, command, arguments.old_spikingjelly, arguments.seconds,
-        lambda text: print(text, flush=True), arguments.resume, arguments.minutes,
+        sizes, dtypes, where, path, command, arguments.old_spikingjelly, seconds,
+        lambda text: print(text, flush=True), arguments.resume, minutes,
     )  # fmt: skip
     print(f"\nwrote {path}")
     if left:
