@@ -2,9 +2,11 @@
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -58,12 +60,68 @@ def assert_same(got, wanted):
     assert all(torch.equal(one, other) for one, other in zip(got, wanted, strict=True))
 
 
-@pytest.fixture
-def two_threads():
+@pytest.fixture(params=["team", "pool"])
+def two_threads(request, monkeypatch):
+    """Of PyTorch's OpenMP team where there is one, and of our own pool."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    yield
+    if request.param == "pool":
+        monkeypatch.setattr(threads, "_start_team", None)
+    elif threads._start_team is None:
+        pytest.skip("PyTorch runs on no OpenMP that speaks GNU's language here")
+    monkeypatch.setattr(threads, "_team_again", 0.0)
+    yield request.param
     torch.set_num_threads(before)
+
+
+def of_our_pool():
+    """Who works on a large job: whether a thread of our pool does, with two threads that must both come."""
+    reached, names = threading.Barrier(2, timeout=60), []
+
+    def note(first, stop):
+        if threading.current_thread().name not in names:
+            names.append(threading.current_thread().name)
+            reached.wait()
+
+    threads.for_each_chunk(100 * 16384, 16384, 100 * 16384, note)
+    return any(name.startswith("qif") for name in names)
+
+
+def test_the_team_is_there_and_rests_after_it_was_late(monkeypatch):
+    """A member that comes when all is done held the caller up: our pool takes the next jobs."""
+    if sys.platform != "linux" or "USE_OPENMP=ON" not in torch.__config__.show():
+        pytest.skip("PyTorch runs on GNU's OpenMP on Linux only")
+    monkeypatch.setattr(threads, "_team_again", 0.0)
+    monkeypatch.setattr(threads, "LATE", 10.0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert not of_our_pool()
+        monkeypatch.setattr(threads, "LATE", 0.0)
+        monkeypatch.setattr(threads, "APART", 1000.0)
+        caller = threading.get_ident()
+        threads.for_each_chunk(
+            2 * 16384, 16384, 100 * 16384, lambda *_: time.sleep(0.05 if threading.get_ident() == caller else 0.3)
+        )
+        assert of_our_pool()
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_an_interrupt_ends_a_job(two_threads):
+    """In the caller while it works: nothing is called finished that is not."""
+    caller = threading.get_ident()
+
+    def interrupted(first, stop):
+        if threading.get_ident() == caller:
+            signal.raise_signal(signal.SIGINT)
+
+    def jobs():
+        for _ in range(100):  # the helper may be so fast that the caller has nothing left to do
+            threads.for_each_chunk(100 * 16384, 16384, 100 * 16384, interrupted)
+
+    with pytest.raises(KeyboardInterrupt):
+        jobs()
 
 
 def test_number_of_threads_changes_no_bit(two_threads):
@@ -134,7 +192,7 @@ def _sums(_=None):
 def test_workers_that_fork_after_the_parent_used_the_kernel(two_threads):
     """With two threads allowed in the worker too. (PyTorch's own operators would wait there for ever.)"""
     wanted = _sums()
-    assert threads._executor is not None
+    assert (threads._executor if two_threads == "pool" else threads._start_team) is not None
     with multiprocessing.get_context("fork").Pool(2) as pool:
         assert pool.map_async(_sums, range(4)).get(timeout=100) == [wanted] * 4
 

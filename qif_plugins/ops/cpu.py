@@ -2,8 +2,8 @@
 
 The kernels are in :mod:`.cpu_kernels`; each call runs on one thread, without the interpreter lock, and
 :mod:`.threads` hands ranges of neurons to threads. Numba's own threading layers are not used: the one that is
-always there aborts the process when two Python threads enter it, and the others do not survive a fork or are not
-always there.
+always there aborts the process when two Python threads enter it, the others do not survive a fork or are not always
+there, and all would share the cores with PyTorch's threads.
 """
 
 from __future__ import annotations

@@ -1,15 +1,23 @@
 """Hands chunks of neurons to threads, for kernels that release the interpreter lock.
 
-Safe whatever the caller does: the threads belong to the process that started them (a fork starts its own), several
-Python threads may call at once (their jobs share the threads, and each caller works on its own job besides, so that
-none waits for another), and ``torch.set_num_threads`` bounds a call. Small jobs run in the caller alone.
+Safe whatever the caller does: a fork leaves the parent's threads behind and starts its own, several Python threads
+may call at once, and ``torch.set_num_threads`` bounds a call. Small jobs run in the caller alone.
+
+There are two sets of threads, and results do not depend on which. PyTorch's own OpenMP team comes first, where
+PyTorch runs on one (:func:`_openmp`): after an operator its threads keep spinning for some milliseconds, and threads
+of ours would have to share the cores with them. But a team ends only when all of its threads have come, which on a
+busy machine may take a slice of the scheduler's time after the work is done. So once that has happened, and in a
+forked process, where OpenMP would hang, jobs go to a pool of ours: each caller works on its own job besides, and waits
+for none that has not begun.
 """
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import os
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -22,10 +30,31 @@ SMALL = 1 << 16
 """Neuron-steps below which waking a thread takes longer than it saves."""
 PARTS = 4
 """Parts of a job for each thread, so that a thread that is held up leaves its share to the others."""
+LATE = 1e-3
+"""Seconds that the caller may wait for its team besides as long as it has worked itself."""
+APART = 1.0
+"""Seconds without the team after it was late."""
 
 _lock = threading.Lock()
 _executor: ThreadPoolExecutor | None = None
 _workers = 0
+
+
+def _openmp() -> Callable[..., None] | None:
+    """What starts a team in the OpenMP that PyTorch is linked to, if that is GNU's or speaks its language."""
+    try:
+        start = ctypes.CDLL(torch._C.__file__).GOMP_parallel
+    except (AttributeError, OSError):  # another OpenMP, as on macOS and Windows, or none
+        return None
+    start.argtypes = [_TEAM_MEMBER, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    start.restype = None
+    return start
+
+
+_TEAM_MEMBER = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_start_team = _openmp()
+_team_again = 0.0
+"""When the team may be asked again, by :func:`time.monotonic`."""
 
 
 def for_each_chunk(
@@ -53,6 +82,43 @@ def for_each_chunk(
         while (part := next(ticket)) < parts:
             run(*arguments, bounds[part], bounds[part + 1])
 
+    if _start_team is not None and time.monotonic() >= _team_again:
+        _work_off_in_team(_start_team, work_off, threads)
+    else:
+        _work_off_in_pool(work_off, threads)
+
+
+def _work_off_in_team(start: Callable[..., None], work_off: Callable[[], None], threads: int) -> None:
+    """Have the caller and its OpenMP team call ``work_off``; each must have come before this returns."""
+    global _team_again
+    caller = threading.get_ident()
+    outcomes: dict[int, BaseException | None] = {}
+    ended = began = time.monotonic()
+
+    def member(_: Any) -> None:
+        nonlocal ended
+        outcome: BaseException | None = None
+        try:
+            work_off()
+        except BaseException as error:  # OpenMP knows no exceptions; an interrupt comes here too
+            outcome = error
+        outcomes[threading.get_ident()] = outcome
+        if threading.get_ident() == caller:
+            ended = time.monotonic()
+
+    start(_TEAM_MEMBER(member), None, threads, 0)
+    now = time.monotonic()
+    if now - ended > LATE + (ended - began):
+        _team_again = now + APART
+    for error in outcomes.values():
+        if error is not None:
+            raise error
+    if caller not in outcomes:  # interrupted outside the try, from where ctypes lets nothing through
+        raise KeyboardInterrupt
+
+
+def _work_off_in_pool(work_off: Callable[[], None], threads: int) -> None:
+    """Have the caller and threads of ours call ``work_off``; wait for those that have begun."""
     helpers = _submit(work_off, threads - 1)
     try:
         work_off()
@@ -78,8 +144,8 @@ def _submit(work_off: Callable[[], None], workers: int) -> list[Future[None]]:
 
 def _forget() -> None:
     """After a fork: the threads of the parent do not exist here, and its lock may be held by one of them."""
-    global _executor, _lock
-    _executor, _lock = None, threading.Lock()
+    global _executor, _lock, _start_team
+    _executor, _lock, _start_team = None, threading.Lock(), None
 
 
 if hasattr(os, "register_at_fork"):
