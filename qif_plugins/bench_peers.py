@@ -362,6 +362,10 @@ def _cycles_a_second(device: int) -> float:
     return cycles / (first.elapsed_time(last) / 1e3)
 
 
+SETTLE = 0.02
+"""Seconds after which OpenMP threads without work no longer take a core from the next peer."""
+
+
 class OldHost:
     """A process with another version of SpikingJelly, which repeats a peer when asked.
 
@@ -424,8 +428,10 @@ class OldRunner:
         host.ask(do="build", peer=peer, T=steps, N=neurons, dtype=str(dtype).removeprefix("torch."), device=str(device))
 
     def repeat(self) -> Times:
-        """As of :class:`Runner`."""
-        return self.host.ask(do="repeat", peer=self.peer)
+        """As of :class:`Runner`; then the other process has gone to sleep, whose threads spin after their work."""
+        times = self.host.ask(do="repeat", peer=self.peer)
+        time.sleep(SETTLE)
+        return times
 
     def peak_bytes(self) -> int:
         """As of :class:`Runner`."""

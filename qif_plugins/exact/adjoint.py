@@ -20,6 +20,8 @@ MODELS = {"lif": engine.LIF, "qif": engine.QIF, "theta": engine.THETA}
 
 _SEGMENT = 64
 """States are kept once in so many events and recomputed in between."""
+_WORK = 4
+"""Time steps of a discrete neuron that an event of a neuron is worth at least, where threads are handed out."""
 
 
 class EventBudgetError(RuntimeError):
@@ -79,7 +81,7 @@ class Layer(torch.autograd.Function):
                 if first == stop or n_spikes[first] > max_spikes:
                     break
 
-        for_each_chunk(batch, 1, batch * (times.shape[1] + 1) * neurons, run)
+        for_each_chunk(batch, 1, _WORK * batch * (times.shape[1] + 1) * neurons, run)
         most = int(n_spikes.max(initial=0))
         if most > max_spikes:
             sample = int((n_spikes > max_spikes).argmax())
@@ -131,7 +133,7 @@ class Layer(torch.autograd.Function):
 
         # As few parts as threads: each has its own sum of the weights' gradients.
         chunk = max(1, -(-batch // torch.get_num_threads()))
-        for_each_chunk(batch, chunk, batch * (inputs + 1) * neurons, run)
+        for_each_chunk(batch, chunk, _WORK * batch * (inputs + 1) * neurons, run)
         first, *others = (parts[part] for part in sorted(parts))
         for other in others:
             for total, more in zip(first, other, strict=True):

@@ -24,6 +24,8 @@ OVERWRITES = True
 """``grad_x`` may be ``h``."""
 
 
+SHARE = 1 << 16
+"""Neuron-steps that a thread takes at least at a time."""
 STREAMED = 1 << 20
 """Neuron-steps from which the outputs of the forward pass are too large for a core's caches."""
 
@@ -76,7 +78,7 @@ def forward(
         kind.pre_reset, _streams(spike, h, steps, neurons),
     )  # fmt: skip
     kernel = kernels.forward_kernel(table.spread)
-    for_each_chunk(neurons, kernels.CHUNK, steps * neurons, kernel, arguments)
+    for_each_chunk(neurons, _share(steps), steps * neurons, kernel, arguments)
 
 
 def backward(
@@ -106,7 +108,8 @@ def backward(
         kind.detach_reset, kind.strict, int(kind.shape), kind.pre_reset,
     )  # fmt: skip
     kernel = kernels.backward_kernel(table.spread)
-    for_each_chunk(neurons, kernels.CHUNK, steps * neurons, kernel, arguments)
+    chunk = _share(steps) if sums is _NO_SUMS else kernels.CHUNK
+    for_each_chunk(neurons, chunk, steps * neurons, kernel, arguments)
     if sums is _NO_SUMS:
         return [None] * 6
     return [
@@ -171,6 +174,13 @@ def _streams(spike: Tensor, h: Tensor | None, steps: int, neurons: int) -> bool:
     if h is None or spike.dtype != torch.float32 or steps * neurons < STREAMED or neurons % BURST:
         return False
     return (spike.data_ptr() | h.data_ptr()) % (4 * VECTOR) == 0
+
+
+def _share(steps: int) -> int:
+    """Neurons that a thread takes at least at a time: whole blocks, and only where no sum depends on the size."""
+    from .cpu_kernels import BLOCK
+
+    return -(-SHARE // (steps * BLOCK)) * BLOCK
 
 
 def _sizes(x: Tensor, steps: int | None) -> tuple[int, int]:

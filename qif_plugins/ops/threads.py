@@ -26,8 +26,8 @@ import torch
 
 __all__ = ["for_each_chunk"]
 
-SMALL = 1 << 16
-"""Neuron-steps below which waking a thread takes longer than it saves."""
+SMALL = 1 << 18
+"""Neuron-steps below which waking a thread takes longer than it saves: some 50 microseconds."""
 PARTS = 4
 """Parts of a job for each thread, so that a thread that is held up leaves its share to the others."""
 LATE = 1e-3
@@ -65,7 +65,7 @@ def for_each_chunk(
     Args:
         total: Number of neurons.
         chunk: Size of a chunk; the last one may be smaller.
-        work: Neuron-steps altogether, which decide whether threads pay.
+        work: Neuron-steps altogether, or what takes as long, which decide whether threads pay.
         run: Must not depend on which ranges it is called with, nor on their order.
         arguments: What it is called with besides.
     """
