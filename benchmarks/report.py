@@ -93,7 +93,7 @@ def main() -> None:
         pages.append(page(results, figure))
         print(f"wrote {figure}")
     with replacing(PAGE) as beside:
-        beside.write_text("\n".join(pages))
+        beside.write_text("\n".join(pages), encoding="utf-8")
     print(f"wrote {PAGE}")
 
 

@@ -98,3 +98,9 @@ def test_every_module_says_what_it_is():
     for folder in ("qif_plugins", "adapters"):
         for path in (ROOT / folder).rglob("*.py"):
             assert ast.get_docstring(ast.parse(path.read_text())), path
+
+
+def test_the_citation_names_this_version():
+    import qif_plugins
+
+    assert f"\nversion: {qif_plugins.__version__}\n" in (ROOT / "CITATION.cff").read_text()

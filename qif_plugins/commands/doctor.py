@@ -14,6 +14,7 @@ from torch import Tensor
 from .. import __version__
 from ..functional import qif_multi_step
 from ..ops.backends import BACKENDS, unavailable_reason
+from ..ops.threads import which_threads
 from ..parameters import QIFParameters
 from ..surrogate import Window
 
@@ -40,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     """
     print(f"{'qif-plugins':<14}{__version__}")
     print(f"{'python':<14}{platform.python_version()} at {sys.executable}")
-    print(f"{'torch':<14}{torch.__version__}, {torch.get_num_threads()} threads")
+    print(f"{'torch':<14}{torch.__version__}, {torch.get_num_threads()} threads; CPU kernels run on {which_threads()}")
     for host in HOSTS:
         print(f"{host:<14}{_version((host,)) or f'not installed; pip install {chr(39)}qif-plugins[{host}]{chr(39)}'}")
     for name, distributions in OPTIONAL.items():

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["for_each_chunk"]
+__all__ = ["for_each_chunk", "which_threads"]
 
 SMALL = 1 << 18
 """Neuron-steps below which waking a thread takes longer than it saves: some 50 microseconds."""
@@ -55,6 +55,11 @@ _TEAM_MEMBER = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _start_team = _openmp()
 _team_again = 0.0
 """When the team may be asked again, by :func:`time.monotonic`."""
+
+
+def which_threads() -> str:
+    """What jobs are handed to in this process, in words."""
+    return "a pool of this package's" if _start_team is None else "PyTorch's own OpenMP team"
 
 
 def for_each_chunk(
