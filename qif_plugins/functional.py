@@ -32,9 +32,9 @@ from torch import Tensor
 from .observe import Observation, observers
 from .ops import eager
 from .ops.backends import available_backends, choose_backend
-from .ops.contract import LEARNABLE
+from .ops.contract import LEARNABLE, Kind
 from .ops.library import multi_step
-from .ops.reference import autograd_multi_step, name_of
+from .ops.reference import autograd_multi_step, composed_multi_step, name_of
 from .parameters import QIFParameters
 from .surrogate import WINDOWS, FusedSurrogate, Surrogate
 
@@ -213,6 +213,12 @@ def _run_operator(
         for observe in observers:
             observe(Observation(x_seq, params, surrogate, spike_seq, h_seq))
         return (spike_seq, v_out, *([h_seq.to(v_dtype)] if store_h_seq else []))
+
+    if not torch.compiler.is_dynamo_compiling() and torch.onnx.is_in_onnx_export():  # ONNX has no operator of ours
+        kind = Kind(params.reset == "soft", detach_reset, surrogate.strict, surrogate.shape, pre_reset)
+        fired_seq, v_seq, h_seq = composed_multi_step(wide, v, params, kind)
+        v_out = (v_seq if store_v_seq else v_seq[-1]).to(v_dtype)
+        return (fired_seq.to(x_seq.dtype), v_out, *([h_seq.to(v_dtype)] if store_h_seq else []))
 
     state = v if isinstance(v, Tensor) else None
     tensors = [value if isinstance(value, Tensor) else None for value in numbers]

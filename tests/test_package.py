@@ -83,13 +83,14 @@ def test_adapters_do_not_import_each_other():
         assert not any(name.startswith((other, f"qif_plugins.adapters.{other}")) for name, _ in imports(path)), path
 
 
-def test_every_folder_of_code_is_installed():
+def test_every_folder_is_installed():
     tomllib = pytest.importorskip("tomllib")
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     found = {
         ".".join(path.parent.relative_to(ROOT).parts)
         for folder in ("qif_plugins", "adapters")
-        for path in (ROOT / folder).rglob("__init__.py")
+        for kind in ("__init__.py", "*.toml")
+        for path in (ROOT / folder).rglob(kind)
     }
     assert listed == {f"qif_plugins.{name}" if name.startswith("adapters") else name for name in found}
 

@@ -1,7 +1,8 @@
 """The PyTorch implementation: any device and dtype, and the definition the others are held to.
 
 :func:`forward` and :func:`backward` follow :mod:`.contract` operation by operation.
-:func:`autograd_multi_step` serves surrogates that no kernel knows, by PyTorch's own autograd.
+:func:`autograd_multi_step` serves surrogates that no kernel knows, by PyTorch's own autograd;
+:func:`composed_multi_step` serves exporters that know PyTorch's operators alone.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ..parameters import QIFParameters
 from ..surrogate import Shape
 from .contract import Coefficient, Coefficients, Kind
 
-__all__ = ["autograd_multi_step", "backward", "exp_negative", "forward", "unavailable"]
+__all__ = ["autograd_multi_step", "backward", "composed_multi_step", "exp_negative", "forward", "unavailable"]
 
 
 def unavailable(device: torch.device) -> str | None:
@@ -198,6 +199,38 @@ def autograd_multi_step(
         s, after, charge = fire(h)
         spikes.append(s)
         v_seq.append(after)
+        h_seq.append(h)
+    return torch.stack(spikes), torch.stack(v_seq), torch.stack(h_seq)
+
+
+def composed_multi_step(
+    x_seq: Tensor, v: Tensor | float, params: QIFParameters, kind: Kind
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The forward pass as a graph of PyTorch's own operators, none of which writes into memory.
+
+    Args:
+        x_seq: Input ``[T, ...]``; the graph repeats the step T times.
+        v: Membrane before the first step, of one time step's shape or a float.
+        params: The neuron.
+        kind: Of which the reset, the comparison and ``pre_reset`` matter.
+
+    Returns:
+        As :func:`autograd_multi_step`, with the bits of :func:`forward`; the spikes are bool.
+    """
+    dtype = _compute_dtype(x_seq)
+    a, u1, u2, threshold, v_reset, gain = (
+        number.to(dtype) if isinstance(number, Tensor) else torch.full((), number, dtype=dtype, device=x_seq.device)
+        for number in params.numbers().values()
+    )
+    membrane = _initial(v, x_seq, dtype)
+    if kind.pre_reset:
+        _, membrane = _fire_and_reset(membrane, threshold, v_reset, kind)
+    spikes, v_seq, h_seq = [], [], []
+    for x in x_seq.to(dtype).unbind(0):
+        h = (a * (membrane - u1)) * (membrane - u2) + gain * x
+        fired, membrane = _fire_and_reset(h, threshold, v_reset, kind)
+        spikes.append(fired)
+        v_seq.append(membrane)
         h_seq.append(h)
     return torch.stack(spikes), torch.stack(v_seq), torch.stack(h_seq)
 
