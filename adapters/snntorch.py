@@ -595,7 +595,7 @@ def _recognised(spike_grad: Any) -> Any:
     if getattr(spike_grad, "__module__", None) == "snntorch.surrogate" and name in _HOST_SURROGATES:
         variable, kind = _HOST_SURROGATES[name]
         value = inspect.getclosurevars(spike_grad).nonlocals.get(variable)
-        if isinstance(value, int | float) and value > 0:
+        if isinstance(value, (int, float)) and value > 0:
             return SpikeGradient(kind(value, strict=True))
     return spike_grad
 

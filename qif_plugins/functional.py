@@ -261,10 +261,10 @@ def _check_state(v: Tensor, x: Tensor, step_shape: torch.Size) -> None:
 def _check_number(name: str, value: Any, x: Tensor, step_shape: torch.Size) -> None:
     if not isinstance(value, Tensor):
         return
-    sizes = value.shape[-len(step_shape) :] if len(step_shape) else value.shape[:0]
+    dims = value.dim()
     fits = value.numel() == 1 or (
-        value.dim() <= len(step_shape)
-        and all(s in (1, full) for s, full in zip(reversed(sizes), reversed(step_shape), strict=False))
+        dims <= len(step_shape)
+        and all(s in (1, full) for s, full in zip(value.shape, step_shape[len(step_shape) - dims :], strict=True))
     )
     if not fits:
         raise ValueError(

@@ -254,7 +254,7 @@ class QIFParameters:
             if isinstance(value, Tensor):
                 if not value.is_floating_point():
                     raise TypeError(f"{name} must be a floating-point tensor, got {value.dtype}")
-            elif isinstance(value, bool) or not isinstance(value, int | float):
+            elif isinstance(value, bool) or not isinstance(value, (int, float)):  # older TorchDynamo traces no union
                 try:
                     object.__setattr__(self, name, float(value))
                 except (TypeError, ValueError):

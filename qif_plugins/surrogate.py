@@ -380,5 +380,5 @@ def _holds(value: Any, condition: Callable[[Any], Any]) -> bool:
 
 
 def _check_sharpness(owner: object, name: str, value: float) -> None:
-    if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+    if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
         raise ValueError(f"{type(owner).__name__} needs a positive, finite {name}, got {value!r}")

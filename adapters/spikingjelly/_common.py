@@ -296,7 +296,7 @@ class QIFNeuron(QIFLayer):
             return chosen.window(v_threshold)
         fused = self.fused_surrogates.get(type(chosen))
         # A sharpness that is learned, or none that the kernels accept, is left to the host's own surrogate.
-        if fused is not None and isinstance(chosen.alpha, int | float) and chosen.alpha > 0:
+        if fused is not None and isinstance(chosen.alpha, (int, float)) and chosen.alpha > 0:
             return fused(float(chosen.alpha))
         return chosen
 

@@ -140,6 +140,8 @@ def _compare(network: nn.Module, x: Tensor, labels: Tensor, setting: Setting, no
         model = make({**setting, "surrogate": surrogate, "surrogate_width": width, "detach_reset": detach})
         model.load_state_dict(network.state_dict())
         model.eval()
+        for neuron in spiking_layers(model).values():
+            neuron.train()  # in evaluation mode SpikingJelly 0.0.0.0.14's pass no gradient
         averaged = gradients(surrogate_gradients, model, max(2, setting["repeats"] // 20))
         loss = _losses(_forward(model, setting["steps"])(x), labels).mean()
         plain = torch.cat([g.flatten() for g in torch.autograd.grad(loss, _hidden(model))])
