@@ -101,6 +101,20 @@ def test_every_module_says_what_it_is():
             assert ast.get_docstring(ast.parse(path.read_text())), path
 
 
+def test_docstrings_describe_arguments_that_there_are():
+    for folder in ("qif_plugins", "adapters"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.FunctionDef):
+                    described = re.search(
+                        r"^Args:\n((?:(?: .*)?\n)+)", f"{ast.get_docstring(node) or ''}\n", re.MULTILINE
+                    )
+                    entries = re.findall(r"^ {4}(\S[^:]*):", described[1] if described else "", re.MULTILINE)
+                    of = node.args
+                    names = {a.arg for a in (*of.posonlyargs, *of.args, *of.kwonlyargs, of.vararg, of.kwarg) if a}
+                    assert {entry.lstrip("*") for entry in entries} <= names, f"{path}, {node.name}"
+
+
 def test_the_citation_names_this_version():
     import qif_plugins
 

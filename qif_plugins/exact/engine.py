@@ -321,7 +321,8 @@ def forward(
     """Samples ``lo`` to ``hi``.
 
     Args:
-        t_in, source_in: [B, K] input spikes, ascending, infinite behind the last.
+        t_in: [B, K] times of the input spikes, ascending, infinite behind the last.
+        source_in: [B, K] where they come from.
         weight: [N, S], column ``source``; with ``recurrent`` the last N columns are from the layer's own neurons.
         delay: [N], of the recurrent connections, by source.
         start: [B, 3, N] states at t = 0.
@@ -582,13 +583,14 @@ def backward(
     """Samples ``lo`` to ``hi`` of the adjoint; names as in :func:`forward`, and all samples' lists one after the other.
 
     Args:
-        event_t, event_source, event_ref: From ``first_event[b]`` on sample b's events, without ``recurrent`` its inputs
-            (and ``event_ref`` is not read).
+        event_t: From ``first_event[b]`` on the times of sample b's events, without ``recurrent`` of its inputs.
+        event_source: Where they come from.
+        event_ref: Which spikes or inputs they are; without ``recurrent`` not read.
         first_spike: [B], where sample b's spikes begin.
         grad_spike: Like ``spike_t``, in and overwritten: its gradients.
         grad_end: [B, 3, N] of ``end``; homogeneous, p·grad_p + q·grad_q = 0.
         grad_t: [B, K], out: of ``t_in``.
-        grad_weight: [N, S], grad_delay: [N], grad_drive: [N], added to; one array for each caller at a time.
+        grad_weight: [N, S], added to, as ``grad_delay`` and ``grad_drive``, [N]; one array for each caller at a time.
         grad_start: [B, 3, N], out.
     """
     n_neurons = weight.shape[0]

@@ -69,7 +69,8 @@ def padded(times, neurons, counts, most, unit):
     """Each sample's spikes in ascending order, padded.
 
     Args:
-        times, neurons: Of all samples, one after the other.
+        times: Of all samples, one after the other.
+        neurons: As ``times``.
         counts: [B] numbers of spikes.
         most: Their maximum.
         unit: What the times are multiplied with.

@@ -47,7 +47,8 @@ def paired(first: Sequence[float], second: Sequence[float], comparisons: int = 1
     """Mean of ``second - first``, seed by seed, with the interval of Student's t.
 
     Args:
-        first, second: Values of the same seeds.
+        first: Values of some seeds.
+        second: Values of the same seeds.
         comparisons: How many such intervals hold together with 95 % (Bonferroni). Default 1.
     """
     if len(first) != len(second):

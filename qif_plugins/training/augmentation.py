@@ -62,7 +62,8 @@ def image_transform(
             and cut out ``size``), ``"resized_crop"`` (a random part, resized), ``"flip"`` (left to right, every second
             image), ``"autoaugment"`` (its ``policy``), ``"cutout"`` (see :func:`cutout`).
         size: Height and width of the result.
-        mean, std: Of each channel, to normalize by.
+        mean: Of each channel, to normalize by.
+        std: Of each channel, to normalize by.
         policy: AutoAugment's: ``"cifar10"`` or ``"imagenet"``.
         cutout_size: Side of the square that is cut out. Default 16.
         padding: Pixels around the image for ``"crop"``. Default 4.

@@ -89,8 +89,9 @@ class Batches:
         Args:
             epoch: Which epoch, from 0.
             first: The first batch to make. Default 0.
-            process, processes: Which share of how many; a batch is cut into consecutive shares that differ by one
-                sample at most. A share without samples is ``None``.
+            process: Which share. Default 0.
+            processes: Of how many; a batch is cut into consecutive shares that differ by one sample at most. A share
+                without samples is ``None``. Default 1.
         """
         for indices in self.indices(epoch, first, process, processes):
             yield self.fetch(indices, epoch) if len(indices) else None

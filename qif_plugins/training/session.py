@@ -77,7 +77,8 @@ def make_trainer(config: Config, model: nn.Module, task: Task, **options: Any) -
 
     Args:
         config: The run.
-        model, task: From :func:`prepare`.
+        model: From :func:`prepare`.
+        task: From :func:`prepare`.
         options: Further arguments of :class:`~.engine.Trainer`.
     """
     training, data = config.training, config.data
