@@ -22,6 +22,7 @@ the state is reset, so that the fault shows where it entered instead of looking 
 
 from __future__ import annotations
 
+import sys
 import warnings
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -214,7 +215,7 @@ def _run_operator(
             observe(Observation(x_seq, params, surrogate, spike_seq, h_seq))
         return (spike_seq, v_out, *([h_seq.to(v_dtype)] if store_h_seq else []))
 
-    if not torch.compiler.is_dynamo_compiling() and torch.onnx.is_in_onnx_export():  # ONNX has no operator of ours
+    if not torch.compiler.is_dynamo_compiling() and _is_exported_to_onnx():  # ONNX has no operator of ours
         kind = Kind(params.reset == "soft", detach_reset, surrogate.strict, surrogate.shape, pre_reset)
         fired_seq, v_seq, h_seq = composed_multi_step(wide, v, params, kind)
         v_out = (v_seq if store_v_seq else v_seq[-1]).to(v_dtype)
@@ -238,6 +239,11 @@ def _run_operator(
     if store_h_seq:
         return spike_seq, v_out, h_seq.to(v_dtype)
     return spike_seq, v_out
+
+
+def _is_exported_to_onnx() -> bool:
+    # PyTorch imports torch.onnx when it is first asked for, which takes a while.
+    return "torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export()
 
 
 def _check_tensor(name: str, x: Any) -> None:
