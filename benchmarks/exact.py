@@ -9,7 +9,7 @@ code published with arXiv 2309.14523; without them that peer is left out. Each c
 core, so that its peak memory is its own, which needs Linux. Times are CPU seconds, the least of all repetitions, which
 other processes on the machine disturb less than wall time. A neuron-event is one input event processed by one neuron; a
 network's are the sum over its layers. Peers get the same numbers, and their spike times are compared with ours. The
-results go to ``exact-MACHINE.json``, a plot to ``docs/exact-speed.png``.
+results go to ``exact-MACHINE.json``, a plot to ``docs/exact-speed.png``, or beside them with ``--out``.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def event_loop(times: torch.Tensor, indices: torch.Tensor, weight: torch.Tensor,
     p = torch.zeros(batch, len(weight), dtype=torch.float64)
     q, current = torch.ones_like(p), torch.zeros_like(p)
     rows = weight.t()
-    total, count = torch.zeros((), dtype=torch.float64), 0
+    total, count = 0.0 * weight.sum(), 0  # differentiable without a spike, too
     now = torch.zeros(batch, 1, dtype=torch.float64)
     for k in range(spikes + 1):
         until = times[:, k : k + 1] if k < spikes else torch.full_like(now, duration)
@@ -240,7 +240,7 @@ def needs(steps: int, neurons: int, batch: int, numbers: int) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the results")
-    parser.add_argument("--figure", type=Path, default=HERE.parent / "docs" / "exact-speed.png")
+    parser.add_argument("--figure", type=Path, help="default: in docs, or beside the results if they go elsewhere")
     parser.add_argument("--quick", action="store_true", help="small cases alone")
     parser.add_argument("--jax", metavar="PYTHON", help="interpreter with JAX and jaxtyping")
     parser.add_argument("--spikegd", metavar="FOLDER", help="checkout of github.com/chklos/spikegd")
@@ -296,7 +296,8 @@ def main() -> int:
             note("jax", network, spikes, batch, record)
     else:
         print("the reference implementation is left out: no --jax and --spikegd")
-    draw(results, arguments.figure)
+    folder = HERE.parent / "docs" if arguments.out == HERE / "results" else arguments.out
+    draw(results, arguments.figure or folder / "exact-speed.png")
     return 0
 
 
