@@ -79,7 +79,7 @@ def main() -> None:
         parser.error("no results yet; run `qif bench` first")
     files = [json.loads(path.read_text()) for path in chosen]
     old = any(OLD_FLOOR in case["peers"] for results in files for case in results["cases"])
-    on_gpu = any(results["machine"]["device"] == "cuda" for results in files)
+    on_gpu = any(map(_on_gpu, files))
     pages = [
         "# Benchmarks\n\nWritten by `python benchmarks/report.py` from the files in `benchmarks/results`, which "
         "`qif bench` writes. Every repetition runs all peers one after another on the same input; times are medians "
@@ -138,10 +138,19 @@ def draw(results: dict[str, Any], path: Path) -> None:
     flat.legend(fontsize="small")
     panels[0].set_ylabel("forward + backward, ns a neuron-step")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
-    clock = ", device time" if results["machine"]["device"] == "cuda" else ""
+    clock = ", device time" if _on_gpu(results) else ""
     figure.suptitle(f"{_machine(results)}, float32{clock}", fontsize="medium")
     with replacing(path) as beside:
         figure.savefig(beside, dpi=150)
+
+
+def _on_gpu(results: dict[str, Any]) -> bool:
+    return bool(results["machine"]["device"] == "cuda")
+
+
+def _usual(results: dict[str, Any]) -> tuple[tuple[int, int], ...]:
+    """The sizes that have a table of their own."""
+    return QUICK_GPU if _on_gpu(results) else QUICK
 
 
 def _cost(case: dict[str, Any], name: str) -> float:
@@ -153,8 +162,8 @@ def _cost(case: dict[str, Any], name: str) -> float:
 def page(results: dict[str, Any], figure: Path) -> str:
     """One machine: what it is, the targets, every case."""
     machine = results["machine"]
-    on_gpu = machine["device"] == "cuda"
-    usual = QUICK_GPU if on_gpu else QUICK
+    on_gpu = _on_gpu(results)
+    usual = _usual(results)
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     load = machine["load"]
     busy = load is not None and load > 1.5
@@ -321,8 +330,8 @@ def _profile(results: dict[str, Any]) -> list[str]:
 
 def _overview(results: dict[str, Any]) -> list[str]:
     """Every size in a line, where there are more than the tables below show."""
-    on_gpu = results["machine"]["device"] == "cuda"
-    if all((case["T"], case["N"]) in (QUICK_GPU if on_gpu else QUICK) for case in results["cases"]):
+    on_gpu = _on_gpu(results)
+    if all((case["T"], case["N"]) in _usual(results) for case in results["cases"]):
         return []
     floors = [name for name in FLOORS if any(name in case["peers"] for case in results["cases"])]
     names = [*floors, OURS, "SpikingJelly LIFNode", "SpikingJelly's own QIFNode", "snnTorch Leaky"]

@@ -34,6 +34,7 @@ from .bench_peers import (
     Runner,
     Times,
     draw,
+    dtype_name,
     installed,
     moved_bytes,
     peers_for,
@@ -158,7 +159,7 @@ def measure(
     return {
         "T": steps,
         "N": neurons,
-        "dtype": _name(dtype),
+        "dtype": dtype_name(dtype),
         "repeats": len(times[OURS]),
         "peers": results,
     }
@@ -180,8 +181,8 @@ def _medians(rows: list[Times], ours: list[Times], which: str) -> dict[str, floa
 def _cannot(shape: tuple[int, int, torch.dtype, torch.device], why: str) -> ValueError:
     steps, neurons, dtype, device = shape
     return ValueError(
-        f"our own neuron cannot run T = {steps}, N = {neurons}, {_name(dtype)} on {device}: {why}; choose a smaller "
-        "--size or --most if memory ran out, and see what qif doctor says of the backends otherwise"
+        f"our own neuron cannot run T = {steps}, N = {neurons}, {dtype_name(dtype)} on {device}: {why}; choose a "
+        "smaller --size or --most if memory ran out, and see what qif doctor says of the backends otherwise"
     )
 
 
@@ -196,10 +197,6 @@ def _start(build: Callable[[], Runner | OldRunner]) -> tuple[Runner | OldRunner,
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def run(
@@ -243,7 +240,7 @@ def run(
         (steps, neurons, dtype)
         for dtype in dtypes
         for steps, neurons in sizes
-        if (steps, neurons, _name(dtype)) not in done
+        if (steps, neurons, dtype_name(dtype)) not in done
     ]
     old = OldHost(old_folder) if old_folder is not None and left else None
     try:

@@ -41,6 +41,7 @@ __all__ = [
     "OldHost",
     "Runner",
     "draw",
+    "dtype_name",
     "moved_bytes",
     "peers_for",
 ]
@@ -204,6 +205,11 @@ def draw(steps: int, neurons: int, dtype: torch.dtype, device: torch.device) -> 
     generator = torch.Generator(device).manual_seed(0)
     x, gradient = (torch.randn(steps, neurons, generator=generator, device=device).to(dtype) for _ in range(2))
     return x, gradient
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As files and requests have it, e.g. ``"float32"``."""
+    return str(dtype).removeprefix("torch.")
 
 
 def moved_bytes(peer: str, x: Tensor) -> int | None:
@@ -425,7 +431,7 @@ class OldRunner:
         self, host: OldHost, peer: str, steps: int, neurons: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.host, self.peer = host, peer
-        host.ask(do="build", peer=peer, T=steps, N=neurons, dtype=str(dtype).removeprefix("torch."), device=str(device))
+        host.ask(do="build", peer=peer, T=steps, N=neurons, dtype=dtype_name(dtype), device=str(device))
 
     def repeat(self) -> Times:
         """As of :class:`Runner`; then the other process has gone to sleep, whose threads spin after their work."""

@@ -205,21 +205,20 @@ def _run_operator(
     v_dtype, chosen, numbers = call
     wide = x_seq.to(v_dtype) if v_dtype == torch.float64 else x_seq
 
-    if not isinstance(surrogate, FusedSurrogate):
-        if not torch.compiler.is_compiling():  # TorchDynamo cannot trace how a notice is given once
-            _notice(name_of(surrogate))
-        spike_seq, v_seq, h_seq = autograd_multi_step(wide, v, params, surrogate, detach_reset, pre_reset)
+    fused = isinstance(surrogate, FusedSurrogate)
+    if not fused or _is_exported_to_onnx():
+        if fused:
+            kind = Kind(params.reset == "soft", detach_reset, surrogate.strict, surrogate.shape, pre_reset)
+            spike_seq, v_seq, h_seq = composed_multi_step(wide, v, params, kind)
+        else:
+            if not torch.compiler.is_compiling():  # TorchDynamo cannot trace how a notice is given once
+                _notice(name_of(surrogate))
+            spike_seq, v_seq, h_seq = autograd_multi_step(wide, v, params, surrogate, detach_reset, pre_reset)
         v_out = (v_seq if store_v_seq else v_seq[-1]).to(v_dtype)
         spike_seq = spike_seq.to(x_seq.dtype)
         for observe in observers:
             observe(Observation(x_seq, params, surrogate, spike_seq, h_seq))
         return (spike_seq, v_out, *([h_seq.to(v_dtype)] if store_h_seq else []))
-
-    if not torch.compiler.is_dynamo_compiling() and _is_exported_to_onnx():  # ONNX has no operator of ours
-        kind = Kind(params.reset == "soft", detach_reset, surrogate.strict, surrogate.shape, pre_reset)
-        fired_seq, v_seq, h_seq = composed_multi_step(wide, v, params, kind)
-        v_out = (v_seq if store_v_seq else v_seq[-1]).to(v_dtype)
-        return (fired_seq.to(x_seq.dtype), v_out, *([h_seq.to(v_dtype)] if store_h_seq else []))
 
     state = v if isinstance(v, Tensor) else None
     tensors = [value if isinstance(value, Tensor) else None for value in numbers]
@@ -242,8 +241,9 @@ def _run_operator(
 
 
 def _is_exported_to_onnx() -> bool:
+    """Whether this is traced for ONNX, which has no operator of ours; its exporter does not trace by TorchDynamo."""
     # PyTorch imports torch.onnx when it is first asked for, which takes a while.
-    return "torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export()
+    return not torch.compiler.is_dynamo_compiling() and "torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export()
 
 
 def _check_tensor(name: str, x: Any) -> None:

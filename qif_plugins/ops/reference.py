@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -40,13 +40,8 @@ def forward(
 ) -> None:
     """See :mod:`.contract`."""
     dtype = _compute_dtype(x)
-    a, u1, u2, threshold, v_reset, gain, *_ = _spread(c, x.shape[1], dtype, x.device)
-    v = _initial(v0, x, dtype)
-    if kind.pre_reset:
-        _, v = _fire_and_reset(v, threshold, v_reset, kind)
-    for t in range(x.shape[0]):
-        membrane = (a * (v - u1)) * (v - u2) + gain * x[t].to(dtype)
-        fired, v = _fire_and_reset(membrane, threshold, v_reset, kind)
+    numbers = _spread(c, x.shape[1], dtype, x.device)[:6]
+    for t, (membrane, fired, v) in enumerate(_steps(x, _initial(v0, x, dtype), numbers, kind)):
         spike[t] = fired
         if h is not None:
             h[t] = membrane
@@ -218,20 +213,11 @@ def composed_multi_step(
         As :func:`autograd_multi_step`, with the bits of :func:`forward`; the spikes are bool.
     """
     dtype = _compute_dtype(x_seq)
-    a, u1, u2, threshold, v_reset, gain = (
+    numbers = [
         number.to(dtype) if isinstance(number, Tensor) else torch.full((), number, dtype=dtype, device=x_seq.device)
         for number in params.numbers().values()
-    )
-    membrane = _initial(v, x_seq, dtype)
-    if kind.pre_reset:
-        _, membrane = _fire_and_reset(membrane, threshold, v_reset, kind)
-    spikes, v_seq, h_seq = [], [], []
-    for x in x_seq.to(dtype).unbind(0):
-        h = (a * (membrane - u1)) * (membrane - u2) + gain * x
-        fired, membrane = _fire_and_reset(h, threshold, v_reset, kind)
-        spikes.append(fired)
-        v_seq.append(membrane)
-        h_seq.append(h)
+    ]
+    h_seq, spikes, v_seq = zip(*_steps(x_seq, _initial(v, x_seq, dtype), numbers, kind), strict=True)
     return torch.stack(spikes), torch.stack(v_seq), torch.stack(h_seq)
 
 
@@ -242,6 +228,17 @@ def name_of(surrogate: Any) -> str:
         owner if isinstance(owner, type) else surrogate if hasattr(surrogate, "__qualname__") else type(surrogate)
     )
     return f"{named.__module__}.{named.__qualname__}"
+
+
+def _steps(x_seq: Tensor, v: Tensor, numbers: Sequence[Any], kind: Kind) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Membrane before the reset, spike, membrane after it, of every step; ``numbers`` are the neuron's six."""
+    a, u1, u2, threshold, v_reset, gain = numbers
+    if kind.pre_reset:
+        _, v = _fire_and_reset(v, threshold, v_reset, kind)
+    for x in x_seq.unbind(0):
+        h = (a * (v - u1)) * (v - u2) + gain * x.to(v.dtype)
+        fired, v = _fire_and_reset(h, threshold, v_reset, kind)
+        yield h, fired, v
 
 
 def _fire_and_reset(h: Tensor, threshold: Any, v_reset: Any, kind: Kind) -> tuple[Tensor, Tensor]:
