@@ -70,10 +70,6 @@ def profile(steps: int, neurons: int, repeats: int) -> list[dict[str, Any]]:
     def recycled() -> torch.Tensor:
         return memory.recycled(torch.empty_like(x))
 
-    def over_h(make: Callable[[], torch.Tensor]) -> None:
-        spike, h = make(), make()
-        kernels(spike, h, h)
-
     def call(x: torch.Tensor, gradient: torch.Tensor) -> None:
         x.grad = None
         qif_multi_step(x, 0.0, PARAMS, WINDOW)[0].backward(gradient)
@@ -84,8 +80,6 @@ def profile(steps: int, neurons: int, repeats: int) -> list[dict[str, Any]]:
         "kernels, memory that is there": lambda: kernels(*warm),
         "kernels, new memory": lambda: kernels(new(), new(), new()),
         "kernels, recycled memory": lambda: kernels(recycled(), recycled(), recycled()),
-        "kernels, new memory, gradient over h": lambda: over_h(new),
-        "kernels, recycled memory, gradient over h": lambda: over_h(recycled),
         "qif_multi_step, forward and backward": lambda: call(leaf, gradient),
         "the same, T = 4, N = 64": lambda: call(small, small_gradient),
     }

@@ -50,10 +50,9 @@ FLOORS_TEXT = (
     "touch. Into *memory that is there*: allocated once. What a tensor costs lies between them, as an allocator hands "
     "out again what was freed, or not; for a host's large tensors that depends on what the C library's allocator has "
     "free, and so differs from process to process, and the ratios with it. Ours keeps the memory of large tensors for "
-    "the next ones (up to an eighth of main memory, which the system may take back when it runs short) and writes the "
-    "gradient over h where nothing else can see it, and so may stay below the floor of newly mapped memory. In "
-    "bfloat16 that is harder: h is saved in float32, so that the kernels move 16 bytes a neuron-step where three "
-    "copies move 12."
+    "the next ones (up to an eighth of main memory, which the system may take back when it runs short), and so may "
+    "stay below the floor of newly mapped memory. In bfloat16 that is harder: h is saved in float32, so the kernels "
+    "move 16 bytes a neuron-step where three copies move 12."
 )
 OLD_FLOOR_TEXT = (
     "Plain *three copies*, in files from before that distinction, went into memory as PyTorch allocates it, which is "
@@ -297,7 +296,7 @@ def _misses(results: dict[str, Any]) -> list[str]:
                 )
     if not lines:
         return []
-    there, new = took["kernels, memory that is there"], took["kernels, recycled memory, gradient over h"]
+    there, new = took["kernels, memory that is there"], took["kernels, recycled memory"]
     return [
         *lines,
         f"In the profile below the two kernels alone take {there:.1f} ms on memory that is there and {new:.1f} ms on "

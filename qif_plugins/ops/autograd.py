@@ -15,10 +15,6 @@ import torch
 from torch import _C, Tensor
 from torch.autograd import forward_ad
 
-from .backends import implementation
-from .memory import is_last_use, reborn
-from .plain import is_plain
-
 try:
     # The single-level kind is what torch.func's transforms leave to the Autograd key, one of their levels at a time.
     from torch._functorch.utils import enable_single_level_autograd_function as single_level
@@ -37,13 +33,8 @@ INPUTS = 21
 """Of ``qif::multi_step``."""
 
 
-def make_differentiable(library: torch.library.Library, backward_into: Callable[..., list[Tensor]]) -> None:
-    """Register the derivatives of both operators of ``library``.
-
-    Args:
-        library: Where they are defined.
-        backward_into: The kernel of the second with the input's gradient as its first argument.
-    """
+def make_differentiable(library: torch.library.Library) -> None:
+    """Register the derivatives of both operators of ``library``, where they are defined."""
     first, second = torch.ops.qif.multi_step.default, torch.ops.qif.multi_step_backward.default
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -59,21 +50,12 @@ def make_differentiable(library: torch.library.Library, backward_into: Callable[
         if all(gradient is None for gradient in gradients):
             return (None,) * INPUTS
         h_seq, v, x_seq, *tensors = ctx.saved_tensors
-        operands = (
-            *gradients, h_seq, v, x_seq, *tensors, ctx.numbers, ctx.x_dtype, *ctx.kind, ctx.needs_v, ctx.needs,
-            ctx.backend,
+        results = iter(
+            second(
+                *gradients, h_seq, v, x_seq, *tensors, ctx.numbers, ctx.x_dtype, *ctx.kind, ctx.needs_v, ctx.needs,
+                ctx.backend,
+            )
         )  # fmt: skip
-        if (
-            ctx.x_dtype == h_seq.dtype
-            and not torch.is_grad_enabled()
-            and getattr(implementation(ctx.backend), "OVERWRITES", False)
-            and is_plain(h_seq, *gradients)
-            and is_last_use(ctx, h_seq, is_output=True)
-        ):
-            with torch.profiler.record_function("qif::multi_step_backward"):
-                results = iter(backward_into(reborn(h_seq), *operands))
-        else:
-            results = iter(second(*operands))
         to_x = next(results)
         to_others = [next(results) if needed else None for needed in (ctx.needs_v, *ctx.needs)]
         return (to_x, *to_others, *[None] * (INPUTS - 8))

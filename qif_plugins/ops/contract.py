@@ -7,8 +7,6 @@ An implementation is a module with three functions::
     forward(x, v0, c, kind, spike, v_last, v_seq, h)
     backward(grad_spike, grad_v, grad_h, h, v0, x, c, kind, grad_x, grad_v0, needs) -> list
 
-and, where its backward can write ``grad_x`` into the memory of ``h``, ``OVERWRITES = True``.
-
 Both work on two-dimensional views [T, N], contiguous, time first, the neurons in memory order
 (:mod:`.layout`), and write their results into tensors that the caller allocated.
 

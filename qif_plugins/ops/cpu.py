@@ -18,11 +18,7 @@ from torch import Tensor
 from .contract import Coefficients, Kind
 from .threads import for_each_chunk
 
-__all__ = ["OVERWRITES", "Table", "backward", "forward", "tabulate", "unavailable"]
-
-OVERWRITES = True
-"""``grad_x`` may be ``h``."""
-
+__all__ = ["Table", "backward", "forward", "tabulate", "unavailable"]
 
 SHARE = 1 << 16
 """Neuron-steps that a thread takes at least at a time."""
@@ -95,7 +91,7 @@ def backward(
     needs: tuple[bool, ...],
     steps: int | None = None,
 ) -> list[Tensor | None]:
-    """See :mod:`.contract`; given ``steps``, the contiguous tensors may have any shape. ``grad_x`` may be ``h``."""
+    """See :mod:`.contract`; given ``steps``, the contiguous tensors may have any shape."""
     from . import cpu_kernels as kernels
 
     steps, neurons = _sizes(h, steps)

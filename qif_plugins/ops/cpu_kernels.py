@@ -463,7 +463,7 @@ def backward_kernel(spread: bool) -> Callable[..., Any]:
                         reset = (gs_row[j] + back[j] * reach) + gv_row[j] * (v_reset - h_row[j])
                         weighted = (gs_row[j] if detach else reset) * w[j]
                         back[j] = (F0 if w[j] == F0 else weighted) + k
-                    gx_row = target(grad_x, kind, at, length, rows[7])  # may be h's memory, so in a loop of its own
+                    gx_row = target(grad_x, kind, at, length, rows[7])
                     for j in range(length):
                         if spread:
                             gain = c[5, j]

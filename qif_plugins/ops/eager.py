@@ -19,7 +19,7 @@ from ..surrogate import Shape
 from . import cpu
 from .contract import Coefficient, Coefficients, Kind
 from .library import multi_step_backward
-from .memory import is_last_use, reborn, recycled
+from .memory import recycled
 from .plain import is_plain
 
 __all__ = ["Job", "applies", "job", "multi_step"]
@@ -115,8 +115,7 @@ class _MultiStep(torch.autograd.Function):
         if torch.is_grad_enabled() or not is_plain(h, *gradients):
             return (*_by_operator(ctx, gradients, h, v), None, None)
         grad_spike, grad_v, grad_h = (None if gradient is None else gradient.contiguous() for gradient in gradients)
-        overwrites = ctx.x_dtype == torch.float32 and is_last_use(ctx, h, is_output=job.return_h and not job.single)
-        grad_x = reborn(h) if overwrites else recycled(torch.empty_like(h, dtype=ctx.x_dtype))
+        grad_x = recycled(torch.empty_like(h, dtype=ctx.x_dtype))
         grad_v0 = None if v is None else torch.empty_like(v)
         steps = 1 if job.single else h.shape[0]
         cpu.backward(

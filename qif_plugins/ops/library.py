@@ -147,21 +147,8 @@ def _backward(
     backend: str,
 ) -> list[Tensor]:
     """Gradients of x_seq, of v if ``needs_v``, and of each number in ``needs``, in that order."""
-    grad_x = recycled(empty_like_order(h_seq, memory_order(h_seq), x_dtype))
-    return _backward_into(
-        grad_x, grad_spike, grad_v, grad_h, h_seq, v, x_seq, a, u1, u2, v_threshold, v_reset, input_gain, s0, s1, s2,
-        numbers, x_dtype, soft, detach_reset, strict, shape, pre_reset, needs_v, needs, backend,
-    )  # fmt: skip
-
-
-def _backward_into(
-    grad_x: Tensor, grad_spike: Any, grad_v: Any, grad_h: Any, h_seq: Tensor, v: Any, x_seq: Any, a: Any, u1: Any,
-    u2: Any, v_threshold: Any, v_reset: Any, input_gain: Any, s0: Any, s1: Any, s2: Any, numbers: Any,
-    x_dtype: torch.dtype, soft: bool, detach_reset: bool, strict: bool, shape: int, pre_reset: bool, needs_v: bool,
-    needs: Any, backend: str,
-) -> list[Tensor]:  # fmt: skip
-    """The same with the input's gradient in ``grad_x``, which may share the memory of ``h_seq``."""
     order = memory_order(h_seq)
+    grad_x = recycled(empty_like_order(h_seq, order, x_dtype))
     learnable = (a, u1, u2, v_threshold, v_reset, input_gain)
     grad_v0 = empty_like_order(h_seq, order, v.dtype, time=False) if needs_v and v is not None else None
     if h_seq.numel() == 0:
@@ -242,4 +229,4 @@ for _name, _kernel, _fake in (
 ):
     _library.impl(_name, _kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(f"qif::{_name}", _fake, lib=_library)
-make_differentiable(_library, _backward_into)
+make_differentiable(_library)

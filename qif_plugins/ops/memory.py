@@ -1,9 +1,8 @@
-"""Large tensors in main memory: fewer page faults, and one buffer less in the backward pass.
+"""Large tensors in main memory: fewer page faults.
 
 The allocator takes a tensor of more than 32 MiB fresh from the operating system and gives it back at once when it is
 freed. The first touch of each page of 4 KiB is then a fault, which costs several times what the kernels do with the
-page. Two remedies: memory on huge pages that serves one tensor after another, and a gradient that is written over h
-once nothing else can see h.
+page. The remedy: memory on huge pages that serves one tensor after another.
 """
 
 from __future__ import annotations
@@ -11,20 +10,16 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import sys
 import weakref
-from typing import Any, ClassVar
 
 import torch
-from torch import _C, Tensor
+from torch import Tensor
 from torch.autograd import profiler
 
-__all__ = ["is_last_use", "reborn", "recycled"]
+__all__ = ["recycled"]
 
 LARGE = 1 << 22
 """Bytes from which a tensor is worth memory of its own: two huge pages on most machines."""
-OVERWRITTEN = 1 << 18
-"""Bytes from which h is worth the question whether it can be overwritten."""
 HUGE_PAGE = 1 << 21
 CAN_KEEP = all(hasattr(mmap, name) for name in ("MADV_HUGEPAGE", "MADV_FREE"))  # Linux
 CAN_KEEP = CAN_KEEP and os.environ.get("QIF_PLUGINS_KEEP_MEMORY") != "0"
@@ -55,7 +50,8 @@ def recycled(tensor: Tensor) -> Tensor:
     lent = memoryview(block)
     weakref.finalize(lent, _keep, block).atexit = False
     flat = torch.frombuffer(lent, dtype=tensor.dtype, count=tensor.numel())
-    return _with_storage(flat.untyped_storage(), 0, tensor)
+    fresh = torch.empty(0, dtype=tensor.dtype)
+    return fresh.set_(flat.untyped_storage(), 0, tensor.shape, tensor.stride())
 
 
 def _take(size: int) -> mmap.mmap:
@@ -76,72 +72,3 @@ def _keep(block: mmap.mmap) -> None:
     _kept[id(block)] = block
     while sum(map(len, list(_kept.values()))) > KEPT:
         _kept.pop(next(iter(list(_kept)), 0), None)
-
-
-# Not public, and not in every version of PyTorch; without them nothing is overwritten.
-_keeps_graph = getattr(_C._autograd, "_get_current_graph_task_keep_graph", None)
-_storage_references = getattr(_C, "_storage_Use_Count", None)
-_shows_hooks = hasattr(getattr(_C._autograd, "SavedTensor", None), "unpack_hook")
-
-
-def is_last_use(ctx: Any, saved: Tensor, is_output: bool) -> bool:
-    """Whether ``saved`` may be overwritten: nothing but the backward pass that is running can see it.
-
-    The pass frees the graph (no ``retain_graph``), no hook packed the tensor, and nobody else holds its storage.
-
-    Args:
-        ctx: Context of the ``torch.autograd.Function`` whose backward asks.
-        saved: What it saved first.
-        is_output: Whether that is one of its outputs.
-    """
-    if saved.nbytes < OVERWRITTEN or _keeps_graph is None or _storage_references is None or not _shows_hooks:
-        return False
-    if _keeps_graph() or ctx._raw_saved_tensors[0].unpack_hook is not None:
-        return False
-    return _references(saved) == _own_references(is_output)
-
-
-def _references(tensor: Tensor) -> tuple[int, int]:
-    """How many tensors share the storage, and how many Python references it has."""
-    storage = tensor.untyped_storage()
-    assert _storage_references is not None
-    return _storage_references(storage._cdata), sys.getrefcount(storage)
-
-
-class _Probe(torch.autograd.Function):
-    """Saves what it makes, returns it or not, drops it, and counts in its backward pass what is left."""
-
-    seen: ClassVar[dict[bool, tuple[int, int]]] = {}
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, is_output: bool) -> tuple[Tensor, Tensor | None]:
-        kept = x.clone()
-        ctx.save_for_backward(kept)
-        ctx.is_output = is_output
-        return x.clone(), kept if is_output else None
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, None]:
-        if ctx._raw_saved_tensors[0].unpack_hook is None:
-            (kept,) = ctx.saved_tensors
-            _Probe.seen[ctx.is_output] = _references(kept)
-        return gradients[0], None
-
-
-def _own_references(is_output: bool) -> tuple[int, int] | None:
-    """What :func:`_references` finds where nobody but PyTorch holds the tensor; asked of it, as versions may differ."""
-    if is_output not in _Probe.seen:
-        with torch.enable_grad():
-            out = _Probe.apply(torch.zeros(1, requires_grad=True), is_output)[0]
-            out.backward()
-    return _Probe.seen.get(is_output)
-
-
-def reborn(tensor: Tensor) -> Tensor:
-    """A new tensor in the memory of ``tensor``, which has no history and is no view."""
-    return _with_storage(tensor.untyped_storage(), int(tensor.storage_offset()), tensor)
-
-
-def _with_storage(storage: torch.UntypedStorage, offset: int, like: Tensor) -> Tensor:
-    fresh = torch.empty(0, dtype=like.dtype, device=like.device)
-    return fresh.set_(storage, offset, like.shape, like.stride())
