@@ -1,6 +1,6 @@
 # make demo   set up .venv and run the main job, the comparison of LIF and QIF in both hosts
 # make test   set up .venv and run every test, against SpikingJelly 2.0.0 and again against 0.0.0.0.14
-# make lint   ruff and mypy;   make docs   build the documentation
+# make lint   ruff and mypy;   make docs   build the documentation;   make versions   what is installed and runs here
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 OLD_SPIKINGJELLY := $(VENV)/spikingjelly-0.0.0.0.14
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-new test-old lint docs clean
+.PHONY: demo test test-new test-old lint docs versions clean
 
 demo: $(READY)
 	$(BIN)/qif compare
@@ -32,6 +32,10 @@ lint: $(READY)
 docs: $(READY)
 	$(BIN)/pip install --quiet --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+versions: $(READY)
+	@$(BIN)/qif doctor
+	@$(BIN)/pip list --format=freeze | grep -E '^(numpy|torchvision|lightning|accelerate|hypothesis|pytest|ruff|mypy)=='
 
 # The stamp is written last, so that an interrupted set-up starts over.
 $(READY): pyproject.toml

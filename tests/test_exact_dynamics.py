@@ -10,7 +10,7 @@ from exact_oracle import integrate
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from qif_plugins.exact import spiking_layer
+from qif_plugins.exact import EventBudgetError, spiking_layer
 
 pytestmark = pytest.mark.host_independent
 
@@ -166,6 +166,26 @@ def test_extreme_currents_stay_finite(size, negative, v0):
     assert torch.isfinite(out.times).all()
     assert torch.isfinite(out.end.angle).all()
     assert (out.times[0].diff() >= 0).all()
+
+
+@settings(max_examples=100)
+@given(st.floats(0, 100), st.floats(0, 3), st.sampled_from([-1.0, 1.0]))
+def test_lif_with_a_weight_of_any_size_is_right_or_refused(exponent, at, sign):
+    """Its first spike: the smaller root w = 1 - exp(-Δ) of I w² - I w + 1, which no other spike precedes."""
+    current = sign * 10**exponent
+    times = torch.tensor([[at]], dtype=torch.float64), torch.zeros(1, 1, dtype=torch.int64)
+    weight = torch.tensor([[current]], dtype=torch.float64)
+    try:
+        out = spiking_layer("lif", *times, weight, 4.0, max_spikes=2000).times[0]
+    except EventBudgetError:
+        # As V' <= I, each spike uses up at least 1 of the integral of I to the trial's end.
+        assert current / 2 * -math.expm1(-2 * (4 - at)) > 2000
+        return
+    spikes = current >= 4 and 2 / (current * (1 + math.sqrt(1 - 4 / current))) <= -math.expm1(-(4 - at))
+    assert (len(out) > 0) == spikes
+    if spikes:
+        first = at - math.log1p(-2 / (current * (1 + math.sqrt(1 - 4 / current))))
+        assert abs(out[0].item() - first) < 1e-12
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -109,7 +109,8 @@ def spiking_layer(
         Differentiable with respect to every tensor, but neither twice nor where the order of spikes changes.
 
     Raises:
-        ValueError: Any of the above does not hold; the message names the value and the limit.
+        ValueError: Any of the above does not hold, a weight, state or current exceeds 1e100 in size, or ``duration /
+            tau`` is not between 1e-100 and 1e100; the message names the value and the limit.
         EventBudgetError: The budget ran out.
     """
     check_model(model, duration, tau, current, i0)
