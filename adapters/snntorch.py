@@ -218,6 +218,7 @@ class QIF(QIFLayer, snn.Leaky):
                 self.register_buffer(name, value, persistent=False)
             else:
                 setattr(self, name, value)
+        self._given = {"beta": beta, "threshold": threshold}
         self._window = window
         self._moments: tuple[Tensor, Tensor] | None = None
         self._seen: list[tuple[Any, Any]] | None = None
@@ -318,8 +319,8 @@ class QIF(QIFLayer, snn.Leaky):
         beta, threshold = self._limited()
         learned = self._learns("beta") or self._learns("threshold")
         # Constants become floats, which the kernels take as such; learned parameters stay on their device.
-        beta = beta if self._learns("beta") or beta.numel() > 1 else beta.item()
-        threshold = threshold if self._learns("threshold") or threshold.numel() > 1 else threshold.item()
+        beta = beta if self._learns("beta") or beta.numel() > 1 else self._constant("beta")
+        threshold = threshold if self._learns("threshold") or threshold.numel() > 1 else self._constant("threshold")
         params = self._params(beta, threshold, checked=not learned)
         factor = self.graded_spikes_factor
         graded = isinstance(factor, nn.Parameter) or bool((factor != 1).any())
@@ -336,6 +337,16 @@ class QIF(QIFLayer, snn.Leaky):
     def _params(self, beta: Number, threshold: Number, checked: bool = False) -> QIFParameters:
         derive = _Derivation(self.dynamics, self.curvature, self._reset_mechanism)
         return derive({name: getattr(self, name) for name in self._root_names}, beta, threshold, checked)
+
+    def _constant(self, name: str) -> float:
+        """The buffer's number; as it was passed, in float32, where the buffer holds its rounding to half precision."""
+        buffer, given = getattr(self, name), self._given[name]
+        value: float = buffer.item()
+        if buffer.dtype in (torch.float16, torch.bfloat16) and isinstance(given, float):
+            passed = torch.tensor(given, dtype=torch.float32, device="cpu")
+            if passed.to(buffer.dtype).item() == value:
+                return passed.item()
+        return value
 
     def _learns(self, name: str) -> bool:
         return isinstance(getattr(self, name), nn.Parameter)

@@ -203,7 +203,9 @@ def peers_for(device: torch.device, hosts: tuple[str, ...]) -> list[str]:
 def draw(steps: int, neurons: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Input and incoming gradient of a case, ``[T, N]`` each: the same numbers in every process on one device."""
     generator = torch.Generator(device).manual_seed(0)
-    x, gradient = (torch.randn(steps, neurons, generator=generator, device=device).to(dtype) for _ in range(2))
+    x, gradient = (
+        torch.randn(steps, neurons, generator=generator, dtype=torch.float32, device=device).to(dtype) for _ in range(2)
+    )
     return x, gradient
 
 

@@ -310,7 +310,7 @@ def _found(layer: QIFLayer, seen: _Recorder, by_membrane: bool) -> tuple[dict[st
 
 def _far_channels(layer: QIFLayer, membrane: Moments) -> Tensor:
     """Which channels have their threshold out of reach."""
-    threshold = torch.as_tensor(layer.qif_parameters.v_threshold, dtype=torch.float64).cpu().flatten()
+    threshold = torch.as_tensor(layer.qif_parameters.v_threshold, dtype=torch.float64, device="cpu").flatten()
     if threshold.numel() != membrane.mean.numel():
         threshold = threshold.mean()
     return (threshold - membrane.mean).abs() > REACH * membrane.std

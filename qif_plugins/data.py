@@ -100,9 +100,9 @@ def _torchvision(name: str, folder: Path, download: bool) -> Images:
         except RuntimeError as error:
             hint = "" if download else "; pass --data-folder where it lies, or --download"
             raise FileNotFoundError(f"cannot load {name} from {folder}: {error}{hint}") from error
-        images = torch.as_tensor(part.data)
+        images = torch.as_tensor(part.data, device="cpu")
         images = images.unsqueeze(1) if images.dim() == 3 else images.permute(0, 3, 1, 2).contiguous()
-        parts.append((images, torch.as_tensor(part.targets)))
+        parts.append((images, torch.as_tensor(part.targets, device="cpu")))
     return Images(name, *parts[0], *parts[1])
 
 

@@ -483,7 +483,7 @@ def _fan_outs(
     for n_in, n_out, k, s, d, p in zip(inputs, outputs, kernel, stride, dilation, left, strict=True):
         coarse, fine = (n_in, n_out) if transposed else (n_out, n_in)
         # The coarse position i and the kernel position j meet at the fine position i s - p + j d.
-        meets = torch.arange(coarse)[:, None] * s - p + torch.arange(k) * d
+        meets = torch.arange(coarse, device="cpu")[:, None] * s - p + torch.arange(k, device="cpu") * d
         valid = (meets >= 0) & (meets < fine)
         found.append(valid.sum(1) if transposed else torch.bincount(meets[valid], minlength=fine))
     return found

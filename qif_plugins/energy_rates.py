@@ -106,7 +106,10 @@ def count_at_rate(model: nn.Module, shape: Sequence[int], steps: int, rate: floa
     Raises:
         ValueError: A rate outside of (0, 1), or as :func:`~qif_plugins.energy.count_operations`.
     """
-    sample = torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    sample = torch.randn(1, *shape, generator=generator, dtype=torch.float32, device="cpu")
+    like = next((p for p in model.parameters() if p.is_floating_point()), sample)
+    sample = sample.to(like.device, like.dtype)
 
     def drive(model: nn.Module) -> None:
         with held_at_rate(model, rate):
@@ -133,7 +136,7 @@ def held_at_rate(model: nn.Module, rate: float) -> Iterator[None]:
 
     def shift(neuron: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
         x: Tensor = args[0]
-        theta = float(torch.as_tensor(neuron.v_threshold, dtype=torch.float32).mean())
+        theta = float(torch.as_tensor(neuron.v_threshold, dtype=torch.float32, device="cpu").mean())
         lo, hi = -2 * theta - x.mean(), 3 * theta - x.mean()
         for _ in range(_BISECTIONS):
             middle = (lo + hi) / 2

@@ -285,7 +285,9 @@ def _direction(output: Any) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     total = tensors[0].new_zeros(())
     for tensor in tensors:
-        signs = torch.randint(0, 2, tensor.shape, generator=generator).to(tensor.device, tensor.dtype) * 2 - 1
+        signs = (
+            torch.randint(0, 2, tensor.shape, generator=generator, device="cpu").to(tensor.device, tensor.dtype) * 2 - 1
+        )
         total = total + (tensor * signs).sum()
     return total
 
@@ -420,7 +422,7 @@ def _rebound_point(layer: QIFLayer) -> float:
     """The lower root of f(v) = θ."""
     params = layer.qif_parameters
     vertex = (params.u1 + params.u2) / 2
-    above = torch.as_tensor((params.v_threshold - params.map(vertex)) / params.a, dtype=torch.float64)
+    above = torch.as_tensor((params.v_threshold - params.map(vertex)) / params.a, dtype=torch.float64, device="cpu")
     return average(vertex - above.clamp(min=0).sqrt())
 
 

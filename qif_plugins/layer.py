@@ -76,7 +76,8 @@ class QIFLayer:
     def measured_moments(self, moments: Mapping[str, Tensor]) -> None:
         # Copies: safetensors refuses tensors that share their storage.
         found = {
-            name: torch.as_tensor(value).detach().to("cpu", torch.float64).clone() for name, value in moments.items()
+            name: torch.as_tensor(value, dtype=torch.float64, device="cpu").detach().clone()
+            for name, value in moments.items()
         }
         if found and not any(set(found) == {f"{kind}_mean", f"{kind}_std"} for kind in KINDS):
             raise ValueError(

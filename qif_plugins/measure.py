@@ -351,7 +351,7 @@ def reset_state(model: nn.Module) -> None:
 
 def average(value: Number) -> float:
     """The mean over neurons of a number that may differ between them."""
-    return torch.as_tensor(value, dtype=torch.float64).mean().item()
+    return torch.as_tensor(value, dtype=torch.float64, device="cpu").mean().item()
 
 
 def check_steps(steps: int) -> None:

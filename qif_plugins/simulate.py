@@ -102,7 +102,7 @@ def simulate_membrane(
     groups: list[Tensor] = []
     for first in range(0, neurons, chunk):
         size = (steps, min(chunk, neurons - first))
-        x = (torch.randn(size, generator=generator) * input_std + input_mean) / gain
+        x = (torch.randn(size, generator=generator, dtype=torch.float32, device="cpu") * input_std + input_mean) / gain
         spike, _, h = qif_multi_step(x, start, params, _ANY_WINDOW, store_h_seq=True)
         h, spike = h[transient:], spike[transient:]
         center = h.mean(dtype=torch.float64)
@@ -110,7 +110,7 @@ def simulate_membrane(
         shares = [window.derivative(h, params.v_threshold).mean(dtype=torch.float64) for window in windows]
         groups.append(torch.stack([center, square, spike.mean(dtype=torch.float64), *shares]))
     table = torch.stack(groups)
-    weight = torch.full((len(groups), 1), float(chunk), dtype=torch.float64)
+    weight = torch.full((len(groups), 1), float(chunk), dtype=torch.float64, device="cpu")
     weight[-1] = neurons - chunk * (len(groups) - 1)
     weight /= neurons
     mean, _, rate, *passed = (weight * table).sum(0).tolist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from importlib.util import find_spec
 from typing import Any
 
@@ -37,8 +38,8 @@ class LearnedLeak(ParametricQIFNeuron):
     def _learn(self, channels: int | None = None) -> None:
         self.channels = None
         assert self.tau is not None
-        self.w = nn.Parameter(torch.logit(torch.tensor(1 / self.tau)))
-        self.register_buffer("moments", torch.zeros(2), persistent=False)  # type: ignore[attr-defined]
+        self.w = nn.Parameter(torch.full((), -math.log(self.tau - 1)))  # in the default dtype, as any parameter
+        self.register_buffer("moments", torch.zeros(2, dtype=torch.float32), persistent=False)  # type: ignore[attr-defined]
         self._window_changed()
 
     @property

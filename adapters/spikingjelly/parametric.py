@@ -70,9 +70,9 @@ class ParametricQIFNeuron(QIFNeuron):
             raise ValueError(f"channels must be a positive whole number or None, got {channels!r}")
         self.channels = channels
         for name, value in unconstrained(self._params).items():
-            raw = torch.full(() if channels is None else (channels,), value.item())
+            raw = torch.full(() if channels is None else (channels,), value.item())  # in the default dtype
             self.register_parameter(name, nn.Parameter(raw))  # type: ignore[attr-defined]
-        self.register_buffer("moments", torch.zeros(2, *self.raw_a.shape))  # type: ignore[attr-defined]
+        self.register_buffer("moments", torch.zeros(2, *self.raw_a.shape, dtype=torch.float32))  # type: ignore[attr-defined]
         if self._follows:
             moments = self._fixed_point(self._params)
             self._set_moments(moments if channels is None else moments.unsqueeze(1).expand(2, channels))
@@ -152,7 +152,8 @@ class ParametricQIFNeuron(QIFNeuron):
             MomentClosureError: Nowhere.
         """
         input_mean, input_std = self._input(params)
-        return torch.stack([torch.as_tensor(value) for value in membrane_moments(params, input_std, input_mean)])
+        moments = membrane_moments(params, input_std, input_mean)
+        return torch.stack([torch.as_tensor(value, dtype=torch.float64, device="cpu") for value in moments])
 
     def _input(self, params: QIFParameters) -> tuple[Number, Number]:
         """Mean and deviation of the input: measured, or those of tdBN for the threshold of ``params``."""
@@ -244,7 +245,9 @@ def unconstrained(params: QIFParameters) -> dict[str, Tensor]:
         raise ValueError(f"ParametricQIFNode needs a positive v_threshold, got {theta:g}: shift the potentials")
     if params.reset == "hard" and not v_reset < theta:
         raise ValueError(f"ParametricQIFNode needs v_reset below v_threshold={theta:g}, got v_reset={v_reset:g}")
-    a, u1, u2 = (torch.as_tensor(value, dtype=torch.float64) for value in (params.a, params.u1, params.u2))
+    a, u1, u2 = (
+        torch.as_tensor(value, dtype=torch.float64, device="cpu") for value in (params.a, params.u1, params.u2)
+    )
     raw = {}
     for name, u in (("u1", u1), ("u2", u2)):
         w = torch.asinh(u / theta) / REACH

@@ -7,6 +7,7 @@ import importlib.metadata
 import platform
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -96,10 +97,12 @@ def _self_check(backend: str, device: torch.device) -> str | None:
 
 
 def _small_problem(backend: str, device: torch.device) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(8, 257, generator=generator).to(device).requires_grad_()
-    v = torch.randn(257, generator=generator).mul(0.3).to(device).requires_grad_()
-    weight = torch.randn(8, 257, generator=generator).to(device)
+    drawn: dict[str, Any] = {
+        "generator": torch.Generator().manual_seed(0), "dtype": torch.float32, "device": "cpu",
+    }  # fmt: skip
+    x = torch.randn(8, 257, **drawn).to(device).requires_grad_()
+    v = torch.randn(257, **drawn).mul(0.3).to(device).requires_grad_()
+    weight = torch.randn(8, 257, **drawn).to(device)
     params = QIFParameters()
     spikes, v_seq = qif_multi_step(x, v, params, Window.unbiased(params), store_v_seq=True, backend=backend)
     grad_x, grad_v = torch.autograd.grad((spikes * weight).sum() + (v_seq * weight).sum(), (x, v))

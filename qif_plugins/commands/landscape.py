@@ -169,7 +169,7 @@ def _measure(subject: Subject, other: dict[str, Tensor] | None, drawn: bool, arg
     singles = [[sample] for sample in range(min(arguments.single, subject.samples))]
     radius: float = arguments.radius
     low, high = (-radius, radius) if other is None else (-_BEYOND, 1 + _BEYOND)
-    positions = torch.linspace(low, high, arguments.points, dtype=torch.float64)
+    positions = torch.linspace(low, high, arguments.points, dtype=torch.float64, device="cpu")
     result = _Result(subject)
 
     def loss_of(samples: list[int]) -> Callable[[], Tensor]:
@@ -194,8 +194,8 @@ def _measure(subject: Subject, other: dict[str, Tensor] | None, drawn: bool, arg
         if drawn and number == 0:
             result.zoom = _zoom(subject, loss_of(batch), direction, result.lines[0].line)
             if arguments.grid:
-                across = torch.linspace(-radius, radius, arguments.grid, dtype=torch.float64)
-                grid = (torch.linspace(low, high, arguments.grid, dtype=torch.float64), across)
+                across = torch.linspace(-radius, radius, arguments.grid, dtype=torch.float64, device="cpu")
+                grid = (torch.linspace(low, high, arguments.grid, dtype=torch.float64, device="cpu"), across)
                 second = random_direction(subject.network, arguments.seed + arguments.directions)
                 result.plane = over_plane(subject.network, loss_of(batch), (direction, second), grid)
     return result
@@ -205,7 +205,7 @@ def _zoom(subject: Subject, loss: Callable[[], Tensor], direction: Direction, li
     """Four of the grid's steps, about the one whose change is explained least, on 41 positions."""
     place = min(max(int(line.unexplained().abs().argmax()), 2), len(line.positions) - 4)
     ends = float(line.positions[place - 2]), float(line.positions[place + 3])
-    return along(subject.network, loss, direction, torch.linspace(*ends, 41, dtype=torch.float64))
+    return along(subject.network, loss, direction, torch.linspace(*ends, 41, dtype=torch.float64, device="cpu"))
 
 
 def _table(results: Sequence[_Result]) -> str:

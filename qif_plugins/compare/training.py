@@ -110,7 +110,7 @@ def train(
     for _ in range(settings.epochs):
         network.train()
         losses: list[float] = []
-        for batch in torch.randperm(len(images.train), generator=order).split(settings.batch_size):
+        for batch in torch.randperm(len(images.train), generator=order, device="cpu").split(settings.batch_size):
             batch = batch.to(settings.device)
             x_seq, labels = encode(images.train[batch]), images.train_labels[batch]
             began = time.perf_counter()

@@ -38,7 +38,7 @@ def check_spikes(times: Tensor, indices: Tensor, n_inputs: int, duration: float)
     if not times.is_floating_point():
         raise ValueError(f"spike times must be floating point, got {times.dtype}")
     # The trial's end as the times' dtype has it, so that a time rounded up to it passes.
-    end = torch.tensor(duration, dtype=times.dtype)
+    end = torch.tensor(duration, dtype=times.dtype, device=times.device)
     flat = times.detach().double().contiguous().numpy(), indices.long().contiguous().numpy()
     if valid(*flat, n_inputs, float(end)):
         return
@@ -90,7 +90,7 @@ def check_model(model: str, duration: float, tau: float, current: Tensor | float
             raise ValueError("a theta neuron has no synaptic current; i0 must be None")
     elif model == "qif" and (isinstance(current, Tensor) or current != 0):
         raise ValueError("QIF has no closed form with a constant current; use i0, an input spike, or a theta neuron")
-    elif not bool((torch.as_tensor(current, dtype=torch.float64).abs() <= LARGEST).all()):
+    elif not bool((torch.as_tensor(current, dtype=torch.float64, device="cpu").abs() <= LARGEST).all()):
         raise ValueError(f"the constant current must be finite and within ±{LARGEST:g}, got {current}")
 
 

@@ -121,7 +121,7 @@ def load_shd(root: Path, train: bool, duration: float, limit: int | None = None)
         dataset = dataset_type(folder, train=train, data_type="event")
         samples = [dataset[i] for i in range(len(dataset) if limit is None else min(limit, len(dataset)))]
         dataset.h5_file.close()
-    labels = torch.tensor([int(label) for _, label in samples], dtype=torch.int64)
+    labels = torch.tensor([int(label) for _, label in samples], dtype=torch.int64, device="cpu")
     spikes = pad_events([(events["t"], events["x"]) for events, _ in samples], SHD_CHANNELS, duration)
     if spikes.indices.numel() and int(spikes.indices.max()) >= SHD_CHANNELS:
         raise ValueError(f"{path} has unit {int(spikes.indices.max())}; SHD has units 0 to {SHD_CHANNELS - 1}")

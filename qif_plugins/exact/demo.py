@@ -34,7 +34,7 @@ def move_spikes(folder: Path, seed: int = 0, steps: int = 1500) -> dict[str, flo
     """
     require_matplotlib()
     layer, inputs = _neuron(seed)
-    targets = torch.tensor([[1.0, 2.5, 4.0, 5.0]], dtype=torch.float64)
+    targets = torch.tensor([[1.0, 2.5, 4.0, 5.0]], dtype=torch.float64, device="cpu")
     records = _optimize(layer, inputs, lambda out: spike_time_loss(out, targets), steps)
     _raster(folder / "move_spikes.png", records, "spikes of one neuron move to their targets", targets[0].tolist())
     times = [record[: targets.shape[1]] for record in records]
@@ -60,7 +60,7 @@ def count_spikes(folder: Path, seed: int = 0, steps: int = 500) -> dict[str, flo
     layer.weight.data *= 0.1
     records = []
     for wanted in (5, 1):
-        target = torch.tensor([[wanted]], dtype=torch.float64)
+        target = torch.tensor([[wanted]], dtype=torch.float64, device="cpu")
         records += _optimize(layer, inputs, lambda out, target=target: spike_count_loss(out, target), steps)  # type: ignore[misc]
     _raster(folder / "count_spikes.png", records, "five spikes are added, then four removed", [])
     counts = [int((record <= DURATION).sum()) for record in records]
@@ -115,9 +115,9 @@ def _neuron(seed: int) -> tuple[QIFLayer, Spikes]:
     """A neuron with 60 inputs that spike once each."""
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    times = (torch.rand(1, 60, generator=generator, dtype=torch.float64) * DURATION).sort(1)[0]
+    times = (torch.rand(1, 60, generator=generator, dtype=torch.float64, device="cpu") * DURATION).sort(1)[0]
     layer = QIFLayer(60, 1, DURATION)
-    return layer, Spikes(times, torch.randperm(60, generator=generator)[None], 60)
+    return layer, Spikes(times, torch.randperm(60, generator=generator, device="cpu")[None], 60)
 
 
 def _optimize(layer: QIFLayer, inputs: Spikes, loss: Callable[[Spikes], Tensor], steps: int) -> list[Tensor]:
@@ -135,7 +135,7 @@ def _optimize(layer: QIFLayer, inputs: Spikes, loss: Callable[[Spikes], Tensor],
 
 def _raster(path: Path, records: list[Tensor], title: str, targets: list[float]) -> None:
     times = torch.stack(records)
-    step = torch.arange(len(records))[:, None].expand(times.shape)
+    step = torch.arange(len(records), device="cpu")[:, None].expand(times.shape)
     inside = times <= DURATION
     with figure(path, (6, 3.6)) as drawn:
         axes = drawn.subplots()

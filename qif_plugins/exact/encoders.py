@@ -63,8 +63,8 @@ def pad_events(
         order = np.argsort(time[inside], kind="stable")
         kept.append((time[inside][order], np.asarray(units).astype(np.int64)[inside][order]))
     most = max((len(time) for time, _ in kept), default=0)
-    padded = torch.full((len(kept), most), math.inf, dtype=dtype)
-    indices = torch.full((len(kept), most), -1, dtype=torch.int64)
+    padded = torch.full((len(kept), most), math.inf, dtype=dtype, device="cpu")
+    indices = torch.full((len(kept), most), -1, dtype=torch.int64, device="cpu")
     for row, (time, unit) in enumerate(kept):
         padded[row, : len(time)] = torch.from_numpy(time).to(dtype)
         indices[row, : len(time)] = torch.from_numpy(unit)

@@ -134,7 +134,7 @@ def spiking_layer(
         columns,
         None if recurrent_delay is None else recurrent_delay.double(),
         _start(model, v0, i0, batch, neurons),
-        torch.as_tensor(current, dtype=torch.float64).expand(neurons),
+        torch.as_tensor(current, dtype=torch.float64, device="cpu").expand(neurons),
     )
     differentiate = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
     out_times, out_indices, p, q, i = Layer.apply(
@@ -151,11 +151,11 @@ def _start(model: str, v0: Tensor | None, i0: Tensor | None, batch: int, neurons
     """The engine's initial state [B, 3, N]."""
     rest = 0.5 if model == "theta" else 0.0
     if v0 is None and i0 is None:
-        start = torch.zeros(batch, 3, neurons, dtype=torch.float64)
+        start = torch.zeros(batch, 3, neurons, dtype=torch.float64, device="cpu")
         start[:, 1] = 0.0 if model == "lif" else 1.0
         return start
-    v = torch.full((neurons,), rest, dtype=torch.float64) if v0 is None else v0.double()
-    i = torch.zeros(neurons, dtype=torch.float64) if i0 is None else i0.double()
+    v = torch.full((neurons,), rest, dtype=torch.float64, device="cpu") if v0 is None else v0.double()
+    i = torch.zeros(neurons, dtype=torch.float64, device="cpu") if i0 is None else i0.double()
     v, i = v.expand(batch, neurons), i.expand(batch, neurons)
     if model == "lif":
         return torch.stack([v, i, torch.zeros_like(v)], 1)

@@ -128,7 +128,7 @@ def validation_split(data: Data, fraction: float = 0.2) -> Data:
     held_out = round(count * fraction)
     if not 0 < held_out < count:
         raise ValueError(f"{count} samples to train are too few to hold out {fraction:g} of them for validation")
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0), device="cpu")
     kept, rest = order[held_out:], order[:held_out]
     return Data(
         select(data.train, kept), data.train_labels[kept], select(data.train, rest), data.train_labels[rest],

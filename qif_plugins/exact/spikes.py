@@ -63,9 +63,9 @@ class Spikes:
         if number < 1:
             raise ValueError(f"the number of spikes must be at least 1, got {number}")
         where, ordinary = self._places(number)
-        k = torch.arange(1, number + 1) - ordinary[..., None]
+        k = torch.arange(1, number + 1, device=ordinary.device) - ordinary[..., None]
         if self.phase is None or self.period is None:
-            later = torch.full(k.shape, math.inf, dtype=self.times.dtype)
+            later = torch.full(k.shape, math.inf, dtype=self.times.dtype, device=self.times.device)
         else:
             later = self.duration + self.period[..., None] * (k - self.phase[..., None])
         if self.times.shape[1] == 0:

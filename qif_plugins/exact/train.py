@@ -133,7 +133,9 @@ def fit(
     """
     if resumed is None:
         if active and settings.neuron != "theta":
-            initialise(network, select(data.train, torch.arange(min(200, len(data.train_labels)))), settings.rate)
+            initialise(
+                network, select(data.train, torch.arange(min(200, len(data.train_labels)), device="cpu")), settings.rate
+            )
         unknown = {"loss": math.nan, "grad_norm": math.nan, "grad_norm_max": math.nan}
         before = {"epoch": 0.0, **unknown, **evaluate(network, data, settings)}
         report(before)
@@ -181,7 +183,7 @@ class _Batches(Batches):
     def indices(self, epoch: int, first: int = 0, process: int = 0, processes: int = 1) -> Iterator[Tensor]:
         generator = torch.Generator().manual_seed(self.seed)
         for _ in range(epoch + 1):
-            order = torch.randperm(self.count, generator=generator)
+            order = torch.randperm(self.count, generator=generator, device="cpu")
         for batch in order.split(self.batch_size)[first:]:
             yield batch if processes == 1 else batch.tensor_split(processes)[process]
 
@@ -190,8 +192,8 @@ class _Batches(Batches):
 def evaluate(network: nn.Sequential, data: Data, settings: Settings) -> dict[str, float]:
     """Accuracy on the test set, the hidden layers' rate, and what is silent; see :func:`fit`."""
     correct, unanswered, spikes_sum = 0, 0, 0.0
-    spiked = [torch.zeros(size, dtype=torch.bool) for size in settings.hidden]
-    for samples in torch.arange(len(data.test_labels)).split(200):
+    spiked = [torch.zeros(size, dtype=torch.bool, device="cpu") for size in settings.hidden]
+    for samples in torch.arange(len(data.test_labels), device="cpu").split(200):
         out = select(data.test, samples)
         for place, layer in enumerate(network):
             out = layer(out)

@@ -28,7 +28,7 @@ def random_direction(network: nn.Module, seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     direction = {}
     for name, parameter in _trainable(network).items():
-        drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter)
+        drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64, device="cpu").to(parameter)
         rows = [part.flatten(1) if part.dim() > 1 else part.reshape(1, -1) for part in (drawn, parameter.detach())]
         norms = [part.norm(dim=1, keepdim=True) for part in rows]
         smallest = torch.finfo(parameter.dtype).tiny

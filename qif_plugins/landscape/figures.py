@@ -121,7 +121,9 @@ def _draw_slope(axes: Any, line: Line) -> None:
     axes.plot(line.positions[1:-1], difference, color=COLOURS[4], linewidth=0.7, label="central difference")
     axes.plot(line.positions, line.slope, color=COLOURS[0], linewidth=1, label="gradient")
     # A jump's difference is its height over the step: it would leave of everything else a flat line.
-    middle = torch.quantile(torch.cat([difference, line.slope]), torch.tensor([0.02, 0.98], dtype=torch.float64))
+    middle = torch.quantile(
+        torch.cat([difference, line.slope]), torch.tensor([0.02, 0.98], dtype=torch.float64, device="cpu")
+    )
     low, high = (min(float(middle[0]), float(line.slope.min())), max(float(middle[1]), float(line.slope.max())))
     margin = 0.2 * (high - low) + 1e-12
     axes.set_ylim(low - margin, high + 2 * margin)

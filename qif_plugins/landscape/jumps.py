@@ -186,7 +186,7 @@ def _times_change(before: list[Any], after: list[Any]) -> tuple[str, int, float]
     shift = torch.where(owners >= 0, (times[1] - times[0]).abs(), 0.0)
     moved = shift > 1e-6 * a.duration
     neurons = torch.zeros_like(gained)
-    sample = torch.arange(len(owners))[:, None].expand_as(owners)
+    sample = torch.arange(len(owners), device=owners.device)[:, None].expand_as(owners)
     neurons[sample[moved], owners[moved]] = True
     if not torch.equal(a.indices, b.indices):
         return EVENTS[1], int(neurons.sum()), float(shift.max())

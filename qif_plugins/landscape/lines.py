@@ -96,7 +96,8 @@ def along(network: nn.Module, loss: Loss, direction: Direction, positions: Tenso
             value, gradient = move([position], [direction], loss)
             values.append(value)
             slopes.append(slope_along(gradient, direction))
-    return Line(positions, torch.tensor(values, dtype=torch.float64), torch.tensor(slopes, dtype=torch.float64))
+    found = (torch.tensor(column, dtype=torch.float64, device="cpu") for column in (values, slopes))
+    return Line(positions, *found)
 
 
 def over_plane(
@@ -106,7 +107,7 @@ def over_plane(
     for line in positions:
         _check(line)
     shape = [len(line) for line in positions]
-    values, slopes = torch.empty(shape, dtype=torch.float64), torch.empty(*shape, 2, dtype=torch.float64)
+    values, slopes = (torch.empty(size, dtype=torch.float64, device="cpu") for size in (shape, (*shape, 2)))
     with moving(network) as move:
         for i, x in enumerate(positions[0].tolist()):
             for j, y in enumerate(positions[1].tolist()):

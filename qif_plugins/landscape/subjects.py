@@ -102,7 +102,7 @@ def _exact(source: str, path: Path, content: dict[str, Any]) -> Subject:
     network.load_state_dict(content["network"])
 
     def loss(samples: list[int]) -> Tensor:
-        chosen = torch.tensor(samples)
+        chosen = torch.tensor(samples, device="cpu")
         try:
             out = network(select(data.train, chosen))
         except EventBudgetError as error:
@@ -150,7 +150,7 @@ def _of_training(source: str, content: dict[str, Any]) -> Subject:
     steps, chosen = (None if config.data.name == "cifar10dvs" else config.data.steps), config.loss
 
     def loss(samples: list[int]) -> Tensor:
-        x, labels = task.train.fetch(torch.tensor(samples), 0)
+        x, labels = task.train.fetch(torch.tensor(samples, device="cpu"), 0)
         x_seq = (x.transpose(0, 1) if steps is None else x.expand(steps, *x.shape)).double()
         logits = network(x_seq)
         if chosen.name == "tet":

@@ -120,13 +120,17 @@ def tabulate(c: Coefficients, neurons: int) -> Table:
 
     if c.is_uniform:
         return _uniform(c)
-    kept = [entry.values if isinstance(entry.values, Tensor) else torch.tensor([entry.values]) for entry in c]
+    kept = [entry.values if isinstance(entry.values, Tensor) else _one(entry.values) for entry in c]
     rows = [
         (values.data_ptr(), values.numel(), neurons if values.numel() == 1 else entry.inner)
         for values, entry in zip(kept, c, strict=True)
     ]
     spread = any(inner < min(RUN, neurons) for _, _, inner in rows)
     return Table(np.array(rows, np.int64), spread, kept)
+
+
+def _one(value: float) -> Tensor:
+    return torch.tensor([value], dtype=torch.float32, device="cpu")
 
 
 @lru_cache(maxsize=256)

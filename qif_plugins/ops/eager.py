@@ -87,7 +87,7 @@ def _forward(
     spike = recycled(torch.empty_like(x))
     h = recycled(torch.empty_like(x, dtype=torch.float32)) if with_h else None
     shape = x.shape if job.single or job.store_v_seq else x.shape[1:]
-    v_out = recycled(torch.empty(shape, dtype=v_dtype))
+    v_out = recycled(x.new_empty(shape, dtype=v_dtype))
     v_last, v_seq = (None, v_out) if job.store_v_seq else (v_out, None)
     cpu.forward(x, v, job.table, job.kind, spike, v_last, v_seq, h, steps)
     return spike, v_out, h

@@ -282,8 +282,9 @@ def _spread_one(entry: Coefficient, neurons: int, dtype: torch.dtype) -> Any:
     if not isinstance(values, Tensor):
         # Rounded here as the kernels round their arguments; kept on the host, where reading it never synchronises.
         return torch.tensor(
-            values if dtype == torch.float64 else struct.unpack("f", struct.pack("f", values))[0], dtype=dtype
-        )
+            values if dtype == torch.float64 else struct.unpack("f", struct.pack("f", values))[0],
+            dtype=dtype, device="cpu",
+        )  # fmt: skip
     if values.numel() == 1:
         return values.expand(neurons)
     return values.repeat_interleave(entry.inner).repeat(neurons // (entry.inner * values.numel()))

@@ -71,7 +71,9 @@ def run(setting: Setting) -> Result:
 @torch.no_grad()
 def _numbers(node: Any) -> dict[str, Any]:
     params = node.qif_parameters
-    numbers = {name: torch.as_tensor(getattr(params, name)).flatten() for name in LEARNED}
+    numbers = {
+        name: torch.as_tensor(getattr(params, name), dtype=torch.float64, device="cpu").flatten() for name in LEARNED
+    }
     return {name: [value.mean().item(), value.std(correction=0).item()] for name, value in numbers.items()}
 
 

@@ -99,7 +99,7 @@ def score_gradients(
         scores: list[Tensor] = []
 
         def inject(x_seq: Tensor, scores: list[Tensor] = scores) -> Tensor:
-            drawn = noise * torch.randn(x_seq.shape, generator=generator)
+            drawn = noise * torch.randn(x_seq.shape, generator=generator, dtype=x_seq.dtype, device=x_seq.device)
             scores.append((drawn / noise**2 * x_seq).transpose(0, 1).flatten(1).sum(1))
             return x_seq.detach() + drawn
 
@@ -128,7 +128,12 @@ def surrogate_gradients(
     """The surrogate gradient of the mean loss under the same noise, averaged over it; as :func:`score_gradients`."""
     _check_noise(noise)
     many, targets = _repeated(x, labels, repeats)
-    with _at_inputs(neurons, lambda x_seq: x_seq + noise * torch.randn(x_seq.shape, generator=generator)):
+    with _at_inputs(
+        neurons,
+        lambda x_seq: (
+            x_seq + noise * torch.randn(x_seq.shape, generator=generator, dtype=x_seq.dtype, device=x_seq.device)
+        ),
+    ):
         rows = [_gradient(loss(forward(many), targets).mean(), parameters) for _ in range(replicates)]
     return torch.stack(rows)
 
@@ -155,7 +160,7 @@ def agreement(true: Tensor, other: Tensor) -> Agreement:
             return square, size, math.nan, math.nan
         return square, size, inner / math.sqrt(square * size), math.sqrt(size / square)
 
-    everyone = torch.arange(count)
+    everyone = torch.arange(count, device=true.device)
     square, size, cosine, ratio = compare(everyone)
     left_out = [compare(everyone[everyone != index]) for index in range(count)]
     errors = [_jackknife([row[k] for row in left_out]) for k in range(4)]

@@ -98,7 +98,7 @@ def cutout(image: Tensor, size: int) -> Tensor:
     """Set one square of ``size`` pixels to 0, its centre anywhere in the image ``[C, H, W]`` (DeVries and Taylor,
     arXiv 1708.04552); on a normalized image 0 is the mean colour."""
     height, width = image.shape[-2:]
-    y, x = int(torch.randint(height, ())), int(torch.randint(width, ()))
+    y, x = int(torch.randint(height, (), device="cpu")), int(torch.randint(width, (), device="cpu"))
     top, left = max(0, y - size // 2), max(0, x - size // 2)
     image = image.clone()
     image[..., top : y - size // 2 + size, left : x - size // 2 + size] = 0
@@ -121,12 +121,12 @@ def event_transform(names: Sequence[str], size: int, shift: int = 5, train: bool
 
 
 def _frames(frames: Any, names: tuple[str, ...], size: int, shift: int) -> Tensor:
-    x = torch.as_tensor(frames, dtype=torch.float32)
+    x = torch.as_tensor(frames, dtype=torch.float32, device="cpu")
     if x.shape[-2:] != (size, size):
         x = torch.nn.functional.interpolate(x, (size, size), mode="bilinear", antialias=True)
-    if "flip" in names and torch.rand(()) < 0.5:
+    if "flip" in names and torch.rand((), device="cpu") < 0.5:
         x = x.flip(-1)
     if "roll" in names:
-        dy, dx = torch.randint(-shift, shift + 1, (2,)).tolist()
+        dy, dx = torch.randint(-shift, shift + 1, (2,), device="cpu").tolist()
         x = x.roll((dy, dx), (-2, -1))
     return x

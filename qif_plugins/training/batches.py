@@ -99,9 +99,11 @@ class Batches:
     def indices(self, epoch: int, first: int = 0, process: int = 0, processes: int = 1) -> Iterator[Tensor]:
         """The indices of the samples that :meth:`epoch` fetches, a batch at a time."""
         if self.shuffle:
-            order = torch.randperm(self.count, generator=torch.Generator().manual_seed(seed_of(self.seed, epoch)))
+            order = torch.randperm(
+                self.count, generator=torch.Generator("cpu").manual_seed(seed_of(self.seed, epoch)), device="cpu"
+            )
         else:
-            order = torch.arange(self.count)
+            order = torch.arange(self.count, device="cpu")
         for batch in range(first, len(self)):
             start = batch * self.batch_size
             indices = order[start : start + self.batch_size]

@@ -130,9 +130,9 @@ def split_per_class(labels: Sequence[int], share: float, seed: int) -> tuple[lis
     """
     parts: tuple[list[int], list[int]] = ([], [])
     for label in sorted(set(labels)):
-        members = torch.tensor([index for index, other in enumerate(labels) if other == label])
+        members = torch.tensor([index for index, other in enumerate(labels) if other == label], device="cpu")
         generator = torch.Generator().manual_seed(seed_of(seed, label))
-        shuffled = members[torch.randperm(len(members), generator=generator)].tolist()
+        shuffled = members[torch.randperm(len(members), generator=generator, device="cpu")].tolist()
         cut = math.ceil(len(shuffled) * share)
         parts[0].extend(shuffled[:cut])
         parts[1].extend(shuffled[cut:])
