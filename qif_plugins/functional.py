@@ -34,6 +34,7 @@ from .observe import Observation, observers
 from .ops import eager
 from .ops.backends import available_backends, choose_backend
 from .ops.contract import LEARNABLE, Kind
+from .ops.layout import wider
 from .ops.library import multi_step
 from .ops.reference import autograd_multi_step, composed_multi_step, name_of
 from .parameters import QIFParameters
@@ -150,7 +151,7 @@ def _check(x: Tensor, v: Any, params: Any, surrogate: Any, backend: str, step_sh
     v_dtype = x.dtype
     if isinstance(v, Tensor):
         _check_state(v, x, step_shape)
-        v_dtype = torch.promote_types(x.dtype, v.dtype)
+        v_dtype = wider(x.dtype, v.dtype)
     elif isinstance(v, bool) or not isinstance(v, (int, float)):  # older TorchDynamo traces no union
         raise TypeError(f"v must be a tensor or a float, got {type(v).__name__}")
     numbers = (params.a, params.u1, params.u2, params.v_threshold, params.v_reset, params.input_gain)

@@ -160,6 +160,17 @@ def test_functional_call(host):
     assert torch.equal(torch.func.functional_call(model, parameters, (x,)), halved(x))
 
 
+@HOSTS
+def test_flop_counter_mode(host):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model, (x, *_) = MODELS[host]()
+    with FlopCounterMode(display=False) as counter:
+        loss_of(model, x).backward()
+    # A product forward, one for the weights' gradient, one for the input's where it needs any; nothing elementwise.
+    assert counter.get_total_flops() == 2 * 6 * 16 * (2 * 12 * 40 + 3 * 40 * 30 + 3 * 30 * 4)
+
+
 def _distributed(rank, port, host, out):
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")

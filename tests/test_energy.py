@@ -178,15 +178,20 @@ def test_the_hosts_own_counters_agree():
     norms = [TDBatchNorm1d, TDBatchNorm2d]
     for name, shape in (("resnet19", (3, 9, 9)), ("vggsnn", (2, 16, 16)), ("perceptron", (1, 4, 4))):
         theirs = [op_counter.SynOpCounter(), op_counter.MACCounter(extra_ignore_modules=norms)]
+        states, flops = op_counter.NeuronStateCounter(), op_counter.FlopCounter()
         model = build(name, shape, 10, "qif")
 
-        def drive(model, theirs=theirs, shape=shape):
-            with op_counter.DispatchCounterMode(theirs):
+        def drive(model, counters=(*theirs, states, flops), shape=shape):
+            with op_counter.DispatchCounterMode(counters):
                 model(torch.randn(2, 1, *shape) * 3)
 
         ours = count_operations(model, drive)
         assert ours.synops > 0
         assert [ours.synops, ours.macs] == [counter.get_total() for counter in theirs]
+        assert ours.neuron_steps == states.get_metric_counts()["Global"]["neuron_logical_steps"]
+        # Of its LIF update the host counts ten operations, ours counts three; what QIF adds is the same two.
+        added = Costs(mult=1, add=1).qif_extra * ours.neuron_steps
+        assert flops.get_counts()["Global"][torch.ops.qif.multi_step.default] == 10 * ours.neuron_steps + added
 
 
 @independent

@@ -330,3 +330,11 @@ def test_backends_that_compute_in_float32_refuse_float64():
 def test_the_reference_is_always_available():
     assert available_backends("cpu")[-1] == "torch"
     assert "torch" in available_backends("meta")
+
+
+@pytest.mark.parametrize(
+    ("x", "v"), list(itertools.product([torch.float16, torch.bfloat16, torch.float32, DOUBLE], repeat=2))
+)
+def test_the_membrane_has_the_dtype_that_both_are_promoted_to(x, v):
+    _, after = qif_step(torch.ones(3, dtype=x), torch.zeros(3, dtype=v), QIFParameters(), Window(0.5, 1.5))
+    assert after.dtype == torch.promote_types(x, v)

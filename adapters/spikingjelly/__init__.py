@@ -17,7 +17,10 @@ except ImportError as error:
     ) from error
 
 if hasattr(_base.MemoryModule, "single_step_functional_forward"):
+    from .counters import teach_counters
     from .v2 import AnalyticWindow, ParametricQIFNode, QIFNode
+
+    teach_counters()
 elif hasattr(_base.MemoryModule, "supported_backends"):
     from .v0 import AnalyticWindow, ParametricQIFNode, QIFNode  # type: ignore[assignment]
 else:

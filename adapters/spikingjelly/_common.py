@@ -11,6 +11,7 @@ from torch import Tensor
 from qif_plugins.functional import qif_multi_step, qif_step
 from qif_plugins.layer import NO_NIR, QIFLayer, on_device
 from qif_plugins.ops.backends import BACKENDS
+from qif_plugins.ops.layout import wider
 from qif_plugins.parameters import QIFParameters
 from qif_plugins.surrogate import WINDOWS, ATan, FusedSurrogate, Sigmoid, Surrogate, Window
 
@@ -331,7 +332,7 @@ class QIFNeuron(QIFLayer):
         low = x.dtype in LOW_PRECISION
         link = self._link
         chained = link is not None and link.belongs_to(v)
-        dtype = torch.promote_types(x.dtype, v.dtype) if isinstance(v, Tensor) else x.dtype
+        dtype = wider(x.dtype, v.dtype) if isinstance(v, Tensor) else x.dtype
         start: Tensor | float
         if link is not None and chained:
             start = link.state

@@ -15,7 +15,16 @@ from torch import Tensor
 
 from .contract import Coefficient
 
-__all__ = ["coefficient", "coefficient_gradient", "empty_like_order", "flatten", "memory_order"]
+__all__ = ["coefficient", "coefficient_gradient", "empty_like_order", "flatten", "memory_order", "wider"]
+
+
+def wider(a: torch.dtype, b: torch.dtype) -> torch.dtype:
+    """The floating-point dtype that holds the values of both, unseen by what watches PyTorch's operators."""
+    if a == b:
+        return a
+    if a.itemsize == b.itemsize:  # float16 and bfloat16
+        return torch.float32
+    return a if a.itemsize > b.itemsize else b
 
 
 def memory_order(x_seq: Tensor) -> tuple[int, ...]:
