@@ -3,7 +3,7 @@
     python benchmarks/profile_cpu.py [--size 4x2097152] [--threads 2]
 
 Prints, for one size, what the kernels take on memory that is already there, what the page faults of new memory add,
-what recycled memory saves, the same for three copies of the tensor, and what a call costs besides on a small layer.
+what huge pages save of them, the same for three copies of the tensor, and what a call costs besides on a small layer.
 ``benchmarks/report.py`` puts the results file that it writes onto ``docs/benchmarks.md``.
 """
 
@@ -67,8 +67,8 @@ def profile(steps: int, neurons: int, repeats: int) -> list[dict[str, Any]]:
     def new() -> torch.Tensor:
         return torch.empty_like(x)
 
-    def recycled() -> torch.Tensor:
-        return memory.recycled(torch.empty_like(x))
+    def huge() -> torch.Tensor:
+        return memory.on_huge_pages(torch.empty_like(x))
 
     def call(x: torch.Tensor, gradient: torch.Tensor) -> None:
         x.grad = None
@@ -79,7 +79,7 @@ def profile(steps: int, neurons: int, repeats: int) -> list[dict[str, Any]]:
         "three copies, new memory": lambda: [x.clone() for _ in range(3)],
         "kernels, memory that is there": lambda: kernels(*warm),
         "kernels, new memory": lambda: kernels(new(), new(), new()),
-        "kernels, recycled memory": lambda: kernels(recycled(), recycled(), recycled()),
+        "kernels, new memory on huge pages": lambda: kernels(huge(), huge(), huge()),
         "qif_multi_step, forward and backward": lambda: call(leaf, gradient),
         "the same, T = 4, N = 64": lambda: call(small, small_gradient),
     }

@@ -49,10 +49,9 @@ FLOORS_TEXT = (
     "mapped memory*: the operating system gives it page by page, and each page of 4 KiB costs a fault on its first "
     "touch. Into *memory that is there*: allocated once. What a tensor costs lies between them, as an allocator hands "
     "out again what was freed, or not; for a host's large tensors that depends on what the C library's allocator has "
-    "free, and so differs from process to process, and the ratios with it. Ours keeps the memory of large tensors for "
-    "the next ones (up to an eighth of main memory, which the system may take back when it runs short), and so may "
-    "stay below the floor of newly mapped memory. In bfloat16 that is harder: h is saved in float32, so the kernels "
-    "move 16 bytes a neuron-step where three copies move 12."
+    "free, and so differs from process to process, and the ratios with it. Ours asks for huge pages for large tensors, "
+    "and so may stay below the floor of newly mapped memory. In bfloat16 that is harder: h is saved in float32, so the "
+    "kernels move 16 bytes a neuron-step where three copies move 12."
 )
 OLD_FLOOR_TEXT = (
     "Plain *three copies*, in files from before that distinction, went into memory as PyTorch allocates it, which is "
@@ -296,11 +295,11 @@ def _misses(results: dict[str, Any]) -> list[str]:
                 )
     if not lines:
         return []
-    there, new = took["kernels, memory that is there"], took["kernels, recycled memory"]
+    there, new = took["kernels, memory that is there"], took["kernels, new memory on huge pages"]
     return [
         *lines,
         f"In the profile below the two kernels alone take {there:.1f} ms on memory that is there and {new:.1f} ms on "
-        f"recycled memory; three copies, {took['three copies, memory that is there']:.1f} ms and "
+        f"new memory on huge pages; three copies, {took['three copies, memory that is there']:.1f} ms and "
         f"{took['three copies, new memory']:.1f} ms. What is left is the memory's own speed: the forward pass reads 4 "
         "bytes a neuron-step and writes 8, the backward pass reads 8 and writes 4.",
         "",

@@ -7,6 +7,7 @@ import torch
 
 from qif_plugins import available_backends
 from qif_plugins.cli import main
+from qif_plugins.ops import memory, shortcuts, threads
 from qif_plugins.ops.backends import BACKENDS, unavailable_reason
 
 
@@ -36,6 +37,17 @@ def test_versions(report):
         except importlib.metadata.PackageNotFoundError:
             expected = f"pip install 'qif-plugins[{host}]'"
         assert expected in lines[host]
+
+
+def test_shortcuts_and_how_to_turn_them_off(report):
+    (line,) = [line for line in report[1].splitlines() if line.startswith("shortcuts")]
+    on = {name for name in ("past PyTorch's dispatcher", "PyTorch's own threads", "huge pages") if name in line}
+    if not shortcuts.ENABLED:
+        assert line.split(maxsplit=1)[1] == "off by QIF_PLUGINS_SHORTCUTS=0"
+        return
+    assert line.endswith("; QIF_PLUGINS_SHORTCUTS=0 turns them off")
+    assert ("huge pages" in on) == memory.uses_huge_pages()
+    assert ("PyTorch's own threads" in on) == threads.uses_openmp()
 
 
 def test_every_backend_runs_or_says_why(report):

@@ -1,7 +1,13 @@
 """The way past the dispatcher, and memory that is used again: the same results, and only where nobody can tell."""
 
 import copy
+import ctypes
+import mmap
+import os
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import forked
 import pytest
@@ -12,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from qif_plugins import functional
 from qif_plugins.functional import qif_multi_step, qif_step
-from qif_plugins.ops import memory, plain
+from qif_plugins.ops import eager, memory, plain, shortcuts, threads
 from qif_plugins.parameters import QIFParameters
 from qif_plugins.surrogate import ATan, Window
 
@@ -52,8 +58,8 @@ def assert_same(got, wanted):
 
 
 def test_a_plain_call_goes_past_the_dispatcher(monkeypatch):
-    if not plain._known:
-        pytest.skip("this version of PyTorch does not say what is plain")
+    if not (plain._known and shortcuts.ENABLED):
+        pytest.skip("shortcuts are off, or this version of PyTorch does not say what is plain")
     monkeypatch.setattr(functional, "multi_step", None)
     x = torch.randn(3, 5, requires_grad=True)
     qif_multi_step(x, 0.0, PARAMS, WINDOW)[0].sum().backward()
@@ -185,9 +191,9 @@ def test_an_observer_keeps_h():
     assert torch.equal(seen[0].h_seq, before)
 
 
-def test_large_tensors_that_are_streamed_and_recycled_hold_the_same_bits():
-    """Rows of whole bursts go past the caches, others do not; each call takes the memory that the last one left."""
-    for neurons in (memory.LARGE // 8 + 64, memory.LARGE // 8 + 5, memory.LARGE // 8 + 64):
+def test_large_tensors_that_are_streamed_hold_the_same_bits():
+    """Rows of whole bursts go past the caches, others do not."""
+    for neurons in (memory.LARGE // 8 + 64, memory.LARGE // 8 + 5):
         x = torch.randn(2, neurons)
         weights = torch.randn(2, neurons)
         results = []
@@ -199,30 +205,77 @@ def test_large_tensors_that_are_streamed_and_recycled_hold_the_same_bits():
         assert_same(*results)
 
 
-@pytest.mark.skipif(not memory.CAN_KEEP, reason="this system keeps no memory")
-def test_memory_is_recycled_only_after_its_last_use(monkeypatch):
-    monkeypatch.setattr(memory, "_kept", {})
-    like = torch.empty(memory.LARGE // 4)
-    first = memory.recycled(like).fill_(1.0)
-    address, view = first.data_ptr(), first[3:]
-    assert not first._is_view()
-    assert first.untyped_storage().nbytes() == like.nbytes
-    del first
-    second = memory.recycled(like).fill_(2.0)
-    assert second.data_ptr() != address
-    assert view.eq(1).all()
-    copies = copy.deepcopy(second), pickle.loads(pickle.dumps(second))
-    del view
-    third = memory.recycled(like).fill_(3.0)
-    assert third.data_ptr() == address
-    assert all(torch.equal(one, second) for one in copies)
-    monkeypatch.setattr(memory, "KEPT", memory.LARGE)
-    del second, third
-    assert len(memory._kept) == 1
-    monkeypatch.setattr(memory, "KEPT", 0)
-    del like
-    memory.recycled(torch.empty(memory.LARGE // 4))
-    assert not memory._kept
+def large_call(**options):
+    """Everything large that a call makes: spikes, membranes, h and the gradient."""
+    x = torch.randn(2, memory.LARGE // 8 + 5, requires_grad=True)
+    outputs = qif_multi_step(x, 0.0, PARAMS, WINDOW, store_v_seq=True, store_h_seq=True, **options)
+    outputs[0].sum().backward()
+    return [*(output.detach() for output in outputs), x.grad]
+
+
+@pytest.mark.parametrize("backend", ["auto", "numba", "torch"])
+def test_the_storage_of_a_large_result_is_pytorchs_own(backend):
+    for tensor in large_call(backend=backend):
+        before = tensor.clone()
+        assert not tensor._is_view()
+        assert torch.equal(pickle.loads(pickle.dumps(tensor)), before)
+        assert torch.equal(copy.deepcopy(tensor), before)
+        tensor.resize_(2 * tensor.numel())
+        assert torch.equal(tensor[: before.numel()], before.flatten())
+        tensor.untyped_storage().resize_(0)
+        assert tensor.untyped_storage().nbytes() == 0
+
+
+def test_many_lengths_leave_no_memory_behind():
+    def resident():
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("this system does not say what a process holds")
+    results = large_call()
+    del results
+    before = resident()
+    for length in range(20):
+        x = torch.randn(2, memory.LARGE // 4 + 4096 * length)
+        qif_multi_step(x, 0.0, PARAMS, WINDOW)
+    assert resident() - before < 64 << 20
+
+
+@pytest.mark.skipif(not memory.uses_huge_pages(), reason="no huge pages are asked for")
+def test_large_tensors_lie_on_huge_pages():
+    tensor = memory.on_huge_pages(torch.empty(4 * memory.LARGE, dtype=torch.uint8))
+    middle, flags = tensor.data_ptr() + 2 * memory.LARGE, None
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, *rest = line.split()
+        if "-" in name and not name.endswith(":"):
+            first, stop = (int(part, 16) for part in name.split("-"))
+            inside = first <= middle < stop
+        elif name == "VmFlags:" and inside:
+            flags = rest
+    if not Path("/sys/kernel/mm/transparent_hugepage").exists():
+        pytest.skip("this system has none")
+    assert "hg" in flags
+
+
+@pytest.mark.parametrize("lacking", ["constant", "library", "function", "switched off"])
+def test_a_system_without_advice_leaves_tensors_as_they_are(lacking, monkeypatch):
+    if lacking == "constant":
+        monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
+    elif lacking == "switched off":
+        monkeypatch.setattr(memory, "ENABLED", False)
+    else:
+
+        def load(name):
+            if lacking == "library":
+                raise OSError(name)
+            return object()
+
+        monkeypatch.setattr(ctypes, "CDLL", load)
+    monkeypatch.setattr(memory, "_madvise", memory._find_madvise())
+    assert not memory.uses_huge_pages()
+    x = torch.randn(2, memory.LARGE // 8)
+    assert_same(qif_multi_step(x, 0.0, PARAMS, WINDOW), qif_multi_step(x, 0.0, PARAMS, WINDOW, backend="torch"))
 
 
 def test_the_profiler_sees_what_large_tensors_take():
@@ -230,6 +283,30 @@ def test_the_profiler_sees_what_large_tensors_take():
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         spikes, _ = qif_multi_step(x, 0.0, PARAMS, WINDOW)
     assert sum(event.self_cpu_memory_usage for event in profile.key_averages()) >= spikes.nbytes
+
+
+def test_a_version_that_does_not_say_whether_it_profiles_takes_the_operator(monkeypatch):
+    monkeypatch.delattr(torch.autograd.profiler, "_is_profiler_enabled")
+    x = torch.randn(3, 5)
+    assert not eager.applies(x, 0.0)
+    assert_same(qif_multi_step(x, 0.0, PARAMS, WINDOW), qif_multi_step(x, 0.0, PARAMS, WINDOW, backend="torch"))
+
+
+@pytest.mark.parametrize("lacking", ["file", "symbol", "library", "switched off"])
+def test_a_pytorch_without_a_team_to_start_has_our_threads(lacking, monkeypatch):
+    if lacking == "file":
+        monkeypatch.delattr(torch._C, "__file__")
+    elif lacking == "switched off":
+        monkeypatch.setattr(threads, "ENABLED", False)
+    else:
+
+        def load(name):
+            if lacking == "library":
+                raise OSError(name)
+            return object()
+
+        monkeypatch.setattr(ctypes, "CDLL", load)
+    assert threads._openmp() is None
 
 
 FALLBACK = """
@@ -277,3 +354,50 @@ def test_a_version_without_the_private_names():
     (out[0].sum() + (out[1] ** 2).sum()).backward()
     results = [*out, x.grad, v.grad, a.grad]
     assert str([round(float(result.detach().double().sum()), 4) for result in results]) == reference
+
+
+def test_the_switch_turns_every_shortcut_off():
+    """The variable in a fresh process: each shortcut says that it is off, and a kernel runs all the same."""
+    done = forked.python(SWITCHED_OFF)
+    assert done.returncode == 0, done.stderr
+
+
+SWITCHED_OFF = """
+import os
+os.environ["QIF_PLUGINS_SHORTCUTS"] = "0"
+import torch
+from qif_plugins import QIFParameters, Window, qif_multi_step
+from qif_plugins.ops import eager, memory, threads
+x = torch.randn(4, 1 << 19, requires_grad=True)
+assert not eager.applies(x, 0.0) and not memory.uses_huge_pages() and not threads.uses_openmp()
+spikes, _ = qif_multi_step(x, 0.0, QIFParameters(), Window(0.5, 1.5))
+spikes.sum().backward()
+y = x.detach().clone().requires_grad_()
+reference, _ = qif_multi_step(y, 0.0, QIFParameters(), Window(0.5, 1.5), backend="torch")
+reference.sum().backward()
+assert torch.equal(spikes, reference) and torch.equal(x.grad, y.grad)
+"""
+
+
+@pytest.mark.parametrize("value", ["off", "false", "2"])
+def test_the_switch_takes_nothing_but_0_and_1(value):
+    with pytest.raises(ValueError, match=f"QIF_PLUGINS_SHORTCUTS must be 0 .* or 1 .*{value!r}"):
+        shortcuts._is_on(value)
+    assert all(shortcuts._is_on(on) for on in (None, "", "1"))
+    assert not shortcuts._is_on("0")
+
+
+@pytest.mark.skipif(not shortcuts.ENABLED, reason="this is the run without shortcuts")
+def test_the_kernel_tests_pass_with_every_shortcut_off():
+    files = ["test_ops_eager.py", "test_ops_numba.py", "test_ops_library.py", "test_functional.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", NOT_AGAIN]
+    done = subprocess.run(
+        [*command, *(str(Path(__file__).with_name(name)) for name in files)],
+        env={**os.environ, shortcuts.VARIABLE: "0"}, capture_output=True, text=True, timeout=400, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
+
+
+SLOW = "compile two_processes export folder fork 31_elements private_names many_chunks opcheck"
+NOT_AGAIN = " and ".join(f"not {name}" for name in SLOW.split())
+"""What takes long and meets no shortcut."""

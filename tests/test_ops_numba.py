@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from kernel_cases import Case, cases, check_against_reference
 
 from qif_plugins.functional import qif_multi_step
-from qif_plugins.ops import cpu, threads
+from qif_plugins.ops import cpu, shortcuts, threads
 from qif_plugins.ops.contract import Coefficient, Coefficients, Kind
 from qif_plugins.parameters import QIFParameters
 from qif_plugins.surrogate import Shape, Window
@@ -91,6 +91,8 @@ def test_the_team_is_there_and_rests_after_it_was_late(monkeypatch):
     """A member that comes when all is done held the caller up: our pool takes the next jobs."""
     if sys.platform != "linux" or "USE_OPENMP=ON" not in torch.__config__.show():
         pytest.skip("PyTorch runs on GNU's OpenMP on Linux only")
+    if not shortcuts.ENABLED:
+        pytest.skip("shortcuts are off")
     monkeypatch.setattr(threads, "_team_again", 0.0)
     monkeypatch.setattr(threads, "LATE", 10.0)
     before = torch.get_num_threads()

@@ -14,8 +14,11 @@ from torch import Tensor
 
 from .. import __version__
 from ..functional import qif_multi_step
+from ..ops import eager
 from ..ops.backends import BACKENDS, unavailable_reason
-from ..ops.threads import which_threads
+from ..ops.memory import uses_huge_pages
+from ..ops.shortcuts import ENABLED, VARIABLE
+from ..ops.threads import uses_openmp, which_threads
 from ..parameters import QIFParameters
 from ..surrogate import Window
 
@@ -47,6 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{host:<14}{_version((host,)) or f'not installed; pip install {chr(39)}qif-plugins[{host}]{chr(39)}'}")
     for name, distributions in OPTIONAL.items():
         print(f"{name:<14}{_version(distributions) or 'not installed'}")
+    print(f"{'shortcuts':<14}{_shortcuts()}")
     devices = list(_devices())
     print(f"{'devices':<14}{', '.join(label for _, label in devices)}")
     if len(devices) == 1:
@@ -63,6 +67,18 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"  {backend:<12}{state}")
     print("\nusable" if healthy else "\nnot usable: a backend disagrees with the reference; please report this output")
     return 0 if healthy else 1
+
+
+def _shortcuts() -> str:
+    """Which of them this process takes, and how to turn them off or on."""
+    if not ENABLED:
+        return f"off by {VARIABLE}=0"
+    taken = {
+        "small CPU calls past PyTorch's dispatcher": eager.applies(torch.zeros(1, dtype=torch.float32), 0.0),
+        "PyTorch's own threads": uses_openmp(),
+        "huge pages": uses_huge_pages(),
+    }
+    return f"{', '.join(name for name, is_taken in taken.items() if is_taken) or 'none'}; {VARIABLE}=0 turns them off"
 
 
 def _version(distributions: tuple[str, ...]) -> str | None:

@@ -19,8 +19,9 @@ from ..surrogate import Shape
 from . import cpu
 from .contract import Coefficient, Coefficients, Kind
 from .library import multi_step_backward
-from .memory import recycled
+from .memory import on_huge_pages
 from .plain import is_plain
+from .shortcuts import ENABLED
 
 __all__ = ["Job", "applies", "job", "multi_step"]
 
@@ -63,7 +64,8 @@ def job(
 def applies(x: Tensor, v: Tensor | float) -> bool:
     """Whether a call on backend ``"numba"`` with this input and initial membrane can go this way."""
     return (
-        is_plain(x, v)
+        ENABLED
+        and is_plain(x, v)
         and not getattr(profiler, "_is_profiler_enabled", True)
         and x.dtype in _DTYPES
         and x.is_contiguous()
@@ -84,10 +86,10 @@ def _forward(
     x: Tensor, v: Tensor | float, v_dtype: torch.dtype, job: Job, with_h: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     steps = 1 if job.single else x.shape[0]
-    spike = recycled(torch.empty_like(x))
-    h = recycled(torch.empty_like(x, dtype=torch.float32)) if with_h else None
+    spike = on_huge_pages(torch.empty_like(x))
+    h = on_huge_pages(torch.empty_like(x, dtype=torch.float32)) if with_h else None
     shape = x.shape if job.single or job.store_v_seq else x.shape[1:]
-    v_out = recycled(x.new_empty(shape, dtype=v_dtype))
+    v_out = on_huge_pages(x.new_empty(shape, dtype=v_dtype))
     v_last, v_seq = (None, v_out) if job.store_v_seq else (v_out, None)
     cpu.forward(x, v, job.table, job.kind, spike, v_last, v_seq, h, steps)
     return spike, v_out, h
@@ -115,7 +117,7 @@ class _MultiStep(torch.autograd.Function):
         if torch.is_grad_enabled() or not is_plain(h, *gradients):
             return (*_by_operator(ctx, gradients, h, v), None, None)
         grad_spike, grad_v, grad_h = (None if gradient is None else gradient.contiguous() for gradient in gradients)
-        grad_x = recycled(torch.empty_like(h, dtype=ctx.x_dtype))
+        grad_x = on_huge_pages(torch.empty_like(h, dtype=ctx.x_dtype))
         grad_v0 = None if v is None else torch.empty_like(v)
         steps = 1 if job.single else h.shape[0]
         cpu.backward(

@@ -20,7 +20,7 @@ from .autograd import make_differentiable
 from .backends import implementation
 from .contract import Coefficient, Coefficients, Kind
 from .layout import coefficient, coefficient_gradient, empty_like_order, flatten, memory_order
-from .memory import recycled
+from .memory import on_huge_pages
 
 __all__ = ["multi_step"]
 
@@ -93,7 +93,7 @@ def _forward(
     ``numbers`` holds the nine coefficients and the initial membrane, used where the tensor is ``None``.
     """
     order = memory_order(x_seq)
-    spike_seq, v_out, h_seq = map(recycled, _allocate(x_seq, order, v_dtype, store_v_seq, save_h))
+    spike_seq, v_out, h_seq = map(on_huge_pages, _allocate(x_seq, order, v_dtype, store_v_seq, save_h))
     if x_seq.numel() == 0:
         return spike_seq, v_out, h_seq
     tensors = (a, u1, u2, v_threshold, v_reset, input_gain, s0, s1, s2)
@@ -148,7 +148,7 @@ def _backward(
 ) -> list[Tensor]:
     """Gradients of x_seq, of v if ``needs_v``, and of each number in ``needs``, in that order."""
     order = memory_order(h_seq)
-    grad_x = recycled(empty_like_order(h_seq, order, x_dtype))
+    grad_x = on_huge_pages(empty_like_order(h_seq, order, x_dtype))
     learnable = (a, u1, u2, v_threshold, v_reset, input_gain)
     grad_v0 = empty_like_order(h_seq, order, v.dtype, time=False) if needs_v and v is not None else None
     if h_seq.numel() == 0:

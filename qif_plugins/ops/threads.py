@@ -24,7 +24,9 @@ from typing import Any
 
 import torch
 
-__all__ = ["for_each_chunk", "which_threads"]
+from .shortcuts import ENABLED
+
+__all__ = ["for_each_chunk", "uses_openmp", "which_threads"]
 
 SMALL = 1 << 18
 """Neuron-steps below which waking a thread takes longer than it saves: some 50 microseconds."""
@@ -42,6 +44,8 @@ _workers = 0
 
 def _openmp() -> Callable[..., None] | None:
     """What starts a team in the OpenMP that PyTorch is linked to, if that is GNU's or speaks its language."""
+    if not ENABLED:
+        return None
     try:
         start = ctypes.CDLL(torch._C.__file__).GOMP_parallel
     except (AttributeError, OSError):  # another OpenMP, as on macOS and Windows, or none
@@ -57,9 +61,14 @@ _team_again = 0.0
 """When the team may be asked again, by :func:`time.monotonic`."""
 
 
+def uses_openmp() -> bool:
+    """Whether jobs are handed to PyTorch's own OpenMP team in this process."""
+    return _start_team is not None
+
+
 def which_threads() -> str:
     """What jobs are handed to in this process, in words."""
-    return "a pool of this package's" if _start_team is None else "PyTorch's own OpenMP team"
+    return "PyTorch's own OpenMP team" if uses_openmp() else "a pool of this package's"
 
 
 def for_each_chunk(
