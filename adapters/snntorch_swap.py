@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import snntorch as snn
@@ -196,6 +196,14 @@ class _SnnTorch:
         object.__setattr__(module, "__class__", plan.cls)
         if isinstance(module, RecurrentQIF):
             module.register_buffer("spk", torch.zeros(0), persistent=False)
+
+    def assign(self, module: Any, changes: Mapping[str, Any]) -> None:
+        for name, value in changes.items():
+            setattr(module, name, value)
+        if "reset_mechanism" in changes:
+            # The host's setter leaves the function that its constructor chose by it.
+            ending = {"subtract": "sub", "zero": "zero", "none": "int"}[module.reset_mechanism]
+            module.state_function = getattr(module, f"_base_{ending}")
 
     def settle(self, module: nn.Module) -> None:
         if isinstance(module, QIF):

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 __all__ = ["Rate", "Watch"]
 
@@ -64,13 +65,22 @@ class _Looks:
             self.first.append(look)
         self.last.append(look)
 
+    def rate(self) -> Rate | None:
+        """The rates so far; ``None`` for a neuron that did not run often enough."""
+        if len(self.last) < FIRST:
+            return None
+        return Rate(self.name, self.reads_out, _rate(self.first), _rate(self.last))
+
 
 class Watch:
-    """Watches neurons of any host; the modules themselves stay as they are, and may go before the account is given."""
+    """Watches neurons of any host; the modules themselves stay as they are, and may go before the account is given.
+
+    Of a neuron that is gone the numbers are left, and only those of the last one of its name.
+    """
 
     def __init__(self) -> None:
-        self._looks: list[_Looks] = []
-        self._by_module: weakref.WeakKeyDictionary[nn.Module, _Looks] = weakref.WeakKeyDictionary()
+        self._looks = WeakIdKeyDictionary()
+        self._gone: dict[str, Rate] = {}
 
     def add(self, name: str, neuron: nn.Module, reads_out: bool = False) -> None:
         """Watch one more; a readout only if it is there for its spikes.
@@ -80,15 +90,20 @@ class Watch:
         threshold = getattr(neuron, "v_threshold", None)
         if reads_out and not (isinstance(threshold, int | float) and threshold < INTEGRATES):
             return
-        looks = _Looks(name, reads_out)
-        self._looks.append(looks)
-        self._by_module[neuron] = looks
+        looks = self._looks[neuron] = _Looks(name, reads_out)
+        weakref.finalize(neuron, self._ended, looks).atexit = False
+
+    def _ended(self, looks: _Looks) -> None:
+        rate = looks.rate()
+        if rate is not None:
+            self._gone.pop(looks.name, None)  # to the end of the order
+            self._gone[looks.name] = rate
 
     def ran(self, module: nn.Module, args: Any, output: Any) -> None:
         """A forward hook for every module: counts what a watched neuron gave, at every :data:`STRIDE`-th call."""
         if torch.compiler.is_compiling():
             return
-        looks = self._by_module.get(module)
+        looks = self._looks.get(module)
         if looks is None:
             return
         looks.calls += 1
@@ -100,14 +115,13 @@ class Watch:
             looks.add(spikes)
 
     def rates(self) -> Iterator[Rate]:
-        """What was seen of each neuron that ran often enough, in the order in which they were added."""
-        for looks in self._looks:
-            if len(looks.last) >= FIRST:
-                yield Rate(looks.name, looks.reads_out, _rate(looks.first), _rate(looks.last))
+        """What was seen of each neuron that ran often enough, those that are gone first."""
+        yield from self._gone.values()
+        yield from filter(None, (looks.rate() for looks in self._looks.values()))
 
 
 def _rate(looks: Any) -> float:
     try:
         return sum(spikes.item() for spikes, _ in looks) / max(sum(steps for _, steps in looks), 1)
-    except RuntimeError:  # the device failed, or the tensor lived inside a transform
+    except RuntimeError:  # the device failed or captures a graph, or the tensor lived inside a transform
         return math.nan

@@ -91,7 +91,8 @@ def test_a_spikingjelly_script(tmp_path):
     done = qif_run(tmp_path, *words, program=SPIKINGJELLY, python=new_python)
     lines = done.stdout.splitlines()
     assert lines == [
-        "before ['QIFNode', 'Mine', 'LeakQIFNode', 'QIFNode']",
+        # The host's own neurons until the network is called: what a program sets on them means what it says.
+        "before ['LIFNode', 'Mine', 'ParametricLIFNode', 'LIFNode']",
         "after ['QIFNode', 'QIFNode', 'LeakQIFNode', 'LIFNode'] True 2.0",
         "argv ['--lr', '0.1', '-h', '--', '-m', 'x']",
     ]

@@ -189,6 +189,65 @@ def test_a_swapped_network_copies_pickles_and_goes_back():
     torch.testing.assert_close(net(X), before)
 
 
+def set_after_the_swap(net):
+    """What scripts set on their neurons, in a network that is built."""
+    net.lif1.reset_mechanism, net.lif1.output, net.lif1.note = "subtract", True, "mine"
+    net.lif1.beta, net.lif1.threshold = torch.tensor(0.5), torch.tensor(0.75)
+    net.lif2.inhibition = True
+    net.lif2.beta.requires_grad_(False)
+    net.lif2.threshold.data.fill_(0.3)
+    net.lif3.reset_delay, net.lif4.state_quant = False, torch.round
+    net.lif4.register_buffer("seen", torch.ones(2), persistent=False)
+    net.lif5.beta = nn.Parameter(torch.tensor(0.6))
+    net.lif5.spike_grad = surrogate.atan(alpha=3.0)
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_what_is_set_between_there_and_back_stays_set(copied):
+    net = Net().eval()
+    net.lif1 = snn.Leaky(0.9, reset_mechanism="zero")
+    lif = copy.deepcopy(net)
+    swap(net, example_input=X)
+    net = copy.deepcopy(net) if copied else net
+    set_after_the_swap(net)
+    set_after_the_swap(lif)
+    net(X)
+    swap(net, to="lif")
+    assert equal(net.state_dict(), lif.state_dict())
+    assert dict(net.named_parameters()).keys() == dict(lif.named_parameters()).keys()
+    assert [p.requires_grad for p in net.parameters()] == [p.requires_grad for p in lif.parameters()]
+    plain = (
+        "reset_mechanism",
+        "output",
+        "inhibition",
+        "reset_delay",
+        "state_quant",
+        "init_hidden",
+        "surrogate_disable",
+    )
+    for name in HIDDEN:
+        one, other = getattr(net, name), getattr(lif, name)
+        assert [getattr(one, n) for n in plain if n in vars(other)] == [
+            getattr(other, n) for n in plain if n in vars(other)
+        ]
+        assert one._non_persistent_buffers_set == other._non_persistent_buffers_set
+        assert not one.mem.numel()
+    assert net.lif1.note == "mine"
+    # The host's own setter leaves the function that the constructor chose; the neuron that went back resets as said.
+    lif.lif1.state_function = lif.lif1._base_sub
+    torch.testing.assert_close(net(X), lif(X), rtol=0, atol=0)
+    out = [x.lif5.spike_grad(torch.tensor(0.5, requires_grad=True)) for x in (net, lif)]
+    assert out[0] == out[1] == 1
+
+
+def test_a_threshold_chosen_at_the_swap_goes_with_it_unless_it_was_changed():
+    net = nn.Sequential(nn.Linear(6, 6), snn.Leaky(0.9), nn.Linear(6, 6), snn.Leaky(0.9), nn.Linear(6, 2))
+    swap(net, threshold=0.75)
+    net[3].threshold = torch.tensor(0.5)
+    swap(net, to="lif")
+    assert [net[i].threshold.item() for i in (1, 3)] == [1.0, 0.5]
+
+
 def test_paper_dynamics_keep_a_learned_leak_for_the_checkpoint_only():
     net = Net()
     swap(net, dynamics="paper")

@@ -231,6 +231,68 @@ def test_hooks_and_what_the_user_attached_stay():
     assert len(seen) == 1
 
 
+def set_after_the_swap(net):
+    """What scripts set on their neurons, in a network that is built."""
+    functional.set_step_mode(net, "s")
+    net[2].detach_reset, net[2].v_threshold, net[2].v_reset, net[2].store_v_seq = False, 0.25, -0.5, True
+    net[2].surrogate_function = surrogate.Sigmoid(alpha=2.0)
+    net[4].v_threshold, net[4].tau, net[4].decay_input = 0.3, 5.0, True
+    net[4].note, net[4]._private = "mine", [1]
+    net[4].register_buffer("seen", torch.ones(2), persistent=False)
+    net[4].scale = nn.Parameter(torch.ones(3))
+    net[4].extra = nn.Linear(2, 2)
+    net[6].w = nn.Parameter(torch.tensor(0.7), requires_grad=False)
+    net[6].v_reset = -0.25
+
+
+@pytest.mark.parametrize("through", [lambda net: net, copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
+def test_what_is_set_between_there_and_back_stays_set(through):
+    torch.manual_seed(1)
+    net = network()
+    lif = copy.deepcopy(net)
+    swap(net)
+    net = through(net)
+    set_after_the_swap(net)
+    set_after_the_swap(lif)
+    lif[4].scale, lif[4].extra = net[4].scale, net[4].extra
+    run(net, X[0])
+    swap(net, to="lif")
+    lif.load_state_dict(net.state_dict())
+    assert repr(net) == repr(lif)
+    assert net.state_dict().keys() == lif.state_dict().keys()
+    assert [n for n, p in net.named_parameters() if p.requires_grad] == [
+        n for n, p in lif.named_parameters() if p.requires_grad
+    ]
+    for one, other in zip((net[2], net[4], net[6]), (lif[2], lif[4], lif[6]), strict=True):
+        assert vars(one).keys() == vars(other).keys()
+        assert one._non_persistent_buffers_set == other._non_persistent_buffers_set
+        assert (one.v, one.v_threshold, one.v_reset, one.store_v_seq) == (
+            other.v, other.v_threshold, other.v_reset, other.store_v_seq
+        )  # fmt: skip
+    assert (net[4].note, net[4]._private) == ("mine", [1])
+    functional.reset_net(lif)
+    for x in X:
+        assert torch.equal(net(x), lif(x))
+    assert torch.equal(net[2].v_seq, lif[2].v_seq) if net[2].v_seq is not None else lif[2].v_seq is None
+
+
+@pytest.mark.skipif(not HAS_BACKENDS, reason="this version's LIFNode has no backends")
+def test_a_backend_of_ours_does_not_reach_the_lif_neuron():
+    net = network()
+    swap(net)
+    net[2].backend, net[4].backend = "numba", "torch"
+    swap(net, to="lif")
+    assert [net[i].backend for i in (2, 4)] == ["torch", "torch"]
+
+
+def test_a_threshold_chosen_at_the_swap_goes_with_it():
+    net = network()
+    swap(net, v_threshold=0.75)
+    net[2].v_threshold = 0.5
+    swap(net, to="lif")
+    assert [net[i].v_threshold for i in (2, 4, 6)] == [0.5, 0.5, 1.0]
+
+
 class OnlyConstructor(neuron.LIFNode):
     def __init__(self):
         super().__init__(tau=4.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Mapping
 from contextlib import nullcontext
 from importlib.util import find_spec
 from typing import Any
@@ -141,6 +142,12 @@ class _SpikingJelly:
     def construct(self, module: nn.Module, plan: Plan) -> None:
         object.__setattr__(module, "__class__", plan.cls)
         plan.cls.__init__(module, **plan.arguments)
+
+    def assign(self, module: Any, changes: Mapping[str, Any]) -> None:
+        for name, value in changes.items():
+            ours = name == "backend" and value not in getattr(module, "supported_backends", ("torch", "cupy"))
+            if name != "v_seq" and not ours:
+                setattr(module, name, value)
 
     def settle(self, module: nn.Module) -> None:
         if isinstance(module, LearnedLeak):

@@ -103,32 +103,42 @@ def _theirs(frames: TracebackType | None) -> TracebackType | None:
 
 def _account(patch: Patch, status: int, chosen: bool) -> int:
     """Say what became of the neurons; the exit status, which stays as it is where the program chose it."""
-    built, lone = sum(patch.built.values()), sum(patch.unseen.values())
-    if built:
-        stayed = sum(patch.stayed.values())
-        what = "neuron is" if built == 1 else "neurons are"
-        _say(f"{built} {what} QIF (in the place of {_kinds(patch.built)}){f'; {stayed} stayed LIF' if stayed else ''}")
-    if built and lone:
+    became, stayed, alone, uncalled = (
+        sum(counts.values()) for counts in (patch.became, patch.stayed, patch.alone, patch.uncalled)
+    )
+    if became or stayed:
+        what = f"{became} {'neuron is' if became == 1 else 'neurons are'} QIF"
+        place = f" (in the place of {_kinds(patch.became)})" if became else ""
+        _say(f"{what}{place}{f'; {stayed} stayed LIF ({_kinds(patch.stayed)})' if stayed else ''}")
+    if alone:
         _say(
-            f"{lone} of them {'was' if lone == 1 else 'were'} in no network that was called ({_kinds(patch.unseen)}), "
-            "as in one that is built only to load weights: each is QIF with the leak of its LIF neuron"
+            f"{alone} of them {'was' if alone == 1 else 'were'} in no network that was called ({_kinds(patch.alone)}): "
+            "each is QIF with the leak of its LIF neuron"
         )
-    _spikes(patch.watch.rates(), patch.choices["window"])
-    if built and patch.ran:
+    if uncalled:
+        _say(
+            f"{uncalled} more {'was' if uncalled == 1 else 'were'} built and not called ({_kinds(patch.uncalled)}), as "
+            "in a network that is built only to load weights, or inside a compiled function: LIF"
+        )
+    _spikes(patch.watch.rates(), patch.request.window)
+    if became:
         return status
     if chosen:
         _say("no QIF neuron ran before the program ended itself")
         return status
-    if built:
+    if stayed:
+        where = "its neurons stayed LIF, for the reasons given above"
+    elif uncalled:
         where = "neurons were built, but none ran"
     elif patch.patched:
         names = [name for names in patch.patched.values() for name in names]
         where = f"it imported {', '.join(patch.patched)}, but built no {' or '.join(dict.fromkeys(names))}"
     else:
         where = f"it imported none of {', '.join(NAMES)}"
+    what = "ran as" if stayed or uncalled else "was"
     _say(
-        f"nothing {'ran as' if built else 'was'} QIF: {where} in this process. Processes that it starts are not "
-        "patched; start them through 'qif run' instead, as in 'torchrun --no-python qif run train.py'."
+        f"nothing {what} QIF: {where} in this process. Processes that it starts are not patched; "
+        "start them through 'qif run' instead, as in 'torchrun --no-python qif run train.py'."
     )
     return status or NOTHING_BUILT
 

@@ -67,8 +67,8 @@ def swap(
             network that is stepped through time each step is normalized by itself. Default ``"keep"``.
         readout: ``"keep"`` (default) leaves neurons alone that feed the model's output with no weight between:
             decoding wants the subtracting reset, which QIF does not have. ``"swap"`` replaces them, too.
-        to: ``"qif"`` (default), or ``"lif"`` to make every swapped neuron what it was, with its configuration of then
-            and its parameters of now. Norms stay.
+        to: ``"qif"`` (default), or ``"lif"`` to make every swapped neuron what it was, with its parameters of now and
+            whatever was set on it since; what the swap itself chose, the surrogate or the reset, goes. Norms stay.
         example_input: The model's argument, or a tuple of them. A copy of the model runs on it once, in eval mode,
             to see what feeds what. Without it, the order in which modules were registered decides.
         **parameters: Arguments of the QIF neurons that take precedence over everything, such as ``a=0.2``,
@@ -102,12 +102,31 @@ def swap(
             f"{found.norms_blind}. Pass example_input=..., the model's argument, so that swap can follow the data, or "
             "dynamics='paper' or 'lif' for every neuron, with norm='keep'."
         )
+    return swap_found(found, request, norm, readout, hosts, refuse=True)
+
+
+def swap_found(
+    found: Survey, request: Request, norm: str, readout: str, hosts: list[Host], refuse: bool = False
+) -> SwapReport:
+    """Swap the neurons of a survey, all of them or none.
+
+    Args:
+        found: Where the neurons stand.
+        request: What they become.
+        norm: As in :func:`swap`; ``readout`` likewise.
+        hosts: Whose neurons they are.
+        refuse: Whether a neuron that cannot become what was asked for, and nothing to swap, are errors; else they are
+            in the report.
+
+    Raises:
+        ValueError: As ``refuse`` says.
+    """
     undo: list[Callable[[], None]] = []
     try:
-        rows = [_swap_site(site, request, readout, undo) for site in found.sites]
+        rows = [_swap_site(site, request, readout, undo, refuse) for site in found.sites]
         if norm == "tdbn":
             rows += _convert_norms(found, hosts, undo)
-        if not any(row.changed for row in rows):
+        if refuse and not any(row.changed for row in rows):
             raise ValueError(_nothing(rows))
     except BaseException:
         for step in reversed(undo):
@@ -127,6 +146,15 @@ def _check(model: Any, choices: dict[str, str], window: Any) -> None:
         raise ValueError(
             f"unknown window {window!r}; there are {', '.join(map(repr, WINDOWS))}, 'keep', or a Window(lo, hi)"
         )
+    check_swappable(model)
+
+
+def check_swappable(model: nn.Module) -> None:
+    """Refuse a model that is compiled or wrapped.
+
+    Raises:
+        ValueError: It is; says where, and what to do first.
+    """
     for name, module in model.named_modules():
         where = f" (at {name!r})" if name else ""
         kinds = {cls.__name__ for cls in type(module).__mro__}
@@ -143,7 +171,7 @@ def _check(model: Any, choices: dict[str, str], window: Any) -> None:
             )
 
 
-def _swap_site(site: Site, request: Request, readout: str, undo: list[Callable[[], None]]) -> Row:
+def _swap_site(site: Site, request: Request, readout: str, undo: list[Callable[[], None]], refuse: bool) -> Row:
     was = type(site.module).__name__
     if site.neuron.role == "qif":
         return Row(site.name, was, was, "a QIF neuron already", changed=False)
@@ -154,7 +182,8 @@ def _swap_site(site: Site, request: Request, readout: str, undo: list[Callable[[
     try:
         plan = site.host.plan(site.module, request, bool(site.norms))
     except (ValueError, TypeError) as error:
-        if request.dynamics == "auto" and not request.parameters and isinstance(error, ValueError):
+        asked_for = refuse and (request.dynamics != "auto" or request.parameters)
+        if isinstance(error, ValueError) and not asked_for:
             return Row(site.name, was, was, f"QIF cannot take its place: {error}", changed=False)
         raise type(error)(f"{site.name or was}: {error}") from error
     undo.append(rebuild(site.module, site.host, plan))
@@ -212,9 +241,17 @@ def _back(model: nn.Module, hosts: list[Host]) -> SwapReport:
         elif replaced(site.module) is None:
             rows.append(Row(site.name, was, was, "built as QIF; there is no neuron to go back to", changed=False))
         else:
-            restore(site.module)
+            restore(site.module, site.host)
             site.host.settle(site.module)
-            rows.append(Row(site.name, was, type(site.module).__name__, "as it was before the swap", changed=True))
+            rows.append(
+                Row(
+                    site.name,
+                    was,
+                    type(site.module).__name__,
+                    "its LIF neuron again, with what was set since",
+                    changed=True,
+                )
+            )
     if not any(row.changed for row in rows):
         raise ValueError(_nothing(rows))
     return SwapReport(tuple(rows))

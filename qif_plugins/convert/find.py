@@ -10,7 +10,7 @@ import contextlib
 import copy
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,9 +24,22 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from .hosts import Host, Neuron, Request
 from .rebuild import rebuild
 
-__all__ = ["Site", "Survey", "neurons", "survey"]
+__all__ = ["Call", "Site", "Survey", "neurons", "survey"]
 
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, *filter(None, [getattr(nn, "RMSNorm", None)]))
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of one call of a model.
+
+    Attributes:
+        args: The positional ones.
+        kwargs: Those by name.
+    """
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -85,7 +98,8 @@ def survey(model: nn.Module, hosts: Sequence[Host], example_input: Any = None) -
     Args:
         model: Any module.
         hosts: Whose neurons to look for.
-        example_input: The model's argument, or a tuple of them; ``None`` to go by the registration order.
+        example_input: The model's argument, a tuple of them, or a :class:`Call`; ``None`` to go by the registration
+            order.
 
     Raises:
         ValueError: The model does not run on the example input, or its copy cannot be made.
@@ -269,6 +283,7 @@ class _Flow(TorchDispatchMode):
 def _trace(model: nn.Module, hosts: Sequence[Host], sites: list[Site], example_input: Any) -> None:
     """Places by running a copy of the model, in eval mode and without gradient."""
     arguments = example_input if isinstance(example_input, tuple) else (example_input,)
+    call = example_input if isinstance(example_input, Call) else Call(arguments)
     with contextlib.ExitStack() as stack:
         for host in hosts:
             stack.enter_context(host.apart())
@@ -288,10 +303,10 @@ def _trace(model: nn.Module, hosts: Sequence[Host], sites: list[Site], example_i
             elif kind == WEIGHT:
                 handles.append(module.register_forward_pre_hook(lambda module, args: flow.feed(flow.of(args))))
             handles.append(module.register_forward_hook(_leaving(flow, frozenset({(kind, name)}))))
-        flow.mark(arguments, frozenset({_INPUT}))
+        flow.mark((call.args, dict(call.kwargs)), frozenset({_INPUT}))
         try:
             with torch.no_grad(), flow:
-                out = twin.eval()(*arguments)
+                out = twin.eval()(*call.args, **call.kwargs)
         except Exception as error:
             raise ValueError(f"the model does not run on example_input: {type(error).__name__}: {error}") from error
         finally:

@@ -129,6 +129,9 @@ class Host(Protocol):
     def construct(self, module: nn.Module, plan: Plan) -> None:
         """Run the constructor of ``plan`` on ``module``, which has no attributes, and set its class."""
 
+    def assign(self, module: nn.Module, changes: Mapping[str, Any]) -> None:
+        """Set on a LIF neuron what was set on the QIF neuron in its place, as far as it takes that."""
+
     def settle(self, module: nn.Module) -> None:
         """What has to follow once parameters, buffers and children are in place."""
 

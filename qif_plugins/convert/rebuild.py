@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .hosts import Host, Neuron, Plan
@@ -24,9 +25,9 @@ _RECORD = "_replaced"
 
 HARMLESS = {
     "__init__", "extra_repr", "__repr__", "__module__", "__qualname__", "__doc__", "__annotations__", "__firstlineno__",
-    "__static_attributes__", "__annotate__", "__annotate_func__", "__annotations_cache__",
+    "__static_attributes__", "__annotate__", "__annotate_func__", "__annotations_cache__", "stands_for",
 }  # fmt: skip
-"""What a subclass may define without having code that a swap would lose."""
+"""What a subclass may define without having code that a swap would lose; the last is how ``qif run`` marks its own."""
 
 
 def own_code(module: nn.Module, known: type[Any]) -> list[str]:
@@ -87,7 +88,36 @@ class Replaced:
         self.own_buffers: dict[str, Tensor] = {}
         self.own_children: dict[str, nn.Module | None] = {}
         self.idle: list[str] = []
-        self.became: frozenset[str] = frozenset()
+        self.made: frozenset[str] = frozenset()
+        self.settings: dict[str, Any] = {}
+        self.own_tensors: dict[str, Tensor | None] = {}
+
+    def became(self, module: nn.Module, plan: Plan, extra: Collection[str]) -> None:
+        """Note what the QIF neuron has, now that it is made: what it has otherwise later was set by the user.
+
+        Args:
+            module: The QIF neuron.
+            plan: How it was made.
+            extra: Names of the attributes that no constructor sets.
+        """
+        self.made = frozenset([*vars(module), *module._parameters, *module._buffers, *module._modules])
+        names = {_public(self.cls, name) for name in [*self.attributes, *self.own_children]}
+        kept = {*extra, *plan.attributes}
+        self.settings = {
+            name: _setting(module, name)
+            for name in names
+            if (not name.startswith("_") or name in kept) and _has(module, name)
+        }
+        held = {**module._buffers, **module._parameters}
+        self.own_tensors = {name: _copied(held.get(name)) for name in plan.own if name in self.own_buffers}
+
+    def changes(self, module: nn.Module) -> dict[str, Any]:
+        """What was set since on the QIF neuron that the neuron of before has, too."""
+        return {
+            name: getattr(module, name)
+            for name, then in self.settings.items()
+            if _has(module, name) and not _same(_setting(module, name), then)
+        }
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
@@ -132,47 +162,64 @@ def rebuild(module: nn.Module, host: Host, plan: Plan) -> Callable[[], None]:
         vars(module).update({name: before[name] for name in _GENERIC if name in before})
         vars(module).update(plan.attributes, **{_RECORD: record})
         host.settle(module)
-        record.became = frozenset(vars(module))
+        record.became(module, plan, extra)
     except BaseException:
         undo()
         raise
     return undo
 
 
-def restore(module: nn.Module) -> Callable[[], None]:
-    """Make ``module`` what it was before :func:`rebuild`, with its present tensors, hooks and training mode.
+def restore(module: nn.Module, host: Host) -> None:
+    """Make ``module`` the neuron that it was before :func:`rebuild`, as it would be had it been left alone.
 
-    Returns:
-        A function that undoes it.
+    What was set since on the QIF neuron stays set where the other neuron has it: settings, surrogate, parameters,
+    buffers and children, the user's own attributes, hooks, training mode. The map, the window and what else only a QIF
+    neuron has go, and so does what :func:`rebuild` had to choose otherwise and nobody touched, such as the reset. The
+    membrane starts at rest.
     """
-    before, undo = dict(vars(module)), _undoing(module)
+    before = dict(vars(module))
     record: Replaced = before[_RECORD]
+    changes = record.changes(module)
+    made_since = {name for kind in ("_parameters", "_buffers", "_modules") for name in before[kind]} - record.made
     tensors = {**before["_buffers"], **before["_parameters"]}
+    own = {
+        name: _like(value, tensors.get(name))
+        for name, value in record.own_buffers.items()
+        if name not in record.own_tensors or _equal(tensors.get(name), record.own_tensors[name])
+    }
+    private = {name for name in before if name.startswith("_") and hasattr(type(module), name)}
     object.__setattr__(module, "__class__", record.cls)
-    own = {name: _like(value, tensors.get(name)) for name, value in record.own_buffers.items()}
     vars(module).clear()
     vars(module).update({name: before[name] for name in _GENERIC if name in before})
+    names = [*record.parameters, *record.buffers]
+    names += [name for name in tensors if name in made_since]
+    values = {name: own.get(name, tensors.get(name)) for name in names}
+    parameters = {n for n, v in values.items() if isinstance(v, nn.Parameter) or (v is None and n in record.parameters)}
+    children = {name: record.own_children.get(name, before["_modules"].get(name)) for name in record.children}
+    children |= {name: child for name, child in before["_modules"].items() if name in made_since}
     vars(module).update(
-        _parameters={name: tensors[name] for name in record.parameters},
-        _buffers={name: own.get(name, tensors.get(name)) for name in record.buffers},
-        _modules={name: record.own_children.get(name, before["_modules"].get(name)) for name in record.children},
-        _non_persistent_buffers_set=record.non_persistent,
+        _parameters={name: value for name, value in values.items() if name in parameters},
+        _buffers={name: value for name, value in values.items() if name not in parameters},
+        _modules=children,
+        _non_persistent_buffers_set=record.non_persistent | (before["_non_persistent_buffers_set"] & made_since),
     )
     for name, value in record.attributes.items():
-        vars(module)[name] = value.resolve(module) if hasattr(value, "resolve") else value
-    since = {name: v for name, v in before.items() if name not in record.became and not name.startswith("_")}
-    vars(module).update(since)
+        if name not in values and name not in children:
+            vars(module)[name] = value.resolve(module) if hasattr(value, "resolve") else value
+    vars(module).update({n: v for n, v in before.items() if n not in record.made | private | changes.keys()})
     for name in record.idle:
-        module._parameters[name].requires_grad_(True)  # type: ignore[union-attr]
-    return undo
+        if (parameter := module._parameters.get(name)) is not None:
+            parameter.requires_grad_(True)
+    host.assign(module, changes)
 
 
 def _take_over(module: nn.Module, before: dict[str, Any], plan: Plan, record: Replaced) -> None:
     """Parameters, buffers and children that the neuron had, in the places of those that its constructor made."""
     tensors: dict[str, Tensor | None] = {**before["_buffers"], **before["_parameters"]}
     some = next((t for t in tensors.values() if t is not None), None)
-    transient = record.non_persistent | module._non_persistent_buffers_set
-    for name in [*module._parameters, *module._buffers]:
+    names = [*module._parameters, *module._buffers]
+    transient = (record.non_persistent | module._non_persistent_buffers_set) & {*names}
+    for name in names:
         kind = module._parameters if name in module._parameters else module._buffers
         if name not in tensors or name in plan.own or name in transient:
             kind[name] = _like(kind[name], tensors.get(name, some))  # type: ignore[assignment]
@@ -186,6 +233,8 @@ def _take_over(module: nn.Module, before: dict[str, Any], plan: Plan, record: Re
             module._parameters[name] = tensor  # type: ignore[assignment]
         else:
             module._buffers[name] = tensor
+            if name in record.non_persistent:
+                module._non_persistent_buffers_set.add(name)
     for name in plan.idle:
         parameter = module._parameters[name]
         if parameter is not None and parameter.requires_grad:
@@ -207,6 +256,39 @@ def _like(value: Tensor | None, other: Tensor | None) -> Tensor | None:
         return value
     moved = value.to(other.device)
     return nn.Parameter(moved, value.requires_grad) if isinstance(value, nn.Parameter) else moved
+
+
+def _public(cls: type[Any], name: str) -> str:
+    """The name by which the attribute ``name`` is set: that of the property before it, if there is one."""
+    return name[1:] if name.startswith("_") and isinstance(getattr(cls, name[1:], None), property) else name
+
+
+def _has(module: nn.Module, name: str) -> bool:
+    return f"_{name}" in vars(module) or hasattr(module, name)
+
+
+def _setting(module: nn.Module, name: str) -> Any:
+    """What was set as ``name``, not what a property makes of it."""
+    return vars(module)[f"_{name}"] if f"_{name}" in vars(module) else getattr(module, name)
+
+
+def _same(now: Any, then: Any) -> bool:
+    if now is then or isinstance(now, Tensor) or isinstance(then, Tensor):
+        return now is then
+    try:
+        return type(now) is type(then) and bool(now == then)
+    except (TypeError, ValueError, RuntimeError):  # what compares element by element
+        return False
+
+
+def _copied(value: Tensor | None) -> Tensor | None:
+    return None if value is None else value.detach().clone()
+
+
+def _equal(now: Tensor | None, then: Tensor | None) -> bool:
+    if now is None or then is None or now.is_meta or then.is_meta:
+        return now is then or (now is not None and then is not None)
+    return now.shape == then.shape and torch.equal(now.detach().to(then), then)
 
 
 def _undoing(module: nn.Module) -> Callable[[], None]:
