@@ -319,8 +319,10 @@ class QIF(QIFLayer, snn.Leaky):
         beta, threshold = self._limited()
         learned = self._learns("beta") or self._learns("threshold")
         # Constants become floats, which the kernels take as such; learned parameters stay on their device.
-        beta = beta if self._learns("beta") or beta.numel() > 1 else self._constant("beta")
-        threshold = threshold if self._learns("threshold") or threshold.numel() > 1 else self._constant("threshold")
+        if not self._learns("beta") and beta.numel() == 1:
+            beta = self._constant("beta", beta)
+        if not self._learns("threshold") and threshold.numel() == 1:
+            threshold = self._constant("threshold", threshold)
         params = self._params(beta, threshold, checked=not learned)
         factor = self.graded_spikes_factor
         graded = isinstance(factor, nn.Parameter) or bool((factor != 1).any())
@@ -338,10 +340,10 @@ class QIF(QIFLayer, snn.Leaky):
         derive = _Derivation(self.dynamics, self.curvature, self._reset_mechanism)
         return derive({name: getattr(self, name) for name in self._root_names}, beta, threshold, checked)
 
-    def _constant(self, name: str) -> float:
-        """The buffer's number; as it was passed, in float32, where the buffer holds its rounding to half precision."""
+    def _constant(self, name: str, limited: Tensor) -> float:
+        """The number; as it was passed, in float32, where the buffer holds its rounding to half precision."""
         buffer, given = getattr(self, name), self._given[name]
-        value: float = buffer.item()
+        value: float = limited.item()
         if buffer.dtype in (torch.float16, torch.bfloat16) and isinstance(given, float):
             passed = torch.tensor(given, dtype=torch.float32, device="cpu")
             if passed.to(buffer.dtype).item() == value:
