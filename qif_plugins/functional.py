@@ -34,7 +34,7 @@ from .observe import Observation, observers
 from .ops import eager
 from .ops.backends import available_backends, choose_backend
 from .ops.contract import LEARNABLE, Kind
-from .ops.layout import wider
+from .ops.layout import in_layout_of, wider
 from .ops.library import multi_step
 from .ops.reference import autograd_multi_step, composed_multi_step, name_of
 from .parameters import QIFParameters
@@ -98,7 +98,9 @@ def qif_multi_step(
 
     Args:
         x_seq: Input current ``[T, ...]``, time first, T >= 1; float16, bfloat16 (both computed in
-            float32 and rounded once on output), float32 or float64. Any dense layout goes through uncopied.
+            float32 and rounded once on output), float32 or float64. Any dense layout with time outermost in memory,
+            such as channels-last, goes through uncopied. Of others, such as a batch-first ``x.transpose(0, 1)`` or a
+            slice, each tensor of this size is copied on its way in or out: in time about as much as the pass itself.
         v: Membrane before the first step: a tensor of one time step's shape ``[...]``, which may
             carry gradient, or a float.
         params: The neuron.
@@ -114,8 +116,9 @@ def qif_multi_step(
 
     Returns:
         ``(spike_seq, v_last)``, or ``(spike_seq, v_seq)`` with ``store_v_seq``; ``store_h_seq`` appends
-        ``h_seq``. ``spike_seq`` has ``x_seq``'s shape, layout and dtype; the membranes have the
-        wider dtype of ``x_seq`` and ``v``.
+        ``h_seq``. ``spike_seq`` has ``x_seq``'s shape and dtype; the membranes have the wider dtype of ``x_seq``
+        and ``v``. All of them, and with a fused surrogate the gradient of ``x_seq``, have the strides that PyTorch
+        gives an elementwise function of ``x_seq`` (the last membrane, of one time step of it).
 
     Raises:
         TypeError: ``x_seq`` or ``v`` is not floating point, ``params`` or ``surrogate`` is of another kind.
@@ -217,6 +220,9 @@ def _run_operator(
             spike_seq, v_seq, h_seq = autograd_multi_step(wide, v, params, surrogate, detach_reset, pre_reset)
         v_out = (v_seq if store_v_seq else v_seq[-1]).to(v_dtype)
         spike_seq = spike_seq.to(x_seq.dtype)
+        if not _is_exported_to_onnx():  # which knows no layouts
+            spike_seq, h_seq = in_layout_of(x_seq, spike_seq), in_layout_of(x_seq, h_seq)
+            v_out = in_layout_of(x_seq if store_v_seq else x_seq[0], v_out)
         for observe in observers:
             observe(Observation(x_seq, params, surrogate, spike_seq, h_seq))
         return (spike_seq, v_out, *([h_seq.to(v_dtype)] if store_h_seq else []))

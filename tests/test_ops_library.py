@@ -58,7 +58,21 @@ def operands(x, v=None, tensors=(None,) * 9, save_h=True, soft=False, store_v_se
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("case", ["plain", "bfloat16", "channels_last", "membrane", "numbers", "no gradient", "empty"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "plain",
+        "bfloat16",
+        "channels_last",
+        "batch first",
+        "slice",
+        "expanded",
+        "membrane",
+        "numbers",
+        "no gradient",
+        "empty",
+    ],
+)
 def test_opcheck(backend, case):
     x = torch.randn(3, 2, 4, 3, 5).requires_grad_(case != "no gradient")
     options = {}
@@ -68,6 +82,13 @@ def test_opcheck(backend, case):
     elif case == "channels_last":
         x = x.detach()[:, :, :, :, :4].permute(0, 1, 4, 2, 3).requires_grad_()
         options["tensors"] = (torch.rand(4, 1, 1, requires_grad=True), *[None] * 8)
+    elif case == "batch first":
+        x = x.detach().transpose(0, 1).requires_grad_()
+        options.update(v=torch.randn(4, 3, 3, 5).transpose(0, 1).requires_grad_(), store_v_seq=True)
+    elif case == "slice":
+        x = x.detach()[:, :, ::2].requires_grad_()
+    elif case == "expanded":
+        x = x.detach()[:, :1].expand(3, 2, 4, 3, 5).requires_grad_()
     elif case == "membrane":
         options.update(v=torch.randn(2, 4, 3, 5, requires_grad=True), store_v_seq=True)
     elif case == "numbers":
@@ -226,6 +247,20 @@ def test_saved_for_backward(backend, dtype):
         spikes, _ = qif_multi_step(x, v, PARAMS, WINDOW, backend=backend)
     assert [(tensor.dtype, tensor.shape) for tensor in saved] == [(torch.float32, x.shape)]
     spikes.float().sum().backward()
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiled_code_knows_the_layouts(dynamic):
+    """What follows is compiled for strides that the fake kernels say; a batch-first input, in and out."""
+
+    def sequence(x):
+        spikes, v_seq = qif_multi_step(x.transpose(0, 1), 0.0, PARAMS, WINDOW, store_v_seq=True)
+        return spikes.transpose(0, 1).view(x.shape[0], -1), v_seq.transpose(0, 1).view(x.shape[0], -1)
+
+    compiled = torch.compile(sequence, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for shape in ((3, 4, 5), (6, 2, 7)):
+        x = torch.randn(shape)
+        assert_same(gradients(compiled, x), gradients(sequence, x))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

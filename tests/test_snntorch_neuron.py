@@ -446,3 +446,11 @@ class TestAnalyticWindow:
         for one, other in zip(mine.surrogate.coefficients(), default.surrogate.coefficients(), strict=True):
             assert one == pytest.approx(other, rel=1e-6)
         assert default.spike_grad.surrogate.hi == pytest.approx(-default.spike_grad.surrogate.lo)
+
+
+@pytest.mark.parametrize("spike_grad", [None, surrogate.straight_through_estimator()], ids=["fused", "another"])
+@pytest.mark.filterwarnings("ignore:the surrogate")
+def test_a_batch_first_view_keeps_its_layout(spike_grad):
+    x_seq = torch.randn(N, T, FEATURES).transpose(0, 1)
+    spk, mem = QIF(spike_grad=spike_grad).forward_sequence(x_seq)
+    assert spk.stride() == mem.stride() == x_seq.stride()

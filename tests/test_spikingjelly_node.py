@@ -230,6 +230,18 @@ def test_spikes_and_membrane_may_be_used_in_place(step_mode, channels_last):
     node(x.detach())
 
 
+@pytest.mark.parametrize("surrogate_function", [surrogate.ATan(), surrogate.Erf()], ids=["fused", "another"])
+@pytest.mark.filterwarnings("ignore:the surrogate")
+def test_a_batch_first_view_keeps_its_layout(surrogate_function):
+    x = inputs(5, T, 4).transpose(0, 1)
+    node = QIFNode(step_mode="m", store_v_seq=True, surrogate_function=surrogate_function)
+    assert node(x).stride() == node.v_seq.stride() == x.stride()
+    single = QIFNode(surrogate_function=surrogate_function)
+    for step in (inputs(5, 4).t(), inputs(5, 4).t()):
+        assert single(step).stride() == step.stride()
+        assert single.v.stride() == step.stride()
+
+
 def test_subthreshold_steps_match_lif_near_rest():
     x = inputs(T, 50) * 1e-4
     lif, node = neuron.LIFNode(4.0, step_mode="m"), QIFNode(4.0, step_mode="m")

@@ -88,8 +88,7 @@ def _forward(
     steps = 1 if job.single else x.shape[0]
     spike = on_huge_pages(torch.empty_like(x))
     h = on_huge_pages(torch.empty_like(x, dtype=torch.float32)) if with_h else None
-    shape = x.shape if job.single or job.store_v_seq else x.shape[1:]
-    v_out = on_huge_pages(x.new_empty(shape, dtype=v_dtype))
+    v_out = on_huge_pages(torch.empty_like(x if job.single or job.store_v_seq else x[0], dtype=v_dtype))
     v_last, v_seq = (None, v_out) if job.store_v_seq else (v_out, None)
     cpu.forward(x, v, job.table, job.kind, spike, v_last, v_seq, h, steps)
     return spike, v_out, h

@@ -1,8 +1,9 @@
-"""Memory order: how tensors of any dense layout become [T, N] without a copy.
+"""Memory order: how tensors of any layout become the [T, N] of the kernels, and results get the input's layout back.
 
 The kernels are elementwise over neurons, so the order of the neurons does not matter as long as every
-tensor has the same one. Taking them in the input's memory order lets contiguous and channels-last
-inputs through uncopied, and gives the outputs the input's layout.
+tensor has the same one. Taking them in the input's memory order lets every dense layout with time outermost in memory
+(contiguous, channels-last, other permutations of a step) through uncopied. Where time is not outermost, as in the
+batch-first view ``x.transpose(0, 1)``, or where memory has gaps, tensors are copied on the way in and out.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ from torch import Tensor
 
 from .contract import Coefficient
 
-__all__ = ["coefficient", "coefficient_gradient", "empty_like_order", "flatten", "memory_order", "wider"]
+__all__ = [
+    "coefficient", "coefficient_gradient", "empty_like", "flatten", "give_back", "in_layout_of", "make_room",
+    "memory_order", "wider",
+]  # fmt: skip
 
 
 def wider(a: torch.dtype, b: torch.dtype) -> torch.dtype:
@@ -31,7 +35,10 @@ def memory_order(x_seq: Tensor) -> tuple[int, ...]:
     """The dimensions of one time step, outermost in memory first, counted without the time dimension."""
     if x_seq.is_contiguous():
         return _plain(x_seq.dim() - 1)
-    strides = x_seq.stride()[1:]
+    return _outermost_first(x_seq.stride()[1:])
+
+
+def _outermost_first(strides: Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted(range(len(strides)), key=lambda d: -strides[d]))
 
 
@@ -39,22 +46,56 @@ def flatten(x: Tensor, order: Sequence[int], time: bool = True) -> Tensor:
     """``x`` as [T, N] (or [N] if not ``time``) in ``order``; a view where the memory already is in that order."""
     if tuple(order) == _plain(len(order)) and x.is_contiguous():
         return x.view(x.shape[0], -1) if time else x.view(-1)
-    if time:
-        return x.permute(0, *(d + 1 for d in order)).reshape(x.shape[0], -1).contiguous()
-    return x.permute(tuple(order)).reshape(-1).contiguous()
+    ordered = _in_order(x, order, time)
+    return ordered.reshape(x.shape[0], -1).contiguous() if time else ordered.reshape(-1).contiguous()
 
 
-def empty_like_order(x_seq: Tensor, order: Sequence[int], dtype: torch.dtype, time: bool = True) -> Tensor:
-    """An uninitialised tensor of ``x_seq``'s shape, or of one time step's, whose memory is in ``order``, time first."""
-    shape = x_seq.shape if time else x_seq.shape[1:]
-    if tuple(order) == _plain(len(order)):
-        return torch.empty(shape, dtype=dtype, device=x_seq.device)
-    # Strided rather than permuted: an operator's output that is a view refuses in-place use, such as `out += identity`.
-    strides, step = [1] * len(shape), 1
-    for d in reversed((0, *(d + 1 for d in order)) if time else tuple(order)):
-        strides[d] = step
-        step = step * shape[d]
-    return torch.empty_strided(shape, strides, dtype=dtype, device=x_seq.device)
+def make_room(result: Tensor, order: Sequence[int], time: bool = True) -> Tensor:
+    """Where a kernel writes what :func:`flatten` would make of ``result``: into its memory, if that is in ``order``.
+
+    If it is not, into new memory, from where :func:`give_back` takes it.
+    """
+    if _in_order(result, order, time).is_contiguous():
+        return flatten(result, order, time)
+    shape = (result.shape[0], result[0].numel()) if time else (result.numel(),)
+    return torch.empty(shape, dtype=result.dtype, device=result.device)
+
+
+def give_back(flat: Tensor, result: Tensor, order: Sequence[int], time: bool = True) -> None:
+    """Copy into ``result`` what a kernel has written to the room that :func:`make_room` made for it, if need be."""
+    if flat.data_ptr() != result.data_ptr():
+        ordered = _in_order(result, order, time)
+        ordered.copy_(flat.view(ordered.shape))
+
+
+def _in_order(x: Tensor, order: Sequence[int], time: bool) -> Tensor:
+    return x.permute(0, *(d + 1 for d in order)) if time else x.permute(tuple(order))
+
+
+def empty_like(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """As ``torch.empty_like``, with the same strides for fake tensors: PyTorch's differs in dimensions of size 1."""
+    if x.is_contiguous() or _is_dense(x):
+        return torch.empty_strided(x.shape, x.stride(), dtype=dtype, device=x.device)
+    return torch.empty_like(x, dtype=dtype)
+
+
+def _is_dense(x: Tensor) -> bool:
+    """Whether memory has neither gaps nor elements that share it."""
+    expected = 1
+    for stride, size in sorted((stride, size) for size, stride in zip(x.shape, x.stride(), strict=True) if size != 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def in_layout_of(x: Tensor, result: Tensor) -> Tensor:
+    """``result``, contiguous and of the shape of ``x``, with the strides of an elementwise function of ``x``."""
+    if x.is_contiguous():
+        return result
+    order = _outermost_first(torch.empty_like(x, device="meta").stride())
+    back = sorted(range(len(order)), key=lambda d: order[d])
+    return result.permute(order).contiguous().permute(back)
 
 
 def _plain(dims: int) -> tuple[int, ...]:

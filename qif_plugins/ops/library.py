@@ -19,7 +19,7 @@ from ..surrogate import Shape
 from .autograd import make_differentiable
 from .backends import implementation
 from .contract import Coefficient, Coefficients, Kind
-from .layout import coefficient, coefficient_gradient, empty_like_order, flatten, memory_order
+from .layout import coefficient, coefficient_gradient, empty_like, flatten, give_back, make_room, memory_order
 from .memory import on_huge_pages
 
 __all__ = ["multi_step"]
@@ -92,21 +92,28 @@ def _forward(
 
     ``numbers`` holds the nine coefficients and the initial membrane, used where the tensor is ``None``.
     """
-    order = memory_order(x_seq)
-    spike_seq, v_out, h_seq = map(on_huge_pages, _allocate(x_seq, order, v_dtype, store_v_seq, save_h))
+    spike_seq, v_out, h_seq = map(on_huge_pages, _allocate(x_seq, v_dtype, store_v_seq, save_h))
     if x_seq.numel() == 0:
         return spike_seq, v_out, h_seq
+    order = memory_order(spike_seq)
+    spike, v_flat, h = make_room(spike_seq, order), make_room(v_out, order, store_v_seq), None
+    if save_h:
+        h = make_room(h_seq, order)
     tensors = (a, u1, u2, v_threshold, v_reset, input_gain, s0, s1, s2)
     implementation(backend).forward(
         flatten(x_seq, order),
         numbers[9] if v is None else flatten(v, order, time=False),
         _coefficients(tensors, numbers, x_seq, order),
         Kind(soft, detach_reset, strict, Shape(shape), pre_reset),
-        flatten(spike_seq, order),
-        None if store_v_seq else flatten(v_out, order, time=False),
-        flatten(v_out, order) if store_v_seq else None,
-        flatten(h_seq, order) if save_h else None,
+        spike,
+        None if store_v_seq else v_flat,
+        v_flat if store_v_seq else None,
+        h,
     )
+    give_back(spike, spike_seq, order)
+    give_back(v_flat, v_out, order, store_v_seq)
+    if h is not None:
+        give_back(h, h_seq, order)
     return spike_seq, v_out, h_seq
 
 
@@ -115,7 +122,7 @@ def _forward_fake(
     s2: Any, numbers: Any, v_dtype: torch.dtype, soft: bool, detach_reset: bool, strict: bool, shape: int,
     pre_reset: bool, store_v_seq: bool, save_h: bool, backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return _allocate(x_seq, memory_order(x_seq), v_dtype, store_v_seq, save_h)
+    return _allocate(x_seq, v_dtype, store_v_seq, save_h)
 
 
 @_undisturbed
@@ -147,13 +154,14 @@ def _backward(
     backend: str,
 ) -> list[Tensor]:
     """Gradients of x_seq, of v if ``needs_v``, and of each number in ``needs``, in that order."""
-    order = memory_order(h_seq)
-    grad_x = on_huge_pages(empty_like_order(h_seq, order, x_dtype))
+    grad_x = on_huge_pages(empty_like(h_seq, x_dtype))
     learnable = (a, u1, u2, v_threshold, v_reset, input_gain)
-    grad_v0 = empty_like_order(h_seq, order, v.dtype, time=False) if needs_v and v is not None else None
+    grad_v0 = empty_like(v, v.dtype) if needs_v and v is not None else None
     if h_seq.numel() == 0:
         sums: list[Tensor | None] = [torch.zeros_like(t) if t is not None else None for t in learnable]
     else:
+        order = memory_order(h_seq)
+        to_x, to_v = make_room(grad_x, order), None if grad_v0 is None else make_room(grad_v0, order, time=False)
         c = _coefficients((*learnable, s0, s1, s2), numbers, h_seq, order)
         flat = implementation(backend).backward(
             None if grad_spike is None else flatten(grad_spike, order),
@@ -164,10 +172,13 @@ def _backward(
             None if x_seq is None else flatten(x_seq, order),
             c,
             Kind(soft, detach_reset, strict, Shape(shape), pre_reset),
-            flatten(grad_x, order),
-            None if grad_v0 is None else flatten(grad_v0, order, time=False),
+            to_x,
+            to_v,
             tuple(needs),
         )
+        give_back(to_x, grad_x, order)
+        if to_v is not None and grad_v0 is not None:
+            give_back(to_v, grad_v0, order, time=False)
         sums = [
             None if grad is None or value is None else coefficient_gradient(grad, value, h_seq.shape[1:], order)
             for grad, value in zip(flat, learnable, strict=True)
@@ -181,10 +192,9 @@ def _backward_fake(
     v_threshold: Any, v_reset: Any, input_gain: Any, s0: Any, s1: Any, s2: Any, numbers: Any, x_dtype: torch.dtype,
     soft: bool, detach_reset: bool, strict: bool, shape: int, pre_reset: bool, needs_v: bool, needs: Any, backend: str,
 ) -> list[Tensor]:  # fmt: skip
-    order = memory_order(h_seq)
-    grads = [empty_like_order(h_seq, order, x_dtype)]
+    grads = [empty_like(h_seq, x_dtype)]
     if needs_v and v is not None:
-        grads.append(empty_like_order(h_seq, order, v.dtype, time=False))
+        grads.append(empty_like(v, v.dtype))
     learnable = (a, u1, u2, v_threshold, v_reset, input_gain)
     return grads + [
         torch.empty_like(value, memory_format=torch.contiguous_format)
@@ -193,14 +203,13 @@ def _backward_fake(
     ]
 
 
-def _allocate(
-    x_seq: Tensor, order: Sequence[int], v_dtype: torch.dtype, store_v_seq: bool, save_h: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _allocate(x_seq: Tensor, v_dtype: torch.dtype, store_v_seq: bool, save_h: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Results with the strides that PyTorch gives an elementwise function of the input, or of one time step of it."""
     compute = torch.float64 if x_seq.dtype == torch.float64 else torch.float32
     return (
-        empty_like_order(x_seq, order, x_seq.dtype),
-        empty_like_order(x_seq, order, v_dtype, time=store_v_seq),
-        empty_like_order(x_seq, order, compute) if save_h else torch.empty(0, dtype=compute, device=x_seq.device),
+        empty_like(x_seq, x_seq.dtype),
+        empty_like(x_seq if store_v_seq else x_seq[0], v_dtype),
+        empty_like(x_seq, compute) if save_h else torch.empty(0, dtype=compute, device=x_seq.device),
     )
 
 
