@@ -25,9 +25,9 @@ try:
 except ImportError as error:
     raise ImportError("qif_plugins.adapters.snntorch needs snnTorch: pip install 'snntorch>=1.0'") from error
 
+from qif_plugins.following import WindowMemory, same_versions, versions
 from qif_plugins.functional import qif_multi_step, qif_step
 from qif_plugins.layer import NO_NIR, QIFLayer, on_device
-from qif_plugins.moments import closure_step, membrane_moments
 from qif_plugins.ops.backends import BACKENDS
 from qif_plugins.parameters import Number, QIFParameters
 from qif_plugins.surrogate import (
@@ -39,7 +39,6 @@ from qif_plugins.surrogate import (
     Surrogate,
     Window,
     spike,
-    unbiased_window,
 )
 
 __all__ = ["QIF", "SpikeGradient", "analytic_window"]
@@ -48,13 +47,11 @@ DYNAMICS = ("paper", "lif")
 _PAPER: dict[str, Number] = {"a": 0.25, "u1": 0.0, "u2": 0.5}
 
 _MAX_BETA = 0.9999
-"""Upper limit of a learned beta: the matched map needs beta < 1, its float32 gradient some distance from it."""
-_MAX_WINDOW_BETA = 0.999
-"""Beta for which the window is derived at most: beyond, the moments take thousands of steps to settle."""
+"""Upper limit of a learned beta, and of the one that a window is derived for: the matched map needs beta < 1, its
+float32 gradient and its moments some distance from it.
+"""
 _MIN_THRESHOLD = 1e-6
 """Lower limit of a learned threshold of a matched neuron, whose resting point is 0."""
-_FOLLOWING_STEPS = 4
-"""Steps by which the moments advance after each change of a learned parameter."""
 
 _NEVER = ATan(strict=True)
 """A surrogate for neurons without reset, whose kernel has no threshold: not even an infinite h exceeds it."""
@@ -151,10 +148,9 @@ class QIF(QIFLayer, snn.Leaky):
     Raises:
         ValueError: Parameters outside their range, contradicting arguments, an unknown window.
 
-    Edits of beta or threshold are noticed through assignment, in-place operations and ``load_state_dict``,
-    not through ``.data``; under ``torch.compile`` a window that follows learned parameters stays that of the
-    last call outside. The moments behind such a window are not in the ``state_dict``, whose entries are Leaky's:
-    a resumed training starts from their fixed point. A copy and an unpickled neuron join ``SpikingNeuron.instances``.
+    Edits of beta or threshold are noticed through assignment, in-place operations and ``load_state_dict``, and where
+    they are learned through ``.data``, too, at the latest when the next sequence begins. A copy and an unpickled
+    neuron join ``SpikingNeuron.instances``.
     ``snntorch.export_nir`` refuses it: NIR has no QIF.
     """
 
@@ -220,11 +216,11 @@ class QIF(QIFLayer, snn.Leaky):
                 setattr(self, name, value)
         self._given = {"beta": beta, "threshold": threshold}
         self._window = window
-        self._moments: tuple[Tensor, Tensor] | None = None
+        self._window_memory = WindowMemory()
         self._seen: list[tuple[Any, Any]] | None = None
         self.spike_grad = _Heaviside() if surrogate_disable else spike_grad
         try:
-            self._refresh()
+            self._window_changed()
         except ValueError:
             snn.SpikingNeuron.instances.remove(self)
             raise
@@ -281,6 +277,13 @@ class QIF(QIFLayer, snn.Leaky):
         return self._learns("beta") or self._learns("threshold")
 
     @property
+    def _follows(self) -> bool:
+        """Whether the surrogate moves with learned parameters, as a window given as ``spike_grad`` does with θ."""
+        given = self._spike_grad
+        placed = isinstance(given, SpikeGradient) and isinstance(given.surrogate, Window)
+        return self.learns_window and (placed or self.derived_window is not None)
+
+    @property
     def resets(self) -> bool:
         """Whether the membrane is reset after a spike; without, there is no stationary membrane to measure."""
         return self._reset_mechanism != "none"
@@ -291,24 +294,41 @@ class QIF(QIFLayer, snn.Leaky):
         return not self.state_quant
 
     def _window_changed(self) -> None:
-        self._moments = None
+        if self.learns_window and self.derived_window not in (None, "heuristic") and not self.beta.is_meta:
+            self.window_moments()  # raises where nothing converges, which training only falls back for
         self._refresh()
 
     def _neuron(self) -> _Neuron:
         """Parameters and surrogate as of the current tensors, derived anew only when one of them has changed."""
         if not torch.compiler.is_compiling() or self._seen is None:
-            names = ("beta", "threshold", "graded_spikes_factor", "_reset_mechanism", *self._root_names)
-            seen = [(value, _version(value)) for value in (getattr(self, name) for name in names)]
-            if not _same(seen, self._seen):
+            seen = versions([getattr(self, name) for name in self._sources()])
+            if not same_versions(seen, self._seen):
                 self._current = self._derive()
                 self._seen = seen
-        learned = self.beta.requires_grad or self.threshold.requires_grad
-        if learned and torch.is_grad_enabled():
-            return self._current._replace(params=self._params(*self._limited()))
-        return self._current
+        current = self._current
+        if self.learns_window:
+            current = current._replace(params=self._params(*self._limited()))
+        if self._follows:
+            current = current._replace(surrogate=self._followed())
+        return current
+
+    def _sources(self) -> tuple[str, ...]:
+        return ("beta", "threshold", "graded_spikes_factor", "_reset_mechanism", *self._root_names)
+
+    def _followed(self) -> Window:
+        """The window of the current parameters, kept until one changes."""
+        return self._window_memory([getattr(self, name) for name in self._sources()], self._follow)
+
+    @torch.no_grad()
+    def _follow(self) -> Window:
+        params = self._params(*self._limited())
+        if self.derived_window is None:
+            return _shifted(self._spike_grad.surrogate, params.v_threshold, 1)
+        return self.followed_window(self.derived_window, params)
 
     def _refresh(self) -> None:
         self._seen = None
+        self._window_memory.clear()
         if not self.beta.is_meta:
             self._neuron()  # now rather than in the first forward, which torch.compile may be tracing
 
@@ -317,13 +337,12 @@ class QIF(QIFLayer, snn.Leaky):
         beta: Any
         threshold: Any
         beta, threshold = self._limited()
-        learned = self._learns("beta") or self._learns("threshold")
         # Constants become floats, which the kernels take as such; learned parameters stay on their device.
         if not self._learns("beta") and beta.numel() == 1:
             beta = self._constant("beta", beta)
         if not self._learns("threshold") and threshold.numel() == 1:
             threshold = self._constant("threshold", threshold)
-        params = self._params(beta, threshold, checked=not learned)
+        params = self._params(beta, threshold, checked=not self.learns_window)
         factor = self.graded_spikes_factor
         graded = isinstance(factor, nn.Parameter) or bool((factor != 1).any())
         given = self._spike_grad
@@ -331,9 +350,8 @@ class QIF(QIFLayer, snn.Leaky):
             given = _shifted(given.surrogate, params.v_threshold, 1)
         elif given is None:
             given = self._window
-        if isinstance(given, str):
-            for_window = self._params(_window_beta(beta), threshold)
-            given = self._followed(given, for_window) if learned else self._placed(given, for_window)
+        if isinstance(given, str) and not self.learns_window:
+            given = self._placed(given, self._params(_window_beta(beta), threshold))
         return _Neuron(params, given, graded)
 
     def _params(self, beta: Number, threshold: Number, checked: bool = False) -> QIFParameters:
@@ -351,7 +369,7 @@ class QIF(QIFLayer, snn.Leaky):
         return value
 
     def _learns(self, name: str) -> bool:
-        return isinstance(getattr(self, name), nn.Parameter)
+        return name in self._parameters  # where functional_call puts its tensors, too
 
     def _limited(self) -> tuple[Tensor, Tensor]:
         """beta and threshold, kept where the neuron is stable if they are learned."""
@@ -368,36 +386,6 @@ class QIF(QIFLayer, snn.Leaky):
 
     def _placed(self, name: str, params: QIFParameters) -> Window:
         return on_device(self.derive_window(name, params), self.beta.device)
-
-    def _input(self, threshold: Any) -> tuple[Any, Any]:
-        """Mean and deviation of the input: measured, or those of tdBN."""
-        if not self.measured_moments:
-            return 0.0, threshold
-        mean, std = (
-            torch.as_tensor(v, dtype=torch.float32, device=self.threshold.device) for v in self.input_moments()
-        )
-        return mean, std
-
-    def _followed(self, name: str, params: QIFParameters) -> Window:
-        """The named window of learned parameters: its moments advance with them, reading nothing back."""
-        threshold: Any = params.v_threshold
-        if name == "heuristic":
-            return Window.unchecked(threshold - 0.5, threshold + 0.5)
-        input_mean, input_std = self._input(threshold)
-        if self._moments is None:
-            moments: Any = membrane_moments(params, input_std, input_mean)  # tensors, as one of the parameters is
-            self._moments = moments[0].to(self.threshold.device), moments[1].to(self.threshold.device)
-        else:
-            mean, std = (moment.to(self.threshold.device) for moment in self._moments)
-            for _ in range(_FOLLOWING_STEPS):
-                new_mean, new_std = closure_step(params, mean, std, input_std, input_mean)
-                settled = new_std < 8 * threshold  # false for NaN; where the closure diverges the last moments stand
-                mean, std = torch.where(settled, new_mean, mean), torch.where(settled, new_std, std)
-            self._moments = mean, std
-        mean, std = self._moments
-        if name == "paper":
-            return Window.unchecked(mean - std, mean + std)
-        return Window.unchecked(*unbiased_window(threshold, mean, std))
 
     # -- running ---------------------------------------------------------------------------------
 
@@ -470,7 +458,10 @@ class QIF(QIFLayer, snn.Leaky):
             mem = self.mem
         elif self.init_hidden:
             raise TypeError("mem cannot be passed to a neuron with init_hidden=True, which keeps its own")
-        return mem if mem.shape == x.shape else torch.zeros_like(x)
+        before = mem if mem.shape == x.shape else torch.zeros_like(x)
+        if not torch.compiler.is_compiling() and before.grad_fn is None:  # a sequence begins
+            self._window_memory.doubt()
+        return before
 
     def _charge(self, x_seq: Tensor, mem: Tensor, neuron: _Neuron) -> tuple[Tensor, Tensor]:
         """Spikes and membranes of a sequence, graded_spikes_factor aside."""
@@ -530,7 +521,6 @@ class QIF(QIFLayer, snn.Leaky):
             mechanism: Tensor = self.reset_mechanism_val.clone()
             super()._load_from_state_dict(state_dict, prefix, *args)
             self.reset_mechanism_val = mechanism
-            self._moments = None
             self._refresh()
         except ValueError as error:
             args[-1].append(f"{prefix.rstrip('.') or 'QIF'}: {error}")
@@ -620,19 +610,6 @@ def _shifted(surrogate: Any, threshold: Any, sign: int) -> Any:
     return Window.unchecked(surrogate.lo + sign * threshold, surrogate.hi + sign * threshold, surrogate.height)
 
 
-def _version(tensor: Any) -> Any:
-    if not isinstance(tensor, Tensor):
-        return None
-    return object() if tensor.is_inference() else tensor._version  # an inference tensor does not count its changes
-
-
-def _same(seen: list[tuple[Any, Any]], before: list[tuple[Any, Any]] | None) -> bool:
-    # By identity, while holding on to the objects: a new tensor never passes for an old one.
-    return before is not None and all(
-        now is then and version == last for (now, version), (then, last) in zip(seen, before, strict=True)
-    )
-
-
 def _real(tensor: Tensor) -> Tensor:
     """In at least float32: the host keeps an integer threshold as an integer, and half() rounds beta."""
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
@@ -643,7 +620,7 @@ def _detached(value: Any) -> Any:
 
 
 def _window_beta(beta: Any) -> Any:
-    return beta.clamp(max=_MAX_WINDOW_BETA) if isinstance(beta, Tensor) else min(beta, _MAX_WINDOW_BETA)
+    return beta.clamp(max=_MAX_BETA) if isinstance(beta, Tensor) else min(beta, _MAX_BETA)
 
 
 def _brief(value: Number) -> str:

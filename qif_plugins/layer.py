@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .following import WindowMemory, followed_moments, window_of_moments
 from .moments import membrane_moments
 from .parameters import Number, QIFParameters
-from .surrogate import Window, unbiased_window
+from .surrogate import Window
 
 __all__ = ["NO_NIR", "QIFLayer", "on_device"]
 
@@ -34,6 +35,8 @@ class QIFLayer:
     """Mixed in by the adapters before the host's base class."""
 
     _measured: Mapping[str, Tensor] = {}
+    _window_memory: WindowMemory
+    """Of a neuron that learns its window."""
 
     @property
     def qif_parameters(self) -> QIFParameters:
@@ -74,18 +77,7 @@ class QIFLayer:
 
     @measured_moments.setter
     def measured_moments(self, moments: Mapping[str, Tensor]) -> None:
-        # Copies: safetensors refuses tensors that share their storage.
-        found = {
-            name: torch.as_tensor(value, dtype=torch.float64, device="cpu").detach().clone()
-            for name, value in moments.items()
-        }
-        if found and not any(set(found) == {f"{kind}_mean", f"{kind}_std"} for kind in KINDS):
-            raise ValueError(
-                "a window is calibrated to input_mean and input_std, or to membrane_mean and membrane_std; got "
-                f"{', '.join(sorted(found))}"
-            )
-        before = self._measured
-        self._measured = found
+        before, self._measured = self._measured, _checked_moments(moments)
         try:
             self._window_changed()
         except ValueError:
@@ -103,8 +95,10 @@ class QIFLayer:
 
         Raises:
             ValueError: Unknown name.
-            MomentClosureError: The closure does not converge.
+            MomentClosureError: The closure does not converge, and the window follows no learned parameters.
         """
+        if self.learns_window:
+            return self.followed_window(name, params)
         if name == "heuristic" or not self._measured:
             return Window.named(name, params)
         if "input_mean" in self._measured:
@@ -113,6 +107,31 @@ class QIFLayer:
         return window_from_membrane(
             name, params, *(_number(self._measured[k]) for k in ("membrane_mean", "membrane_std"))
         )
+
+    def followed_moments(self, params: QIFParameters) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the membrane behind the window of learned ``params``, see :mod:`.following`."""
+        threshold: Any = params.v_threshold
+        if "membrane_mean" in self._measured:
+            device = next(v.device for v in params.numbers().values() if isinstance(v, Tensor))
+            measured = (self._measured[f"membrane_{name}"] for name in ("mean", "std"))
+            mean, std = (value.to(device, torch.float32, non_blocking=True) for value in measured)
+            return mean, std
+        input_mean, input_std = self.input_moments() if self._measured else (0.0, threshold)
+        return followed_moments(params, input_std, input_mean)
+
+    @torch.no_grad()
+    def followed_window(self, name: str, params: QIFParameters) -> Window:
+        """The window called ``name`` for learned ``params``: a function of their values alone, see :mod:`.following`.
+
+        Reads nothing back from a device. In float32, in float64 for parameters in float64.
+        """
+        threshold: Any = params.v_threshold
+        if name == "heuristic":
+            return Window.unchecked(threshold - 0.5, threshold + 0.5)
+        window = window_of_moments(name, threshold, *self.followed_moments(params))
+        dtypes = [value.dtype for value in params.numbers().values() if isinstance(value, Tensor)]
+        dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+        return Window.unchecked(*(value.to(dtype) for value in window.coefficients()))  # type: ignore[union-attr]
 
     def window_moments(self) -> tuple[Number, Number]:
         """Mean and deviation of the membrane that the window assumes.
@@ -137,16 +156,32 @@ class QIFLayer:
         super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc]
         if moments:
             try:
-                self.measured_moments = moments
+                if self.learns_window:  # a training that had left the region of convergence goes on where it was
+                    self._measured = _checked_moments(moments)
+                    self._window_memory.clear()
+                else:
+                    self.measured_moments = moments
             except ValueError as error:
                 args[-1].append(f"{prefix}: {error}")
 
 
+def _checked_moments(moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    # Copies: safetensors refuses tensors that share their storage.
+    found = {
+        name: torch.as_tensor(value, dtype=torch.float64, device="cpu").detach().clone()
+        for name, value in moments.items()
+    }
+    if found and not any(set(found) == {f"{kind}_mean", f"{kind}_std"} for kind in KINDS):
+        raise ValueError(
+            "a window is calibrated to input_mean and input_std, or to membrane_mean and membrane_std; got "
+            f"{', '.join(sorted(found))}"
+        )
+    return found
+
+
 def window_from_membrane(name: str, params: QIFParameters, mean: Number, std: Number) -> Window:
     """The window called ``name``, ``"unbiased"`` or ``"paper"``, for a membrane of these moments."""
-    if name == "paper":
-        return Window(mean - std, mean + std)
-    return Window(*unbiased_window(params.v_threshold, mean, std))
+    return Window(*window_of_moments(name, params.v_threshold, mean, std).coefficients())
 
 
 def on_device(window: Window, device: torch.device) -> Window:

@@ -138,7 +138,7 @@ def test_spikes_and_gradients_are_the_cores(channels, shape, step_mode):
 
 
 @pytest.mark.parametrize("window", ["unbiased", "paper"])
-def test_window_follows_the_parameters_in_training_and_rests_in_evaluation(window):
+def test_the_window_follows_the_parameters_and_no_forward(window):
     node = ParametricQIFNode(step_mode="m", window=window, channels=2)
     x = inputs(4, 3, 2)
     start = node.moments.clone()
@@ -148,10 +148,14 @@ def test_window_follows_the_parameters_in_training_and_rests_in_evaluation(windo
     assert torch.equal(node.moments, start)
     with torch.no_grad():
         node.raw_a += torch.tensor([0.0, 0.5])
+    node(x)
+    in_evaluation = node.moments
+    functional.reset_net(node)
     node.train()
-    for _ in range(30):
+    for _ in range(3):
         node(x)
         functional.reset_net(node)
+    assert torch.equal(node.moments, in_evaluation)
     for channel in range(2):
         params = QIFParameters(*(getattr(node, name)[channel].item() for name in ("a", "u1", "u2")), v_reset=0.0)
         torch.testing.assert_close(
@@ -198,17 +202,21 @@ def test_a_resumed_training_goes_on_bit_for_bit():
     assert torch.equal(resumed(x), trained(x))
 
 
-def test_a_checkpoint_without_moments_converges_the_window():
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_checkpoint_brings_its_window_with_or_without_the_moments_of_older_versions(stored):
     trained, fresh = ParametricQIFNode(step_mode="m"), ParametricQIFNode(step_mode="m")
     with torch.no_grad():
         trained.raw_a += 0.7
         trained.raw_u2 -= 0.2
     state = trained.state_dict()
-    del state["moments"]
-    fresh.load_state_dict(state, strict=False)
+    assert list(state) == list(NAMES)
+    if stored:
+        state["moments"] = torch.tensor([0.3, 1.7])
+    fresh.load_state_dict(state, strict=True)
     params = QIFParameters(trained.a.item(), trained.u1.item(), trained.u2.item(), v_reset=0.0)
     expected = torch.tensor(membrane_moments(params, 1.0), dtype=torch.float32)
     torch.testing.assert_close(fresh.moments, expected)
+    assert fresh.surrogate_function.lo.item() == pytest.approx(Window.unbiased(params).lo - 1.0, rel=1e-5)
 
 
 def test_assigning_the_threshold_keeps_the_learned_map():

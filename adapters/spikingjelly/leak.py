@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qif_plugins.following import WindowMemory
 from qif_plugins.parameters import QIFParameters
 
 from . import QIFNode
@@ -39,7 +40,7 @@ class LearnedLeak(ParametricQIFNeuron):
         self.channels = None
         assert self.tau is not None
         self.w = nn.Parameter(torch.full((), -math.log(self.tau - 1)))  # in the default dtype, as any parameter
-        self.register_buffer("moments", torch.zeros(2, dtype=torch.float32), persistent=False)  # type: ignore[attr-defined]
+        self._window_memory = WindowMemory()
         self._window_changed()
 
     @property

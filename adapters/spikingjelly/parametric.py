@@ -18,7 +18,6 @@ which is finite in float32 for every w and r. Near 0, u is θ w: a step of the o
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 from typing import Any
@@ -26,9 +25,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qif_plugins.moments import MomentClosureError, closure_step, membrane_moments
+from qif_plugins.following import WindowMemory, has_storage
+from qif_plugins.moments import membrane_moments
 from qif_plugins.parameters import Number, QIFParameters
-from qif_plugins.surrogate import Surrogate, Window, unbiased_window
+from qif_plugins.surrogate import Surrogate, Window
 
 from ._common import QIFNeuron, show
 
@@ -38,10 +38,6 @@ REACH = 14.0
 """M: |u| stays below θ sinh(14), about 6·10⁵ θ, far from float32's limits."""
 MARGIN = 1e-5
 """ε: the relative distance from the region's border, above the rounding of float32; matches leaks up to tau = 5·10⁴."""
-CLOSURE_STEPS = 2
-"""Iterations of the closure a training step. The closure contracts faster than an optimizer moves the parameters."""
-MOMENT_LIMIT = 8.0
-"""Moments beyond this many θ come from a closure that diverges; the last good ones are kept."""
 LEARNED = ("a", "u1", "u2")
 
 
@@ -50,15 +46,13 @@ class ParametricQIFNeuron(QIFNeuron):
 
     Attributes:
         raw_a, raw_u1, raw_u2: The unconstrained parameters, one value or ``[channels]``.
-        moments: Mean and deviation of the membrane, ``[2]`` or ``[2, channels]``, behind the window.
     """
 
     raw_a: nn.Parameter
     raw_u1: nn.Parameter
     raw_u2: nn.Parameter
-    moments: Tensor
-    training: bool
     channels: int | None
+    _placed: Window | None = None
 
     def _configure(self, params: QIFParameters, *args: Any) -> dict[str, Any]:
         unconstrained(params)  # says what is wrong before the window's derivation trips over it
@@ -72,10 +66,9 @@ class ParametricQIFNeuron(QIFNeuron):
         for name, value in unconstrained(self._params).items():
             raw = torch.full(() if channels is None else (channels,), value.item())  # in the default dtype
             self.register_parameter(name, nn.Parameter(raw))  # type: ignore[attr-defined]
-        self.register_buffer("moments", torch.zeros(2, *self.raw_a.shape, dtype=torch.float32))  # type: ignore[attr-defined]
+        self._window_memory = WindowMemory()
         if self._follows:
-            moments = self._fixed_point(self._params)
-            self._set_moments(moments if channels is None else moments.unsqueeze(1).expand(2, channels))
+            self._place_window()
 
     # -- the parameters --------------------------------------------------------------------------
 
@@ -121,14 +114,16 @@ class ParametricQIFNeuron(QIFNeuron):
         kept = {field.name: getattr(self._params, field.name) for field in dataclasses.fields(self._params)}
         params = QIFParameters(**{**kept, **learned, **changes})
         raw = unconstrained(params)
-        moments = self._fixed_point(params) if self._follows else None
+        if self._follows:
+            self._check_closure(params)
         with torch.no_grad():
             for name, value in raw.items():
                 getattr(self, name).copy_(value)
         self._params = dataclasses.replace(self._params, **changes)
         self._link = None
-        if moments is not None:
-            self._set_moments(moments)
+        if self._follows:
+            self._window_memory.clear()
+            self._place_window()
 
     # -- the window ------------------------------------------------------------------------------
 
@@ -141,80 +136,79 @@ class ParametricQIFNeuron(QIFNeuron):
         """Whether the window follows learned parameters, which needs the moments of the input."""
         return self._follows
 
+    @property
+    def moments(self) -> Tensor:
+        """Mean and deviation of the membrane behind the window, ``[2]`` or ``[2, channels]``, for the parameters as
+        they are now.
+        """
+        return torch.stack(torch.broadcast_tensors(*self.followed_moments(self.params))).float()
+
     def _window_changed(self) -> None:
         if self._follows:
-            self._set_moments(self._fixed_point(self._with(*(value.detach().double() for value in self._numbers()))))
+            self._check_closure(self._with(*(value.detach().double() for value in self._numbers())))
+            self._window_memory.clear()
+            self._place_window()
 
-    def _fixed_point(self, params: QIFParameters) -> Tensor:
-        """Where the closure converges for parameters in float64, ``[2]`` or ``[2, channels]``.
+    def _check_closure(self, params: QIFParameters) -> None:
+        """Refuse what training only falls back for.
 
         Raises:
-            MomentClosureError: Nowhere.
+            MomentClosureError: The closure does not converge for ``params``.
         """
-        input_mean, input_std = self._input(params)
-        moments = membrane_moments(params, input_std, input_mean)
-        return torch.stack([torch.as_tensor(value, dtype=torch.float64, device="cpu") for value in moments])
+        if "membrane_mean" not in self.measured_moments:
+            input_mean, input_std = self.input_moments() if self.measured_moments else (0.0, params.v_threshold)
+            membrane_moments(params, input_std, input_mean)
 
-    def _input(self, params: QIFParameters) -> tuple[Number, Number]:
-        """Mean and deviation of the input: measured, or those of tdBN for the threshold of ``params``."""
-        return self.input_moments() if self.measured_moments else (0.0, params.v_threshold)
+    def input_moments(self) -> tuple[Number, Number]:
+        mean, std = super().input_moments()
+        return (mean, std) if self.channels is None else (_one_dimension(mean), _one_dimension(std))
 
-    def _set_moments(self, moments: Tensor) -> None:
-        with torch.no_grad():
-            self.moments.copy_(moments)
-        self._update_window(moments.to(self.moments.device, torch.float32))
+    def _followed(self) -> Window:
+        """The window of the current parameters, kept until one changes."""
+        parameters = list(self._parameters.values())  # type: ignore[attr-defined]
+        return self._window_memory(parameters, lambda: self.followed_window(self.window, self.params))  # type: ignore[arg-type]
+
+    def _place_window(self) -> None:
+        """Show the window in ``surrogate_function``, where a host's own time step and the user find it."""
+        window = self._followed()
+        if window is not self._placed and all(has_storage(value) for value in window.coefficients()):
+            self.surrogate_function.follow(window, self._params.v_threshold)
+            self._placed = window
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
         module = super()._apply(fn, *args, **kwargs)  # type: ignore[misc]
         if self._follows:  # the window's numbers move to the module's device with it
-            self._update_window(self.moments.float())
+            self._window_memory.clear()
+            self._place_window()
         return module
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        saved = state_dict.get(prefix + "moments")
+        state_dict.pop(prefix + "moments", None)  # of versions whose window depended on how often forward had run
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._link = None
-        if not self._follows:
-            return
-        if saved is not None and saved.shape == self.moments.shape:
-            self._set_moments(saved)  # after the measured moments, which derive the window anew when they are loaded
-            return
-        moments = self.moments.float()
-        with contextlib.suppress(MomentClosureError):  # then the last good ones stay
-            moments = self._fixed_point(self._with(*(value.detach().double() for value in self._numbers())))
-        self._set_moments(moments)
+        if self._follows:
+            self._window_memory.clear()
+            self._place_window()
 
-    @torch.no_grad()
-    def _advance(self, params: QIFParameters) -> None:
-        """Let the moments follow the parameters by a few iterations, without reading anything from the device."""
-        theta: Any = self._params.v_threshold
-        input_mean, input_std = self._input(params)
-        before = self.moments.float()
-        mean, std = before[0], before[1]
-        for _ in range(CLOSURE_STEPS):
-            mean, std = closure_step(params, mean, std, input_std, input_mean)
-        good = (mean.abs() < MOMENT_LIMIT * theta) & (std < MOMENT_LIMIT * theta)  # false for NaN
-        after = torch.where(good, torch.stack([mean, std]), before)
-        self.moments.copy_(after)
-        self._update_window(after)
+    def reset(self) -> None:
+        super().reset()
+        self._window_memory.doubt()
 
-    def _update_window(self, moments: Tensor) -> None:
-        theta: Any = self._params.v_threshold
-        mean, std = moments[0], moments[1]
-        if self.window == "paper":
-            ends: tuple[Number, Number, Number] = mean - std, mean + std, torch.ones_like(std)
-        else:
-            ends = unbiased_window(theta, mean, std)
-        self.surrogate_function.follow(Window.unchecked(*ends), theta)
+    def detach(self) -> None:
+        super().detach()
+        self._window_memory.doubt()
 
     # -- running ---------------------------------------------------------------------------------
 
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """One time step or all of them, as ``step_mode`` says."""
+        if self._follows and not torch.compiler.is_compiling():  # which has no use for what is shown
+            self._place_window()
+        return super().forward(*args, **kwargs)
+
     def _neuron(self, x_seq: Tensor, single: bool = False) -> tuple[QIFParameters, Surrogate]:
         params = self.params
-        if self.training and self._follows:
-            detached = (value.detach() for value in (params.a, params.u1, params.u2) if isinstance(value, Tensor))
-            self._advance(self._with(*detached))
-        surrogate = self._surrogate(params.v_threshold)
+        surrogate = self._followed() if self._follows else self._surrogate(params.v_threshold)
         if self.channels is None:
             return params, surrogate
         # [C] against one step [N, C, *]: one dimension of size 1 for each after the channels.
@@ -283,6 +277,10 @@ def _bound(u1: Tensor, u2: Tensor, fixed: QIFParameters) -> Tensor:
         v_reset: Any = fixed.v_reset
         bound = torch.maximum(bound, (v_reset - u1) * (v_reset - u2) / theta)
     return bound
+
+
+def _one_dimension(value: Number) -> Number:
+    return value.flatten() if isinstance(value, Tensor) else value
 
 
 def _shaped(value: Number, shape: tuple[int, ...]) -> Number:

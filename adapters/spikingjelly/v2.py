@@ -161,8 +161,8 @@ class ParametricQIFNode(ParametricQIFNeuron, QIFNode):
     The parametrization keeps every optimizer step in the region where the resting point is stable and the threshold
     lies below the unstable point, see :mod:`qif_plugins.adapters.spikingjelly.parametric`. ``v_threshold``,
     ``v_reset`` and ``input_gain`` are not learned; ``v_reset`` stays at the given number while u1 moves.
-    The windows "unbiased" and "paper" follow the parameters: each forward in training mode advances the moment
-    closure by a few iterations, in the buffer ``moments``; evaluation leaves it alone.
+    The windows "unbiased" and "paper" follow the parameters: they are a function of the current values, in training and
+    in evaluation, however often forward ran, see :mod:`qif_plugins.following`; ``moments`` are those behind them.
 
     The first arguments are ParametricLIFNode's, in its order; those not named here are :class:`QIFNode`'s.
 
