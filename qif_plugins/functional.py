@@ -138,6 +138,7 @@ class _Call(NamedTuple):
 
     v_dtype: torch.dtype
     backend: str
+    chosen: str
     numbers: tuple[Any, ...]
     """The six of the neuron, and the three of a fused surrogate."""
 
@@ -164,7 +165,9 @@ def _check(x: Tensor, v: Any, params: Any, surrogate: Any, backend: str, step_sh
         names = (*LEARNABLE, *(f"surrogate coefficient {index}" for index in range(3)))
         for name, value in zip(names, numbers, strict=False):
             _check_number(name, value, x, step_shape)
-    return _Call(v_dtype, choose_backend(backend, x.device, v_dtype), numbers)
+    # TorchDynamo cannot trace the choice, and the operator makes it again where it runs.
+    chosen = backend if torch.compiler.is_compiling() else choose_backend(backend, x.device, v_dtype)
+    return _Call(v_dtype, backend, chosen, numbers)
 
 
 def _are_floats(numbers: tuple[Any, ...]) -> bool:
@@ -178,7 +181,7 @@ def _are_floats(numbers: tuple[Any, ...]) -> bool:
 def _is_plain(x: Tensor, v: Tensor | float, call: _Call) -> bool:
     """Whether :mod:`.ops.eager` serves the call."""
     return (
-        call.backend == "numba"
+        call.chosen == "numba"
         and len(call.numbers) == 9
         and not torch.compiler.is_compiling()
         and _are_floats(call.numbers)
@@ -199,6 +202,7 @@ def _run_directly(
         observe(Observation(x, params, surrogate, spikes, h))
     if not store_h:
         return spikes, v_out
+    h = h.clone() if single else h
     return spikes, v_out, h if h.dtype == call.v_dtype else h.to(call.v_dtype)
 
 
@@ -206,7 +210,7 @@ def _run_operator(
     x_seq: Tensor, v: Tensor | float, params: QIFParameters, surrogate: Any, call: _Call, detach_reset: bool,
     store_v_seq: bool, store_h_seq: bool, pre_reset: bool,
 ) -> Any:  # fmt: skip
-    v_dtype, chosen, numbers = call
+    v_dtype, backend, _, numbers = call
     wide = x_seq.to(v_dtype) if v_dtype == torch.float64 else x_seq
 
     fused = isinstance(surrogate, FusedSurrogate)
@@ -231,12 +235,11 @@ def _run_operator(
     tensors = [value if isinstance(value, Tensor) else None for value in numbers]
     floats = [0.0 if isinstance(value, Tensor) else float(value) for value in numbers]
     floats.append(0.0 if isinstance(v, Tensor) else float(v))
-    wants_gradient = torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in (x_seq, state, *tensors[:6])
-    )
+    # Not whether any of them requires a gradient, which torch.func's transforms and torch.vmap hide.
+    save_h = torch.is_grad_enabled() or store_h_seq or bool(observers)
     spike_seq, v_out, h_seq = multi_step(
         wide, state, *tensors, floats, v_dtype, params.reset == "soft", detach_reset, surrogate.strict,
-        int(surrogate.shape), pre_reset, store_v_seq, wants_gradient or store_h_seq or bool(observers), chosen,
+        int(surrogate.shape), pre_reset, store_v_seq, save_h, backend,
     )  # fmt: skip
     if wide is not x_seq:
         spike_seq = spike_seq.to(x_seq.dtype)

@@ -118,11 +118,14 @@ def test_the_pre_reset_membrane_of_a_step_may_be_changed_in_place():
     assert torch.equal(x.grad, wanted)
 
 
-def test_a_second_derivative_is_refused_past_the_dispatcher():
-    x = torch.randn(4, 5, requires_grad=True)
-    (first,) = torch.autograd.grad(qif_multi_step(x, 0.0, PARAMS, ATan())[1].sum(), x, create_graph=True)
-    with pytest.raises(NotImplementedError, match="second time"):
-        first.sum().backward()
+def test_a_second_derivative_past_the_dispatcher():
+    def run():
+        x = torch.randn(4, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        _, v = qif_multi_step(x, 0.0, PARAMS, ATan())
+        (first,) = torch.autograd.grad((v**3).sum(), x, create_graph=True)
+        return first, *torch.autograd.grad(first.sum(), x)
+
+    assert_same(*by_both_ways(run))
 
 
 def sequence(seed=0, params=PARAMS, **options):
@@ -316,8 +319,8 @@ kept = function._SingleLevelFunction
 del function._SingleLevelFunction  # as in a version that has none
 import qif_plugins.ops.autograd as derivatives
 function._SingleLevelFunction = kept
-assert not derivatives.HAS_SHORT_WAY
-from qif_plugins import QIFParameters, Window, qif_multi_step
+assert not derivatives.TAKES_TRANSFORMS
+from qif_plugins import ATan, QIFParameters, Window, qif_multi_step
 from qif_plugins.ops import plain
 def run():
     torch.manual_seed(0)
@@ -330,23 +333,32 @@ for backend in ("torch", "auto"):
     results = run()
     print([round(float(result.detach().double().sum()), 4) for result in results])
 plain._known = False  # as in a version that does not say
-x = torch.randn(3, 4, requires_grad=True)
-qif_multi_step(x, 0.0, QIFParameters(), Window(0.5, 1.5))[1].sum().backward()
-(g,) = torch.autograd.grad(qif_multi_step(x, 0.0, QIFParameters(), Window(-9.0, 9.0))[1].sum(), x, create_graph=True)
+x, a = torch.linspace(-1, 2, 12).view(3, 4).requires_grad_(), torch.tensor(0.25, requires_grad=True)
+def loss(x):
+    return (qif_multi_step(x, 0.0, QIFParameters.unchecked(a=a), ATan())[1] ** 3).sum()
+(g,) = torch.autograd.grad(loss(x), x, create_graph=True)
+second = torch.autograd.grad((g ** 2).sum(), [x, a])
+print([round(float(result.double().sum()), 3) for result in second])
+assert torch.equal(*(torch.autograd.functional.jacobian(loss, x, vectorize=batched) for batched in (True, False)))
 try:
-    g.sum().backward()
-except NotImplementedError:
-    print("refused")
+    torch.func.grad(loss)(x)
+except RuntimeError as error:
+    print(error)
 """
 
 
 def test_a_version_without_the_private_names():
-    """The public way to register a derivative, and no shortcut: the same numbers."""
+    """The public way to register a derivative, and no shortcut: the same numbers; ``torch.func`` is refused."""
     done = forked.python(FALLBACK)
     assert done.returncode == 0, done.stderr
-    reference, fast, refused = done.stdout.splitlines()
+    reference, fast, second, refused = done.stdout.splitlines()
     assert reference == fast
-    assert refused == "refused"
+    assert "functorch transforms" in refused
+    x, a = torch.linspace(-1, 2, 12).view(3, 4).requires_grad_(), torch.tensor(0.25, requires_grad=True)
+    v = qif_multi_step(x, 0.0, QIFParameters.unchecked(a=a), ATan())[1]
+    (first,) = torch.autograd.grad((v**3).sum(), x, create_graph=True)
+    expected = torch.autograd.grad((first**2).sum(), [x, a])
+    assert str([round(float(result.double().sum()), 3) for result in expected]) == second
     torch.manual_seed(0)
     x, a = torch.randn(3, 4, 5, requires_grad=True), torch.full((5,), 0.25, requires_grad=True)
     v = torch.randn(4, 5, requires_grad=True)
@@ -354,6 +366,29 @@ def test_a_version_without_the_private_names():
     (out[0].sum() + (out[1] ** 2).sum()).backward()
     results = [*out, x.grad, v.grad, a.grad]
     assert str([round(float(result.detach().double().sum()), 4) for result in results]) == reference
+
+
+WITHOUT_RULES = """
+import warnings
+import torch
+del torch.library.register_vmap  # as in PyTorch 2.4
+from qif_plugins import QIFParameters, Window, qif_multi_step
+warnings.simplefilter("ignore")  # of PyTorch's loop over the batch
+def loss(x, a):
+    spikes, v = qif_multi_step(x, 0.0, QIFParameters.unchecked(a=a), Window(0.5, 1.5))
+    return (spikes * x).sum() + (v ** 2).sum()
+xs, a = torch.randn(3, 4, 5), torch.linspace(0.2, 0.3, 5)
+gradient = torch.func.grad(loss, (0, 1))
+to_x, to_a = torch.vmap(gradient, (0, None))(xs, a)
+wanted = [gradient(x, a) for x in xs]
+assert torch.equal(to_x, torch.stack([one[0] for one in wanted]))
+torch.testing.assert_close(to_a, torch.stack([one[1] for one in wanted]))
+"""
+
+
+def test_a_version_that_registers_no_rule_for_vmap():
+    done = forked.python(WITHOUT_RULES)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_switch_turns_every_shortcut_off():

@@ -203,14 +203,6 @@ def test_copies_of_a_used_module_give_the_same():
     assert_same(copy.deepcopy(net)(x), net(x))
 
 
-def test_second_derivative_is_refused():
-    x = torch.randn(4, 5, requires_grad=True)
-    _, v = qif_multi_step(x, 0.0, PARAMS, ATan())
-    (first,) = torch.autograd.grad(v.sum(), x, create_graph=True)
-    with pytest.raises(NotImplementedError, match="second time"):
-        first.sum().backward()
-
-
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # PyTorch's own use of it
 def test_forward_mode_is_refused():
     x = torch.randn(4, 5)
@@ -218,7 +210,6 @@ def test_forward_mode_is_refused():
         torch.func.jvp(lambda x: qif_multi_step(x, 0.0, PARAMS, WINDOW)[1], (x,), (torch.ones_like(x),))
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_vmap_gives_what_a_loop_gives():
     x = torch.randn(3, 4, 5)
 

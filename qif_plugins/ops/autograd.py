@@ -1,8 +1,9 @@
 """How the operators of :mod:`.library` are differentiated.
 
-There are two ways to tell PyTorch. The public one, ``torch.library.register_autograd``, flattens the arguments of every
-call into trees, several times what a small input costs otherwise; it serves where this version of PyTorch lacks
-what the other one is made of. That one is what ``register_autograd`` itself comes down to, without the trees.
+The public way to tell PyTorch, ``torch.library.register_autograd``, refuses the transforms of ``torch.func`` and takes
+several times as long for a small input. What it comes down to itself takes them, if it is of the kind that serves one
+of their levels at a time. That kind is not public: in a version of PyTorch without it the public way stands in, with
+the same results, and PyTorch refuses those transforms.
 """
 
 from __future__ import annotations
@@ -15,91 +16,135 @@ import torch
 from torch import _C, Tensor
 from torch.autograd import forward_ad
 
+from . import composed
+
 try:
-    # The single-level kind is what torch.func's transforms leave to the Autograd key, one of their levels at a time.
     from torch._functorch.utils import enable_single_level_autograd_function as single_level
     from torch.autograd.function import _SingleLevelFunction
 
-    HAS_SHORT_WAY = all(
-        hasattr(_C, name)
-        for name in ("_AutoDispatchBelowAutograd", "_after_autograd_keyset", "_are_functorch_transforms_active")
-    ) and hasattr(forward_ad, "_current_level")
+    TAKES_TRANSFORMS = all(
+        hasattr(_C, name) for name in ("_AutoDispatchBelowAutograd", "_are_functorch_transforms_active")
+    )
+    TAKES_TRANSFORMS &= all(hasattr(forward_ad, name) for name in ("_current_level", "_set_fwd_grad_enabled"))
 except ImportError:
-    HAS_SHORT_WAY = False
+    TAKES_TRANSFORMS = False
 
-__all__ = ["HAS_SHORT_WAY", "make_differentiable"]
+__all__ = ["TAKES_TRANSFORMS", "make_differentiable"]
 
 INPUTS = 21
 """Of ``qif::multi_step``."""
+SAVE_H = 19
+"""Which of them says whether h is kept."""
+TENSORS = 15
+"""Inputs of ``qif::multi_step_backward`` that are tensors; they come first."""
 
 
 def make_differentiable(library: torch.library.Library) -> None:
-    """Register the derivatives of both operators of ``library``, where they are defined."""
-    first, second = torch.ops.qif.multi_step.default, torch.ops.qif.multi_step_backward.default
-
-    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        x_seq, v, *tensors = inputs[:11]
-        needs_v, *needs = ctx.needs_input_grad[1:8]
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(output[2], v if needs_v or any(needs) else None, x_seq if needs[5] else None, *tensors)
-        ctx.needs_v, ctx.needs = needs_v, needs
-        ctx.numbers, ctx.x_dtype = inputs[11], x_seq.dtype
-        ctx.kind, ctx.backend = inputs[13:18], inputs[20]
-
-    def differentiate(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
-        if all(gradient is None for gradient in gradients):
-            return (None,) * INPUTS
-        h_seq, v, x_seq, *tensors = ctx.saved_tensors
-        results = iter(
-            second(
-                *gradients, h_seq, v, x_seq, *tensors, ctx.numbers, ctx.x_dtype, *ctx.kind, ctx.needs_v, ctx.needs,
-                ctx.backend,
-            )
-        )  # fmt: skip
-        to_x = next(results)
-        to_others = [next(results) if needed else None for needed in (ctx.needs_v, *ctx.needs)]
-        return (to_x, *to_others, *[None] * (INPUTS - 8))
-
-    if not HAS_SHORT_WAY:
-        torch.library.register_autograd("qif::multi_step", differentiate, setup_context=save, lib=library)
-        torch.library.register_autograd("qif::multi_step_backward", _refuse, lib=library)
+    """Register the derivatives of both operators of ``library``."""
+    if not TAKES_TRANSFORMS:
+        torch.library.register_autograd("qif::multi_step", _differentiate, setup_context=_save, lib=library)
+        torch.library.register_autograd(
+            "qif::multi_step_backward", _differentiate_again, setup_context=_save_again, lib=library
+        )
         return
+
+    first, second = torch.ops.qif.multi_step.default, torch.ops.qif.multi_step_backward.default
 
     class MultiStep(_SingleLevelFunction):
         @staticmethod
         def forward(ctx: Any, *inputs: Any) -> Any:
-            *inputs, keyset = inputs  # type: ignore[assignment]
-            output = _below_autograd(first, keyset, inputs)
-            save(ctx, inputs, output)
+            output = _one_level_down(first, inputs)
+            _save(ctx, inputs, output)
             return output
 
-        @staticmethod
-        def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
-            return (*differentiate(ctx, *gradients), None)
+        backward = staticmethod(_differentiate)
 
     class MultiStepBackward(_SingleLevelFunction):
         @staticmethod
         def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
-            *inputs, keyset = inputs  # type: ignore[assignment]
-            return tuple(_below_autograd(second, keyset, inputs))
+            output = tuple(_one_level_down(second, inputs))
+            _save_again(ctx, inputs, output)
+            return output
 
-        backward = staticmethod(_refuse)
+        backward = staticmethod(_differentiate_again)
 
-    library.impl("multi_step", _differentiable(first, MultiStep, tuple), "Autograd", with_keyset=True)
-    library.impl("multi_step_backward", _differentiable(second, MultiStepBackward, list), "Autograd", with_keyset=True)
+    library.impl("multi_step", _differentiable(first, MultiStep, tuple), "Autograd")
+    library.impl("multi_step_backward", _differentiable(second, MultiStepBackward, list), "Autograd")
 
 
-def _refuse(ctx: Any, *gradients: Any) -> Any:
-    raise NotImplementedError(
-        "the surrogate gradient of a QIF neuron is not differentiable a second time: w(h) stands in for a "
-        "derivative and has none of its own that means anything. Use first derivatives (no create_graph=True), or "
-        "pass a differentiable surrogate of your own, which PyTorch's autograd takes."
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x_seq, v, *tensors = inputs[:11]
+    needs_v, *needs = ctx.needs_input_grad[1:8]
+    ctx.set_materialize_grads(False)
+    ctx.has_h = inputs[SAVE_H]
+    if ctx.has_h:
+        x_seq, v = x_seq if needs[5] else None, v if needs_v or any(needs) else None
+    ctx.save_for_backward(output[2] if ctx.has_h else None, v, x_seq, *tensors)
+    ctx.needs_v, ctx.needs, ctx.x_dtype, ctx.others = needs_v, needs, inputs[0].dtype, inputs[11:]
+
+
+def _differentiate(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+    if all(gradient is None for gradient in gradients):
+        return (None,) * INPUTS
+    h_seq, v, x_seq, *tensors = ctx.saved_tensors
+    numbers, _, *kind, _, _, backend = ctx.others
+    if not ctx.has_h:
+        # The call was captured where no gradient could be asked for, and is trained nevertheless.
+        others = list(ctx.others)
+        others[SAVE_H - INPUTS] = True
+        h_seq = torch.ops.qif.multi_step(x_seq, v, *tensors, *others)[2]
+        x_seq = x_seq if ctx.needs[5] else None
+    results = iter(
+        torch.ops.qif.multi_step_backward(
+            *gradients, h_seq, v, x_seq, *tensors, numbers, ctx.x_dtype, *kind, ctx.needs_v, ctx.needs, backend
+        )
     )
+    to_x = next(results)
+    to_others = [next(results) if needed else None for needed in (ctx.needs_v, *ctx.needs)]
+    return (to_x, *to_others, *[None] * (INPUTS - 8))
 
 
-def _below_autograd(op: Any, keyset: Any, inputs: tuple[Any, ...]) -> Any:
+def _save_again(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:TENSORS])
+    ctx.others = inputs[TENSORS:]
+
+
+def _differentiate_again(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
+    """The derivative of a derivative, through :mod:`.composed`."""
+    if len(gradients) == 1 and isinstance(gradients[0], list):  # as register_autograd hands on those of a list
+        gradients = tuple(gradients[0])
+    tensors = list(ctx.saved_tensors)
+    wanted = [index for index in range(TENSORS) if ctx.needs_input_grad[index]]
+
+    def compose(*chosen: Tensor) -> tuple[Tensor, ...]:
+        for index, tensor in zip(wanted, chosen, strict=True):
+            tensors[index] = tensor
+        return tuple(composed.multi_step_backward(*tensors, *ctx.others))
+
+    # Not autograd.grad: saved tensors may belong to a transform that has ended, and then carry no graph.
+    outputs, differentiate, *_ = torch.func.vjp(compose, *(tensors[index] for index in wanted))
+    found = differentiate(
+        tuple(
+            torch.zeros_like(output) if gradient is None else gradient
+            for output, gradient in zip(outputs, gradients, strict=True)
+        )
+    )
+    results = dict(zip(wanted, found, strict=True))
+    return tuple(results.get(index) for index in range(TENSORS + len(ctx.others)))
+
+
+def _below_autograd(op: Any, inputs: tuple[Any, ...]) -> Any:
     with _C._AutoDispatchBelowAutograd():
-        return op.redispatch(keyset & _C._after_autograd_keyset, *inputs)
+        return op(*inputs)
+
+
+def _one_level_down(op: Any, inputs: tuple[Any, ...]) -> Any:
+    """The same inside a forward pass, where PyTorch has turned off what the next transform may need."""
+    if not _C._are_functorch_transforms_active():
+        return _below_autograd(op, inputs)
+    with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+        return _below_autograd(op, inputs)
 
 
 def _has_tangent(value: Any) -> bool:
@@ -107,15 +152,15 @@ def _has_tangent(value: Any) -> bool:
 
 
 def _differentiable(op: Any, function: Any, kind: type) -> Callable[..., Any]:
-    def call(keyset: Any, *inputs: Any) -> Any:
+    def call(*inputs: Any) -> Any:
         if forward_ad._current_level >= 0 and any(_has_tangent(value) for value in inputs):
             raise NotImplementedError(
-                "the surrogate gradient of a QIF neuron has no forward mode; use reverse mode (backward, "
-                "torch.func.grad or vjp), or pass a surrogate of your own, which PyTorch's autograd takes."
+                "the surrogate gradient of a QIF neuron has no forward mode (jvp, jacfwd, hessian); use reverse mode: "
+                "backward, torch.func.grad, vjp or jacrev, and torch.func.jacrev(torch.func.jacrev(f)) for a Hessian."
             )
         if torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in inputs):
             with single_level() if _C._are_functorch_transforms_active() else nullcontext():
-                return kind(function.apply(*inputs, keyset))
-        return _below_autograd(op, keyset, inputs)
+                return kind(function.apply(*inputs))
+        return _below_autograd(op, inputs)
 
     return call

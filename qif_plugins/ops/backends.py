@@ -57,7 +57,7 @@ def available_backends(device: torch.device | str = "cpu") -> tuple[str, ...]:
     return tuple(name for name in BACKENDS if unavailable_reason(name, device) is None)
 
 
-def _choose_backend(backend: str, device: torch.device, dtype: torch.dtype) -> str:
+def choose_backend(backend: str, device: torch.device, dtype: torch.dtype) -> str:
     """Resolve ``"auto"`` and check an explicit choice.
 
     Raises:
@@ -78,13 +78,6 @@ def _choose_backend(backend: str, device: torch.device, dtype: torch.dtype) -> s
             "or convert the input."
         )
     return backend
-
-
-# TorchDynamo calls this while it traces and keeps the answer, as torch.compiler.assume_constant_result would have it;
-# that function would import all of TorchDynamo. Older versions keep it in a global variable that has the function's own
-# name, in the module they trace, over what is there: so no module knows the function by that name.
-_choose_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
-choose_backend = _choose_backend
 
 
 @lru_cache(maxsize=64)

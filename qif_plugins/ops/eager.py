@@ -37,9 +37,8 @@ class Job(NamedTuple):
         table: The same as the kernels take them.
         kind: What the kernels compute.
         store_v_seq: Whether the membrane of every step is returned.
-        return_h: Whether h is returned.
-        single: Whether the tensors are one time step, without a dimension for time. Its h is returned as a copy, which
-            the caller may change in place.
+        return_h: Whether h is returned although no gradient needs it.
+        single: Whether the tensors are one time step, without a dimension for time.
     """
 
     numbers: tuple[float, ...]
@@ -75,7 +74,7 @@ def applies(x: Tensor, v: Tensor | float) -> bool:
 
 
 def multi_step(x: Tensor, v: Tensor | float, v_dtype: torch.dtype, job: Job) -> tuple[Tensor, Tensor, Any]:
-    """As ``qif::multi_step``: ``(spike_seq, v_last or v_seq, h_seq)``; h_seq is ``None`` unless ``job.return_h``."""
+    """As ``qif::multi_step``: ``(spike_seq, v_last or v_seq, h_seq)``; no h_seq where nobody needs it."""
     if torch.is_grad_enabled() and (x.requires_grad or (isinstance(v, Tensor) and v.requires_grad)):
         outputs: tuple[Tensor, Tensor, Any] = _MultiStep.apply(x, v, v_dtype, job)
         return outputs
@@ -96,16 +95,14 @@ def _forward(
 
 class _MultiStep(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, v: Any, v_dtype: torch.dtype, job: Job) -> tuple[Tensor, Tensor, Tensor | None]:
+    def forward(ctx: Any, x: Tensor, v: Any, v_dtype: torch.dtype, job: Job) -> tuple[Tensor, Tensor, Tensor]:
         spike, v_out, h = _forward(x, v, v_dtype, job, True)
         assert h is not None
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(h, v if ctx.needs_input_grad[1] else None)
         ctx.start = 0.0 if isinstance(v, Tensor) else v
         ctx.job, ctx.x_dtype = job, x.dtype
-        if not job.return_h:
-            return spike, v_out, None
-        return spike, v_out, h.clone() if job.single else h
+        return spike, v_out, h  # also where nobody asks for h, so that a second derivative finds the way through it
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
@@ -130,8 +127,6 @@ def _by_operator(ctx: Any, gradients: Any, h: Tensor, v: Tensor | None) -> tuple
     """The gradients of input and initial membrane where the backward pass is watched, or differentiated itself."""
     job: Job = ctx.job
     grad_spike, grad_v, grad_h = gradients
-    if torch.is_grad_enabled():
-        h = h.detach().requires_grad_()  # a derivative of the result is refused where it is asked for
     if job.single:
         h = h.unsqueeze(0)
         grad_spike, grad_h = (None if tensor is None else tensor.unsqueeze(0) for tensor in (grad_spike, grad_h))

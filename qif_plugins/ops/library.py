@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from ..surrogate import Shape
+from . import batching
 from .autograd import make_differentiable
-from .backends import implementation
+from .backends import choose_backend, implementation
 from .contract import Coefficient, Coefficients, Kind
 from .layout import coefficient, coefficient_gradient, empty_like, flatten, give_back, make_room, memory_order
 from .memory import on_huge_pages
@@ -31,10 +32,8 @@ _KIND = "bool soft, bool detach_reset, bool strict, int shape, bool pre_reset"
 # Defined through Library: torch.library.custom_op takes several times as long a call, which is most of what a
 # small input costs.
 _library = torch.library.Library("qif", "DEF")
-_tags = [torch.Tag.pt2_compliant_tag]
-if hasattr(torch.Tag, "flexible_layout"):
-    # Inductor takes convolutions to channels-last on a GPU; without this it would copy their outputs back for us.
-    _tags.append(torch.Tag.flexible_layout)
+# Inductor takes convolutions to channels-last on a GPU; without the second tag it would copy their outputs back for us.
+_tags = [getattr(torch.Tag, name) for name in ("pt2_compliant_tag", "flexible_layout") if hasattr(torch.Tag, name)]
 _library.define(
     f"multi_step(Tensor x_seq, Tensor? v, {_NUMBERS}, {_SURROGATE}, float[] numbers, ScalarType v_dtype, {_KIND}, "
     "bool store_v_seq, bool save_h, str backend) -> (Tensor, Tensor, Tensor)",
@@ -100,7 +99,7 @@ def _forward(
     if save_h:
         h = make_room(h_seq, order)
     tensors = (a, u1, u2, v_threshold, v_reset, input_gain, s0, s1, s2)
-    implementation(backend).forward(
+    _implementation(backend, x_seq).forward(
         flatten(x_seq, order),
         numbers[9] if v is None else flatten(v, order, time=False),
         _coefficients(tensors, numbers, x_seq, order),
@@ -122,6 +121,7 @@ def _forward_fake(
     s2: Any, numbers: Any, v_dtype: torch.dtype, soft: bool, detach_reset: bool, strict: bool, shape: int,
     pre_reset: bool, store_v_seq: bool, save_h: bool, backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    _implementation(backend, x_seq)  # a backend that cannot run is refused where the call is traced
     return _allocate(x_seq, v_dtype, store_v_seq, save_h)
 
 
@@ -154,6 +154,7 @@ def _backward(
     backend: str,
 ) -> list[Tensor]:
     """Gradients of x_seq, of v if ``needs_v``, and of each number in ``needs``, in that order."""
+    _check_h(h_seq)
     grad_x = on_huge_pages(empty_like(h_seq, x_dtype))
     learnable = (a, u1, u2, v_threshold, v_reset, input_gain)
     grad_v0 = empty_like(v, v.dtype) if needs_v and v is not None else None
@@ -163,7 +164,7 @@ def _backward(
         order = memory_order(h_seq)
         to_x, to_v = make_room(grad_x, order), None if grad_v0 is None else make_room(grad_v0, order, time=False)
         c = _coefficients((*learnable, s0, s1, s2), numbers, h_seq, order)
-        flat = implementation(backend).backward(
+        flat = _implementation(backend, h_seq).backward(
             None if grad_spike is None else flatten(grad_spike, order),
             None if grad_v is None else flatten(grad_v, order, time=grad_v.dim() == h_seq.dim()),
             None if grad_h is None else flatten(grad_h, order),
@@ -192,6 +193,7 @@ def _backward_fake(
     v_threshold: Any, v_reset: Any, input_gain: Any, s0: Any, s1: Any, s2: Any, numbers: Any, x_dtype: torch.dtype,
     soft: bool, detach_reset: bool, strict: bool, shape: int, pre_reset: bool, needs_v: bool, needs: Any, backend: str,
 ) -> list[Tensor]:  # fmt: skip
+    _check_h(h_seq)
     grads = [empty_like(h_seq, x_dtype)]
     if needs_v and v is not None:
         grads.append(empty_like(v, v.dtype))
@@ -201,6 +203,18 @@ def _backward_fake(
         for value, needed in zip(learnable, needs, strict=True)
         if needed and value is not None
     ]
+
+
+def _implementation(backend: str, tensor: Tensor) -> Any:
+    """What runs here: a call is traced on one machine and may run on another, so that "auto" is resolved late."""
+    return implementation(choose_backend(backend, tensor.device, tensor.dtype))
+
+
+def _check_h(h_seq: Tensor) -> None:
+    if h_seq.shape == (0,):
+        raise RuntimeError(
+            "qif::multi_step_backward needs the h_seq of a qif::multi_step with save_h=True; this one is empty"
+        )
 
 
 def _allocate(x_seq: Tensor, v_dtype: torch.dtype, store_v_seq: bool, save_h: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -239,3 +253,4 @@ for _name, _kernel, _fake in (
     _library.impl(_name, _kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(f"qif::{_name}", _fake, lib=_library)
 make_differentiable(_library)
+batching.register(_library)

@@ -18,7 +18,9 @@ from ..parameters import QIFParameters
 from ..surrogate import Shape
 from .contract import Coefficient, Coefficients, Kind
 
-__all__ = ["autograd_multi_step", "backward", "composed_multi_step", "exp_negative", "forward", "unavailable"]
+__all__ = [
+    "autograd_multi_step", "backward", "composed_multi_step", "derivative", "exp_negative", "forward", "unavailable",
+]  # fmt: skip
 
 
 def unavailable(device: torch.device) -> str | None:
@@ -84,7 +86,7 @@ def backward(
         membrane = h[t] if t >= 0 else start
         fired, v = _fire_and_reset(membrane, threshold, v_reset, kind)
         gs, gv, gh = (incoming(gradient, t) for gradient in (grad_spike, grad_v, grad_h))
-        w = _derivative(kind.shape, membrane, threshold, s0, s1, s2)
+        w = derivative(kind.shape, membrane, threshold, s0, s1, s2)
         if kind.soft:
             k0 = back * (a * ((v - u1) + (v - u2))) + gv
             through = gs if kind.detach_reset else gs - k0 * threshold
@@ -246,7 +248,8 @@ def _fire_and_reset(h: Tensor, threshold: Any, v_reset: Any, kind: Kind) -> tupl
     return fired, torch.where(fired, h - threshold if kind.soft else v_reset, h)
 
 
-def _derivative(shape: Shape, h: Tensor, threshold: Any, s0: Any, s1: Any, s2: Any) -> Tensor:
+def derivative(shape: Shape, h: Tensor, threshold: Any, s0: Any, s1: Any, s2: Any) -> Tensor:
+    """w(h), see :mod:`.contract`."""
     if shape == Shape.WINDOW:
         return ((h >= s0) & (h <= s1)) * s2
     z = h - threshold

@@ -7,8 +7,8 @@ must not depend on them and to find out whether a fault lies in one:
 - large jobs run on PyTorch's own OpenMP team (:mod:`.threads`),
 - large tensors in main memory lie on huge pages (:mod:`.memory`).
 
-Each looks for what it needs that is not public, and a version or a system without it has the public way. Derivatives
-have a short way of their own (:mod:`.autograd`), which the switch turns off too.
+Each looks for what it needs that is not public, and a version or a system without it has the public way. So does
+:mod:`.autograd`, which is none of them: what it registers is there for ``torch.func``, whatever the switch says.
 """
 
 from __future__ import annotations
