@@ -31,10 +31,9 @@ from .measure import (
     run,
     runaway,
     tdbn_before,
-    watching,
 )
 from .moments import MomentClosureError, firing_rate, membrane_moments
-from .observe import Observation
+from .observe import Observation, Seen, watching
 from .parameters import QIFParameters
 from .table import plus_minus, text_table
 
@@ -202,10 +201,11 @@ def calibrate(
     layers = qif_layers(inner)
     recorders = {name: _Recorder(per) for name in layers}
 
-    def see(name: str, seen: Observation) -> None:
-        recorders[name].add(seen, layers[name].qif_parameters)
+    def see(seen: Seen) -> None:
+        for observation in seen.runs:
+            recorders[seen.name].add(observation, layers[seen.name].qif_parameters)
 
-    with preserved(inner), torch.no_grad(), watching(layers, see):
+    with preserved(inner), torch.no_grad(), watching(layers, see, membranes=True):
         if callable(batches) and not isinstance(batches, nn.Module):
             count = 1
             batches(inner)

@@ -22,7 +22,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -34,6 +34,7 @@ from torch.overrides import TorchFunctionMode
 from .convert.find import neurons
 from .convert.hosts import loaded_hosts
 from .measure import Batches, bare, batches_of, check_steps, preserved, run
+from .observe import Seen, watching
 
 __all__ = [
     "LIF_UPDATES",
@@ -270,28 +271,24 @@ def count_operations(model: nn.Module, batches: Batches, steps: int = 1) -> Oper
             f"{type(inner).__name__} has no spiking neuron of SpikingJelly or snnTorch, so there is nothing to compare"
         )
     names = {module: name or "(model)" for name, module in inner.named_modules()}
-    updates, spikes = [0] * len(sites), [0] * len(sites)
+    counts = {site.name: [0, 0] for site in sites}
 
-    def fired(index: int) -> Callable[..., None]:
-        def see(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-            updates[index] += next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)).numel()
-            spikes[index] += int((out[0] if isinstance(out, tuple) else out).count_nonzero())
-
-        return see
+    def see(seen: Seen) -> None:
+        counts[seen.name][0] += seen.spikes.numel()
+        counts[seen.name][1] += int(seen.spikes.count_nonzero())
 
     counter = _Counter()
     with preserved(inner), torch.no_grad(), contextlib.ExitStack() as stack:
         inner.eval()
         for module, name in names.items():
             stack.enter_context(_running(module, name, counter.running))
-        for index, site in enumerate(sites):
-            stack.enter_context(_seen(site.module, fired(index)))
+        stack.enter_context(watching({site.name: site.module for site in sites}, see))
         stack.enter_context(counter)
         if callable(batches) and not isinstance(batches, nn.Module):
             batches(inner)
         elif not sum(bool(run(inner, batch, steps)) for batch in batches_of(batches)):
             raise ValueError("there is no batch to count on; an exhausted iterator has none either")
-    if not any(updates):
+    if not any(steps for steps, _ in counts.values()):
         raise ValueError("no neuron received a value: the batches are empty or do not reach one")
     if counter.uncounted:
         warnings.warn(f"not counted, and it costs energy: {', '.join(counter.uncounted)}", stacklevel=2)
@@ -299,9 +296,9 @@ def count_operations(model: nn.Module, batches: Batches, steps: int = 1) -> Oper
     return Operations(
         tuple(counter.layers()),
         tuple(
-            NeuronCount(site.name or "(model)", kinds.get(site.neuron.role, type(site.module).__name__), n, fires)
-            for site, n, fires in zip(sites, updates, spikes, strict=True)
-            if n
+            NeuronCount(site.name or "(model)", kinds.get(site.neuron.role, type(site.module).__name__), *count)
+            for site in sites
+            if (count := counts[site.name])[0]
         ),
     )
 
@@ -355,31 +352,6 @@ def _running(module: nn.Module, name: str, stack: list[str]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextlib.contextmanager
-def _seen(module: Any, see: Callable[[tuple[Any, ...], dict[str, Any], Any], None]) -> Iterator[None]:
-    """Hand arguments and output of every call of a neuron to ``see``."""
-
-    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        see(args, kwargs, out)
-
-    handle = module.register_forward_hook(hook, with_kwargs=True)
-    sequence = getattr(module, "forward_sequence", None)
-    if sequence is not None:
-        # Called by its name, past the hooks.
-        def forward_sequence(*args: Any, **kwargs: Any) -> Any:
-            out = sequence(*args, **kwargs)
-            see(args, kwargs, out)
-            return out
-
-        module.forward_sequence = forward_sequence
-    try:
-        yield
-    finally:
-        handle.remove()
-        if sequence is not None:
-            del module.forward_sequence
 
 
 # -- operations with weights ------------------------------------------------------------------------------------------

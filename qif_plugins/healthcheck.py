@@ -26,10 +26,9 @@ from .measure import (
     run_on,
     runaway,
     tdbn_before,
-    watching,
 )
 from .moments import MomentClosureError
-from .observe import Observation
+from .observe import Observation, Seen, watching
 from .parameters import Number, QIFParameters
 from .surrogate import FusedSurrogate
 from .table import plus_minus, text_table
@@ -202,11 +201,11 @@ def health(
     layers = qif_layers(inner)
     recorders = {name: _Recorder() for name in layers}
 
-    def see(name: str, seen: Observation) -> None:
-        layer = layers[name]
-        recorders[name].add(seen, layer.qif_parameters, seen.surrogate)
+    def see(seen: Seen) -> None:
+        for observation in seen.runs:
+            recorders[seen.name].add(observation, layers[seen.name].qif_parameters, observation.surrogate)
 
-    with preserved(inner), torch.enable_grad(), watching(layers, see):
+    with preserved(inner), torch.enable_grad(), watching(layers, see, membranes=True):
         output, target = _run(inner, batch, steps)
         if any(r.time_steps for r in recorders.values()) and not any(r.input.n for r in recorders.values()):
             raise ValueError("the batch is empty: no neuron received a value. Pass one with at least one sample.")

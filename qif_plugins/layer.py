@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .following import WindowMemory, followed_moments, window_of_moments
 from .moments import membrane_moments
+from .observe import watchable
 from .parameters import Number, QIFParameters
 from .surrogate import Window
 
@@ -37,6 +38,12 @@ class QIFLayer:
     _measured: Mapping[str, Tensor] = {}
     _window_memory: WindowMemory
     """Of a neuron that learns its window."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "forward_sequence" in vars(cls):
+            # Called by its name, past the module's hooks.
+            cls.forward_sequence = watchable(vars(cls)["forward_sequence"])  # type: ignore[attr-defined]
 
     @property
     def qif_parameters(self) -> QIFParameters:

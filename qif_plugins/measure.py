@@ -17,13 +17,12 @@ from .convert.find import survey
 from .convert.hosts import loaded_hosts
 from .convert.norms import is_tdbn
 from .layer import QIFLayer
-from .observe import Observation, observing
 from .parameters import Number, QIFParameters
 from .table import plus_minus
 
 __all__ = [
     "ONE_STEP", "REACH", "Moments", "bare", "batches_of", "derives", "preserved", "qif_layers", "run", "runaway",
-    "tdbn_before", "watching",
+    "tdbn_before",
 ]  # fmt: skip
 
 Batches = Iterable[Any] | Tensor | Callable[[nn.Module], Any]
@@ -189,46 +188,6 @@ def effective_input(params: QIFParameters, x_seq: Tensor) -> Tensor:
     gain: Number = params.input_gain
     x = x_seq if x_seq.dtype == torch.float64 else x_seq.float()
     return x * gain.to(x.device, x.dtype) if isinstance(gain, Tensor) else x * gain
-
-
-@contextlib.contextmanager
-def watching(layers: dict[str, QIFLayer], see: Callable[[str, Observation], None]) -> Iterator[None]:
-    """Hand what every layer computes inside the block to ``see``, with the layer's name."""
-    running: list[str] = []
-
-    def observe(observation: Observation) -> None:
-        if running:
-            see(running[-1], observation)
-
-    with contextlib.ExitStack() as stack:
-        for name, layer in layers.items():
-            module: Any = layer
-
-            def enter(*_: Any, name: str = name) -> None:
-                running.append(name)
-
-            def leave(*_: Any) -> None:
-                running.pop()
-
-            stack.callback(module.register_forward_pre_hook(enter).remove)
-            stack.callback(module.register_forward_hook(leave).remove)
-            if hasattr(module, "forward_sequence"):
-                # Called by its name, past the hooks.
-                module.forward_sequence = _named(module.forward_sequence, name, running)
-                stack.callback(module.__dict__.pop, "forward_sequence", None)
-        with observing(observe):
-            yield
-
-
-def _named(function: Callable[..., Any], name: str, running: list[str]) -> Callable[..., Any]:
-    def call(*args: Any, **kwargs: Any) -> Any:
-        running.append(name)
-        try:
-            return function(*args, **kwargs)
-        finally:
-            running.pop()
-
-    return call
 
 
 @contextlib.contextmanager

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
+from .observe import fired
+
 __all__ = ["Rate", "Watch"]
 
 STRIDE = 17
@@ -109,7 +111,7 @@ class Watch:
         looks.calls += 1
         if looks.calls % STRIDE != 1:
             return
-        spikes = output[0] if isinstance(output, tuple) and output else output
+        spikes = fired(output)
         # A plain tensor, and none inside the capture of a CUDA graph, which would replay the count.
         if type(spikes) is Tensor and not (spikes.is_cuda and torch.cuda.is_current_stream_capturing()):
             looks.add(spikes)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import Images
+from ..spiking import FiringRates
 from .hosts import HOSTS, build
 
 __all__ = ["Epoch", "Settings", "Training", "encoder", "train"]
@@ -151,23 +152,15 @@ def _evaluate(
     settings: Settings,
 ) -> tuple[float, float]:
     """Accuracy, and spikes per neuron-step, on the test images."""
-    counts: list[tuple[Tensor, int]] = []
-    hooks = [
-        layer.register_forward_hook(lambda layer, inputs, spikes: counts.append((spikes.sum(), spikes.numel())))
-        for layer in spiking
-    ]
+    rates = FiringRates({str(index): layer for index, layer in enumerate(spiking)})
     network.eval()
     correct = 0
-    try:
+    with rates.measuring():
         for x, labels in zip(images.test.split(256), images.test_labels.split(256), strict=True):
             clear(network)
             correct += int((network(encode(x)).mean(0).argmax(1) == labels).sum())
         clear(network)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    total = sum(int(spikes) for spikes, _ in counts)
-    return correct / len(images.test), total / sum(size for _, size in counts)
+    return correct / len(images.test), rates.mean() or 0.0
 
 
 def _surrogate_name(layer: nn.Module) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..observe import Seen, watching
 from ..spiking import spiking_layers
 from .lines import Direction, Line, Loss, moving, slope_along
 from .numbers import REFINE, candidates
@@ -119,35 +120,14 @@ def _unexplained(left: _Side, right: _Side) -> float:
 @contextmanager
 def _recorded(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Any]]]:
     """What the layers return, call by call, in the order of their first calls."""
-    seen: dict[str, list[Any]] = {}
+    spikes: dict[str, list[Any]] = {}
 
-    def remember(name: str) -> Callable[..., None]:
-        def hook(module: Any, inputs: Any, output: Any) -> None:
-            first = output[0] if isinstance(output, tuple) else output
-            seen.setdefault(name, []).append(first.detach() if isinstance(first, Tensor) else first)
+    def remember(seen: Seen) -> None:
+        kept = seen.spikes.detach() if isinstance(seen.spikes, Tensor) else seen.spikes
+        spikes.setdefault(seen.name, []).append(kept)
 
-        return hook
-
-    handles = [layer.register_forward_hook(remember(name)) for name, layer in layers.items()]
-    for name, layer in layers.items():
-        module: Any = layer
-        if hasattr(module, "forward_sequence"):
-            # Called by its name, past the hooks; `moving` takes the name away again.
-            module.forward_sequence = _watched(module.forward_sequence, remember(name))
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _watched(function: Callable[..., Any], hook: Callable[..., None]) -> Callable[..., Any]:
-    def call(*args: Any, **kwargs: Any) -> Any:
-        output = function(*args, **kwargs)
-        hook(None, args, output)
-        return output
-
-    return call
+    with watching(layers, remember):
+        yield spikes
 
 
 def _event(before: dict[str, list[Any]], after: dict[str, list[Any]]) -> tuple[str, str | None, int, float]:

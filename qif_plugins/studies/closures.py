@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..measure import Moments, effective_input, preserved, qif_layers, watching
+from ..measure import Moments, effective_input, preserved, qif_layers
 from ..moments import CLOSURES, MomentClosureError, firing_rate, membrane_moments
-from ..observe import Observation
+from ..observe import Seen, watching
 from ..parameters import QIFParameters
 from ..plot import COLOURS, figure
 from .page import Body, table
@@ -75,23 +75,24 @@ def measure(model: nn.Module, x: Tensor, steps: int) -> list[dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     layers = qif_layers(model)
 
-    def see(name: str, seen: Observation) -> None:
+    def see(seen: Seen) -> None:
+        [run] = seen.runs
         drive, membrane = Moments(), Moments()
-        x_seq = effective_input(layers[name].qif_parameters, seen.x_seq)
+        x_seq = effective_input(run.params, run.x_seq)
         drive.update(x_seq.reshape(-1, 1))
-        membrane.update(seen.h_seq.reshape(-1, 1))
+        membrane.update(run.h_seq.reshape(-1, 1))
         pairs = torch.stack([x_seq[:-1].flatten(), x_seq[1:].flatten()])
-        rows[name] = {
-            "layer": name,
+        rows[seen.name] = {
+            "layer": seen.name,
             "input_mean": drive.mean.item(),
             "input_std": drive.std.item(),
             "input_correlation": torch.corrcoef(pairs)[0, 1].item(),
             "mean": membrane.mean.item(),
             "std": membrane.std.item(),
-            "rate": seen.spike_seq.mean().item(),
+            "rate": run.spike_seq.mean().item(),
         }
 
-    with preserved(model), torch.no_grad(), watching(layers, see):
+    with preserved(model), torch.no_grad(), watching(layers, see, membranes=True):
         model.train()
         outputs(model, x, steps)
     return list(rows.values())
