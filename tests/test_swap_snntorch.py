@@ -351,3 +351,24 @@ def test_a_frozen_learned_leak_is_called_frozen():
     net = nn.Sequential(nn.Linear(6, 6), snn.Leaky(0.9, learn_beta=True), nn.Linear(6, 2))
     net[1].beta.requires_grad_(False)
     assert "its leak beta goes on being learned (frozen)" in str(swap(net))
+
+
+@pytest.mark.parametrize("read", ["mem", "hook"])
+def test_a_hidden_state_that_is_read_by_name_is_a_readout(read):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1, self.lif1 = nn.Linear(6, 8), snn.Leaky(0.9, init_hidden=True)
+            self.fc2, self.lif2 = nn.Linear(8, 3), snn.Leaky(0.9, init_hidden=True)
+
+        def forward(self, x):
+            utils.reset(self)
+            for _ in range(3):
+                self.lif2(self.fc2(self.lif1(self.fc1(x))))
+            return self.lif2.mem if read == "mem" else None
+
+    net, seen = Net(), []
+    net.lif2.register_forward_hook(lambda module, args, out: seen.append(module.mem))
+    report = swap(net, example_input=X)
+    assert [row.name for row in report.changed] == ["lif1"]
+    assert report.left[0].why.startswith("reads out, by data flow")

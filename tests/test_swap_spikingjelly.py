@@ -645,3 +645,150 @@ def test_a_frozen_learned_leak_is_called_frozen():
     net[1].w.requires_grad_(False)
     assert "its leak w goes on being learned (frozen)" in str(swap(net))
     assert not net[1].w.requires_grad
+
+
+# -- readouts by data flow ---------------------------------------------------------------------------------------------
+
+
+class ReadByName(nn.Module):
+    """Its readout is not what forward returns; ``read`` says what is."""
+
+    def __init__(self, read, step_mode="m"):
+        super().__init__()
+        self.fc1, self.norm, self.hidden = layer.Linear(4, 8), nn.LayerNorm(8), neuron.LIFNode()
+        self.fc2, self.out = layer.Linear(8, 3), neuron.LIFNode(v_threshold=100.0, store_v_seq=True)
+        self.read, self.kept = read, []
+        functional.set_step_mode(self, step_mode)
+
+    def forward(self, x, scale=1.0):
+        spikes = self.out(self.fc2(self.norm(self.hidden(self.fc1(x * scale)))))
+        return self.read(self, spikes)
+
+
+READS = {
+    "v": lambda net, spikes: net.out.v,
+    "v_seq": lambda net, spikes: net.out.v_seq.mean(0),
+    "nothing": lambda net, spikes: None,
+    "hidden spikes": lambda net, spikes: {"spikes": net.hidden.v},
+    "a list": lambda net, spikes: net.kept.append(net.out.v),
+}
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_a_readout_that_is_read_by_name_is_one(read):
+    net = ReadByName(read)
+    report = swap(net, example_input=torch.rand(3, 2, 4))
+    assert [type(net.hidden), type(net.out)] == [QIFNode, neuron.LIFNode]
+    assert report.left[0].why.startswith("reads out, by data flow")
+
+
+def test_a_record_that_is_written_step_by_step_is_followed():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1, self.hidden, self.fc2, self.out, self.fc3 = (
+                nn.Linear(4, 8), neuron.LIFNode(), nn.Linear(8, 8), neuron.LIFNode(), nn.Linear(8, 3),
+            )  # fmt: skip
+
+        def forward(self, x):
+            record, last = torch.zeros(len(x), x.shape[1], 8), torch.zeros(len(x), x.shape[1], 3)
+            for t, step in enumerate(x):
+                record[t] = self.hidden(self.fc1(step))
+            for t in range(len(x)):
+                last[t] = self.fc3(self.out(self.fc2(record[t])))
+            return last
+
+    net = Net()
+    assert len(swap(net, example_input=torch.rand(3, 2, 4)).changed) == 2
+
+
+def test_examples_by_name():
+    net = ReadByName(READS["v"])
+    swap(net, example_input={"x": torch.rand(3, 2, 4), "scale": 2.0})
+    assert type(net.out) is neuron.LIFNode
+
+    class TakesADict(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = ReadByName(READS["v"])
+
+        def forward(self, batch):
+            return self.inner(batch["x"])
+
+    net = TakesADict()
+    swap(net, example_input={"x": torch.rand(3, 2, 4)})
+    assert type(net.inner.hidden) is QIFNode
+    with pytest.raises(ValueError, match="does not run on example_input"):
+        swap(net, to="qif", example_input={"y": torch.rand(3, 2, 4)})
+
+
+# -- readouts by registration order ------------------------------------------------------------------------------------
+
+
+def pre_activation():
+    return registered(
+        conv=layer.Conv2d(1, 4, 3), sn=neuron.LIFNode(), conv2=layer.Conv2d(4, 4, 3), bn1=layer.BatchNorm2d(4),
+        linear=layer.Linear(4, 3), relu1=neuron.LIFNode(),
+    )  # fmt: skip
+
+
+OUT_OF_ORDER = {
+    "hidden last": pre_activation,
+    "norm before the head": lambda: registered(
+        fc=nn.Linear(4, 8), sn=neuron.LIFNode(), bn=nn.BatchNorm1d(8), head=nn.Linear(8, 3), last=neuron.LIFNode()
+    ),
+    "head first": lambda: registered(
+        head=nn.Linear(8, 8), fc1=nn.Linear(8, 8), sn1=neuron.LIFNode(), fc2=nn.Linear(8, 8), sn2=neuron.LIFNode()
+    ),
+    "head first, before a norm": lambda: registered(
+        head=nn.Linear(8, 3), bn1=nn.BatchNorm1d(8), sn1=neuron.LIFNode(), fc=nn.Linear(8, 8), sn2=neuron.LIFNode()
+    ),
+    "head first, before blocks": lambda: registered(
+        head=nn.Linear(8, 3), one=registered(fc=nn.Linear(4, 8), sn=neuron.LIFNode()),
+        two=registered(fc=nn.Linear(8, 8), sn=neuron.LIFNode()),
+    ),
+    "backwards": lambda: registered(
+        fc2=nn.Linear(8, 3), out=neuron.LIFNode(), fc1=nn.Linear(4, 8), hidden=neuron.LIFNode()
+    ),
+    "neurons before their weights": lambda: registered(
+        sn1=neuron.LIFNode(), fc1=nn.Linear(4, 8), sn2=neuron.LIFNode(), fc2=nn.Linear(8, 3)
+    ),
+    "its one neuron before its one weight": lambda: registered(sn=neuron.LIFNode(), fc=nn.Linear(4, 3)),
+    "both neurons after the first weight": lambda: registered(
+        fc1=nn.Linear(4, 8), sn1=neuron.LIFNode(), sn2=neuron.LIFNode(), fc2=nn.Linear(8, 3)
+    ),
+    "a block that ends in a weight, the head, and a neuron": lambda: registered(
+        body=registered(sn=neuron.LIFNode(), conv=nn.Linear(8, 8)), head=nn.Linear(8, 3), sn=neuron.LIFNode()
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("build", OUT_OF_ORDER.values(), ids=OUT_OF_ORDER)
+def test_an_order_that_modules_need_not_run_in_is_asked_about(build):
+    net = build()
+    before = repr(net)
+    with pytest.raises(ValueError, match=r"which (neuron|one) reads out.*example_input"):
+        swap(net)
+    assert repr(net) == before
+    assert all(row.changed for row in swap(net, readout="swap", dynamics="lif").rows)
+
+
+def test_an_order_that_modules_may_run_in_is_called_a_guess():
+    net = registered(
+        features=nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 8), nn.BatchNorm1d(8), neuron.LIFNode()),
+        head=nn.Linear(8, 3), out=neuron.LIFNode(),
+    )  # fmt: skip
+    report = swap(net)
+    assert [row.name for row in report.changed] == ["features.3"]
+    assert [row.name for row in report.left] == ["out"]
+    assert all("a guess that example_input would check" in row.why for row in report.rows)
+    assert "guess" not in str(swap(network()))
+    assert "guess" not in str(swap(ReadByName(READS["v"]), example_input=torch.rand(3, 2, 4)))
+
+
+def test_a_neuron_that_runs_twice_in_a_sequence_reads_out():
+    shared = neuron.LIFNode()
+    net = nn.Sequential(nn.Linear(4, 4), shared, nn.Linear(4, 4), neuron.LIFNode(), nn.Linear(4, 4), shared)
+    assert [row.name for row in swap(net).left] == ["1"]
+    assert [row.name for row in swap(net, to="lif").left] == ["1"]
+    assert [row.name for row in swap(net, example_input=torch.rand(3, 4)).left] == ["1"]

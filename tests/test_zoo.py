@@ -16,7 +16,10 @@ import torch
 pytest.importorskip("spikingjelly")
 
 from qif_plugins.adapters import spikingjelly as adapter
-from spikingjelly.activation_based import functional, surrogate
+from spikingjelly.activation_based import functional, neuron, surrogate
+
+from qif_plugins.convert.find import survey
+from qif_plugins.convert.hosts import loaded_hosts
 
 PACKAGES = ("spikingjelly.activation_based.model", "spikingjelly.clock_driven.model")
 NEURON_ARGUMENTS = ("spiking_neuron", "single_step_neuron", "multi_step_neuron")
@@ -195,3 +198,21 @@ def test_the_table_names_constructors_of_some_version():
     """A name that no version has is a typing mistake; 0.0.0.0.14 has no OTTT models."""
     found = {p.values[0].__name__ for p in CONSTRUCTORS}
     assert set(CANNOT) <= found or not any(name.startswith("ottt") for name in found)
+
+
+@pytest.mark.parametrize(
+    ("constructor", "takes"),
+    [p for p in CONSTRUCTORS if p.values[0].__name__ in IN_NUMBERS and p.values[1] == NEURON_ARGUMENTS[0]],
+)
+def test_registration_order_finds_the_readout_or_asks(constructor, takes, monkeypatch):
+    monkeypatch.setattr(adapter, "QIFNode", neuron.LIFNode)
+    net = build(constructor, takes)
+    functional.set_step_mode(net, "m")
+    _, shape, _ = modes(constructor, takes, net)[-1]
+    by_order = survey(net, loaded_hosts())
+    by_flow = survey(net, loaded_hosts(), torch.rand(*shape, *sample(constructor)))
+    assert [site.guess for site in by_flow.sites] == [False] * len(by_flow.sites)
+    if by_order.blind:
+        assert constructor.__name__ == "MASNN"  # attention in its last blocks
+        return
+    assert [site.reads_out for site in by_order.sites] == [site.reads_out for site in by_flow.sites]

@@ -65,12 +65,14 @@ def swap(
             has learned, weight and statistics, stays bit for bit; one that has seen no batch yet gets tdBN's
             initial scale α θ. With ``example_input`` α is 1/√n where n paths add up before the neuron, else 1. In a
             network that is stepped through time each step is normalized by itself. Default ``"keep"``.
-        readout: ``"keep"`` (default) leaves neurons alone that feed the model's output with no weight between:
-            decoding wants the subtracting reset, which QIF does not have. ``"swap"`` replaces them, too.
+        readout: ``"keep"`` (default) leaves neurons alone that feed the model's output with no weight between, or
+            nothing: decoding wants the subtracting reset, which QIF does not have. ``"swap"`` replaces them, too.
         to: ``"qif"`` (default), or ``"lif"`` to make every swapped neuron what it was, with its parameters of now and
             whatever was set on it since; what the swap itself chose, the surrogate or the reset, goes. Norms stay.
-        example_input: The model's argument, or a tuple of them. A copy of the model runs on it once, in eval mode,
-            to see what feeds what. Without it, the order in which modules were registered decides.
+        example_input: The model's argument, a tuple of them, or a dict of them by name. A copy of the model runs on it
+            once, in eval mode, to see what feeds what; a neuron that feeds nothing, since its state is read by name,
+            reads out. Without it, the order in which modules were registered decides: for certain in a plain
+            ``nn.Sequential``, as a guess (the report says so) elsewhere.
         **parameters: Arguments of the QIF neurons that take precedence over everything, such as ``a=0.2``,
             ``v_threshold=0.5`` or ``backend="torch"``.
 
@@ -178,7 +180,7 @@ def _swap_site(site: Site, request: Request, readout: str, undo: list[Callable[[
     if site.neuron.role == "other":
         return Row(site.name, was, was, site.neuron.reason, changed=False)
     if site.reads_out and readout == "keep":
-        return Row(site.name, was, was, f"reads out, by {site.how}; readout='swap' replaces it", changed=False)
+        return Row(site.name, was, was, f"reads out, by {_how(site)}; readout='swap' replaces it", changed=False)
     try:
         plan = site.host.plan(site.module, request, bool(site.norms))
     except (ValueError, TypeError) as error:
@@ -194,10 +196,15 @@ def _why(site: Site, plan: Plan) -> str:
     fed = f"fed by {', '.join(site.norms)}" if site.norms else "no normalization before it"
     dynamics = {"paper": "the paper's parameters", "lif": "its leak matched", "explicit": "the parameters passed"}
     place = site.how if site.how == "the model is the neuron" else f"{fed}, by {site.how}"
+    guess = ["a guess that example_input would check"] if site.guess and site.norms_known else []
     if not site.norms_known:
         place = f"what feeds it is not known: {site.how}"
     reads_out = ["reads out"] if site.reads_out else []
-    return "; ".join([f"{dynamics[plan.dynamics]} ({place})", *reads_out, *plan.notes])
+    return "; ".join([f"{dynamics[plan.dynamics]} ({place})", *guess, *reads_out, *plan.notes])
+
+
+def _how(site: Site) -> str:
+    return f"{site.how}, a guess that example_input would check" if site.guess else site.how
 
 
 def _convert_norms(found: Survey, hosts: list[Host], undo: list[Callable[[], None]]) -> list[Row]:
