@@ -12,7 +12,6 @@ another neuron by both.
 from __future__ import annotations
 
 import gc
-import json
 import os
 import platform
 import re
@@ -40,11 +39,23 @@ from .bench_peers import (
     peers_for,
     release,
 )
-from .files import finite, write_json
+from .files import finite, occupied, read_json, write_json
 from .functional import available_backends
 from .table import text_table
 
-__all__ = ["FULL", "PASSES", "QUICK", "QUICK_GPU", "format_case", "machine", "machine_name", "measure", "run", "write"]
+__all__ = [
+    "FULL",
+    "PASSES",
+    "QUICK",
+    "QUICK_GPU",
+    "format_case",
+    "machine",
+    "machine_name",
+    "measure",
+    "read_results",
+    "run",
+    "write",
+]
 
 QUICK = (
     (4, 2**10), (4, 2**14), (4, 2**18), (4, 2**21), (1, 2**21), (16, 2**10), (16, 2**15), (16, 2**19), (64, 2**17),
@@ -232,6 +243,14 @@ def run(
         ValueError: ``path`` is of another machine or of other versions, or no results file at all; or our own neuron
             cannot run a size.
     """
+    with occupied(path.parent, path.name):
+        return _run(sizes, dtypes, device, path, command, old_folder, seconds, report, resume, minutes)
+
+
+def _run(
+    sizes: Iterable[tuple[int, int]], dtypes: Iterable[torch.dtype], device: torch.device, path: Path, command: str,
+    old_folder: Path | None, seconds: float, report: Callable[[str], None], resume: bool, minutes: float,
+) -> int:  # fmt: skip
     hosts = tuple(host for host in ("spikingjelly", "snntorch") if installed(host) is not None)
     began = time.monotonic()
     results = _begun(path, device, command) if resume and path.exists() else _new(device, command)
@@ -266,26 +285,37 @@ def _new(device: torch.device, command: str) -> dict[str, Any]:
 
 def _begun(path: Path, device: torch.device, command: str) -> dict[str, Any]:
     """The results in ``path``, to go on with."""
-    here = machine(device)
-    try:
-        results: dict[str, Any] = json.loads(path.read_text())
-        there = results["machine"]
-        other = [key for key in ("name", "versions", "backend") if here[key] != there[key]]
-        results["cases"].sort(key=_order)
-        commands = results["command"].split("; ")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path} is no results file of qif bench ({type(error).__name__}: {error}); name another file with --out, "
-            "or move it away"
-        ) from error
+    here, results = machine(device), read_results(path)
+    there = results["machine"]
+    other = [key for key in ("name", "versions", "backend") if here[key] != there[key]]
+    results["cases"].sort(key=_order)
     if other:
         raise ValueError(
             f"{path} cannot be resumed: its {other[0]} is {there[other[0]]}, here it is {here[other[0]]}; leave out "
             "--resume, or name another file with --out"
         )
-    if command not in commands:
+    if command not in results["command"].split("; "):
         results["command"] += f"; {command}"
     return results
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """What :func:`write` wrote.
+
+    Raises:
+        ValueError: It is no results file, or a damaged one.
+    """
+    results: dict[str, Any] = read_json(
+        path, "no results file of qif bench", _FILE, "take another copy, name another file with --out, or move it away"
+    )
+    return results
+
+
+_FILE = {
+    "machine": {"name": str, "backend": str, "versions": {str: str}},
+    "command": str,
+    "cases": [{"T": int, "N": int, "dtype": str, "repeats": int, "peers": {str: {str: object}}}],
+}
 
 
 def _order(case: dict[str, Any]) -> tuple[bool, str, int, int]:

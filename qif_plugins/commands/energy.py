@@ -16,7 +16,7 @@ from torch import nn
 from .. import __version__
 from ..energy import LIF_UPDATES, MEMORIES, Costs, Energy, Operations, Traffic, count_operations, memory_traffic
 from ..energy_rates import StepCount, count_at_rate
-from ..files import write_json
+from ..files import check_target, write_json
 from ..measure import reset_state
 from ..plot import plot_overhead, require_matplotlib
 from ..table import text_table
@@ -62,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(sweep=[option.dest for option in options])
     trained = parser.add_argument_group("a trained model, on its test data")
     trained.add_argument("--checkpoint", type=Path, help="checkpoint of qif train")
+    trained.add_argument("--data-folder", type=Path, help="where the data lie (default: as in training)")
     trained.add_argument("--batches", type=at_least(1), help="batches of its test data (default: all)")
     parser.add_argument("--threads", type=at_least(1), default=1, help="CPU threads")
     parser.add_argument(
@@ -82,8 +83,11 @@ def run(arguments: argparse.Namespace) -> int:
     given = [f"--{name}" for name in arguments.sweep if getattr(arguments, name) is not None]
     if arguments.checkpoint and given:
         raise ValueError(f"{', '.join(given)} and --checkpoint exclude each other: a checkpoint has a model and data")
-    if arguments.batches and not arguments.checkpoint:
-        raise ValueError("--batches is for --checkpoint")
+    for name in ("batches", "data_folder"):
+        if getattr(arguments, name) is not None and not arguments.checkpoint:
+            raise ValueError(f"--{name.replace('_', '-')} is for --checkpoint")
+    for path in filter(None, (arguments.plot, arguments.json)):
+        check_target(path)  # before the counting, not after
     if arguments.plot:
         require_matplotlib(arguments.plot)
     torch.set_num_threads(arguments.threads)
@@ -137,15 +141,18 @@ def _sweep(arguments: argparse.Namespace, costs: Costs) -> dict[str, Any]:
 
 def _trained(arguments: argparse.Namespace, costs: Costs) -> dict[str, Any]:
     """A checkpoint's model on its test data; what to write of it."""
+    from ..checkpoints import load_weights
     from ..training.checkpoint import load_checkpoint
     from ..training.config import from_dict
     from ..training.losses import SequenceLoss
     from ..training.session import prepare
 
     checkpoint = load_checkpoint(arguments.checkpoint)
-    config = from_dict(checkpoint["config"])
-    model, task = prepare(config, checkpoint["data"])
-    model.load_state_dict(checkpoint["state"]["model"])
+    config = from_dict(checkpoint["config"], arguments.checkpoint)
+    if arguments.data_folder is not None:
+        config = replace(config, data=replace(config.data, folder=str(arguments.data_folder)))
+    model, task = prepare(config, checkpoint["data"], "pass --data-folder where they lie")
+    load_weights(model, checkpoint["state"]["model"], str(arguments.checkpoint))
     # prepare may have set another number.
     torch.set_num_threads(arguments.threads)
     static, T = config.data.name != "cifar10dvs", config.data.steps

@@ -34,16 +34,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate on the test samples, and print."""
     content = load_checkpoint(arguments.checkpoint)
-    trained = from_dict(content["config"])
+    trained = from_dict(content["config"], arguments.checkpoint)
     config = _changed(trained, arguments)
     if expected_shape(config.data) != expected_shape(trained.data):
         raise ValueError(
             f"the model was trained on {trained.data.name} {expected_shape(trained.data)}, and {config.data.name} is "
             f"{expected_shape(config.data)}: shape and classes must be the same"
         )
-    model, task = prepare(config, content["data"] if config.data.name == trained.data.name else None)
+    record = content["data"] if config.data.name == trained.data.name else None
+    model, task = prepare(config, record, "pass --data-folder where they lie")
     trainer = make_trainer(config, model, task)
-    trainer.load_model(content["state"])
+    trainer.load_model(content["state"], str(arguments.checkpoint))
     row = trainer.evaluate(task.test)
     if not trainer.main:
         return 0

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..files import write_json
+from ..files import occupied, write_json
 from ..landscape import (
     EVENTS,
     Jump,
@@ -62,7 +62,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--smallest", type=positive, default=1e-6, help="jumps of the loss below this do not count")
     parser.add_argument("--jumps", type=at_least(0), default=20, help="locate so many jumps of a line at most")
     parser.add_argument("--seed", type=at_least(0), default=0, help="seed of the first random direction")
-    parser.add_argument("--data-folder", type=Path, default=Path("data"), help="where torchvision's data sets lie")
+    parser.add_argument(
+        "--data-folder", type=Path,
+        help="where the data lie (default: data for files of 'qif compare', else as in training)",
+    )  # fmt: skip
     parser.add_argument("--format", choices=FORMATS, default="png", help="of the figures")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/landscape"), help="folder of landscape.json and the figures"
@@ -73,12 +76,16 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure everything asked for, print the table, write the files."""
     _check(arguments)
     require_matplotlib()
+    with occupied(arguments.out):
+        return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
     subjects = [load_subject(source, arguments.data_folder) for source in arguments.networks]
     other = load_subject(arguments.to, arguments.data_folder).network.state_dict() if arguments.to else None
     if other is not None:
         for subject in subjects:
             between(subject.network, other)
-    arguments.out.mkdir(parents=True, exist_ok=True)
     results: list[_Result] = []
     for number, subject in enumerate(subjects, 1):
         drawn = subject.title not in {result.subject.title for result in results}

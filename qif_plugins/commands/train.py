@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -11,16 +12,20 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from ..files import occupied
 from ..training import Trainer
 from ..training.checkpoint import Checkpoints, load_checkpoint
 from ..training.config import Config, configurations, from_dict, load_config
 from ..training.progress import Progress, tensorboard_writer
-from ..training.session import make_trainer, prepare
+from ..training.session import follow_schedule, make_trainer, prepare
 
 __all__ = ["add_arguments", "run"]
 
 MAY_CHANGE = ("data.folder", "data.download", "data.workers", "training.save_every")
 """What a resumed run may set anew, since no number depends on it."""
+EPOCHS = "training.epochs"
+"""What it may set anew besides, to train longer; the schedule of the learning rate is then that of the new number."""
+ADVICE = "name the folder where they lie with --set data.folder=..., or pass --set data.download=true"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, help="folder of checkpoints and logs (default: runs/NAME, the configuration's name)"
     )
-    parser.add_argument("--resume", action="store_true", help="go on from last.pt in --out, or begin if there is none")
+    parser.add_argument(
+        "--resume", action="store_true",
+        help="go on from last.pt in --out, or begin if there is none; with --set training.epochs=... for more epochs",
+    )  # fmt: skip
     parser.add_argument("--no-tensorboard", action="store_true", help="write no TensorBoard logs")
     parser.add_argument("--quiet", action="store_true", help="show neither a progress bar nor a line an epoch")
     parser.add_argument("--show", action="store_true", help="print every value of the configuration, and train nothing")
@@ -54,30 +62,61 @@ def run(arguments: argparse.Namespace) -> int:
         hint = "; --resume takes the one of the run in --out, if that is given" if arguments.resume else ""
         raise ValueError(f"--config is missing: a TOML file, or one of {', '.join(configurations())}{hint}")
     out = arguments.out or Path("runs") / Path(arguments.config).stem
-    last = out / "last.pt"
-    earlier = load_checkpoint(last) if arguments.resume and last.exists() else None
-    config = _config(arguments, out, earlier)
     if arguments.show:
-        _show(config)
+        _show(_config(arguments, out, _earlier(arguments, out)))
         return 0
+    # Of several processes one writes.
+    alone = occupied(out) if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext()
+    with alone:
+        return _run(arguments, out)
+
+
+def _run(arguments: argparse.Namespace, out: Path) -> int:
+    earlier = _earlier(arguments, out)
+    config = _config(arguments, out, earlier)
+    last = out / "last.pt"
     if last.exists() and earlier is None:
         raise ValueError(f"{last} exists; pass --resume to go on from it, or another --out")
     record = earlier["data"] if earlier else None
-    model, task = prepare(config, record)
-    trainer = make_trainer(config, model, task, store=Checkpoints(out, config.to_dict(), task.record))
+    model, task = prepare(config, record, ADVICE)
+    store = Checkpoints(out, config.to_dict(), task.record)
+    trainer = make_trainer(config, model, task, store=store)
+    said = []
     if earlier:
-        trainer.load_state(earlier["state"])
-    return _train(trainer, out, arguments, resumed=earlier is not None)
+        trainer.load_state(earlier["state"], str(last))
+        said.append(f"resumed at epoch {trainer.epoch + 1}, step {trainer.step} of {trainer.steps}")
+        before = earlier["config"]["training"]["epochs"]
+        if before != config.training.epochs:
+            said.append(_reschedule(trainer, config, before))
+    return _train(trainer, store, out, arguments, said)
 
 
-def _train(trainer: Trainer, out: Path, arguments: argparse.Namespace, *, resumed: bool) -> int:
+def _earlier(arguments: argparse.Namespace, out: Path) -> dict[str, Any] | None:
+    last = out / "last.pt"
+    return load_checkpoint(last) if arguments.resume and last.exists() else None
+
+
+def _reschedule(trainer: Trainer, config: Config, before: int) -> str:
+    """Put the learning rate where the schedule over another number of epochs has it; what to say of it."""
+    old, new = follow_schedule(trainer)
+    name = config.optimizer.schedule
+    text = f"{EPOCHS} was {before} and is {config.training.epochs}: "
+    if old == new:
+        return f"{text}the schedule {name!r} goes on as it was, with a learning rate of {new:.3g}"
+    return (
+        f"{text}the schedule {name!r} is now that over all {config.training.epochs} epochs, and the learning rate goes "
+        f"on at {new:.3g} instead of {old:.3g}; the result is not that of a run that had them from the start"
+    )
+
+
+def _train(trainer: Trainer, store: Checkpoints, out: Path, arguments: argparse.Namespace, said: list[str]) -> int:
     say = print if trainer.main and not arguments.quiet else _nothing
     done = trainer.epoch * trainer.steps + trainer.step
-    if resumed:
-        say(f"resumed at epoch {trainer.epoch + 1}, step {trainer.step} of {trainer.steps}", flush=True)
+    for line in said:
+        say(line, flush=True)
     logs = trainer.main and not arguments.no_tensorboard
     progress = Progress(tensorboard_writer(out / "tensorboard", done) if logs else None, arguments.quiet)
-    trainer.on_step, trainer.on_epoch = progress.on_step, progress.on_epoch
+    trainer.on_step, trainer.on_epoch, store.before_saving = progress.on_step, progress.on_epoch, progress.flush
     with progress.following(trainer), _signals(trainer) as received:
         trainer.fit()
     if received and trainer.epoch < trainer.epochs:
@@ -99,19 +138,24 @@ def _config(arguments: argparse.Namespace, out: Path, earlier: dict[str, Any] | 
         if arguments.config is None:
             raise ValueError(f"there is no {out / 'last.pt'} to resume from; pass --config to begin")
         return load_config(arguments.config, arguments.changes or ())
-    old = from_dict(earlier["config"])
+    old = from_dict(earlier["config"], out / "last.pt")
     source = old.to_dict() if arguments.config is None else arguments.config
     config = load_config(source, arguments.changes or ())
     before, now = _flat(old.to_dict()), _flat(config.to_dict())
     different = [
         f"{key} (was {before.get(key)!r}, now {now.get(key)!r})"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and key not in MAY_CHANGE
+        if before.get(key) != now.get(key) and key not in (*MAY_CHANGE, EPOCHS)
     ]
     if different:
         raise ValueError(
             f"the run in {out} was made with another configuration: {'; '.join(different)}. A "
-            f"resumed run may change {', '.join(MAY_CHANGE)} only; use another --out for a new run"
+            f"resumed run may change {', '.join((*MAY_CHANGE, EPOCHS))} only; use another --out for a new run"
+        )
+    begun = earlier["state"]["epoch"] + (earlier["state"]["step"] > 0)
+    if config.training.epochs < begun:
+        raise ValueError(
+            f"{EPOCHS} is {config.training.epochs}, and the run in {out} is in epoch {begun}; raise it to train longer"
         )
     return config
 

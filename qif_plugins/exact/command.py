@@ -8,9 +8,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ..files import finite, replacing, write_json
+from ..checkpoints import save
+from ..files import finite, occupied, write_json
 from ..plot import require_matplotlib
 from ..training.checkpoint import EXACT, Checkpoints, load_checkpoint
 from .data import DATASETS, load
@@ -150,6 +149,11 @@ def settings(arguments: argparse.Namespace) -> Settings:
 def _train(arguments: argparse.Namespace) -> int:
     chosen = settings(arguments)
     out: Path = arguments.out or Path("runs") / f"exact-{arguments.dataset}-{chosen.neuron}"
+    with occupied(out):
+        return _train_in(out, chosen, arguments)
+
+
+def _train_in(out: Path, chosen: Settings, arguments: argparse.Namespace) -> int:
     source = {"name": arguments.dataset, "root": arguments.root and str(arguments.root), "limit": arguments.limit}
     checkpoints = Checkpoints(out, asdict(chosen), {"source": source}, EXACT)
     resumed = _saved(checkpoints, arguments.resume)
@@ -170,8 +174,7 @@ def _train(arguments: argparse.Namespace) -> int:
     records = [{key: value for key, value in record.items() if math.isfinite(value)} for record in history]
     content = {"dataset": arguments.dataset, "settings": asdict(chosen), "history": records}
     write_json(out / "exact.json", content)
-    with replacing(out / "exact.pt") as beside:
-        torch.save({"settings": asdict(chosen), "data": source, "network": network.state_dict()}, beside)
+    save(out / "exact.pt", {"settings": asdict(chosen), "data": source, "network": network.state_dict()})
     print(f"written: {out / 'exact.json'}, {out / 'exact.pt'}")
     return 0
 
@@ -222,6 +225,11 @@ def _compare(arguments: argparse.Namespace) -> int:
         arguments.batch,
     )
     require_matplotlib()  # before the search, not after
+    with occupied(arguments.out):
+        return _compare_in(comparison, arguments)
+
+
+def _compare_in(comparison: Comparison, arguments: argparse.Namespace) -> int:
     neurons = list(dict.fromkeys(arguments.neurons or ("lif", "qif")))
     runs = Runs(arguments.out / "runs.json", comparison)
     if runs.records:
@@ -256,9 +264,10 @@ def _demo(arguments: argparse.Namespace) -> int:
         raise ValueError(f"unknown demonstration {unknown[0]!r}; there are {', '.join(DEMOS)}")
     require_matplotlib()
     results = {}
-    for name in arguments.names or DEMOS:
-        results[name] = DEMOS[name](arguments.out, seed=arguments.seed)
-        print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in results[name].items()))
-    write_json(arguments.out / "demo.json", finite({"seed": arguments.seed, **results}))
+    with occupied(arguments.out):
+        for name in arguments.names or DEMOS:
+            results[name] = DEMOS[name](arguments.out, seed=arguments.seed)
+            print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in results[name].items()))
+        write_json(arguments.out / "demo.json", finite({"seed": arguments.seed, **results}))
     print(f"written: {arguments.out}")
     return 0

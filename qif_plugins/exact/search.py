@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..files import finite, write_json
+from ..files import finite, read_json, write_json
 from ..plot import figure
 from ..tpe import propose
 from ..training import NonFiniteError
@@ -46,6 +46,15 @@ MOST_SPIKES = 200
 
 TEST_SEEDS = 100
 """The first seed of the test; the search and its confirmation count up from 0."""
+
+
+_FILE = {
+    "comparison": {str: object},
+    "runs": [
+        {"part": str, "neuron": str, "trial": int, "seed": int, "params": {str: (float, str)}, "accuracy": float,
+         "history": [{"silent": float, "unanswered": float, "accuracy": float, str: float}]},
+    ],
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -155,13 +164,10 @@ class Runs:
     def __post_init__(self) -> None:
         if not self.path.exists():
             return
-        try:
-            saved = json.loads(self.path.read_text())
-            found, records = saved["comparison"], saved["runs"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{self.path} is not a file of 'qif exact compare'; remove it or pass another --out"
-            ) from error
+        saved = read_json(
+            self.path, "not a file of 'qif exact compare'", _FILE, "take another copy, remove it or pass another --out"
+        )
+        found, records = saved["comparison"], saved["runs"]
         wanted = json.loads(json.dumps(asdict(self.comparison)))
         for name, value in wanted.items():
             if found.get(name) != value:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..checkpoints import check_content, check_tensors
 from ..training import Batches, Trainer
 from ..training.checkpoint import Checkpoints
 from .data import Data, select
@@ -20,7 +22,18 @@ from .layers import LIFLayer, QIFLayer, ThetaLayer
 from .losses import count_cross_entropy, first_spike_cross_entropy
 from .spikes import Spikes
 
-__all__ = ["DEFAULTS", "LAYERS", "LIF_IMAGES", "LOSSES", "Settings", "build", "classification_loss", "evaluate", "fit"]
+__all__ = [
+    "DEFAULTS",
+    "LAYERS",
+    "LIF_IMAGES",
+    "LOSSES",
+    "Settings",
+    "build",
+    "check_saved",
+    "classification_loss",
+    "evaluate",
+    "fit",
+]
 
 LAYERS: dict[str, type[LIFLayer] | type[QIFLayer] | type[ThetaLayer]] = {
     "lif": LIFLayer,
@@ -66,6 +79,33 @@ class Settings:
     clip: float | None = None
     pseudo_scale: float | None = None
     max_spikes: int = MAX_SPIKES
+
+
+_PARTS: dict[str, Any] = {
+    "settings": {
+        "neuron": str, "hidden": [int], "recurrent": bool, "duration": float, "tau": float, "latest": float,
+        "loss": str, "scale": float, "rate": float, "epochs": int, "batch": int, "lr": float, "seed": int,
+        "clip": (float, type(None)), "pseudo_scale": (float, type(None)), "max_spikes": int,
+    },
+    "data": {"name": str, "root": (str, type(None)), "limit": (int, type(None))},
+    "network": {str: Tensor},
+}  # fmt: skip
+
+
+def check_saved(path: Path, content: Any) -> Settings:
+    """The settings in what was read from an ``exact.pt``.
+
+    Raises:
+        ValueError: It is another file, lacks a part, or holds weights that are not finite.
+    """
+    kind = "file exact.pt of 'qif exact train'"
+    check_content(path, content, _PARTS, kind)
+    saved = content["settings"]
+    known = {one.name for one in fields(Settings)}
+    if not saved.keys() <= known or saved["neuron"] not in LAYERS or saved["loss"] not in LOSSES:
+        raise ValueError(f"{path} is no {kind}, or one of another version")
+    check_tensors(path, content["network"])
+    return Settings(**{**saved, "hidden": tuple(saved["hidden"])})
 
 
 DEFAULTS: dict[str, dict[str, Any]] = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -14,13 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..compare.checkpoint import KIND as COMPARISON
-from ..compare.checkpoint import rebuild
+from .. import checkpoints
+from ..compare import checkpoint as comparison
 from ..compare.training import encoder
 from ..data import load_images
+from ..files import read_json
 
 __all__ = ["Subject", "load_subject"]
 
+ADVICE = "pass --data-folder where they lie"
 _FORMS = (
     "a folder that 'qif exact train' or 'qif train' wrote, a file of 'qif compare --save' or of 'qif train', or "
     "package.module:function"
@@ -48,7 +49,7 @@ class Subject:
     about: dict[str, Any] = field(default_factory=dict)
 
 
-def load_subject(source: str, data_folder: Path) -> Subject:
+def load_subject(source: str, data_folder: Path | None = None) -> Subject:
     """The network that ``source`` names.
 
     Args:
@@ -56,7 +57,8 @@ def load_subject(source: str, data_folder: Path) -> Subject:
             ``package.module:function``, which is called without arguments and returns (network, loss), the loss a
             function without arguments, as :func:`~qif_plugins.landscape.along` takes it. Networks of files are
             computed in float64, in which no threshold is crossed by rounding.
-        data_folder: Where torchvision's data sets lie, for ``qif compare``'s networks; the others say themselves.
+        data_folder: Where the data lie, of the networks of ``qif compare`` and ``qif train``. Default: ``"data"``, and
+            as in training.
 
     Raises:
         FileNotFoundError: No such file.
@@ -71,35 +73,33 @@ def load_subject(source: str, data_folder: Path) -> Subject:
     if not path.is_file():
         problem = "holds no exact.pt and no best.pt" if path.is_dir() else "does not exist"
         raise FileNotFoundError(f"{path} {problem}; pass {_FORMS}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read as a checkpoint ({type(error).__name__}); pass {_FORMS}") from error
-    if not isinstance(content, dict):
-        content = {}
-    if content.get("kind") == COMPARISON:
-        return _of_comparison(source, content, data_folder)
-    if content.keys() >= {"settings", "data", "network"}:
-        return _exact(source, path, content)
-    if "format" in content:
-        from ..training.checkpoint import FORMAT, check_kind
+    what = "checkpoint of this package"
+    content = checkpoints.load(path, what, f"pass {_FORMS}")
+    if isinstance(content, dict):
+        if content.get("kind") == comparison.KIND:
+            return _of_comparison(source, path, content, data_folder)
+        if "format" in content:
+            from ..training.checkpoint import check_checkpoint
 
-        if content["format"] == FORMAT:
-            check_kind(path, content)
-            return _of_training(source, content)
-    raise ValueError(f"{path} is not a checkpoint of this package; pass {_FORMS}")
+            check_checkpoint(path, content)
+            return _of_training(source, path, content, data_folder)
+        if content.keys() & {"settings", "network"}:
+            return _exact(source, path, content)
+    raise ValueError(f"{path} is no {what}; pass {_FORMS}")
 
 
 def _exact(source: str, path: Path, content: dict[str, Any]) -> Subject:
     from ..exact.data import load, select
     from ..exact.functional import EventBudgetError
-    from ..exact.train import Settings, build, classification_loss
+    from ..exact.train import build, check_saved, classification_loss
 
-    settings = Settings(**content["settings"])
-    root = content["data"]["root"] and Path(content["data"]["root"])
-    data = load(content["data"]["name"], settings.duration, settings.latest, root, content["data"]["limit"])
+    settings = check_saved(path, content)
+    saved = content["data"]
+    data = load(
+        saved["name"], settings.duration, settings.latest, saved["root"] and Path(saved["root"]), saved["limit"]
+    )
     network = build(settings, data.train.channels, data.classes)
-    network.load_state_dict(content["network"])
+    checkpoints.load_weights(network, content["network"], str(path))
 
     def loss(samples: list[int]) -> Tensor:
         chosen = torch.tensor(samples, device="cpu")
@@ -111,17 +111,19 @@ def _exact(source: str, path: Path, content: dict[str, Any]) -> Subject:
             ) from error
         return classification_loss(out, data.train_labels[chosen], settings)
 
-    about = {"kind": "exact", "data": content["data"]["name"], "settings": content["settings"]}
+    about = {"kind": "exact", "data": saved["name"], "settings": content["settings"]}
     history = path.with_name("exact.json")
     if history.is_file():
-        about["accuracy"] = json.loads(history.read_text())["history"][-1]["accuracy"]
+        parts = {"history": [{"accuracy": float}]}
+        about["accuracy"] = read_json(history, "no file of 'qif exact train'", parts)["history"][-1]["accuracy"]
     return Subject(source, f"{settings.neuron.upper()}, exact", network.eval(), loss, len(data.train_labels), about)
 
 
-def _of_comparison(source: str, content: dict[str, Any], data_folder: Path) -> Subject:
-    host, network = rebuild(content)
+def _of_comparison(source: str, path: Path, content: dict[str, Any], data_folder: Path | None) -> Subject:
+    comparison.check_content(path, content)
+    images = load_images(content["data"], data_folder or "data", advice=ADVICE)
+    host, network = comparison.rebuild(path, content, images)
     network.double()
-    images = load_images(content["data"], data_folder)
     encode = encoder(images, content["steps"])
 
     def loss(samples: list[int]) -> Tensor:
@@ -136,16 +138,17 @@ def _of_comparison(source: str, content: dict[str, Any], data_folder: Path) -> S
     return Subject(source, title, network, loss, len(images.train), about)
 
 
-def _of_training(source: str, content: dict[str, Any]) -> Subject:
+def _of_training(source: str, path: Path, content: dict[str, Any], data_folder: Path | None) -> Subject:
     from ..training.config import from_dict
     from ..training.losses import mean_cross_entropy, tet
     from ..training.session import prepare
 
-    trained = from_dict(content["config"])
+    trained = from_dict(content["config"], path)
     # The samples as they are.
-    config = replace(trained, data=replace(trained.data, augment=()))
-    network, task = prepare(config, content["data"])
-    network.load_state_dict(content["state"]["model"])
+    data = replace(trained.data, augment=(), folder=str(data_folder or trained.data.folder))
+    config = replace(trained, data=data)
+    network, task = prepare(config, content["data"], ADVICE)
+    checkpoints.load_weights(network, content["state"]["model"], str(path))
     network.double()
     steps, chosen = (None if config.data.name == "cifar10dvs" else config.data.steps), config.loss
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
 
+from ..bench import read_results
 from ..bench_peers import OURS
+from ..files import read_json
 from ..plot import COLOURS, figure
 from .page import Body, table
 from .records import Records, Result, Setting, Trial
@@ -77,8 +78,11 @@ FASTEST = "the fastest LIF layer"
 
 
 def _bench_file(path: Path) -> dict[str, Any] | None:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return content if isinstance(content, dict) and "cases" in content else None
+    content = read_json(path, "no JSON file", object, "take it out of the folder of results")
+    if not isinstance(content, dict) or "cases" not in content:
+        return None
+    checked: dict[str, Any] = read_results(path)
+    return checked
 
 
 def _dtypes(content: dict[str, Any]) -> list[str]:

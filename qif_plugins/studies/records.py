@@ -12,11 +12,15 @@ import torch
 
 from ..bench import machine
 from ..bench_peers import installed
-from ..files import finite, replacing
+from ..files import finite, read_json, replacing
 
 __all__ = ["Records", "Result", "Setting", "Trial", "environment", "key_of"]
 
 PACKAGES = ("qif-plugins", "torch", "numba", "spikingjelly")
+_FILE = {
+    "environments": [{"cpu": str, "system": str, "python": str, "versions": {str: str}}],
+    "trials": [{"setting": {str: object}, "result": {str: object}, "seconds": float, "environment": int}],
+}
 Setting = dict[str, Any]
 Result = dict[str, Any]
 
@@ -62,16 +66,13 @@ class Records:
         self._trials: dict[str, Trial] = {}
         if not path.exists():
             return
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            self.environments = list(content["environments"])
-            for row in content["trials"]:
-                trial = Trial(row["setting"], row["result"], row["seconds"], row["environment"])
-                self._trials[key_of(trial.setting)] = trial
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path} is no record of trials ({type(error).__name__}: {error}); move it away to start anew"
-            ) from error
+        content = read_json(path, "no record of trials", _FILE, "take another copy, or move it away to start anew")
+        self.environments = list(content["environments"])
+        for row in content["trials"]:
+            if not 0 <= row["environment"] < len(self.environments):
+                raise ValueError(f"{path} has a trial of environment {row['environment']}, which it does not describe")
+            trial = Trial(row["setting"], row["result"], row["seconds"], row["environment"])
+            self._trials[key_of(trial.setting)] = trial
 
     def __contains__(self, setting: Setting) -> bool:
         return key_of(setting) in self._trials

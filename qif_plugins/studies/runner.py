@@ -7,12 +7,14 @@ import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..files import occupied
 from . import STUDIES
 from .page import write_index, write_page
 from .records import Records, Result, Setting, key_of
@@ -66,24 +68,47 @@ def run_study(
     if name not in STUDIES:
         raise ValueError(f"unknown study {name!r}; the studies are {', '.join(STUDIES)}")
     study: Any = importlib.import_module(f".{name}", __package__)
+    with occupied(out):
+        return _run_study(study, name, options, out, command, jobs, threads, train, say)
+
+
+def _run_study(
+    study: Any, name: str, options: Options, out: Path, command: str, jobs: int, threads: int, train: bool,
+    say: Callable[[str], None],
+) -> Path:  # fmt: skip
     records = Records(out / f"{name}.json")
     while train and (missing := _missing(study, options, records)):
         for done, (setting, result, seconds) in enumerate(_finished(name, missing, jobs, threads), 1):
             records.add(setting, result, seconds)
             say(f"{name}: {done} of {len(missing)}, {seconds:.0f} s: {_short(setting)}")
-    wanted = [records.get(setting) for setting in study.plan(options, records)]
+    with _reading(records):
+        wanted = [records.get(setting) for setting in study.plan(options, records)]
     trials = [trial for trial in wanted if trial is not None]
     if wanted and not trials:
         raise ValueError(f"{records.path} holds no trial of this study yet; run it without --page-only")
     page = out / f"{name}.md"
-    body = study.report(options, trials, page.with_suffix(".png"))
+    with _reading(records):
+        body = study.report(options, trials, page.with_suffix(".png"))
     write_page(page, study.TITLE, study.QUESTION, body, trials, records, command)
     write_index(out)
     return page
 
 
+@contextmanager
+def _reading(records: Records) -> Iterator[None]:
+    """Every study has results of its own; what it misses in those of a file is said of the file."""
+    try:
+        yield
+    except (KeyError, TypeError, IndexError) as error:
+        raise ValueError(
+            f"{records.path} holds trials without all that this study records ({type(error).__name__}: {error}); take "
+            "another copy, or move it away to start anew"
+        ) from error
+
+
 def _missing(study: Any, options: Options, records: Records) -> list[Setting]:
-    wanted = {key_of(setting): setting for setting in study.plan(options, records)}
+    with _reading(records):
+        wanted = {key_of(setting): setting for setting in study.plan(options, records)}
     return [setting for setting in wanted.values() if setting not in records]
 
 

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Any, cast
 
 from .. import __version__
-from ..files import finite, remove_rests, replacing, write_json
+from ..checkpoints import check_content, check_tensors, load, save
+from ..files import finite, write_json
 from .engine import Trainer
+from .state import PARTS
 
-__all__ = ["EXACT", "FORMAT", "TRAIN", "Checkpoints", "check_kind", "load_checkpoint"]
+__all__ = ["EXACT", "FORMAT", "TRAIN", "Checkpoints", "check_checkpoint", "check_kind", "load_checkpoint"]
 
 FORMAT = "qif-plugins training checkpoint 1"
 TRAIN, EXACT = "qif train", "qif exact train"
 """Kinds: the command that writes such a checkpoint, and goes on from it."""
+_DATA: dict[str, Any] = {
+    TRAIN: {str: object},
+    EXACT: {
+        "source": {"name": str, "root": (str, type(None)), "limit": (int, type(None))},
+        "before": {"epoch": float, "accuracy": float, str: float},
+    },
+}
+"""What a checkpoint of a kind holds beside its state, see :func:`~qif_plugins.files.check_parts`."""
 
 
 class Checkpoints:
@@ -28,13 +35,16 @@ class Checkpoints:
         config: What the run was made from, in plain values; saved along.
         data: What else is needed to make the same data, such as the division into training and test samples.
         kind: Which command's they are, so that no other one takes them for its own. Default ``"qif train"``.
+
+    Attributes:
+        before_saving: Called before each saving, such as to write logs out that go as far. Default nothing.
     """
 
     def __init__(
         self, folder: Path, config: Mapping[str, Any], data: Mapping[str, Any] | None = None, kind: str = TRAIN
     ) -> None:
         self.folder, self.config, self.data, self.kind = folder, dict(config), dict(data or {}), kind
-        self._clean = False
+        self.before_saving: Callable[[], Any] = lambda: None
 
     @property
     def last(self) -> Path:
@@ -56,11 +66,7 @@ class Checkpoints:
         state = trainer.state()
         if not trainer.main:
             return
-        if not self._clean:
-            # What an earlier run was writing when it was killed.
-            for path in (self.last, self.best, self.history):
-                remove_rests(path)
-            self._clean = True
+        self.before_saving()
         content = {
             "format": FORMAT,
             "kind": self.kind,
@@ -70,17 +76,12 @@ class Checkpoints:
             "state": state,
         }
         for path in [self.last, self.best][: 1 + best]:
-            with replacing(path) as beside, beside.open("wb") as file:
-                torch.save(content, file)
-                file.flush()
-                os.fsync(file.fileno())
+            save(path, content)
         write_json(self.history, finite(trainer.history))
 
 
 def load_checkpoint(path: Path, kind: str = TRAIN) -> dict[str, Any]:
     """The content of a checkpoint, on the CPU.
-
-    Read with ``weights_only``: a file that is not what it says cannot run code.
 
     Args:
         path: The file.
@@ -91,21 +92,34 @@ def load_checkpoint(path: Path, kind: str = TRAIN) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is no checkpoint, or another command's.
+        ValueError: The file is no checkpoint, or another command's; it is damaged, lacks a part, or holds weights that
+            are not finite.
     """
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; name a checkpoint in it, such as {path / 'best.pt'}")
-    if not path.exists():
-        raise FileNotFoundError(f"there is no file {path}; '{kind}' writes best.pt and last.pt into its --out folder")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever the unpickler meets in a file that is something else
-        raise ValueError(f"{path} is no checkpoint of '{kind}': {type(error).__name__} while reading it") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    hint = f"'{kind}' writes best.pt and last.pt into its --out folder"
+    content = load(path, f"checkpoint of '{kind}'", hint)
+    check_checkpoint(path, content, kind)
+    return cast(dict[str, Any], content)
+
+
+def check_checkpoint(path: Path, content: Any, kind: str = TRAIN) -> None:
+    """Check what was read from the file of a checkpoint, see :func:`load_checkpoint`.
+
+    Raises:
+        ValueError: It is no checkpoint of ``kind``, lacks a part, or holds weights that are not finite.
+    """
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != FORMAT:
+        if isinstance(found, str) and found.startswith(FORMAT.rpartition(" ")[0]):
+            raise ValueError(
+                f"{path} is {found!r} of qif-plugins {content.get('version')}, and this version, {__version__}, reads "
+                f"{FORMAT!r}; install the one that wrote it, or a newer one"
+            )
         what = "a checkpoint of another program" if isinstance(content, dict) else f"a saved {type(content).__name__}"
         raise ValueError(f"{path} is no checkpoint of '{kind}', but {what}; name its best.pt or last.pt")
     check_kind(path, content, kind)
-    return content
+    parts = {"version": str, "config": {str: object}, "data": _DATA[kind], "state": PARTS}
+    check_content(path, content, parts, f"checkpoint of '{kind}'")
+    check_tensors(path, content["state"]["model"])
 
 
 def check_kind(path: Path, content: Mapping[str, Any], kind: str = TRAIN) -> None:

@@ -197,13 +197,23 @@ def _read(source: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not TOML: {error}") from error
 
 
-def from_dict(tables: Mapping[str, Any]) -> Config:
+def from_dict(tables: Mapping[str, Any], source: str | Path = "") -> Config:
     """A configuration from nested dictionaries.
+
+    Args:
+        tables: Such as :meth:`Config.to_dict` returns.
+        source: The file that they were read from, for the error. Default none.
 
     Raises:
         ValueError: Anything unknown, missing, of a wrong type or out of range.
     """
-    return _build(Config, tables, "")
+    try:
+        config: Config = _build(Config, tables, "")
+    except ValueError as error:
+        if not str(source):
+            raise
+        raise ValueError(f"the configuration in {source} is none: {error}") from error
+    return config
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------

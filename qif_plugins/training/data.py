@@ -14,6 +14,7 @@ from torch.multiprocessing import get_all_start_methods
 from torch.utils.data import DataLoader, Subset
 
 from ..data import load_images
+from ..files import check_parts
 from ..host_datasets import dataset_module
 from .augmentation import Augmented, event_transform, image_transform
 from .batches import Batches, seed_of
@@ -26,6 +27,7 @@ CIFAR100_STATISTICS = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 IMAGENET_STATISTICS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Mean and deviation of the channels, as in the code of arXiv 2202.11946."""
 
+ADVICE = "name the folder where they lie in data.folder, or set data.download to true"
 _SHAPES = {
     "digits": ((1, 8, 8), 10),
     "mnist5k": ((1, 28, 28), 10),
@@ -96,7 +98,9 @@ def expected_shape(data: Data) -> tuple[tuple[int, int, int], int]:
     return (channels, data.size or height, data.size or width), classes
 
 
-def load_task(data: Data, batch_size: int, seed: int, record: dict[str, Any] | None = None) -> Task:
+def load_task(
+    data: Data, batch_size: int, seed: int, record: dict[str, Any] | None = None, advice: str = ADVICE
+) -> Task:
     """Read a data set.
 
     Args:
@@ -104,6 +108,7 @@ def load_task(data: Data, batch_size: int, seed: int, record: dict[str, Any] | N
         batch_size: Samples a batch.
         seed: Of the order of the training samples, and of their augmentation.
         record: Of an earlier :class:`Task`, to divide the samples as it did. Default none.
+        advice: What the error says where the data are not there; a command names its own options.
 
     Raises:
         FileNotFoundError: The data are not where they should be.
@@ -111,10 +116,10 @@ def load_task(data: Data, batch_size: int, seed: int, record: dict[str, Any] | N
         ValueError: The samples are not those of ``record``.
     """
     if data.name in IN_MEMORY:
-        return _in_memory(data, batch_size, seed)
+        return _in_memory(data, batch_size, seed, advice)
     if data.name == "cifar10dvs":
-        return _events(data, batch_size, seed, record or {})
-    return _images(data, batch_size, seed)
+        return _events(data, batch_size, seed, record or {}, advice)
+    return _images(data, batch_size, seed, advice)
 
 
 def split_per_class(labels: Sequence[int], share: float, seed: int) -> tuple[list[int], list[int]]:
@@ -139,8 +144,8 @@ def split_per_class(labels: Sequence[int], share: float, seed: int) -> tuple[lis
     return sorted(parts[0]), sorted(parts[1])
 
 
-def _in_memory(data: Data, batch_size: int, seed: int) -> Task:
-    images = load_images(data.name, data.folder, data.download)
+def _in_memory(data: Data, batch_size: int, seed: int, advice: str) -> Task:
+    images = load_images(data.name, data.folder, data.download, advice)
     mean, std = images.normalization()
     train, test = ((part.float() - mean) / std for part in (images.train, images.test))
     return Task(
@@ -151,7 +156,7 @@ def _in_memory(data: Data, batch_size: int, seed: int) -> Task:
     )
 
 
-def _images(data: Data, batch_size: int, seed: int) -> Task:
+def _images(data: Data, batch_size: int, seed: int, advice: str) -> Task:
     try:
         from torchvision import datasets
     except ImportError:
@@ -166,7 +171,7 @@ def _images(data: Data, batch_size: int, seed: int) -> Task:
         except (FileNotFoundError, RuntimeError) as error:
             raise FileNotFoundError(
                 f"cannot read ImageNet from {folder}: {error}. It takes folders 'train' and 'val' with a folder of "
-                "JPEG files for each class; name their parent with --set data.folder=..."
+                f"JPEG files for each class; {advice}"
             ) from error
         if parts[0].classes != parts[1].classes:
             raise ValueError(f"the folders of {folder / 'train'} and {folder / 'val'} do not name the same classes")
@@ -177,9 +182,7 @@ def _images(data: Data, batch_size: int, seed: int) -> Task:
         try:
             parts = [kind(folder, train=train, download=data.download) for train in (True, False)]
         except RuntimeError as error:
-            hint = (
-                "" if data.download else "; name their folder with --set data.folder=..., or --set data.download=true"
-            )
+            hint = "" if data.download else f"; {advice}"
             raise FileNotFoundError(f"cannot read {data.name} from {folder}: {error}{hint}") from error
         classes = expected_shape(data)[1]
     shape = expected_shape(data)[0]
@@ -191,13 +194,12 @@ def _images(data: Data, batch_size: int, seed: int) -> Task:
     return _loaded(data, batch_size, seed, parts, transforms, shape, classes, {})
 
 
-def _events(data: Data, batch_size: int, seed: int, record: dict[str, Any]) -> Task:
+def _events(data: Data, batch_size: int, seed: int, record: dict[str, Any], advice: str) -> Task:
     folder = Path(data.folder)
     # SpikingJelly would begin to download without being asked.
     if not ((folder / "events_np").exists() or (folder / "download").exists() or data.download):
         raise FileNotFoundError(
-            f"there is no CIFAR10-DVS in {folder}: neither 'events_np' nor 'download' with its ten zip files; name its "
-            "folder with --set data.folder=..., or --set data.download=true"
+            f"there is no CIFAR10-DVS in {folder}: neither 'events_np' nor 'download' with its ten zip files; {advice}"
         )
     folder.mkdir(parents=True, exist_ok=True)
     kind = dataset_module("cifar10_dvs").CIFAR10DVS
@@ -208,8 +210,9 @@ def _events(data: Data, batch_size: int, seed: int, record: dict[str, Any]) -> T
             f"SpikingJelly finds no samples of CIFAR10-DVS in {folder}: {error}. An earlier conversion may have "
             "failed; remove 'events_np' and the 'frames_number_...' folders in it, and run again"
         ) from error
-    if "test" in record:
-        if record["samples"] != len(whole):
+    if record:
+        check_parts(record, {"samples": int, "test": [int]}, "the checkpoint's data")
+        if record["samples"] != len(whole) or not all(0 <= index < len(whole) for index in record["test"]):
             raise ValueError(
                 f"{folder} holds {len(whole)} samples, and the checkpoint was made with {record['samples']}: its "
                 "division into training and test samples does not fit"

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..checkpoints import load_weights
 from ..healthcheck import health
 from ..layer import QIFLayer
 from ..spiking import spiking_layers
@@ -28,6 +29,7 @@ from .batches import Batches
 from .diagnosis import NonFiniteError, find_non_finite
 from .firing import FiringRates
 from .randomness import random_state, set_random_state, set_torch_random, torch_random
+from .state import check_state
 
 try:
     from accelerate import Accelerator
@@ -246,21 +248,32 @@ class Trainer:
             "history": [dict(row) for row in self.history],
         }
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
+    def load_state(self, state: Mapping[str, Any], source: str = "the saved state") -> None:
         """Go on from what :meth:`state` returned.
 
         With another number of processes the order of the data stays the same, and random numbers drawn in the model,
         such as those of dropout, do not.
 
+        Args:
+            state: The state.
+            source: Where it comes from, for the error. Default ``"the saved state"``.
+
         Raises:
-            ValueError: The state is another model's, or has a scheduler or gradient scaler and this run none, or the
-                other way round.
+            ValueError: The state is another model's or another run's, or a part of it is missing or of another kind;
+                nothing is changed.
         """
-        for name, mine in (("scheduler", self.scheduler), ("scaler", self._scaler)):
-            if (state[name] is None) != (mine is None):
-                has, have = ("no", "one") if state[name] is None else ("a", "none")
-                raise ValueError(f"the saved state has {has} {name}, and this run has {have}")
-        self.load_model(state)
+        try:
+            check_state(state, self._optimizer, self.scheduler, self._scaler, self.steps)
+            before = random_state(self.accelerator.device)
+            try:
+                if self.process < len(state["random"]):
+                    set_random_state(self.accelerator.device, state["random"][self.process])
+                self.load_model(state, "it")
+            except BaseException:
+                set_random_state(self.accelerator.device, before)
+                raise
+        except ValueError as error:
+            raise ValueError(f"{source} cannot be gone on from: {error}") from error
         self._optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
@@ -271,19 +284,18 @@ class Trainer:
         self._means = Means.merged([state["means"]])
         if len(state["rates"]) == len(self.train_rates.sums()):
             self.train_rates.restore(state["rates"] if self.main else [0.0] * len(state["rates"]))
-        if self.process < len(state["random"]):
-            set_random_state(self.accelerator.device, state["random"][self.process])
 
-    def load_model(self, state: Mapping[str, Any]) -> None:
+    def load_model(self, state: Mapping[str, Any], source: str = "the saved state") -> None:
         """Take the model alone from what :meth:`state` returned, such as to evaluate it.
 
+        Args:
+            state: The state.
+            source: Where it comes from, for the error. Default ``"the saved state"``.
+
         Raises:
-            ValueError: The state is another model's.
+            ValueError: The state is another model's; nothing is changed.
         """
-        try:
-            self.model.load_state_dict(state["model"])
-        except RuntimeError as error:
-            raise ValueError(f"the saved state is another model's: {error}") from error
+        load_weights(self.model, state["model"], source)
 
     def so_far(self) -> dict[str, float]:
         """The means of the epoch under way, over what this process has seen."""

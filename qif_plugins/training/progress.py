@@ -76,9 +76,14 @@ class Progress:
                 self.writer.add_scalar(f"test/{rest}" if part == "test" else f"train/{name}", value, step)
             for layer, rate in trainer.rates.items():
                 self.writer.add_scalar(f"rate/{layer}", rate, step)
-            self.writer.flush()
+            self.flush()
         if trainer.main and not self.quiet:
             self._print(describe(trainer, row))
+
+    def flush(self) -> None:
+        """Write out what was logged, so that a checkpoint made next is not ahead of the logs."""
+        if self.writer is not None:
+            self.writer.flush()
 
     def _print(self, line: str) -> None:
         if self.bar is None or self.bar.disable:
@@ -103,11 +108,11 @@ def describe(trainer: Trainer, row: dict[str, float]) -> str:
 
 
 def tensorboard_writer(folder: Path, steps_done: int) -> Any:
-    """A writer into ``folder``; what a run that was cut wrote after ``steps_done`` steps is hidden."""
+    """A writer into ``folder``; what a run that was cut wrote of steps after the first ``steps_done`` is hidden."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise ImportError(
             "TensorBoard's logs need tensorboard: pip install 'qif-plugins[train]', or pass --no-tensorboard"
         ) from None
-    return SummaryWriter(str(folder), purge_step=steps_done or None)
+    return SummaryWriter(str(folder), purge_step=steps_done + 1)

@@ -41,9 +41,19 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_state(device: torch.device, state: Mapping[str, Any]) -> None:
-    """Set what :func:`random_state` returned."""
-    set_torch_random(device, state["torch"])
-    algorithm, keys, *rest = state["numpy"]
-    np.random.set_state((algorithm, np.array(keys, np.uint32), *rest))
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))
+    """Set what :func:`random_state` returned.
+
+    Raises:
+        ValueError: It is no such state.
+    """
+    try:
+        algorithm, keys, *rest = state["numpy"]
+        numpy_state = algorithm, np.array(keys, np.uint32), *rest
+        np.random.RandomState(0).set_state(numpy_state)
+        version, words, gauss = state["python"]
+        random.Random(0).setstate((version, tuple(words), gauss))
+        set_torch_random(device, state["torch"])
+        np.random.set_state(numpy_state)
+        random.setstate((version, tuple(words), gauss))
+    except (TypeError, ValueError, RuntimeError, IndexError, OverflowError) as error:
+        raise ValueError(f"its states of the random number generators are none ({error})") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import nn
 
 from .batches import seed_of
 from .config import Config, Optimizer
-from .data import Task, expected_shape, load_task
+from .data import ADVICE, Task, expected_shape, load_task
 from .engine import Trainer, main_process_first
 from .losses import SequenceLoss
 from .synchronized import synchronize_batch_norm
@@ -27,7 +27,7 @@ except ImportError as error:
 
 from ..models import build
 
-__all__ = ["build_model", "make_optimizer", "make_schedule", "make_trainer", "prepare"]
+__all__ = ["build_model", "follow_schedule", "make_optimizer", "make_schedule", "make_trainer", "prepare"]
 
 
 def build_model(config: Config, shape: tuple[int, int, int], classes: int) -> nn.Module:
@@ -54,7 +54,7 @@ def build_model(config: Config, shape: tuple[int, int, int], classes: int) -> nn
     return synchronize_batch_norm(model) if config.training.sync_batch_norm else model
 
 
-def prepare(config: Config, record: Mapping[str, Any] | None = None) -> tuple[nn.Module, Task]:
+def prepare(config: Config, record: Mapping[str, Any] | None = None, advice: str = ADVICE) -> tuple[nn.Module, Task]:
     """The model and the data of a configuration.
 
     What the model and the neuron have to say against their arguments, they say before the data are touched.
@@ -62,11 +62,13 @@ def prepare(config: Config, record: Mapping[str, Any] | None = None) -> tuple[nn
     Args:
         config: The run.
         record: Of the :class:`~.data.Task` to divide the data as, from a checkpoint. Default none.
+        advice: What the error says where the data are not there; a command names its own options.
     """
     model = build_model(config, *expected_shape(config.data))
     training = config.training
     with main_process_first():
-        task = load_task(config.data, training.batch_size // training.accumulation, training.seed, dict(record or {}))
+        batch_size = training.batch_size // training.accumulation
+        task = load_task(config.data, batch_size, training.seed, dict(record or {}), advice)
     if (task.shape, task.classes) != expected_shape(config.data):
         model = build_model(config, task.shape, task.classes)
     return model, task
@@ -145,6 +147,22 @@ def make_schedule(
     return torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: (step + 1) / (warmup + 1) if step < warmup else shape(step)
     )
+
+
+def follow_schedule(trainer: Trainer) -> tuple[float, float]:
+    """Set the learning rate that the schedule has for the step to come, after a state that had another schedule.
+
+    Args:
+        trainer: From :func:`make_trainer`, its state loaded.
+
+    Returns:
+        The learning rate as the state had it, and as it is now.
+    """
+    schedule = cast(torch.optim.lr_scheduler.LambdaLR, trainer.scheduler)
+    old = schedule.optimizer.param_groups[0]["lr"]
+    for group, base, shape in zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+        group["lr"] = base * shape(schedule.last_epoch)
+    return float(old), float(schedule.optimizer.param_groups[0]["lr"])
 
 
 def _nulls(table: Mapping[str, Any]) -> dict[str, Any]:
