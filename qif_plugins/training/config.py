@@ -25,12 +25,14 @@ else:
             "configurations need tomli with Python 3.10; install it with: pip install 'qif-plugins[train]'"
         ) from None
 
-__all__ = ["Config", "configurations", "from_dict", "load_config"]
+__all__ = ["COUNT", "LARGEST", "Config", "configurations", "from_dict", "load_config", "shown"]
 
 FOLDER = Path(__file__).parent / "configs"
 IN_MEMORY = ("digits", "mnist5k", "mnist", "fashion-mnist")
 COUNT, WORKERS, SEED = 2**31 - 1, 1024, 2**63 - 1
 """The largest count, number of processes or threads, and seed (PyTorch's generators take int64)."""
+LARGEST = 3.4028234663852886e38
+"""The largest number that float32 holds."""
 DATA_SETS = (*IN_MEMORY, "cifar10", "cifar100", "imagenet", "cifar10dvs")
 
 
@@ -193,7 +195,7 @@ def _read(source: str | Path) -> dict[str, Any]:
             )
     try:
         return tomllib.loads(path.read_bytes().decode())  # UTF-8, whatever the locale
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not TOML: {error}") from error
 
 
@@ -221,7 +223,7 @@ def from_dict(tables: Mapping[str, Any], source: str | Path = "") -> Config:
 
 def _build(kind: Any, values: Any, prefix: str) -> Any:
     if not isinstance(values, Mapping):
-        raise ValueError(f"{prefix.rstrip('.')} must be a table, got {values!r}")
+        raise ValueError(f"{prefix.rstrip('.')} must be a table, got {shown(values)}")
     hints = get_type_hints(kind)
     for key in values:
         if key not in hints:
@@ -240,18 +242,29 @@ def _value(hint: Any, value: Any, name: str) -> Any:
         return None if value is None else _value(next(h for h in get_args(hint) if h is not type(None)), value, name)
     if get_origin(hint) is dict:
         if not isinstance(value, Mapping) or not isinstance(value.get("name", ""), str):
-            raise ValueError(f"{name} must be a table with a name, got {value!r}")
+            raise ValueError(f"{name} must be a table with a name, got {shown(value)}")
         return dict(value)
     if get_origin(hint) is tuple:
         if not isinstance(value, list | tuple):
-            raise ValueError(f"{name} must be a list, got {value!r}")
+            raise ValueError(f"{name} must be a list, got {shown(value)}")
         return tuple(_value(get_args(hint)[0], part, name) for part in value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and type(value) is int and abs(value) <= LARGEST:
         return float(value)
-    if type(value) is not hint:
+    if type(value) is not hint and not (hint is float and type(value) is int):
         kinds = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
-        raise ValueError(f"{name} must be {kinds[hint]}, got {value!r}")
+        raise ValueError(f"{name} must be {kinds[hint]}, got {shown(value)}")
+    if hint is float and math.isfinite(value) and abs(value) > LARGEST:
+        raise ValueError(f"{name} must be at most {LARGEST:.3g} in magnitude, got {shown(value)}")
     return value
+
+
+def shown(value: Any) -> str:
+    """A value for an error, cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no number of more than 4300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
 
 
 def _change(tables: dict[str, Any], change: str) -> None:
@@ -280,7 +293,7 @@ def _change(tables: dict[str, Any], change: str) -> None:
 def _parse(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # no TOML, or a number of thousands of digits
         return text
 
 
@@ -346,9 +359,9 @@ def _check_numbers(config: Config) -> None:
         ("loss.regularization", loss.regularization, 0, 1),
     ):
         if not value >= least:
-            raise ValueError(f"{key} must be at least {least}, got {value}")
+            raise ValueError(f"{key} must be at least {least}, got {shown(value)}")
         if value > most:
-            raise ValueError(f"{key} must be at most {most}, got {value}")
+            raise ValueError(f"{key} must be at most {most}, got {shown(value)}")
     if not math.isfinite(loss.target):
         raise ValueError(f"loss.target must be finite, got {loss.target}")
     for key, number in (
@@ -383,7 +396,7 @@ def _one_of(name: str, value: str, known: Sequence[str]) -> None:
         return
     close = difflib.get_close_matches(value, known, 1)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    raise ValueError(f"unknown {name} {value!r}; {hint}choose of: {', '.join(known) or 'none, leave it empty'}")
+    raise ValueError(f"unknown {name} {shown(value)}; {hint}choose of: {', '.join(known) or 'none, leave it empty'}")
 
 
 def _plain(value: Any) -> Any:

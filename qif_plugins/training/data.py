@@ -20,7 +20,7 @@ from .augmentation import Augmented, event_transform, image_transform
 from .batches import Batches, seed_of
 from .config import IN_MEMORY, Data
 
-__all__ = ["Task", "expected_shape", "load_task", "split_per_class"]
+__all__ = ["Task", "expected_shape", "load_task", "samples_of", "split_per_class"]
 
 CIFAR10_STATISTICS = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 CIFAR100_STATISTICS = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
@@ -37,6 +37,17 @@ _SHAPES = {
     "cifar100": ((3, 32, 32), 100),
     "imagenet": ((3, 224, 224), 1000),
     "cifar10dvs": ((2, 128, 128), 10),
+}
+
+_SAMPLES = {
+    "digits": 1_197,
+    "mnist5k": 4_000,
+    "mnist": 60_000,
+    "fashion-mnist": 60_000,
+    "cifar10": 50_000,
+    "cifar100": 50_000,
+    "imagenet": 1_281_167,
+    "cifar10dvs": 9_000,
 }
 
 
@@ -96,6 +107,11 @@ def expected_shape(data: Data) -> tuple[tuple[int, int, int], int]:
     """Shape and classes that a data set should have, before it is read."""
     (channels, height, width), classes = _SHAPES[data.name]
     return (channels, data.size or height, data.size or width), classes
+
+
+def samples_of(data: Data) -> int:
+    """How many training samples a data set should have, before it is read."""
+    return _SAMPLES[data.name]
 
 
 def load_task(

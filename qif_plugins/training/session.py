@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 from collections.abc import Callable, Mapping
 from typing import Any, cast
@@ -11,11 +12,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from .arguments import arguments_of, checked
 from .batches import seed_of
-from .config import Config, Optimizer
-from .data import ADVICE, Task, expected_shape, load_task
+from .config import Config, Optimizer, shown
+from .data import ADVICE, Task, expected_shape, load_task, samples_of
 from .engine import Trainer, main_process_first
 from .losses import SequenceLoss
+from .sizes import activations, check_memory, weights
 from .synchronized import synchronize_batch_norm
 
 try:
@@ -25,7 +28,7 @@ except ImportError as error:
         "the models that are trained are built on SpikingJelly: pip install 'qif-plugins[train]'"
     ) from error
 
-from ..models import build
+from ..models import MODELS, NEURONS, build
 
 __all__ = ["build_model", "follow_schedule", "make_optimizer", "make_schedule", "make_trainer", "prepare"]
 
@@ -37,24 +40,50 @@ def build_model(config: Config, shape: tuple[int, int, int], classes: int) -> nn
         ValueError: The model or the neuron does not know a key, or refuses its value.
     """
     seed = config.training.seed
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
     own, neuron = _nulls(config.model), _nulls(config.neuron)
     name, spiking_neuron = own.pop("name"), neuron.pop("name", "qif")
     both = sorted(own.keys() & neuron.keys())
     if both:
         raise ValueError(f"{both[0]} stands in both [model] and [neuron]; keep the one that is meant")
-    if "surrogate_function" in neuron:
-        neuron["surrogate_function"] = _surrogate(neuron["surrogate_function"])
+    if name in MODELS and spiking_neuron in NEURONS:  # build says what there is
+        of_neuron: dict[str, type | None] = {**arguments_of(NEURONS[spiking_neuron][0]), "per_channel": bool}
+        own = checked("model", own, {**arguments_of(MODELS[name]), **of_neuron})
+        neuron = checked("neuron", neuron, of_neuron)
+    for table in (own, neuron):
+        if table.get("surrogate_function") is not None:
+            table["surrogate_function"] = _surrogate(table["surrogate_function"])
     try:
+        _check_size(config, build, name, shape, classes, spiking_neuron, **own, **neuron)
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
         model: nn.Module = build(name, shape, classes, spiking_neuron, **own, **neuron)
-    except TypeError as error:
-        raise ValueError(f"model {name!r} with neuron {spiking_neuron!r}: {error}") from error
+    except (TypeError, AssertionError, AttributeError, ArithmeticError) as error:  # as hosts refuse arguments
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"model {name!r} with neuron {spiking_neuron!r}: {reason}") from error
     return synchronize_batch_norm(model) if config.training.sync_batch_norm else model
 
 
-def prepare(config: Config, record: Mapping[str, Any] | None = None, advice: str = ADVICE) -> tuple[nn.Module, Task]:
+def _check_size(config: Config, make: Callable[..., nn.Module], *args: Any, **kwargs: Any) -> None:
+    """Raise ``ValueError`` if the weights of a model, their gradients and what the optimizer keeps do not fit."""
+    sizes = {f"model.{key}": value for key, value in config.model.items() if type(value) in (int, list)}
+    sizes |= {"data.size": config.data.size} if config.data.size else {}
+    given = ", ".join(f"{key} = {shown(value)}" for key, value in sizes.items()) or f"model.name = {args[0]!r}"
+    try:
+        with torch.device("meta"):
+            needed: float = weights(make(*args, **kwargs))
+    except RuntimeError:  # more bytes than PyTorch counts
+        needed = math.inf
+    moments = {"sgd": int(config.optimizer.momentum > 0)}.get(config.optimizer.name, 2)
+    check_memory(
+        needed * (2 + moments), f"{given}: the weights, their gradients and what the optimizer keeps of them take",
+        "lower it, or leave it at its default",
+    )  # fmt: skip
+
+
+def prepare(
+    config: Config, record: Mapping[str, Any] | None = None, advice: str = ADVICE, *, train: bool = True
+) -> tuple[nn.Module, Task]:
     """The model and the data of a configuration.
 
     What the model and the neuron have to say against their arguments, they say before the data are touched.
@@ -63,15 +92,37 @@ def prepare(config: Config, record: Mapping[str, Any] | None = None, advice: str
         config: The run.
         record: Of the :class:`~.data.Task` to divide the data as, from a checkpoint. Default none.
         advice: What the error says where the data are not there; a command names its own options.
+        train: Whether to train it, which takes memory for what a batch leaves for the backward pass. Default True.
+
+    Raises:
+        ValueError: The model or the neuron refuses an argument, or there is too little memory.
+        FileNotFoundError: The data are not where they should be.
     """
     model = build_model(config, *expected_shape(config.data))
     training = config.training
+    if train:
+        _check_batch(config, model)
     with main_process_first():
         batch_size = training.batch_size // training.accumulation
         task = load_task(config.data, batch_size, training.seed, dict(record or {}), advice)
     if (task.shape, task.classes) != expected_shape(config.data):
         model = build_model(config, task.shape, task.classes)
     return model, task
+
+
+def _check_batch(config: Config, model: nn.Module) -> None:
+    """Raise ``ValueError`` if what a batch leaves for the backward pass does not fit."""
+    data, training = config.data, config.training
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    samples = -(-min(training.batch_size, samples_of(data)) // (training.accumulation * processes))
+    size = 2 if training.precision in ("bf16", "fp16") else 4
+    numbers = activations(model, expected_shape(data)[0], functional.reset_net)
+    check_memory(
+        float(size) * data.steps * samples * numbers,
+        f"data.steps = {data.steps} and training.batch_size = {training.batch_size}: {samples} samples of {data.steps} "
+        "steps take",
+        "lower one of them, or raise training.accumulation",
+    )
 
 
 def make_trainer(config: Config, model: nn.Module, task: Task, **options: Any) -> Trainer:

@@ -1,0 +1,92 @@
+"""The tables ``[model]`` and ``[neuron]`` of a configuration: what a model and a neuron take, and of which kind."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .config import COUNT, LARGEST, shown
+
+__all__ = ["arguments_of", "checked"]
+
+LAYERS = 1000
+FROM_DATA = ("in_features", "in_channels", "classes", "size", "spiking_neuron")
+"""Arguments of the models that are not the configuration's to give."""
+_KINDS = {
+    frozenset({"bool"}): bool,
+    frozenset({"int"}): int,
+    frozenset({"float"}): float,
+    frozenset({"str"}): str,
+    frozenset({"Sequence", "int"}): list,
+}
+
+
+def arguments_of(constructor: Callable[..., Any]) -> dict[str, type | None]:
+    """The arguments that a configuration may give, each with its kind; ``None`` for any.
+
+    By annotation, or else by default: hosts annotate some of their arguments and not others.
+    """
+    kinds: dict[str, type | None] = {}
+    for name, parameter in inspect.signature(constructor).parameters.items():
+        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) or name in FROM_DATA:
+            continue
+        hint = parameter.annotation
+        text = hint if isinstance(hint, str) else hint.__name__ if isinstance(hint, type) else str(hint)
+        words = frozenset(re.findall(r"\w+", text)) - {"None", "NoneType", "Optional", "typing"}
+        by_default = frozenset({type(parameter.default).__name__})
+        kinds[name] = _KINDS.get(by_default if hint is parameter.empty else words)
+    return kinds
+
+
+def checked(table: str, given: Mapping[str, Any], known: Mapping[str, type | None]) -> dict[str, Any]:
+    """The arguments of a table, whole numbers as floats where floats are wanted.
+
+    Args:
+        table: Its name, for the error.
+        given: Name and value; ``None`` passes everywhere.
+        known: From :func:`arguments_of`.
+
+    Raises:
+        ValueError: An unknown name, or a value of another kind or out of range; names it.
+    """
+    result = {}
+    for key, value in given.items():
+        name = f"{table}.{key}"
+        if key not in known:
+            close = difflib.get_close_matches(key, known, 3, 0.6)
+            hint = " or ".join(f"{table}.{other}" for other in close)
+            hint = f"did you mean {hint}?" if close else f"there are {', '.join(known)}"
+            raise ValueError(f"unknown configuration key {name!r}; {hint}")
+        result[key] = value if value is None else _value(name, value, known[key])
+    return result
+
+
+def _value(name: str, value: Any, kind: type | None) -> Any:
+    if kind is bool and not isinstance(value, bool):
+        raise ValueError(f"{name} must be true or false, got {shown(value)}")
+    if kind is str and not isinstance(value, str):
+        raise ValueError(f"{name} must be a string, got {shown(value)}")
+    if kind is list:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{name} must be a list of whole numbers, got {shown(value)}")
+        return [_value(f"each of {name}", part, int) for part in value]
+    if kind is int:
+        if type(value) is not int:
+            raise ValueError(f"{name} must be a whole number, got {shown(value)}")
+        most = LAYERS if name.endswith(".layers") else COUNT
+        if not 1 <= value <= most:
+            limit = f"at least 1, got {shown(value)}" if value < 1 else f"at most {most}, got {shown(value)}"
+            raise ValueError(f"{name} must be {limit}")
+    if kind is float:
+        if type(value) not in (int, float):
+            raise ValueError(f"{name} must be a number, got {shown(value)}")
+        if not abs(value) <= LARGEST:
+            raise ValueError(f"{name} must be finite and at most {LARGEST:.3g} in magnitude, got {shown(value)}")
+        return float(value)
+    if kind is None and isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
+    return value
