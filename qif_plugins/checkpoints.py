@@ -53,9 +53,8 @@ def load(path: Path, what: str, hint: str = "") -> Any:
         raise FileNotFoundError(f"there is no file {path}{end}")
     data = path.read_bytes()
     if not data.startswith(b"PK"):
-        raise ValueError(
-            f"{path} is no {what}: {'it cannot be read as a checkpoint of PyTorch' if data else 'it is empty'}{end}"
-        )
+        problem = "it cannot be read as a checkpoint" if data else "it is empty"
+        raise ValueError(f"{path} is no {what}: {problem}{end}")
     file = io.BytesIO(data)
     try:
         # torch.load does not look at the checksums.

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         0 after success, the subcommand's own status otherwise; 2 with one line on stderr for wrong input, a missing
-        package or an unusable file; 130 after an interrupt.
+        package, an unusable file or too little memory; 130 after an interrupt.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     name = words[0] if words and words[0] in COMMANDS else ""
@@ -49,6 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(words, name)
     except (ValueError, ImportError, OSError) as error:
         print(f"qif {name}: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        what = _one_line(error).split(". ")[0][:200]
+        way_out = "take a smaller network, smaller batches or fewer time steps"
+        print(f"qif {name}: not enough memory ({what}); {way_out}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\nqif {name}: interrupted", file=sys.stderr)
@@ -81,6 +88,12 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default is None or action.default is False else super()._get_help_string(action)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether an allocation failed, in the words of PyTorch's allocators."""
+    words = ("can't allocate memory", "not enough memory", "out of memory", "storage size calculation overflowed")
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
 
 
 def _one_line(error: Exception) -> str:

@@ -2,10 +2,12 @@
 
 import io
 import json
+import math
 import os
 import re
 import sys
 
+import forked
 import pytest
 import torch
 
@@ -14,7 +16,7 @@ pytest.importorskip("spikingjelly")
 pytest.importorskip("sklearn")
 
 from qif_plugins import cli
-from qif_plugins.files import write_json
+from qif_plugins.files import occupied, write_json
 from qif_plugins.training.checkpoint import EXACT, load_checkpoint
 
 SMALL = [
@@ -167,6 +169,212 @@ def test_files_that_are_no_checkpoints(trained, tmp_path, capsys):
     early = {name: value for name, value in torch.load(trained / "last.pt").items() if name != "kind"}
     torch.save(early, other)
     assert load_checkpoint(other)["config"] == early["config"]
+
+
+def _without(*path):
+    def change(content):
+        for key in path[:-1]:
+            content = content[key]
+        del content[path[-1]]
+
+    return change
+
+
+def _with(value, *path):
+    def change(content):
+        for key in path[:-1]:
+            content = content[key]
+        content[path[-1]] = value
+
+    return change
+
+
+def _zeros(*path):
+    return _with(torch.zeros(3), *path)
+
+
+NAN = torch.full((32, 64), math.nan)
+BROKEN = [
+    *[
+        (_without("state", part), f"it lacks state.{part}")
+        for part in ("model", "random", "epoch", "history", "seconds")
+    ],
+    (_without("state"), "it lacks state"),
+    (_without("state", "optimizer"), "it lacks state.optimizer"),
+    (_without("state", "optimizer", "param_groups"), "it lacks state.optimizer.param_groups"),
+    (_without("state", "scheduler", "last_epoch"), "it lacks scheduler.last_epoch"),
+    (_without("state", "optimizer", "state", 0, "exp_avg"), "it lacks optimizer.state[0].exp_avg"),
+    (_without("state", "model", "hidden.0.weight"), "another model's"),
+    (_with({}, "state", "optimizer", "state"), "it lacks optimizer.state"),
+    (_with([], "config"), "config must be a table, and is a list"),
+    (_with({}, "config"), "the configuration in"),
+    (_with({"state": 3}, "state", "epoch"), "state.epoch must be a whole number, and is a table"),
+    (_with(7, "state", "epoch"), "its epoch 7"),
+    (_with([1, 2], "state"), "state must be a table, and is a list"),
+    (_with(None, "state", "scheduler"), "it has no scheduler, and this run has one"),
+    (_with("x", "state", "optimizer", "param_groups", 0, "lr"), "lr must be"),
+    (_zeros("state", "optimizer", "state", 0, "exp_avg"), "optimizer.state[0].exp_avg is [3], and the weight [32, 64]"),
+    (_zeros("state", "model", "hidden.0.weight"), "another model's"),
+    (_zeros("state", "random", 0, "torch", 0), "its states of the random number generators are none"),
+    (_with(["MT19937", [1], 2], "state", "random", 0, "numpy"), "its states of the random number generators are none"),
+    (_with([1], "state", "means", "loss"), "each of its means must be"),
+    (
+        _with(torch.full((32, 64), float("nan")), "state", "model", "hidden.0.weight"),
+        "not finite: hidden.0.weight is NaN",
+    ),
+    (_with("qif-plugins training checkpoint 2", "format"), "'qif-plugins training checkpoint 2' of qif-plugins"),
+]
+
+
+@pytest.mark.host_independent
+@pytest.mark.parametrize(("change", "says"), BROKEN)
+def test_a_checkpoint_that_lacks_a_part_is_not_gone_on_from(trained, tmp_path, capsys, change, says):
+    content = torch.load(trained / "last.pt", weights_only=True)
+    change(content)
+    torch.save(content, tmp_path / "last.pt")
+    before = (tmp_path / "last.pt").read_bytes()
+    assert cli.main(["train", *SMALL, "--resume", "--no-tensorboard", "--out", str(tmp_path)]) == 2
+    message = capsys.readouterr().err
+    assert says in message
+    assert str(tmp_path / "last.pt") in message
+    assert message.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
+    assert (tmp_path / "last.pt").read_bytes() == before
+
+
+@pytest.mark.host_independent
+def test_other_commands_read_no_broken_checkpoint_either(trained, tmp_path, capsys):
+    for change, says in (
+        (_without("state", "model", "hidden.0.weight"), "another model's"),
+        (_with([], "state", "model"), "state.model must be a table, and is a list"),
+        (_with(torch.full((32, 64), float("inf")), "state", "model", "hidden.0.weight"), "not finite"),
+        (_with(0, "config", "training", "epochs"), "training.epochs must be at least 1, got 0"),
+    ):
+        content = torch.load(trained / "best.pt", weights_only=True)
+        change(content)
+        path = tmp_path / "bad.pt"
+        torch.save(content, path)
+        for words in (["evaluate", str(path)], ["energy", "--checkpoint", str(path)], ["landscape", str(path)]):
+            out = ["--out", str(tmp_path / "out")] if words[0] == "landscape" else []
+            assert cli.main([*words, *out]) == 2
+            message = capsys.readouterr().err
+            assert says in message
+            assert str(path) in message
+            assert message.count("\n") == 1
+    data = bytearray((trained / "best.pt").read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    for words in (["evaluate", str(path)], ["energy", "--checkpoint", str(path)], ["landscape", str(path), *out]):
+        assert cli.main(words) == 2
+        assert "is damaged" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.host_independent
+def test_a_second_run_in_the_folder_is_refused(trained, capsys):
+    before = {path: path.stat().st_mtime_ns for path in trained.iterdir()}
+    with occupied(trained):
+        (trained / REST).touch()
+        for words in (
+            ["train", *SMALL, "--resume"], ["train", *SMALL], ["compare", "--seeds", "1"], ["exact", "train"],
+            ["exact", "compare"], ["study", "budget"], ["landscape", "nowhere"], ["exact", "demo"],
+            ["bench", "--size", "1x8"],
+        ):  # fmt: skip
+            place = trained / "bench.json" if words[0] == "bench" else trained
+            with occupied(trained, "bench.json"):
+                assert cli.main([*words, "--out", str(place)]) == 2
+            assert f"writes to {place}; wait until it has ended, or pass another --out" in capsys.readouterr().err
+        assert (trained / REST).exists()
+        (trained / REST).unlink()
+    assert {path: path.stat().st_mtime_ns for path in trained.iterdir()} == before
+
+
+@pytest.mark.host_independent
+def test_a_folder_that_cannot_be_written_is_found_before_the_data_are_read(tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr("qif_plugins.training.session.load_task", None)
+    monkeypatch.setattr("qif_plugins.commands.compare.load_images", None)
+    monkeypatch.setattr("qif_plugins.exact.command.load", None)
+    for words in (
+        ["train", *SMALL], ["compare"], ["exact", "train"], ["exact", "compare"], ["exact", "demo"],
+        ["study", "budget"], ["landscape", "nowhere"],
+    ):  # fmt: skip
+        for place in (tmp_path / "file", tmp_path / "file" / "deeper"):
+            assert cli.main([*words, "--out", str(place)]) == 2
+            message = capsys.readouterr().err
+            assert f"cannot write into {place}" in message
+            assert message.count("\n") == 1
+    for words in (
+        ["bench", "--size", "1x8", "--out"], ["energy", "--model", "perceptron", "--json"],
+        ["energy", "--model", "perceptron", "--plot"],
+    ):  # fmt: skip
+        assert cli.main([*words, str(tmp_path / "file" / "result.json")]) == 2
+        assert f"cannot write into {tmp_path / 'file'}" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.host_independent
+def test_more_epochs_go_on_from_a_finished_run(trained, tmp_path, capsys):
+    def run(out, *changes, schedule="constant"):
+        sets = [f"--set=optimizer.schedule={schedule}", *(f"--set={change}" for change in changes)]
+        assert cli.main(["train", *SMALL, *sets, "--no-tensorboard", "--resume", "--out", str(tmp_path / out)]) == 0
+        return capsys.readouterr().out
+
+    run("whole")
+    run("more", "training.epochs=1")
+    said = run("more")
+    assert "training.epochs was 1 and is 2: the schedule 'constant' goes on as it was, with a learning rate of" in said
+    whole, more = (load_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "more"))
+    assert more["config"] == whole["config"]
+    assert more["state"]["scheduler"] == whole["state"]["scheduler"]
+    for name, weight in whole["state"]["model"].items():
+        assert torch.equal(weight, more["state"]["model"][name])
+
+    said = run("cosine", "training.epochs=1", schedule="cosine")
+    said = run("cosine", schedule="cosine")
+    assert "the schedule 'cosine' is now that over all 2 epochs, and the learning rate goes on at 0.002 instead" in said
+    content = load_checkpoint(tmp_path / "cosine" / "last.pt")
+    steps = -(-1197 // 64)
+    assert content["state"]["scheduler"]["last_epoch"] == 2 * steps
+    # The last step's learning rate is that of a cosine over both epochs.
+    rate = 0.004 * 0.5 * (1 + math.cos(math.pi * (2 * steps - 1) / (2 * steps)))
+    assert content["state"]["history"][-1]["lr"] == pytest.approx(rate)
+    words = ["train", *SMALL, "--set", "training.epochs=1", "--resume", "--out", str(trained)]
+    assert cli.main(words) == 2
+    assert "training.epochs is 1, and the run in" in capsys.readouterr().err
+
+
+KILLED = """
+import os, signal, sys
+from qif_plugins import cli
+from qif_plugins.training.progress import Progress
+
+def on_step(self, trainer, measured, before=Progress.on_step):
+    before(self, trainer, measured)
+    if trainer.epoch * trainer.steps + trainer.step == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Progress.on_step = on_step
+sys.exit(cli.main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.host_independent
+@pytest.mark.skipif(os.name != "posix", reason="kills itself")
+def test_the_logs_of_a_killed_run_have_every_point_once(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    words = ["train", *SMALL, "--set", "training.save_every=5", "--quiet", "--resume", "--out", str(tmp_path)]
+    steps = -(-1197 // 64)
+    for place in (3, steps + 7):  # before the first checkpoint, and after some
+        done = forked.python(KILLED, str(place), *words)
+        assert done.returncode == -9, done.stderr
+    assert cli.main(words) == 0
+    logs = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    logs.Reload()
+    assert [event.step for event in logs.Scalars("step/loss")] == list(range(1, 2 * steps + 1))
+    for tag in ("train/loss", "test/accuracy"):
+        assert [event.step for event in logs.Scalars(tag)] == [steps, 2 * steps]
+    assert {path.name for path in tmp_path.iterdir()} == {"best.pt", "last.pt", "history.json", "tensorboard"}
 
 
 @pytest.mark.host_independent

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import platform
 import sys
 import time
@@ -15,16 +17,21 @@ import torch
 from torch import nn
 
 from .. import __version__
-from ..compare.checkpoint import checkpoint_name, save
+from ..checkpoints import load
+from ..compare.checkpoint import check_content, checkpoint_name, save
 from ..compare.hosts import BETA, HOSTS, WIDTHS, host_version, installed_hosts
 from ..compare.report import print_table, summarise, write_figure, write_json
-from ..compare.training import Settings, Training, train
+from ..compare.training import Epoch, Settings, Training, train
 from ..data import DATA_SETS, load_images
+from ..files import occupied, read_json
 from ..plot import require_matplotlib
 from ..surrogate import WINDOWS
 from .options import at_least, device, one_of, positive
 
 __all__ = ["add_arguments", "run"]
+
+Key = tuple[str, str | None, int]
+"""A training of the plan: host, window of QIF or ``None`` for LIF, seed."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,56 +41,151 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--download", action="store_true", help="fetch a missing data set of torchvision's")
     parser.add_argument("--hosts", help=f"comma-separated, of {', '.join(HOSTS)} (default: those installed)")
     parser.add_argument("--windows", default=",".join(WINDOWS), help="windows of QIF, comma-separated")
-    parser.add_argument("--seeds", type=at_least(1), default=3, help="how many seeds, 0 first")
+    parser.add_argument("--seeds", type=at_least(1, 10_000), default=3, help="how many seeds, 0 first")
     parser.add_argument("--epochs", type=at_least(1), default=5, help="passes over the training images")
     parser.add_argument("--T", type=at_least(1), default=4, help="time steps")
     parser.add_argument("--batch-size", type=at_least(2), default=32, help="images a training step")
     parser.add_argument("--lr", type=positive, default=4e-3, help="learning rate of Adam, taken to 0 by a cosine")
     parser.add_argument("--device", default="cpu", help="device to train on")
-    parser.add_argument("--threads", type=at_least(1), default=1, help="CPU threads; more slow so small a network down")
+    parser.add_argument(
+        "--threads", type=at_least(1, 1024), default=1, help="CPU threads; more slow so small a network down"
+    )
     parser.add_argument("--save", action="store_true", help="also write every trained network, for 'qif landscape'")
+    parser.add_argument(
+        "--resume", action="store_true", help="keep the trainings that compare.json in --out holds, and do the others"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="folder of compare.json and compare.png")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train everything asked for, print the table, write the files."""
+    """Train everything asked for that is not there yet, print the table, write the files."""
     hosts = _hosts(arguments.hosts)
     windows = one_of("window", arguments.windows, WINDOWS)
     where = device(arguments.device)
-    # Before hours of training, not after.
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    require_matplotlib()
+    require_matplotlib()  # before hours of training, not after
+    with occupied(arguments.out):
+        return _run(arguments, hosts, windows, where)
+
+
+def _run(arguments: argparse.Namespace, hosts: tuple[str, ...], windows: tuple[str, ...], where: torch.device) -> int:
+    path = arguments.out / "compare.json"
+    plan = [(host, window, seed) for seed in range(arguments.seeds) for host in hosts for window in (None, *windows)]
+    header = _header(arguments, hosts, windows)
+    done: dict[Key, Training] = {}
+    before = 0.0
+    if path.exists():
+        if arguments.resume:
+            done, before = _done(path, header, plan)
+        else:
+            _check_finished(path)
     images = load_images(
         arguments.data, arguments.data_folder, arguments.download, "pass --data-folder where it lies, or --download"
     )
     settings = Settings(arguments.epochs, arguments.T, arguments.batch_size, arguments.lr, where)
-    plan = [(host, window, seed) for seed in range(arguments.seeds) for host in hosts for window in (None, *windows)]
     print(
         f"{images.name}: {len(images.train)} training and {len(images.test)} test images; T = {settings.steps}, "
         f"epochs {settings.epochs}, seeds 0 to {arguments.seeds - 1}; {len(plan)} trainings"
+        + (f", {len(done)} of them in {path} already" if done else "")
     )
+    if arguments.save:
+        done = {key: training for key, training in done.items() if _saved(arguments.out, training)}
     began = time.perf_counter()
 
     def keep(training: Training, network: nn.Module) -> None:
         if arguments.save:
             save(arguments.out / f"{checkpoint_name(training)}.pt", network, training, images, settings)
 
+    def finished() -> list[Training]:
+        return [done[key] for key in plan if key in done]
+
     with _reproducible(arguments.threads):
         images = images.to(where)
-        trainings = []
-        for number, (host, window, seed) in enumerate(plan, 1):
+        for number, key in enumerate(plan, 1):
+            if key in done:
+                continue
             progress = _Progress(f"[{number}/{len(plan)}]", settings.epochs)
-            trainings.append(train(images, host, window, seed, settings, progress, keep))
+            done[key] = train(images, *key, settings, progress, keep)
             progress.close()
-    seconds = time.perf_counter() - began
-    summaries = summarise(trainings)
+            # Complete after every training, so that one that is killed goes on from there.
+            seconds = before + time.perf_counter() - began
+            write_json(path, {**header, "seconds": seconds, "trainings_left": len(plan) - len(done)}, finished())
+    seconds = before + time.perf_counter() - began
     print()
-    print_table(summaries)
-    write_json(arguments.out / "compare.json", _header(arguments, hosts, windows, seconds), trainings)
+    print_table(summarise(finished()))
     title = f"{images.name}, T = {settings.steps}, mean ± deviation over {arguments.seeds} seed"
-    write_figure(arguments.out / "compare.png", title + "s" * (arguments.seeds > 1), trainings)
-    print(f"\n{seconds:.0f} s; wrote {arguments.out / 'compare.json'} and {arguments.out / 'compare.png'}")
+    write_figure(arguments.out / "compare.png", title + "s" * (arguments.seeds > 1), finished())
+    print(f"\n{seconds:.0f} s; wrote {path} and {arguments.out / 'compare.png'}")
     return 0
+
+
+def _check_finished(path: Path) -> None:
+    """Raise ``ValueError`` if a file is of a call that was cut, whose trainings would be lost."""
+    try:
+        left = read_json(path, "no file of 'qif compare'", {"trainings_left": int})["trainings_left"]
+    except ValueError:  # an earlier version's, or another program's: written over as ever
+        return
+    if left:
+        raise ValueError(
+            f"{path} is of a call that was cut, with {left} trainings left; pass --resume to go on, or another --out"
+        )
+
+
+def _done(path: Path, header: dict[str, Any], plan: list[Key]) -> tuple[dict[Key, Training], float]:
+    """The trainings in a file of an earlier call, and the seconds that they took.
+
+    Raises:
+        ValueError: It is no such file, or its trainings were made otherwise or are not asked for.
+    """
+    way_out = "take another copy, leave out --resume to begin anew, or pass another --out"
+    content = read_json(path, "no file of 'qif compare'", _FILE, way_out)
+    wanted = json.loads(json.dumps(header))
+    for part in ("versions", "config"):
+        for name in sorted({*wanted[part], *content[part]} - {"hosts", "windows", "seeds"}):
+            here, there = (one[part].get(name) for one in (wanted, content))
+            # What only one of two calls compares has its version in that one alone.
+            if here != there and not (part == "versions" and None in (here, there)):
+                raise ValueError(f"{path} holds trainings with {name} {there}, and here it is {here}; {way_out}")
+    done: dict[Key, Training] = {}
+    for row in content["trainings"]:
+        epochs = [
+            Epoch(math.nan if epoch["loss"] is None else epoch["loss"], epoch["accuracy"], epoch["spikes"])
+            for epoch in row["epochs"]
+        ]
+        key = row["host"], None if row["neuron"] == "LIF" else row["window"], row["seed"]
+        if key not in plan or len(epochs) != wanted["config"]["epochs"]:
+            what = f"{row['host']}, {row['neuron']} {row['window']}, seed {row['seed']}, {len(epochs)} epochs"
+            raise ValueError(
+                f"{path} holds a training that is not asked for ({what}); pass the same options, or more hosts, "
+                "windows or seeds, or another --out"
+            )
+        done[key] = Training(row["host"], row["neuron"], row["window"], row["seed"], epochs, row["step_ms"])
+    return done, content["seconds"]
+
+
+_FILE = {
+    "versions": {str: str},
+    "config": {str: object},
+    "seconds": float,
+    "trainings": [
+        {
+            "host": str, "neuron": str, "window": str, "seed": int, "step_ms": float,
+            "epochs": [{"loss": (float, type(None)), "accuracy": float, "spikes": float}],
+        }
+    ],
+}  # fmt: skip
+
+
+def _saved(folder: Path, training: Training) -> bool:
+    """Whether the trained network is there.
+
+    Raises:
+        ValueError: It is there and damaged, or another one.
+    """
+    path = folder / f"{checkpoint_name(training)}.pt"
+    if not path.exists():
+        return False
+    check_content(path, load(path, "file of 'qif compare --save'", "remove it to train that network again"))
+    return True
 
 
 def _hosts(text: str | None) -> tuple[str, ...]:
@@ -113,9 +215,7 @@ def _reproducible(threads: int) -> Iterator[None]:
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before[1:]
 
 
-def _header(
-    arguments: argparse.Namespace, hosts: tuple[str, ...], windows: tuple[str, ...], seconds: float
-) -> dict[str, Any]:
+def _header(arguments: argparse.Namespace, hosts: tuple[str, ...], windows: tuple[str, ...]) -> dict[str, Any]:
     return {
         "versions": {
             "qif-plugins": __version__,
@@ -137,7 +237,6 @@ def _header(
             "widths": WIDTHS,
             "lif_beta": BETA,
         },
-        "seconds": seconds,
     }
 
 

@@ -151,7 +151,7 @@ def _trained(arguments: argparse.Namespace, costs: Costs) -> dict[str, Any]:
     config = from_dict(checkpoint["config"], arguments.checkpoint)
     if arguments.data_folder is not None:
         config = replace(config, data=replace(config.data, folder=str(arguments.data_folder)))
-    model, task = prepare(config, checkpoint["data"], "pass --data-folder where they lie", train=False)
+    model, task = prepare(config, checkpoint["data"], ("pass --data-folder where they lie", ""), train=False)
     load_weights(model, checkpoint["state"]["model"], str(arguments.checkpoint))
     # prepare may have set another number.
     torch.set_num_threads(arguments.threads)

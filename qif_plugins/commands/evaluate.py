@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"{expected_shape(config.data)}: shape and classes must be the same"
         )
     record = content["data"] if config.data.name == trained.data.name else None
-    model, task = prepare(config, record, "pass --data-folder where they lie", train=False)
+    model, task = prepare(config, record, ("pass --data-folder where they lie", ""), train=False)
     trainer = make_trainer(config, model, task)
     trainer.load_model(content["state"], str(arguments.checkpoint))
     row = trainer.evaluate(task.test)

@@ -56,8 +56,8 @@ def describe(params: QIFParameters) -> str:
     return "QIF neuron  " + ", ".join(f"{name} {value:g}" for name, value in shown.items())
 
 
-def at_least(minimum: int) -> Callable[[str], int]:
-    """An argparse type: an integer not below ``minimum``."""
+def at_least(minimum: int, most: int = 2**63 - 1) -> Callable[[str], int]:
+    """An argparse type: an integer from ``minimum`` to ``most``, by default the largest of 64 bits."""
 
     def integer(text: str) -> int:
         try:
@@ -66,6 +66,8 @@ def at_least(minimum: int) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f"{text!r} is not an integer") from None
         if value < minimum:
             raise argparse.ArgumentTypeError(f"{value} is below the least possible, {minimum}")
+        if value > most:
+            raise argparse.ArgumentTypeError(f"{value} is above the most possible, {most}")
         return value
 
     return integer

@@ -17,9 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the subcommand."""
     parser.add_argument("name", nargs="?", help=f"which study: {', '.join(STUDIES)}, or all of them: all")
     parser.add_argument("--list", action="store_true", help="say what each study asks, and run none")
-    parser.add_argument("--seeds", type=at_least(1), help="how many seeds, 0 first (default: the study's own number)")
-    parser.add_argument("--jobs", type=at_least(1), default=1, help="trials at a time, each in its own process")
-    parser.add_argument("--threads", type=at_least(1), default=1, help="CPU threads of each trial")
+    parser.add_argument(
+        "--seeds", type=at_least(1, 10_000), help="how many seeds, 0 first (default: the study's own number)"
+    )
+    parser.add_argument("--jobs", type=at_least(1, 1024), default=1, help="trials at a time, each in its own process")
+    parser.add_argument("--threads", type=at_least(1, 1024), default=1, help="CPU threads of each trial")
     parser.add_argument("--quick", action="store_true", help="a tiny version on digits, to see that it runs")
     parser.add_argument(
         "--page-only", action="store_true", help="run nothing, write the page from the trials there are"

@@ -25,7 +25,7 @@ MAY_CHANGE = ("data.folder", "data.download", "data.workers", "training.save_eve
 """What a resumed run may set anew, since no number depends on it."""
 EPOCHS = "training.epochs"
 """What it may set anew besides, to train longer; the schedule of the learning rate is then that of the new number."""
-ADVICE = "name the folder where they lie with --set data.folder=..., or pass --set data.download=true"
+ADVICE = "name the folder where they lie with --set data.folder=...", "pass --set data.download=true"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

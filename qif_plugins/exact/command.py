@@ -135,6 +135,8 @@ def settings(arguments: argparse.Namespace) -> Settings:
         value = getattr(arguments if name == "limit" else chosen, name)
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"--{name.replace('_', '-')} must be positive and finite, got {value}")
+    if not 0 <= chosen.seed < 2**63:
+        raise ValueError(f"--seed must be at least 0 and below 2^63, got {chosen.seed}")
     if chosen.epochs < 0 or any(size < 1 for size in chosen.hidden):
         raise ValueError(
             f"--epochs must not be negative and --hidden at least 1, got {chosen.epochs} and {chosen.hidden}"

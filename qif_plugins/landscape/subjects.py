@@ -147,7 +147,7 @@ def _of_training(source: str, path: Path, content: dict[str, Any], data_folder: 
     # The samples as they are.
     data = replace(trained.data, augment=(), folder=str(data_folder or trained.data.folder))
     config = replace(trained, data=data)
-    network, task = prepare(config, content["data"], ADVICE, train=False)
+    network, task = prepare(config, content["data"], (ADVICE, ""), train=False)
     checkpoints.load_weights(network, content["state"]["model"], str(path))
     network.double()
     steps, chosen = (None if config.data.name == "cifar10dvs" else config.data.steps), config.loss

@@ -37,8 +37,11 @@ def arguments_of(constructor: Callable[..., Any]) -> dict[str, type | None]:
         hint = parameter.annotation
         text = hint if isinstance(hint, str) else hint.__name__ if isinstance(hint, type) else str(hint)
         words = frozenset(re.findall(r"\w+", text)) - {"None", "NoneType", "Optional", "typing"}
-        by_default = frozenset({type(parameter.default).__name__})
-        kinds[name] = _KINDS.get(by_default if hint is parameter.empty else words)
+        if hint is parameter.empty:
+            default = type(parameter.default)
+            kinds[name] = default if default in (bool, float, str) else None
+        else:
+            kinds[name] = _KINDS.get(words)
     return kinds
 
 

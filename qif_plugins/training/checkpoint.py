@@ -10,7 +10,7 @@ from .. import __version__
 from ..checkpoints import check_content, check_tensors, load, save
 from ..files import finite, write_json
 from .engine import Trainer
-from .state import PARTS
+from .state import PARTS, check_progress
 
 __all__ = ["EXACT", "FORMAT", "TRAIN", "Checkpoints", "check_checkpoint", "check_kind", "load_checkpoint"]
 
@@ -119,6 +119,10 @@ def check_checkpoint(path: Path, content: Any, kind: str = TRAIN) -> None:
     check_kind(path, content, kind)
     parts = {"version": str, "config": {str: object}, "data": _DATA[kind], "state": PARTS}
     check_content(path, content, parts, f"checkpoint of '{kind}'")
+    try:
+        check_progress(content["state"])
+    except ValueError as error:
+        raise ValueError(f"{path} is no sound checkpoint of '{kind}': {error}") from None
     check_tensors(path, content["state"]["model"])
 
 

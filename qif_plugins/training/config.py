@@ -253,7 +253,7 @@ def _value(hint: Any, value: Any, name: str) -> Any:
     if type(value) is not hint and not (hint is float and type(value) is int):
         kinds = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
         raise ValueError(f"{name} must be {kinds[hint]}, got {shown(value)}")
-    if hint is float and math.isfinite(value) and abs(value) > LARGEST:
+    if hint is float and LARGEST < abs(value) < math.inf:
         raise ValueError(f"{name} must be at most {LARGEST:.3g} in magnitude, got {shown(value)}")
     return value
 

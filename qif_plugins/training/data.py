@@ -20,14 +20,15 @@ from .augmentation import Augmented, event_transform, image_transform
 from .batches import Batches, seed_of
 from .config import IN_MEMORY, Data
 
-__all__ = ["Task", "expected_shape", "load_task", "samples_of", "split_per_class"]
+__all__ = ["ADVICE", "Advice", "Task", "expected_shape", "load_task", "samples_of", "split_per_class"]
 
 CIFAR10_STATISTICS = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 CIFAR100_STATISTICS = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 IMAGENET_STATISTICS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Mean and deviation of the channels, as in the code of arXiv 2202.11946."""
 
-ADVICE = "name the folder where they lie in data.folder, or set data.download to true"
+Advice = tuple[str, str]
+ADVICE: Advice = ("name the folder where they lie in data.folder", "set data.download to true")
 _SHAPES = {
     "digits": ((1, 8, 8), 10),
     "mnist5k": ((1, 28, 28), 10),
@@ -115,7 +116,7 @@ def samples_of(data: Data) -> int:
 
 
 def load_task(
-    data: Data, batch_size: int, seed: int, record: dict[str, Any] | None = None, advice: str = ADVICE
+    data: Data, batch_size: int, seed: int, record: dict[str, Any] | None = None, advice: Advice = ADVICE
 ) -> Task:
     """Read a data set.
 
@@ -124,7 +125,7 @@ def load_task(
         batch_size: Samples a batch.
         seed: Of the order of the training samples, and of their augmentation.
         record: Of an earlier :class:`Task`, to divide the samples as it did. Default none.
-        advice: What the error says where the data are not there; a command names its own options.
+        advice: What the error says where the data are not there: how to name their folder, and how to fetch them.
 
     Raises:
         FileNotFoundError: The data are not where they should be.
@@ -160,8 +161,12 @@ def split_per_class(labels: Sequence[int], share: float, seed: int) -> tuple[lis
     return sorted(parts[0]), sorted(parts[1])
 
 
-def _in_memory(data: Data, batch_size: int, seed: int, advice: str) -> Task:
-    images = load_images(data.name, data.folder, data.download, advice)
+def _way_out(advice: Advice) -> str:
+    return ", or ".join(filter(None, advice))
+
+
+def _in_memory(data: Data, batch_size: int, seed: int, advice: Advice) -> Task:
+    images = load_images(data.name, data.folder, data.download, _way_out(advice))
     mean, std = images.normalization()
     train, test = ((part.float() - mean) / std for part in (images.train, images.test))
     return Task(
@@ -172,7 +177,7 @@ def _in_memory(data: Data, batch_size: int, seed: int, advice: str) -> Task:
     )
 
 
-def _images(data: Data, batch_size: int, seed: int, advice: str) -> Task:
+def _images(data: Data, batch_size: int, seed: int, advice: Advice) -> Task:
     try:
         from torchvision import datasets
     except ImportError:
@@ -187,7 +192,7 @@ def _images(data: Data, batch_size: int, seed: int, advice: str) -> Task:
         except (FileNotFoundError, RuntimeError) as error:
             raise FileNotFoundError(
                 f"cannot read ImageNet from {folder}: {error}. It takes folders 'train' and 'val' with a folder of "
-                f"JPEG files for each class; {advice}"
+                f"JPEG files for each class; {advice[0]}"
             ) from error
         if parts[0].classes != parts[1].classes:
             raise ValueError(f"the folders of {folder / 'train'} and {folder / 'val'} do not name the same classes")
@@ -198,7 +203,7 @@ def _images(data: Data, batch_size: int, seed: int, advice: str) -> Task:
         try:
             parts = [kind(folder, train=train, download=data.download) for train in (True, False)]
         except RuntimeError as error:
-            hint = "" if data.download else f"; {advice}"
+            hint = "" if data.download else f"; {_way_out(advice)}"
             raise FileNotFoundError(f"cannot read {data.name} from {folder}: {error}{hint}") from error
         classes = expected_shape(data)[1]
     shape = expected_shape(data)[0]
@@ -210,12 +215,13 @@ def _images(data: Data, batch_size: int, seed: int, advice: str) -> Task:
     return _loaded(data, batch_size, seed, parts, transforms, shape, classes, {})
 
 
-def _events(data: Data, batch_size: int, seed: int, record: dict[str, Any], advice: str) -> Task:
+def _events(data: Data, batch_size: int, seed: int, record: dict[str, Any], advice: Advice) -> Task:
     folder = Path(data.folder)
     # SpikingJelly would begin to download without being asked.
     if not ((folder / "events_np").exists() or (folder / "download").exists() or data.download):
         raise FileNotFoundError(
-            f"there is no CIFAR10-DVS in {folder}: neither 'events_np' nor 'download' with its ten zip files; {advice}"
+            f"there is no CIFAR10-DVS in {folder}: neither 'events_np' nor 'download' with its ten zip files; "
+            f"{_way_out(advice)}"
         )
     folder.mkdir(parents=True, exist_ok=True)
     kind = dataset_module("cifar10_dvs").CIFAR10DVS

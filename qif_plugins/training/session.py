@@ -15,7 +15,7 @@ from torch import nn
 from .arguments import arguments_of, checked
 from .batches import seed_of
 from .config import Config, Optimizer, shown
-from .data import ADVICE, Task, expected_shape, load_task, samples_of
+from .data import ADVICE, Advice, Task, expected_shape, load_task, samples_of
 from .engine import Trainer, main_process_first
 from .losses import SequenceLoss
 from .sizes import activations, check_memory, weights
@@ -59,7 +59,7 @@ def build_model(config: Config, shape: tuple[int, int, int], classes: int) -> nn
         random.seed(seed)
         model: nn.Module = build(name, shape, classes, spiking_neuron, **own, **neuron)
     except (TypeError, AssertionError, AttributeError, ArithmeticError) as error:  # as hosts refuse arguments
-        reason = str(error) or type(error).__name__
+        reason = str(error) or f"refuses {', '.join(f'{key} = {value!r}' for key, value in (own | neuron).items())}"
         raise ValueError(f"model {name!r} with neuron {spiking_neuron!r}: {reason}") from error
     return synchronize_batch_norm(model) if config.training.sync_batch_norm else model
 
@@ -82,7 +82,7 @@ def _check_size(config: Config, make: Callable[..., nn.Module], *args: Any, **kw
 
 
 def prepare(
-    config: Config, record: Mapping[str, Any] | None = None, advice: str = ADVICE, *, train: bool = True
+    config: Config, record: Mapping[str, Any] | None = None, advice: Advice = ADVICE, *, train: bool = True
 ) -> tuple[nn.Module, Task]:
     """The model and the data of a configuration.
 
@@ -91,7 +91,7 @@ def prepare(
     Args:
         config: The run.
         record: Of the :class:`~.data.Task` to divide the data as, from a checkpoint. Default none.
-        advice: What the error says where the data are not there; a command names its own options.
+        advice: What the error says where the data are not there: how to name their folder, and how to fetch them.
         train: Whether to train it, which takes memory for what a batch leaves for the backward pass. Default True.
 
     Raises:
@@ -111,16 +111,25 @@ def prepare(
 
 
 def _check_batch(config: Config, model: nn.Module) -> None:
-    """Raise ``ValueError`` if what a batch leaves for the backward pass does not fit."""
+    """Raise ``ValueError`` for a batch beyond the data, or one whose forward pass leaves more than fits."""
     data, training = config.data, config.training
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    samples = -(-min(training.batch_size, samples_of(data)) // (training.accumulation * processes))
+    if training.batch_size > samples_of(data):
+        raise ValueError(
+            f"training.batch_size must be at most {samples_of(data)}, the training samples of {data.name}, got "
+            f"{training.batch_size}"
+        )
+    samples = -(-training.batch_size // (training.accumulation * processes))
     size = 2 if training.precision in ("bf16", "fp16") else 4
-    numbers = activations(model, expected_shape(data)[0], functional.reset_net)
+    try:
+        numbers: float = activations(model, expected_shape(data)[0], functional.reset_net)
+    except RuntimeError:  # not even one sample fits
+        numbers = math.inf
+    shape = f"data.size = {data.size}, " if data.size else ""
     check_memory(
-        float(size) * data.steps * samples * numbers,
-        f"data.steps = {data.steps} and training.batch_size = {training.batch_size}: {samples} samples of {data.steps} "
-        "steps take",
+        size * data.steps * samples * numbers,
+        f"{shape}data.steps = {data.steps} and training.batch_size = {training.batch_size}: {samples} samples of "
+        f"{data.steps} steps take",
         "lower one of them, or raise training.accumulation",
     )
 
@@ -222,7 +231,7 @@ def _nulls(table: Mapping[str, Any]) -> dict[str, Any]:
 
 def _surrogate(value: Any) -> Any:
     """A surrogate of SpikingJelly from its name, or from a table of its name and arguments."""
-    table = {"name": value} if isinstance(value, str) else dict(value)
+    table = dict(value) if isinstance(value, Mapping) else {"name": value}
     name = table.pop("name", None)
     kind = getattr(surrogate, str(name), None)
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
@@ -230,6 +239,7 @@ def _surrogate(value: Any) -> Any:
             f"unknown surrogate {name!r}; name a class of spikingjelly.activation_based.surrogate such as ATan or "
             "Sigmoid, or leave surrogate_function out for the analytic window"
         )
+    table = checked("neuron.surrogate_function", table, arguments_of(kind))
     try:
         return kind(**table)
     except TypeError as error:

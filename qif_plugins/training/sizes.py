@@ -72,4 +72,5 @@ def check_memory(needed: float, what: str, way_out: str) -> None:
     """
     here = memory_here()
     if needed > here:
-        raise ValueError(f"{what} about {needed / 1e9:,.0f} GB, and the memory here is {here / 1e9:,.0f} GB; {way_out}")
+        size = f"about {needed / 1e9:,.0f} GB" if needed < math.inf else "more than can be counted"
+        raise ValueError(f"{what} {size}, and the memory here is {here / 1e9:,.0f} GB; {way_out}")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..files import check_parts
 
-__all__ = ["PARTS", "check_state"]
+__all__ = ["PARTS", "check_progress", "check_state"]
 
 PARTS: dict[Any, Any] = {
     "model": {str: object},
@@ -48,21 +48,29 @@ def check_state(
         ValueError: A part is missing, of another kind, of another run or at odds with the others.
     """
     check_parts(state, PARTS)
+    check_progress(state)
     for name, mine in (("scheduler", scheduler), ("scaler", scaler)):
         if (state[name] is None) != (mine is None):
             has, have = ("no", "one") if state[name] is None else ("a", "none")
             raise ValueError(f"it has {has} {name}, and this run has {have}")
         if mine is not None:
             _check_like(state[name], mine.state_dict(), name)
-    epoch, step = state["epoch"], state["step"]
-    if epoch < 0 or not 0 <= step < steps or len(state["history"]) != epoch:
-        raise ValueError(
-            f"its epoch {epoch}, its step {step} and its history of {len(state['history'])} epochs do not belong to "
-            f"one run of {steps} steps an epoch"
-        )
+    if state["step"] >= steps:
+        raise ValueError(f"it is in step {state['step']} of an epoch, and this run has {steps}")
+    _check_optimizer(state["optimizer"], optimizer, begun=state["epoch"] > 0 or state["step"] > 0)
+
+
+def check_progress(state: Mapping[str, Any]) -> None:
+    """Check that the parts of a state that say how far a run is agree.
+
+    Raises:
+        ValueError: They do not.
+    """
+    epoch, step, history = state["epoch"], state["step"], state["history"]
+    if step < 0 or len(history) != epoch:
+        raise ValueError(f"its epoch {epoch}, its step {step} and its history of {len(history)} epochs do not agree")
     if any(len(pair) != 2 for pair in state["means"].values()):
         raise ValueError("each of its means must be a count and a total")
-    _check_optimizer(state["optimizer"], optimizer, begun=epoch > 0 or step > 0)
 
 
 def _check_like(saved: dict[str, Any], mine: Mapping[str, Any], name: str) -> None:
