@@ -1,6 +1,7 @@
 """`qif compare`: real trainings of both hosts at tiny settings, its files, and what it refuses."""
 
 import hashlib
+import io
 import json
 import pickle
 import re
@@ -17,6 +18,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 
 from qif_plugins.cli import main
+from qif_plugins.commands import compare as command
 from qif_plugins.compare.hosts import HOSTS, build, host_version
 from qif_plugins.compare.report import summarise
 from qif_plugins.compare.training import Epoch, Training
@@ -75,6 +77,93 @@ def test_same_seed_same_numbers(result, tmp_path, capsys):
     assert re.search(r"^snntorch +QIF +unbiased +\d+\.\d\d %", shown.out, re.M)
     assert "[4/4] spikingjelly, QIF unbiased, seed 0: epoch 1/1" in shown.err
     assert "seeds 0 to 0" in shown.out
+
+
+def _cut_after(monkeypatch, count, at="trained"):
+    """Have the comparison ended after so many trainings, or when so many networks of them are saved."""
+    left = [count]
+
+    def stop():
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+
+    def train_one(*arguments, real=command.train):
+        if at == "trained":
+            stop()
+        return real(*arguments)
+
+    def save_one(*arguments, real=command.save):
+        real(*arguments)
+        if at == "saved":
+            stop()
+
+    monkeypatch.setattr(command, "train", train_one)
+    monkeypatch.setattr(command, "save", save_one)
+
+
+def test_a_comparison_that_was_cut_goes_on_as_if_it_had_not_been(result, tmp_path, monkeypatch, capsys):
+    words = ["compare", *QUICK, "--seeds", "2", "--windows", "unbiased,paper", "--out", str(tmp_path)]
+    for count in (0, 1, 4):
+        with monkeypatch.context() as patch:
+            _cut_after(patch, count)
+            assert main([*words, "--resume"]) == 130
+        path = tmp_path / "compare.json"
+        assert path.exists() is (count > 0)
+        if count:
+            before = path.read_bytes()
+            assert main(words) == 2
+            assert "trainings left; pass --resume to go on, or another --out" in capsys.readouterr().err
+            assert path.read_bytes() == before
+    assert json.loads(before)["trainings_left"] == 12 - 5
+    assert main([*words, "--resume"]) == 0
+    assert f"12 trainings, 5 of them in {path} already" in capsys.readouterr().out
+    whole, cut = (json.loads((folder / "compare.json").read_text()) for folder in (result, tmp_path))
+    assert _without_times(cut) == _without_times(whole)
+    assert [row["step_ms"] for row in cut["trainings"][:5]] == [
+        row["step_ms"] for row in json.loads(before)["trainings"]
+    ]
+    before = path.read_bytes()
+    assert main([*words, "--resume"]) == 0
+    assert path.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["compare.json", "compare.png"]
+
+    for other, message in (
+        (["--epochs", "2"], "holds trainings with epochs 1, and here it is 2"),
+        (["--T", "3"], "holds trainings with T 2, and here it is 3"),
+        (["--windows", "paper"], "holds a training that is not asked for (spikingjelly, QIF unbiased, seed 0"),
+        (["--seeds", "1"], "holds a training that is not asked for"),
+    ):
+        assert main([*words, *other, "--resume"]) == 2
+        assert message in capsys.readouterr().err
+    for text, message in (
+        ("{", "is no file of 'qif compare', or a damaged one"),
+        (before.replace(b'"epochs"', b'"epoch"').decode(), "it lacks"),
+        (before.replace(b'"accuracy": 0.', b'"accuracy": "0.', 1).decode(), "or a damaged one"),
+    ):
+        path.write_text(text)
+        assert main([*words, "--resume"]) == 2
+        captured = capsys.readouterr().err
+        assert message in captured
+        assert captured.count("\n") == 1
+
+
+def test_networks_that_a_cut_comparison_saved_are_checked(tmp_path, monkeypatch, capsys):
+    words = ["compare", *QUICK, "--hosts", "snntorch", "--windows", "unbiased", "--save", "--out", str(tmp_path)]
+    with monkeypatch.context() as patch:
+        _cut_after(patch, 1, at="saved")
+        assert main(words) == 130
+    files = [tmp_path / f"snntorch-{name}-0.pt" for name in ("lif", "qif-unbiased")]
+    assert all(path.exists() for path in files)
+    sound = files[0].read_bytes()
+    files[0].write_bytes(sound[: len(sound) // 2])
+    assert main([*words, "--resume"]) == 2
+    assert "is damaged or incomplete" in capsys.readouterr().err
+    files[0].unlink()
+    assert main([*words, "--resume"]) == 0
+    assert "[1/2] snntorch, LIF" in capsys.readouterr().err  # again, since its network was gone
+    one, other = (torch.load(io.BytesIO(data), weights_only=True) for data in (sound, files[0].read_bytes()))
+    assert all(torch.equal(one["network"][name], other["network"][name]) for name in one["network"])
 
 
 @pytest.mark.parametrize("size", [8, 28, 32])

@@ -12,7 +12,8 @@ pytest.importorskip("spikingjelly")
 from qif_plugins.training.config import Config, configurations, from_dict, load_config
 from qif_plugins.training.data import expected_shape
 from qif_plugins.training.losses import SequenceLoss, mean_cross_entropy, tet
-from qif_plugins.training.session import build_model, make_optimizer, make_schedule
+from qif_plugins.training.session import build_model, functional, make_optimizer, make_schedule, prepare
+from qif_plugins.training.sizes import activations, weights
 
 pytestmark = pytest.mark.host_independent
 
@@ -94,6 +95,18 @@ def test_values_are_set_with_their_types(tmp_path):
         ('data.augment=["flip"]', "none, leave it empty"),
         ("data.size=32", "keep their size"),
         ("model=3", "unknown configuration key 'model'"),
+        ("optimizer.lr=1e400", "optimizer.lr must be positive and finite, got inf"),
+        (f"optimizer.lr={10**400}", "optimizer.lr must be at most 3.4e+38 in magnitude, got 1000"),
+        (f"optimizer.lr={'1' * 5000}", "optimizer.lr must be a number, got '1111"),
+        (f"training.epochs={10**60}", "training.epochs must be at most 2147483647, got 1000"),
+        ("loss.target=1e39", "loss.target must be at most 3.4e+38 in magnitude, got 1e+39"),
+        ("optimizer.weight_decay=1e39", "optimizer.weight_decay must be at most 3.4e+38"),
+        ("optimizer.lr=-1", "optimizer.lr must be positive and finite, got -1.0"),
+        ("data.download=yes", "data.download must be true or false, got 'yes'"),
+        ("data.download=False", "data.download must be true or false, got 'False'"),
+        ("data.workers=-1", "data.workers must be at least 0, got -1"),
+        ("optimizer.milestones=['a']", "optimizer.milestones must be a number, got 'a'"),
+        ("data.augment=" + "[" * 5000, "data.augment must be a list, got"),
     ],
 )
 def test_wrong_values_are_refused_by_name(change, says):
@@ -115,12 +128,69 @@ def test_wrong_values_are_refused_by_name(change, says):
         ("neuron.surrogate_function={name='ATan', beta=1}", "surrogate 'ATan'"),
         ("neuron.v_threshold=9.0", "9"),
         ("neuron.width=7", "both [model] and [neuron]"),
+        ("neuron.detach_reset=yes", "neuron.detach_reset must be true or false, got 'yes'"),
+        ("neuron.detach_reset=1", "neuron.detach_reset must be true or false, got 1"),
+        ("neuron.decay_input=False", "neuron.decay_input must be true or false, got 'False'"),
+        ("neuron.per_channel=0", "neuron.per_channel must be true or false, got 0"),
+        ("neuron.surrogate_function={name='ATan', spiking='no'}", "spiking must be true or false, got 'no'"),
+        ("neuron.surrogate_function={name='ATan', alpha='2'}", "alpha must be a number, got '2'"),
+        ("neuron.surrogate_function=3", "such as ATan"),
+        ("neuron.tau=fast", "neuron.tau must be a number, got 'fast'"),
+        ("neuron.tau=1e400", "neuron.tau must be finite and at most 3.4e+38 in magnitude, got inf"),
+        (f"neuron.tau={10**400}", "neuron.tau must be finite and at most 3.4e+38 in magnitude, got 1000"),
+        ("neuron.v_reset=nan", "neuron.v_reset must be finite and at most 3.4e+38 in magnitude, got nan"),
+        ("neuron.backend=3", "neuron.backend must be a string, got 3"),
+        ("neuron.dynamcis=lif", "did you mean neuron.dynamics?"),
+        ("model.width=wide", "model.width must be a whole number, got 'wide'"),
+        ("model.width=true", "model.width must be a whole number, got True"),
+        ("model.width=0", "model.width must be at least 1, got 0"),
+        ("model.width=1e9", "model.width must be a whole number, got 1000000000.0"),
+        ("model.width=10000000000", "model.width must be at most 2147483647, got 10000000000"),
+        ("model.layers=1000000000", "model.layers must be at most 1000, got 1000000000"),
+        (
+            "model.width=1000000000",
+            "model.width = 1000000000: the weights, their gradients and what the optimizer keeps",
+        ),
+        ("model.widht=3", "did you mean model.width?"),
+        ("model.classes=3", "unknown configuration key 'model.classes'"),
     ],
 )
 def test_the_model_refuses_before_anything_is_read(change, says):
     config = load_config("digits", [change])
     with pytest.raises(ValueError, match=re.escape(says)):
         build_model(config, *expected_shape(config.data))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("digits", "data.steps=1000000000", "data.steps = 1000000000 and training.batch_size = 64: 64 samples of"),
+        (
+            "digits",
+            "training.batch_size=1000000000",
+            "training.batch_size must be at most 1197, the training samples of",
+        ),
+        ("cifar10", "training.batch_size=50000", "data.steps = 4 and training.batch_size = 50000: 50000 samples of 4"),
+        ("cifar10", "data.size=100000", "data.size = 100000, data.steps = 4 and training.batch_size"),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_refused_before_anything_is_read(monkeypatch, name, change, says):
+    monkeypatch.setattr("qif_plugins.training.session.load_task", None)
+    with pytest.raises(ValueError, match=re.escape(says)) as caught:
+        prepare(load_config(name, [change]))
+    assert "and the memory here is" in str(caught.value) or "at most" in str(caught.value)
+
+
+def test_the_memory_of_a_batch_is_what_its_forward_pass_leaves():
+    config = load_config("digits", ["model.layers=3", "model.width=32"])
+    model = build_model(config, (1, 8, 8), 10)
+    before = [tensor.clone() for tensor in model.state_dict().values()]
+    # Weights, norms and neurons of both hidden layers, and the readout.
+    assert activations(model, (1, 8, 8), functional.reset_net) == 2 * 3 * 32 + 10
+    assert all(torch.equal(a, b) for a, b in zip(before, model.state_dict().values(), strict=True))
+    assert weights(model) == 4 * sum(tensor.numel() for tensor in model.parameters()) + sum(
+        buffer.nbytes for buffer in model.buffers()
+    )
 
 
 def test_files_that_are_none(tmp_path):

@@ -28,7 +28,7 @@ IMAGENET_STATISTICS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Mean and deviation of the channels, as in the code of arXiv 2202.11946."""
 
 Advice = tuple[str, str]
-ADVICE: Advice = ("name the folder where they lie in data.folder", "set data.download to true")
+ADVICE: Advice = ("name the folder where they lie in data.folder", "set data.download=true")
 _SHAPES = {
     "digits": ((1, 8, 8), 10),
     "mnist5k": ((1, 28, 28), 10),

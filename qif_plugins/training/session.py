@@ -18,7 +18,7 @@ from .config import Config, Optimizer, shown
 from .data import ADVICE, Advice, Task, expected_shape, load_task, samples_of
 from .engine import Trainer, main_process_first
 from .losses import SequenceLoss
-from .sizes import activations, check_memory, weights
+from .sizes import activations, check_memory, memory_here, weights
 from .synchronized import synchronize_batch_norm
 
 try:
@@ -121,10 +121,13 @@ def _check_batch(config: Config, model: nn.Module) -> None:
         )
     samples = -(-training.batch_size // (training.accumulation * processes))
     size = 2 if training.precision in ("bf16", "fp16") else 4
-    try:
-        numbers: float = activations(model, expected_shape(data)[0], functional.reset_net)
-    except RuntimeError:  # not even one sample fits
-        numbers = math.inf
+    image = expected_shape(data)[0]
+    numbers: float = math.prod(image)
+    if size * numbers < memory_here():
+        try:
+            numbers = activations(model, image, functional.reset_net)
+        except RuntimeError:  # not even one sample fits
+            numbers = math.inf
     shape = f"data.size = {data.size}, " if data.size else ""
     check_memory(
         size * data.steps * samples * numbers,
@@ -239,8 +242,7 @@ def _surrogate(value: Any) -> Any:
             f"unknown surrogate {name!r}; name a class of spikingjelly.activation_based.surrogate such as ATan or "
             "Sigmoid, or leave surrogate_function out for the analytic window"
         )
-    table = checked("neuron.surrogate_function", table, arguments_of(kind))
     try:
-        return kind(**table)
-    except TypeError as error:
+        return kind(**checked("neuron.surrogate_function", table, arguments_of(kind)))
+    except (TypeError, ValueError) as error:
         raise ValueError(f"surrogate {name!r}: {error}") from error
