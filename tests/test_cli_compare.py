@@ -120,9 +120,7 @@ def test_a_comparison_that_was_cut_goes_on_as_if_it_had_not_been(result, tmp_pat
     assert f"12 trainings, 5 of them in {path} already" in capsys.readouterr().out
     whole, cut = (json.loads((folder / "compare.json").read_text()) for folder in (result, tmp_path))
     assert _without_times(cut) == _without_times(whole)
-    assert [row["step_ms"] for row in cut["trainings"][:5]] == [
-        row["step_ms"] for row in json.loads(before)["trainings"]
-    ]
+    assert cut["trainings"][:5] == json.loads(before)["trainings"]
     before = path.read_bytes()
     assert main([*words, "--resume"]) == 0
     assert path.read_bytes() == before
