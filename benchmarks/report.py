@@ -173,6 +173,7 @@ def page(results: dict[str, Any], figure: Path) -> str:
         *([warning] if busy else []),
         f"{machine['system']}, Python {machine['python']}, {versions}; {results['date']}; `{results['command']}`.",
         "",
+        *([results["note"], ""] if "note" in results else []),
         f"![cost per neuron-step]({figure.name})",
         "",
         *(_gpu_targets(results) if on_gpu else _targets(results)),
