@@ -65,6 +65,11 @@ class TestTheClosure:
         expected = membrane_moments(QIFParameters(a[0].item()), 1.0, 0.1)
         assert (mean[0].item(), std[0].item()) == pytest.approx(expected, rel=1e-6)
 
+    def test_nothing_is_read_back_from_a_device(self):
+        """A tensor without values refuses it."""
+        mean, std = followed_moments(QIFParameters.unchecked(a=torch.ones(3, device="meta")), torch.ones(2, 1))
+        assert (mean.shape, mean.device.type, std.shape) == ((2, 3), "meta", (2, 3))
+
     @given(
         a=st.floats(1e-6, 1e6), u1=st.floats(-1e5, 1e5), u2=st.floats(-1e5, 1e5), threshold=st.floats(-10, 100),
         std=st.floats(0, 100), soft=st.booleans(),
@@ -312,6 +317,60 @@ class TestEveryHost:
         x = currents().requires_grad_()
         run(neuron, x).square().sum().backward()
         assert torch.equal(x.grad, expected)
+
+
+@pytest.mark.parametrize("make", [parametric, snntorch_neuron])
+def test_a_compiled_neuron_follows(make):
+    neuron = moved(make)
+    neuron.step_mode = "m"
+    call = neuron.forward_sequence if hasattr(neuron, "reset_mem") else neuron
+    compiled = torch.compile(call, backend="eager", fullgraph=True)
+
+    def whole(x, call):
+        neuron.reset_mem() if hasattr(neuron, "reset_mem") else neuron.reset()
+        result = call(x)
+        return result if isinstance(result, torch.Tensor) else result[0]
+
+    for _ in range(2):
+        mine = gradients(neuron, lambda x: whole(x, compiled))
+        expected = gradients(neuron, lambda x: whole(x, call))
+        for a, b in zip(mine, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+        with torch.no_grad():
+            next(neuron.parameters()).sub_(0.2)
+
+
+@pytest.mark.parametrize("make", NEURONS)
+def test_a_functional_call_has_the_window_and_the_gradients_of_its_parameters(make):
+    neuron, other = make(), moved(make)
+    x, values = currents(), {name: value.detach().clone() for name, value in other.named_parameters()}
+
+    def loss(values):
+        if hasattr(neuron, "reset_mem"):
+            neuron.reset_mem()
+        else:
+            neuron.reset()
+        mem, total = torch.zeros_like(x[0]), 0.0
+        for step in x:
+            if hasattr(neuron, "reset_mem"):
+                spike, mem = torch.func.functional_call(neuron, values, (step, mem))
+            else:
+                spike = torch.func.functional_call(neuron, values, (step,))
+            total = total + spike.square().sum()
+        return total
+
+    found = torch.func.grad(loss)(values)
+    expected = gradients(other, lambda x: run(other, x, single=True))[1:]
+    for mine, theirs in zip(found.values(), expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+    gradients(neuron, lambda x: run(neuron, x))
+    assert_same(window_of(neuron), window_of_fresh(make))
+
+
+def window_of_fresh(make):
+    neuron = make()
+    run(neuron, currents())
+    return window_of(neuron)
 
 
 def test_both_hosts_have_one_window_for_one_leak():
