@@ -11,7 +11,8 @@ import snntorch as snn
 import torch
 from torch import Tensor, nn
 
-from qif_plugins.convert.hosts import NO_LEAK_BETA, Neuron, Plan, Request, Snapshot, check_arguments
+from qif_plugins.convert.hosts import NO_LEAK_BETA, Neuron, Plan, Request, Snapshot, check_arguments, never_fires
+from qif_plugins.convert.rates import Dynamics, leaky, quadratic
 from qif_plugins.convert.rebuild import classify
 from qif_plugins.parameters import QIFParameters
 
@@ -148,7 +149,8 @@ class _SnnTorch:
     def neuron(self, module: nn.Module) -> Neuron | None:
         if isinstance(module, QIF):
             return Neuron("qif")
-        return classify(module, _known(type(module)), NEURONS)
+        found = classify(module, _known(type(module)), NEURONS)
+        return Neuron("lif", never_fires(module.threshold)) if found == Neuron("lif") else found
 
     def plan(self, module: Any, request: Request, normalized: bool) -> Plan:
         known = _known(type(module))
@@ -220,6 +222,19 @@ class _SnnTorch:
     def threshold(self, module: Any) -> float | None:
         threshold = module.threshold
         return None if threshold.is_meta or threshold.numel() != 1 else threshold.item()
+
+    def dynamics(self, module: Any) -> Dynamics:
+        lapicque = isinstance(module, snn.Lapicque | LapicqueQIF)
+        gain = module.time_step / module.C if lapicque else 1.0
+        if isinstance(module, QIF):
+            return quadratic(module.qif_parameters, gain)
+        beta = leak_of_lapicque(module) if lapicque else module.beta
+        resets = module.reset_mechanism == "zero"
+        subtracted = module.threshold if module.reset_mechanism == "subtract" else 0.0
+        return leaky(beta, gain, module.threshold, 0.0 if resets else None, subtracted=subtracted)
+
+    def takes_sequences(self, module: Any) -> bool:
+        return False
 
     def tdbn(self, norm: nn.Module) -> type[nn.Module] | None:
         return None

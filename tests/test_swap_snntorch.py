@@ -11,7 +11,7 @@ pytest.importorskip("snntorch")
 
 import snntorch as snn
 from qif_plugins.adapters.snntorch import QIF
-from qif_plugins.adapters.snntorch_swap import LapicqueQIF, RecurrentQIF
+from qif_plugins.adapters.snntorch_swap import HOST, LapicqueQIF, RecurrentQIF
 from snntorch import surrogate, utils
 
 from qif_plugins import QIFParameters, swap
@@ -372,3 +372,45 @@ def test_a_hidden_state_that_is_read_by_name_is_a_readout(read):
     report = swap(net, example_input=X)
     assert [row.name for row in report.changed] == ["lif1"]
     assert report.left[0].why.startswith("reads out, by data flow")
+
+
+NEURONS = {
+    "subtracting": lambda: snn.Leaky(0.8, threshold=0.7),
+    "zeroed": lambda: snn.Leaky(0.8, threshold=0.7, reset_mechanism="zero"),
+    "never reset": lambda: snn.Leaky(0.5, reset_mechanism="none"),
+    "Lapicque": lambda: snn.Lapicque(R=5.0, C=2.0, time_step=0.5, threshold=0.3),
+    "matched": lambda: QIF(0.8),
+    "subtracting QIF": lambda: QIF(0.8, a=0.01, reset_mechanism="subtract", dynamics=None),
+}
+
+
+@pytest.mark.parametrize("name", [*NEURONS, "swapped Lapicque"])
+def test_the_expected_rate_is_the_hosts(name):
+    neuron = NEURONS.get(name, NEURONS["Lapicque"])()
+    if name == "swapped Lapicque":
+        swap(neuron)
+    x = torch.randn(16, 1000)
+    mem, spikes = torch.zeros(1000), []
+    with torch.no_grad():
+        for step in x:
+            spk, mem = neuron(step, mem)
+            spikes.append(spk)
+    expected = torch.stack(spikes).mean().item()
+    assert 0 < expected < 1
+    assert HOST.dynamics(neuron).rate(x) == pytest.approx(expected, abs=2e-3)
+
+
+def test_an_infinite_threshold_stays_lif():
+    net = nn.Sequential(nn.Linear(6, 6), snn.Leaky(0.9), nn.Linear(6, 3), snn.Leaky(0.9, threshold=float("inf")))
+    report = swap(net, readout="swap", dynamics="paper")
+    assert [type(net[i]) for i in (1, 3)] == [QIF, snn.Leaky]
+    assert "threshold is not finite" in report.left[0].why
+
+
+def test_a_swap_that_changes_the_firing_regime_says_so():
+    net = nn.Sequential(nn.Linear(6, 32), nn.BatchNorm1d(32), snn.Leaky(0.9, threshold=0.25), nn.Linear(32, 3))
+    with torch.no_grad():
+        net[1].weight.fill_(0.1)
+    why = swap(net).changed[0].why
+    assert "gain" not in why
+    assert "so it spikes less (at the moments of 1)" in why

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ pytest.importorskip("spikingjelly")
 
 from qif_plugins.adapters.spikingjelly import AnalyticWindow, QIFNode
 from qif_plugins.adapters.spikingjelly.leak import LeakQIFNode
+from qif_plugins.adapters.spikingjelly.swap import HOST
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
 
 from qif_plugins import QIFParameters, Window, swap
@@ -792,3 +794,157 @@ def test_a_neuron_that_runs_twice_in_a_sequence_reads_out():
     assert [row.name for row in swap(net).left] == ["1"]
     assert [row.name for row in swap(net, to="lif").left] == ["1"]
     assert [row.name for row in swap(net, example_input=torch.rand(3, 4)).left] == ["1"]
+
+
+# -- norms of shortcuts, and before the convolution --------------------------------------------------------------------
+
+
+class Shortcut(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1, self.sn1 = layer.Conv2d(1, 4, 3, padding=1), layer.BatchNorm2d(4), neuron.LIFNode()
+        self.conv2, self.bn2, self.sn2 = layer.Conv2d(4, 4, 3, padding=1), layer.BatchNorm2d(4), neuron.LIFNode()
+        self.downsample = nn.Sequential(layer.Conv2d(1, 4, 1), layer.BatchNorm2d(4))
+        self.bn3, self.conv3, self.sn3 = layer.BatchNorm2d(4), layer.Conv2d(4, 4, 1), neuron.LIFNode()
+        self.fc, self.bn4, self.out = layer.Conv2d(4, 2, 1), layer.BatchNorm2d(2), neuron.LIFNode()
+        self.sn1.v_threshold = self.sn2.v_threshold = 0.5
+        functional.set_step_mode(self, "m")
+
+    def forward(self, x):
+        y = self.sn2(self.bn2(self.conv2(self.sn1(self.bn1(self.conv1(x))))) + self.downsample(x))
+        return self.out(self.bn4(self.fc(self.sn3(self.conv3(self.bn3(y))))))
+
+
+def test_tdbn_reaches_the_norms_of_shortcuts_and_names_those_that_feed_no_neuron():
+    net = Shortcut()
+    before = repr(net)
+    for choices in ({}, {"readout": "swap", "dynamics": "lif"}):
+        with pytest.raises(ValueError, match="example_input"):
+            swap(net, norm="tdbn", **choices)
+        assert repr(net) == before
+    report = swap(net, norm="tdbn", example_input=torch.rand(2, 3, 1, 6, 6))
+    rows = {row.name: row for row in report.rows}
+    for name, alpha in (("bn1", 1), ("bn2", 2**-0.5), ("downsample.1", 2**-0.5)):
+        norm = net.get_submodule(name)
+        assert isinstance(norm, layer.ThresholdDependentBatchNorm2d)
+        assert (norm.v_th, norm.alpha) == (0.5, pytest.approx(alpha))
+    assert "feeds no neuron directly" in rows["bn3"].why
+    assert "feeds out, which is not QIF" in rows["bn4"].why
+    assert not rows["bn3"].changed
+    assert type(net.bn3) is type(net.bn4) is layer.BatchNorm2d
+
+
+def test_norms_that_the_order_gives_no_neuron_are_asked_about():
+    net = registered(
+        conv1=nn.Conv2d(1, 4, 3), bn1=nn.BatchNorm2d(4), sn1=neuron.LIFNode(),
+        downsample=nn.Sequential(nn.Conv2d(1, 4, 1), nn.BatchNorm2d(4)), fc=nn.Linear(4, 2),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"no neuron follows downsample\.1 in the order.*example_input"):
+        swap(net, norm="tdbn")
+    assert len(swap(net).changed) == 1
+    # In a sequence it is no guess.
+    net = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 4), nn.BatchNorm1d(4), neuron.LIFNode(), nn.Linear(4, 2))
+    report = swap(net, norm="tdbn")
+    assert [(row.name, "feeds no neuron directly" in row.why) for row in report.left] == [("0", True)]
+
+
+# -- what a swap changes of the firing rate ----------------------------------------------------------------------------
+
+
+NODES = {
+    "leaky": lambda: neuron.LIFNode(tau=2.0),
+    "not decayed": lambda: neuron.LIFNode(tau=4.0, decay_input=False, v_threshold=0.7, v_reset=-0.2),
+    "decayed to its reset": lambda: neuron.LIFNode(tau=4.0, v_threshold=0.2, v_reset=-0.2),
+    "subtracting": lambda: neuron.LIFNode(tau=1.5, v_reset=None, v_threshold=0.3),
+    "no leak": lambda: neuron.IFNode(v_threshold=1.5),
+    "learned": lambda: neuron.ParametricLIFNode(init_tau=3.0, v_threshold=0.5),
+    "QIF": lambda: QIFNode(),
+    "matched": lambda: QIFNode(tau=3.0, v_threshold=0.5),
+    "subtracting QIF": lambda: QIFNode(tau=3.0, v_threshold=0.5, v_reset=None, a=0.01),
+}
+
+
+@pytest.mark.parametrize("build", NODES.values(), ids=NODES)
+def test_the_expected_rate_is_the_hosts(build):
+    node = build()
+    node.step_mode = "m"
+    x = torch.randn(16, 1000)
+    with torch.no_grad():
+        expected = node(x).mean().item()
+    assert 0 < expected < 1
+    assert HOST.dynamics(node).rate(x) == pytest.approx(expected, abs=2e-3)
+
+
+def test_a_swap_that_changes_the_firing_regime_says_so():
+    def build(**lif):
+        return nn.Sequential(
+            nn.Linear(6, 32, bias=False), nn.BatchNorm1d(32), neuron.LIFNode(**lif), nn.Linear(32, 3)
+        )  # fmt: skip
+
+    def rate(net):
+        return run(net[:3], x).mean().item()
+
+    x = torch.randn(512, 6)
+    net = build(tau=2.0)
+    before = rate(net)
+    why = swap(net).changed[0].why
+    after = rate(net)
+    assert after > 2 * before
+    assert "input gain 1 instead of LIF's 0.5" in why
+    told = re.search(
+        r"expected firing rate (\S+) instead of (\S+) a step, so it spikes more \(at the moments of 1\)", why
+    )
+    # One step from rest has less of a membrane than sixteen.
+    assert float(told[1]) == pytest.approx(after, rel=0.4)
+    assert float(told[2]) == pytest.approx(before, rel=1.5)
+
+    matched = swap(build(tau=2.0), dynamics="lif").changed[0].why
+    assert "gain" not in matched
+    assert "rate" not in matched
+    assert "spikes less" in swap(build(tau=2.0, decay_input=False, v_threshold=0.2), v_threshold=2.0).changed[0].why
+    assert "whose deviation is the threshold" in str(
+        swap(nn.Sequential(nn.Linear(2, 2), neuron.LIFNode(tau=8.0), nn.Linear(2, 2)), dynamics="paper")
+    )
+
+
+def test_the_firing_rate_is_measured_where_there_is_an_example():
+    net = nn.Sequential(nn.Linear(4, 4), neuron.IFNode(), nn.Linear(4, 2))
+    functional.set_step_mode(net, "m")
+    with torch.no_grad():
+        net[0].weight.copy_(torch.eye(4))
+        net[0].bias.zero_()
+    x = torch.full((40, 2, 4), 0.04)
+    report = swap(net, example_input=x)
+    # It adds up 25 steps to a spike, which a leak of 0.95 does not let happen.
+    assert "instead of 0.025 a step, so it spikes less (measured on example_input)" in report.changed[0].why
+    assert not run(net[:2], x).any()
+
+
+# -- thresholds --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threshold", [float("inf"), float("nan"), 1e39])
+@pytest.mark.parametrize("choices", [{}, {"dynamics": "paper"}, {"readout": "swap"}, {"v_threshold": 1.0}])
+def test_a_threshold_that_is_not_finite_stays_lif(threshold, choices):
+    net = nn.Sequential(
+        layer.Linear(4, 8), neuron.LIFNode(), layer.Linear(8, 8), neuron.IFNode(threshold), layer.Linear(8, 2),
+        neuron.LIFNode(v_threshold=threshold, v_reset=None),
+    )  # fmt: skip
+    report = swap(net, **choices)
+    assert [type(net[i]) for i in (1, 3, 5)] == [QIFNode, neuron.IFNode, neuron.LIFNode]
+    assert all("threshold is not finite" in row.why for row in report.left)
+
+
+@pytest.mark.parametrize("threshold", [0.0, -1.0])
+def test_a_threshold_below_the_resting_potential_stays_lif(threshold):
+    net = nn.Sequential(
+        layer.Linear(4, 8),
+        neuron.LIFNode(),
+        layer.Linear(8, 8),
+        neuron.LIFNode(v_threshold=threshold),
+        layer.Linear(8, 2),
+    )
+    report = swap(net)
+    assert "QIF cannot take its place" in report.left[0].why
+    with pytest.raises(ValueError, match=r"^3: "):
+        swap(net, to="qif", dynamics="lif")

@@ -12,7 +12,8 @@ from typing import Any
 from spikingjelly.activation_based import layer, neuron
 from torch import Tensor, nn
 
-from qif_plugins.convert.hosts import NO_LEAK_BETA, Neuron, Plan, Request, Snapshot, check_arguments
+from qif_plugins.convert.hosts import NO_LEAK_BETA, Neuron, Plan, Request, Snapshot, check_arguments, never_fires
+from qif_plugins.convert.rates import Dynamics, leaky, quadratic
 from qif_plugins.convert.rebuild import classify
 from qif_plugins.layer import QIFLayer
 
@@ -91,6 +92,8 @@ class _SpikingJelly:
         found = classify(module, _known(type(module)), NEURONS)
         if found == Neuron("lif") and getattr(module, "backend", None) == "lava":
             return Neuron("other", "runs on Lava, which has no QIF neuron")
+        if found == Neuron("lif"):
+            return Neuron("lif", never_fires(module.v_threshold))
         return found
 
     def plan(self, module: Any, request: Request, normalized: bool) -> Plan:
@@ -159,6 +162,22 @@ class _SpikingJelly:
     def threshold(self, module: Any) -> float | None:
         return float(module.v_threshold) if isinstance(module.v_threshold, int | float) else None
 
+    def dynamics(self, module: Any) -> Dynamics:
+        if isinstance(module, QIFLayer):
+            return quadratic(module.qif_parameters)
+        leak = _leak(module)
+        beta = 1 - 1 / leak["tau"] if leak else 1.0
+        gain = 1 / leak["tau"] if leak and leak["decay_input"] else 1.0
+        return leaky(
+            beta, gain, module.v_threshold, module.v_reset, rest=0.0 if module.v_reset is None else module.v_reset,
+            subtracted=beta * module.v_threshold,
+        )  # fmt: skip
+
+    def takes_sequences(self, module: Any) -> bool:
+        if isinstance(module, neuron.BaseNode):
+            return bool(module.step_mode == "m")
+        return any(cls.__name__.startswith("MultiStep") for cls in type(module).__mro__)
+
     def tdbn(self, norm: nn.Module) -> type[nn.Module] | None:
         if type(norm) in TDBN and norm.step_mode != "m":
             raise ValueError(
@@ -201,13 +220,19 @@ def _carried(module: Any, request: Request, notes: list[str]) -> dict[str, Any]:
 
 
 def _dynamics(module: Any, dynamics: str, notes: list[str]) -> dict[str, Any]:
-    leak = {name: getattr(module, name) for name in ("tau", "decay_input") if hasattr(module, name)}
-    if hasattr(module, "w"):
-        leak["tau"] = 1 / module.w.detach().sigmoid().item() if not module.w.is_meta else 2.0
+    leak = _leak(module)
     if dynamics == "lif" and not leak:
         leak = {"tau": 1 / (1 - NO_LEAK_BETA), "decay_input": False}
         notes.append(f"it has no leak, matched at {NO_LEAK_BETA} (tau=... chooses another)")
     return leak if dynamics == "explicit" else leak | {"dynamics": dynamics}
+
+
+def _leak(module: Any) -> dict[str, Any]:
+    """LIFNode's arguments for the leak that a neuron has now; empty for one that has none."""
+    leak = {name: getattr(module, name) for name in ("tau", "decay_input") if hasattr(module, name)}
+    if hasattr(module, "w"):
+        leak["tau"] = 1 / module.w.detach().sigmoid().item() if not module.w.is_meta else 2.0
+    return leak
 
 
 def _arguments(cls: type[Any]) -> frozenset[str]:

@@ -6,6 +6,7 @@ The modules change in place, so that everything that refers to them goes on doin
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from ..surrogate import WINDOWS, Window
 from .find import Site, Survey, survey
 from .hosts import HOSTS, Host, Plan, Request, loaded_hosts
 from .norms import is_tdbn, to_tdbn
+from .rates import compared, regime
 from .rebuild import rebuild, replaced, restore
 from .report import Row, SwapReport
 
@@ -63,7 +65,8 @@ def swap(
             ``"keep"`` for each neuron's present surrogate.
         norm: ``"tdbn"`` turns the batch norm that feeds a neuron into tdBN for that neuron's threshold. What a norm
             has learned, weight and statistics, stays bit for bit; one that has seen no batch yet gets tdBN's
-            initial scale α θ. With ``example_input`` α is 1/√n where n paths add up before the neuron, else 1. In a
+            initial scale α θ. Norms that feed no neuron directly, or one that stays LIF, are named. With
+            ``example_input`` α is 1/√n where n paths add up before the neuron, else 1. In a
             network that is stepped through time each step is normalized by itself. Default ``"keep"``.
         readout: ``"keep"`` (default) leaves neurons alone that feed the model's output with no weight between, or
             nothing: decoding wants the subtracting reset, which QIF does not have. ``"swap"`` replaces them, too.
@@ -104,6 +107,13 @@ def swap(
             f"{found.norms_blind}. Pass example_input=..., the model's argument, so that swap can follow the data, or "
             "dynamics='paper' or 'lif' for every neuron, with norm='keep'."
         )
+    stray = [name for name in found.norms if not any(name in site.norms for site in found.sites)]
+    if norm == "tdbn" and stray and any(site.guess for site in found.sites):
+        raise ValueError(
+            f"no neuron follows {', '.join(stray)} in the order of registration, as is the case with the norm of a "
+            "shortcut, so the order does not tell what it feeds. Pass example_input=..., the model's argument, so that "
+            "swap can follow the data."
+        )
     return swap_found(found, request, norm, readout, hosts, refuse=True)
 
 
@@ -124,12 +134,16 @@ def swap_found(
         ValueError: As ``refuse`` says.
     """
     undo: list[Callable[[], None]] = []
+    lif = [regime(site, found.norms) if site.neuron == ("lif", "") else None for site in found.sites]
     try:
         rows = [_swap_site(site, request, readout, undo, refuse) for site in found.sites]
         if norm == "tdbn":
             rows += _convert_norms(found, hosts, undo)
         if refuse and not any(row.changed for row in rows):
             raise ValueError(_nothing(rows))
+        for i, (site, before) in enumerate(zip(found.sites, lif, strict=True)):
+            if rows[i].changed and (said := compared(before, regime(site, found.norms, before))):
+                rows[i] = dataclasses.replace(rows[i], why=f"{rows[i].why}; {said}")
     except BaseException:
         for step in reversed(undo):
             step()
@@ -177,7 +191,7 @@ def _swap_site(site: Site, request: Request, readout: str, undo: list[Callable[[
     was = type(site.module).__name__
     if site.neuron.role == "qif":
         return Row(site.name, was, was, "a QIF neuron already", changed=False)
-    if site.neuron.role == "other":
+    if site.neuron.reason:
         return Row(site.name, was, was, site.neuron.reason, changed=False)
     if site.reads_out and readout == "keep":
         return Row(site.name, was, was, f"reads out, by {_how(site)}; readout='swap' replaces it", changed=False)
@@ -210,13 +224,19 @@ def _how(site: Site) -> str:
 def _convert_norms(found: Survey, hosts: list[Host], undo: list[Callable[[], None]]) -> list[Row]:
     fed: dict[str, list[Site]] = {}
     for site in found.sites:
-        if site.host.neuron(site.module).role == "qif":  # type: ignore[union-attr]
-            for name in site.norms:
-                fed.setdefault(name, []).append(site)
+        for name in site.norms:
+            fed.setdefault(name, []).append(site)
     rows = []
-    for name, sites in fed.items():
-        norm = found.norms[name]
+    for name, norm in found.norms.items():
         was = type(norm).__name__
+        sites = [site for site in fed.get(name, []) if site.host.neuron(site.module).role == "qif"]  # type: ignore[union-attr]
+        if not sites:
+            lif = ", ".join(site.name for site in fed.get(name, []))
+            why = (
+                f"feeds {lif}, which is not QIF" if lif else "feeds no neuron directly, so no threshold gives its scale"
+            )
+            rows.append(Row(name, was, was, why, changed=False))
+            continue
         thresholds = {site.host.threshold(site.module) for site in sites}
         alpha = min(site.sources for site in sites) ** -0.5
         if is_tdbn(norm):

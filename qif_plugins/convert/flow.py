@@ -32,6 +32,9 @@ _MIXING = {
 
 Source = tuple[str, str]
 
+STEPS, NEURONS = 64, 4096
+"""How much is kept of what arrives at a neuron, at most."""
+
 
 @dataclass(frozen=True)
 class Call:
@@ -138,13 +141,16 @@ def trace(model: nn.Module, hosts: Sequence[Host], sites: list[Site], example: A
             stack.enter_context(host.apart())
         twin = _copy(model)
         flow, fed, counts = _Flow(), {}, {}  # type: ignore[var-annotated]
+        places = {site.name: site for site in sites}
         handles: list[Any] = []
         for name, module, found in walk(twin, hosts):
             kind = kind_of(module, found)
             if kind == OTHER:
                 continue
             entering = {NEURON: _into_neuron(flow, name, fed, counts), NORM: _into_norm(flow, name)}
-            if found and found[1].role == "lif":
+            if found:
+                handles.append(module.register_forward_pre_hook(_recording(places[name]), with_kwargs=True))
+            if found and found[1] == ("lif", ""):
                 # QIF runs wherever the example is, unlike a LIF neuron that was set to a GPU's backend.
                 with contextlib.suppress(ValueError):
                     rebuild(module, found[0], found[0].plan(module, _TRIAL, normalized=False))
@@ -194,6 +200,21 @@ def _into_neuron(flow: _Flow, name: str, fed: dict[str, set[Source]], counts: di
         counts[name] = max(counts.get(name, 0), len(sources))
         flow.feed(sources)
         flow.within = name
+
+    return hook
+
+
+def _recording(site: Site) -> Hook:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        current = next(iter((*args, *kwargs.values())), None)
+        if not isinstance(current, Tensor) or current.is_meta or not current.numel():
+            return
+        steps = current if site.host.takes_sequences(module) else current[None]
+        room = STEPS - len(site.currents)
+        if room <= 0:
+            return
+        part = steps[:room].reshape(len(steps[:room]), -1)
+        site.currents += part[:, :: -(-part.shape[1] // NEURONS)].to("cpu", torch.float32)
 
     return hook
 

@@ -8,14 +8,19 @@ import sys
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..surrogate import Window
 
+if TYPE_CHECKING:
+    from .rates import Dynamics
+
 __all__ = [
     "HOSTS", "NO_LEAK_BETA", "Host", "Neuron", "Plan", "Request", "Snapshot", "check_arguments", "loaded_hosts",
+    "never_fires",
 ]  # fmt: skip
 
 HOSTS = {
@@ -89,8 +94,8 @@ class Neuron(NamedTuple):
     """What a host says of a module that is a neuron.
 
     Attributes:
-        role: ``"lif"`` for one that can be swapped, ``"qif"`` for one of ours, ``"other"`` for the rest.
-        reason: Why one of the rest is left alone.
+        role: ``"lif"`` for one of the LIF family, ``"qif"`` for one of ours, ``"other"`` for the rest.
+        reason: Why one of the rest, or a LIF neuron, is left alone.
     """
 
     role: Literal["lif", "qif", "other"]
@@ -141,6 +146,12 @@ class Host(Protocol):
     def threshold(self, module: nn.Module) -> float | None:
         """The threshold of a neuron; ``None`` where it is not one number."""
 
+    def dynamics(self, module: nn.Module) -> Dynamics:
+        """What decides the firing rate of a LIF neuron, or of one of ours; recurrent input aside."""
+
+    def takes_sequences(self, module: nn.Module) -> bool:
+        """Whether one call of the neuron is all time steps."""
+
     def tdbn(self, norm: nn.Module) -> type[nn.Module] | None:
         """The host's tdBN class for a batch norm of its own; ``None`` where the norm is not the host's.
 
@@ -165,6 +176,14 @@ def check_arguments(cls: type[Any], given: Iterable[str], accepted: Iterable[str
         f"{cls.__name__} has no argument {', '.join(unknown)} to pass on{guess} swap takes {', '.join(SWAP_OPTIONS)}, "
         f"and passes on {', '.join(accepted)}"
     )
+
+
+def never_fires(threshold: Any) -> str:
+    """Why a LIF neuron with this threshold stays one, if so: what is infinite in float32 no membrane reaches."""
+    values = threshold.detach() if isinstance(threshold, Tensor) else torch.tensor(threshold, device="cpu")
+    if values.is_meta or bool(values.to(torch.float32).isfinite().all()):
+        return ""
+    return "its threshold is not finite, so that it integrates and never spikes: no QIF neuron does that"
 
 
 def loaded_hosts() -> list[Host]:
