@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import inspect
 import math
+import weakref
 from collections.abc import Callable
+from functools import cached_property
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -25,9 +27,11 @@ try:
 except ImportError as error:
     raise ImportError("qif_plugins.adapters.snntorch needs snnTorch: pip install 'snntorch>=1.0'") from error
 
+from qif_plugins.arguments import MAP, MapArguments, limited_threshold
 from qif_plugins.following import WindowMemory, same_versions, versions
 from qif_plugins.functional import qif_multi_step, qif_step
 from qif_plugins.layer import NO_NIR, QIFLayer, on_device
+from qif_plugins.names import checked_number, unknown
 from qif_plugins.ops.backends import BACKENDS
 from qif_plugins.parameters import Number, QIFParameters
 from qif_plugins.surrogate import (
@@ -43,15 +47,14 @@ from qif_plugins.surrogate import (
 
 __all__ = ["QIF", "SpikeGradient", "analytic_window"]
 
-DYNAMICS = ("paper", "lif")
-_PAPER: dict[str, Number] = {"a": 0.25, "u1": 0.0, "u2": 0.5}
+_CURVATURE = 0.5
+_ASSIGNED = frozenset({"beta", "threshold", *MAP, "dynamics", "curvature", "backend"})
+"""What may be assigned after construction, is checked then, and has no property."""
 
 _MAX_BETA = 0.9999
 """Upper limit of a learned beta, and of the one that a window is derived for: the matched map needs beta < 1, its
 float32 gradient and its moments some distance from it.
 """
-_MIN_THRESHOLD = 1e-6
-"""Lower limit of a learned threshold of a matched neuron, whose resting point is 0."""
 
 _NEVER = ATan(strict=True)
 """A surrogate for neurons without reset, whose kernel has no threshold: not even an infinite h exceeds it."""
@@ -103,9 +106,13 @@ def analytic_window(
 
     Raises:
         ValueError: Unknown window.
+        TypeError: ``params`` are none.
         MomentClosureError: The moments do not converge.
     """
     params = QIFParameters() if params is None else params
+    if not isinstance(params, QIFParameters):
+        raise TypeError(f"params must be QIFParameters, got {params!r}; a window by name is window=")
+    _check_window(window)
     if not isinstance(window, Window):
         window = Window.named(window, params, input_std, **options)
     return SpikeGradient(_shifted(window, params.v_threshold, -1))
@@ -116,6 +123,12 @@ class QIF(QIFLayer, snn.Leaky):
 
     Arguments not listed are Leaky's, in Leaky's order, with Leaky's meaning and defaults. It is a
     ``snn.Leaky``, so that ``utils.reset``, ``backprop`` and the hidden-state functions find it.
+
+    What Leaky lets one assign after construction, and our own arguments, may be assigned: the neuron is then the one
+    that the constructor would have made. What it would refuse is refused, and the neuron stays as it was. An
+    ``nn.Parameter``, or another tensor with gradient, assigned to ``beta`` or ``threshold`` is learned as under
+    ``learn_beta`` and ``learn_threshold``. Which argument decides where several could, see
+    :mod:`qif_plugins.arguments`.
 
     Args:
         beta: Leak that the neuron matches near rest, see :meth:`~qif_plugins.QIFParameters.matching_lif`: a
@@ -137,10 +150,11 @@ class QIF(QIFLayer, snn.Leaky):
         a: Curvature of f, see :class:`~qif_plugins.QIFParameters`; float or tensor.
         u1: First root of f.
         u2: Second root of f. Any of a, u1, u2 passed decides the dynamics, the others default to the paper's.
-        dynamics: ``"paper"`` or ``"lif"`` (matched to beta); default by what else is passed.
+        dynamics: ``"paper"`` or ``"lif"`` (matched to beta); default by what else is passed. A beta that does not
+            decide is set aside.
         curvature: For the matched neuron, where θ lies between the resting (0) and the unstable point (1).
-            Default 0.5.
-        window: ``"unbiased"`` (default), ``"paper"``, ``"heuristic"``, or a
+            Left out: 0.5.
+        window: ``"unbiased"`` (left out), ``"paper"``, ``"heuristic"``, or a
             :class:`~qif_plugins.surrogate.Window` in units of the membrane; the derivative where
             ``spike_grad`` is left out. A named window follows beta and θ when they are learned.
         backend: See :func:`~qif_plugins.qif_multi_step`. Default ``"auto"``.
@@ -149,12 +163,15 @@ class QIF(QIFLayer, snn.Leaky):
         ValueError: Parameters outside their range, contradicting arguments, an unknown window.
 
     Edits of beta or threshold are noticed through assignment, in-place operations and ``load_state_dict``, and where
-    they are learned through ``.data``, too, at the latest when the next sequence begins. A copy and an unpickled
-    neuron join ``SpikingNeuron.instances``.
+    they are learned through ``.data``, too, at the latest when the next sequence begins; the beta of a neuron that
+    matches no leak decides nothing when it is written to in place or loaded. A copy and an unpickled neuron join
+    ``SpikingNeuron.instances`` without being kept alive by it, as a constructed one is.
     ``snntorch.export_nir`` refuses it: NIR has no QIF.
     """
 
     reset_mechanism_val: Tensor
+    _settled = False
+    """Whether an assignment is one of the user's, neither the constructor's nor that of a state that is loaded."""
 
     def __init__(
         self,
@@ -177,53 +194,122 @@ class QIF(QIFLayer, snn.Leaky):
         u1: Number | None = None,
         u2: Number | None = None,
         dynamics: str | None = None,
-        curvature: float = 0.5,
-        window: str | Window = "unbiased",
+        curvature: float | None = None,
+        window: str | Window | None = None,
         backend: str = "auto",
     ) -> None:
-        explicit = {name: value for name, value in (("a", a), ("u1", u1), ("u2", u2)) if value is not None}
-        dynamics = _dynamics(dynamics, beta, explicit, learn_beta)
-        roots = {} if dynamics == "lif" else _PAPER | explicit
+        numbers = {"beta": beta, "curvature": curvature, "a": a, "u1": u1, "u2": u2}
+        given = {name: _number(name, value) for name, value in numbers.items() if value is not None}
+        threshold = _number("threshold", threshold)
+        chosen = MapArguments(
+            dynamics,
+            {name: value for name, value in given.items() if name in MAP},
+            {name: value for name, value in given.items() if name not in MAP},
+        )
+        _check_leak(chosen, learn_beta)
+        roots = chosen.roots
         # Everything is checked before the host's constructor enters the neuron in SpikingNeuron.instances.
         if reset_mechanism not in snn.SpikingNeuron.reset_dict:
-            raise ValueError(
-                f"unknown reset_mechanism {reset_mechanism!r}; there are {', '.join(snn.SpikingNeuron.reset_dict)}"
-            )
+            raise ValueError(unknown("reset_mechanism", reset_mechanism, snn.SpikingNeuron.reset_dict))
+        if window is not None and (spike_grad is not None or surrogate_disable):
+            other = "surrogate_disable" if surrogate_disable else "spike_grad"
+            raise ValueError(f"{other} and window both decide the surrogate gradient; pass one of them")
+        window = "unbiased" if window is None else window
         _check_window(window)
-        if backend not in ("auto", *BACKENDS):
-            raise ValueError(f"unknown backend {backend!r}; the backends are 'auto', {', '.join(map(repr, BACKENDS))}")
-        params = _Derivation(dynamics, curvature, reset_mechanism)(roots, _detached(beta), _detached(threshold))
+        _check_backend(backend)
+        curvature = given.get("curvature", _CURVATURE)
+        params = _Derivation(chosen.decided, curvature, reset_mechanism)(roots, _detached(beta), _detached(threshold))
         if beta is None:
             beta = params.map_derivative(params.fixed_points()[0])
-
-        usable = not isinstance(spike_grad, type) and (callable(spike_grad) or isinstance(spike_grad, FusedSurrogate))
-        if spike_grad is not None and not usable:
-            raise TypeError(
-                f"spike_grad must be a function of mem - θ, as snntorch.surrogate.atan() returns, got {spike_grad!r}; "
-                "a window by name is window="
-            )
+        _check_spike_grad(spike_grad)
         super().__init__(
             beta, threshold, spike_grad, surrogate_disable, init_hidden, inhibition, learn_beta, learn_threshold,
             reset_mechanism, state_quant, output, graded_spikes_factor, learn_graded_spikes_factor, reset_delay,
         )  # fmt: skip
         del self.state_function  # Leaky's, for its own forward
-        self.dynamics, self.curvature, self.backend = dynamics, curvature, backend
-        self._root_names = tuple(roots)
-        for name, value in roots.items():
-            if isinstance(value, Tensor):
-                self.register_buffer(name, value, persistent=False)
-            else:
-                setattr(self, name, value)
         self._given = {"beta": beta, "threshold": threshold}
+        self.curvature, self.backend = curvature, backend
+        self._choose(chosen)
         self._window = window
         self._window_memory = WindowMemory()
         self._seen: list[tuple[Any, Any]] | None = None
+        self._mem_before: tuple[Tensor, Any, _Neuron] | None = None
         self.spike_grad = _Heaviside() if surrogate_disable else spike_grad
         try:
             self._window_changed()
         except ValueError:
             snn.SpikingNeuron.instances.remove(self)
             raise
+        self._settled = True
+
+    # -- assignment ------------------------------------------------------------------------------
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in _ASSIGNED or not self._settled:
+            super().__setattr__(name, value)
+            return
+        before = dict(self.__dict__)
+        before |= {key: before[key].copy() for key in ("_parameters", "_buffers", "_non_persistent_buffers_set")}
+        try:
+            self._assign(name, value)
+        except (TypeError, ValueError):
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
+
+    def _assign(self, name: str, value: Any) -> None:
+        """Take over a value as the constructor would have; what goes wrong is undone by the caller."""
+        if name == "backend":
+            _check_backend(value)
+            super().__setattr__(name, value)
+            return
+        chosen = self._chosen()
+        if name == "dynamics":
+            chosen = chosen.with_dynamics(value, self._map())
+        elif name in MAP:
+            chosen = chosen.with_map(self._map(), **{name: _number(name, value)})
+        else:
+            value = _number(name, value)
+            if name != "threshold":
+                chosen = chosen.with_leak(**{name: value})
+            _check_leak(chosen, name == "beta" and isinstance(value, nn.Parameter))
+            if name != "curvature" and not isinstance(value, Tensor) and name not in {**self.__dict__, **self._buffers}:
+                self.register_buffer(name, torch.tensor(value, dtype=torch.float32))  # after a del
+            else:
+                super().__setattr__(name, value)  # the host refuses a number for a buffer
+        self._choose(chosen)
+        self._params(_detached(self.beta), _detached(self.threshold), checked=True)
+        self._window_changed()
+
+    def _chosen(self) -> MapArguments:
+        """What was passed, or assigned since, that could decide the map."""
+        dynamics, given, leak = self._choice
+        return MapArguments(
+            dynamics, {name: getattr(self, name) for name in given}, {name: getattr(self, name) for name in leak}
+        )
+
+    def _choose(self, chosen: MapArguments) -> None:
+        self._choice = chosen.dynamics, tuple(chosen.given), tuple(chosen.leak)
+        self._decided = chosen.decided
+        self._root_names = tuple(chosen.roots)
+        for name in MAP:
+            self._buffers.pop(name, None)
+            self.__dict__.pop(name, None)
+        for name, value in chosen.roots.items():
+            if isinstance(value, Tensor):
+                self.register_buffer(name, value, persistent=False)
+            else:
+                self.__dict__[name] = value
+
+    def _map(self) -> dict[str, Any]:
+        """The present a, u1 and u2."""
+        params = self.qif_parameters
+        return {name: _one(getattr(params, name)) for name in MAP}
+
+    @property
+    def dynamics(self) -> str:
+        """What decided the map: ``"paper"``, ``"lif"`` (beta is matched) or ``"explicit"`` (a, u1, u2 were given)."""
+        return self._decided
 
     # -- the neuron ------------------------------------------------------------------------------
 
@@ -248,22 +334,28 @@ class QIF(QIFLayer, snn.Leaky):
 
     @spike_grad.setter
     def spike_grad(self, value: Any) -> None:
+        _check_spike_grad(value)
         self._spike_grad = _recognised(value)
         self._seen = None
 
     @property
     def window(self) -> str | Window:
-        """The window's name, or the window given; may be set."""
+        """The window's name, or the window given; set, it takes the place of a ``spike_grad`` that was passed."""
         return self._window
 
     @window.setter
     def window(self, value: str | Window) -> None:
         _check_window(value)
-        before, self._window = self._window, value
+        if self.surrogate_disable:
+            raise ValueError(
+                "surrogate_disable and window both decide the surrogate gradient; construct another neuron"
+            )
+        before = self._window, self._spike_grad
+        self._window, self._spike_grad = value, None
         try:
             self._window_changed()
         except ValueError:
-            self._window = before
+            self._window, self._spike_grad = before
             raise
 
     @property
@@ -296,6 +388,7 @@ class QIF(QIFLayer, snn.Leaky):
     def _window_changed(self) -> None:
         if self.learns_window and self.derived_window not in (None, "heuristic") and not self.beta.is_meta:
             self.window_moments()  # raises where nothing converges, which training only falls back for
+        self._window_memory.clear()
         self._refresh()
 
     def _neuron(self) -> _Neuron:
@@ -355,7 +448,7 @@ class QIF(QIFLayer, snn.Leaky):
         return _Neuron(params, given, graded)
 
     def _params(self, beta: Number, threshold: Number, checked: bool = False) -> QIFParameters:
-        derive = _Derivation(self.dynamics, self.curvature, self._reset_mechanism)
+        derive = _Derivation(self._decided, self.curvature, self._reset_mechanism)
         return derive({name: getattr(self, name) for name in self._root_names}, beta, threshold, checked)
 
     def _constant(self, name: str, limited: Tensor) -> float:
@@ -369,19 +462,18 @@ class QIF(QIFLayer, snn.Leaky):
         return value
 
     def _learns(self, name: str) -> bool:
-        return name in self._parameters  # where functional_call puts its tensors, too
+        # Among the parameters functional_call puts its tensors, too.
+        return name in self._parameters or bool(getattr(self, name).requires_grad)
 
     def _limited(self) -> tuple[Tensor, Tensor]:
         """beta and threshold, kept where the neuron is stable if they are learned."""
         beta, threshold = _real(self.beta), _real(self.threshold)
         if self._learns("beta"):
             beta = beta.clamp(0, _MAX_BETA)
-        if self._learns("threshold") and self.dynamics == "lif":
-            threshold = threshold.clamp(min=_MIN_THRESHOLD)
+        if self._learns("threshold") and self._decided == "lif":
+            threshold = limited_threshold(threshold, 0.0)
         elif self._learns("threshold"):
-            resting, unstable = self._params(beta, threshold).fixed_points()
-            ceiling = resting + 0.99 * (unstable - resting)
-            threshold = threshold.clamp(max=ceiling)
+            threshold = limited_threshold(threshold, *self._params(beta, threshold).fixed_points())
         return beta, threshold
 
     def _placed(self, name: str, params: QIFParameters) -> Window:
@@ -405,6 +497,10 @@ class QIF(QIFLayer, snn.Leaky):
         """
         before = self._before(input_, mem)
         neuron = self._neuron()
+        self.__dict__.pop("reset", None)
+        # Without the graph behind the membrane; a compiler traces no versions.
+        traced = torch.compiler.is_compiling()
+        self._mem_before = None if traced else (before.detach(), *versions([before])[0][1:], neuron)
         spk, mem = self._charge_step(input_, before, neuron)
         if self.state_quant:
             mem = self.state_quant(mem)
@@ -449,6 +545,8 @@ class QIF(QIFLayer, snn.Leaky):
             spikes, mems = zip(*steps, strict=True)
             return torch.stack(spikes), torch.stack(mems)
         neuron = self._neuron()
+        self.__dict__.pop("reset", None)
+        self._mem_before = None
         spk_seq, mem_seq = self._charge(x_seq, before, neuron)
         self.mem = mem_seq[-1].clone()
         return self._graded(spk_seq, neuron), mem_seq
@@ -458,10 +556,29 @@ class QIF(QIFLayer, snn.Leaky):
             mem = self.mem
         elif self.init_hidden:
             raise TypeError("mem cannot be passed to a neuron with init_hidden=True, which keeps its own")
+        elif not isinstance(mem, Tensor):
+            raise TypeError(f"mem must be a tensor, got {mem!r}")
         before = mem if mem.shape == x.shape else torch.zeros_like(x)
+        if not before.is_floating_point() and x.is_floating_point():
+            before = before.to(x.dtype)
         if not torch.compiler.is_compiling() and before.grad_fn is None:  # a sequence begins
             self._window_memory.doubt()
         return before
+
+    @cached_property
+    def reset(self) -> Tensor:
+        """Where the membrane was reset before the last step of :meth:`forward`, 1 and 0, as Leaky keeps it."""
+        if self._mem_before is None:
+            raise AttributeError  # as on a Leaky that has not run; the module names itself and the attribute
+        mem, version, neuron = self._mem_before
+        if not mem.is_inference() and mem._version != version:
+            raise RuntimeError("the membrane before the last step was changed in place, so that its reset is not known")
+        with torch.no_grad():
+            return self._fire(mem, neuron)
+
+    def state_function(self, input_: Tensor) -> Tensor:
+        """The membrane one step after :attr:`mem` under ``input_``, as Leaky's; :attr:`mem` stays."""
+        return self._charge_step(input_, self._before(input_, None), self._neuron())[1]
 
     def _charge(self, x_seq: Tensor, mem: Tensor, neuron: _Neuron) -> tuple[Tensor, Tensor]:
         """Spikes and membranes of a sequence, graded_spikes_factor aside."""
@@ -497,13 +614,13 @@ class QIF(QIFLayer, snn.Leaky):
     # -- copies and checkpoints ------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__ | {"_seen": None}
+        state = self.__dict__ | {"_seen": None, "_mem_before": None}
         state["_buffers"] = self._buffers | {"mem": self.mem.detach()}  # a copy does not share the graph
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        snn.SpikingNeuron.instances.append(self)
+        _enter(self)
 
     def _apply(self, fn: Any, recurse: bool = True) -> QIF:
         super()._apply(fn, recurse)
@@ -519,20 +636,24 @@ class QIF(QIFLayer, snn.Leaky):
                 self._params(_detached(loaded[0]), _detached(loaded[1]), checked=True)
             # Leaky's checkpoints say "subtract", its default; the mechanism stays the one constructed.
             mechanism: Tensor = self.reset_mechanism_val.clone()
+            self._settled = False
             super()._load_from_state_dict(state_dict, prefix, *args)
             self.reset_mechanism_val = mechanism
             self._refresh()
         except ValueError as error:
             args[-1].append(f"{prefix.rstrip('.') or 'QIF'}: {error}")
+        finally:
+            self._settled = True
 
     def extra_repr(self) -> str:
         params = self.qif_parameters
         numbers = ", ".join(f"{name}={_brief(getattr(params, name))}" for name in ("a", "u1", "u2", "v_threshold"))
-        leak = f", beta={_brief(self.beta)}" if self.dynamics == "lif" else ""
+        leak = f", beta={_brief(self.beta)}" if self._decided == "lif" else ""
         window = self._window if self._spike_grad is None else self._spike_grad
         return (
             f"dynamics={self.dynamics}{leak}, {numbers}, reset_mechanism={self._reset_mechanism}, "
             f"{'window' if self._spike_grad is None else 'spike_grad'}={window}, backend={self.backend}"
+            f"{self._chosen().describe_set_aside()}"
         )
 
 
@@ -568,28 +689,70 @@ class _Heaviside:
         return "disabled"
 
 
-def _dynamics(dynamics: str | None, beta: Any, explicit: dict[str, Any], learn_beta: bool) -> str:
-    if dynamics not in (None, *DYNAMICS):
-        raise ValueError(f"unknown dynamics {dynamics!r}; there are {', '.join(DYNAMICS)}, or pass a, u1, u2")
-    if dynamics is not None and explicit:
-        raise ValueError(
-            f"dynamics={dynamics!r} contradicts {', '.join(explicit)}, which decide the dynamics; drop one"
-        )
-    if dynamics == "lif" and beta is None:
-        raise ValueError("dynamics='lif' matches a leak: pass beta")
-    chosen = dynamics or ("explicit" if explicit else "paper" if beta is None else "lif")
-    if learn_beta and chosen != "lif":
+def _check_leak(chosen: MapArguments, learn_beta: bool) -> None:
+    """Refuse a leak to match, or to learn, that is not there."""
+    if chosen.decided == "lif" and "beta" not in chosen.leak:
+        what = "dynamics='lif' matches a leak" if chosen.dynamics else "curvature shapes the map that beta matches"
+        raise ValueError(f"{what}: pass beta")
+    if learn_beta and chosen.decided != "lif":
         raise ValueError(
             "learn_beta learns the leak that the neuron matches, and this neuron has "
-            f"{'the paper' if chosen == 'paper' else 'given'} parameters instead: pass beta and neither "
+            f"{'the paper' if chosen.decided == 'paper' else 'given'} parameters instead: pass beta and neither "
             "dynamics='paper' nor a, u1, u2, or leave learn_beta False"
         )
-    return chosen
 
 
 def _check_window(window: Any) -> None:
     if not isinstance(window, Window) and window not in WINDOWS:
-        raise ValueError(f"unknown window {window!r}; the windows are {', '.join(WINDOWS)}, or pass a Window(lo, hi)")
+        raise ValueError(unknown("window", window, WINDOWS, "pass a Window(lo, hi)"))
+
+
+def _check_backend(backend: Any) -> None:
+    if backend not in ("auto", *BACKENDS):
+        raise ValueError(f"unknown backend {backend!r}; the backends are 'auto', {', '.join(map(repr, BACKENDS))}")
+
+
+def _check_spike_grad(spike_grad: Any) -> None:
+    usable = not isinstance(spike_grad, type) and (callable(spike_grad) or isinstance(spike_grad, FusedSurrogate))
+    if spike_grad is not None and not usable:
+        raise TypeError(
+            f"spike_grad must be a function of mem - θ, as snntorch.surrogate.atan() returns, got {spike_grad!r}; "
+            "a window by name is window="
+        )
+
+
+def _number(name: str, value: Any) -> Any:
+    """A number or a tensor.
+
+    Raises:
+        TypeError: Neither.
+        ValueError: A tensor with gradient for what is not learned.
+    """
+    value = value if type(value) is int else checked_number(name, value)  # the host keeps an integer as one
+    if isinstance(value, Tensor) and value.requires_grad and name in MAP:
+        raise ValueError(
+            f"QIF does not learn {name}: learn_beta and learn_threshold, or a parameter assigned to beta or threshold, "
+            "learn what shapes its map. (In SpikingJelly, ParametricQIFNode learns a, u1 and u2.)"
+        )
+    return value
+
+
+def _enter(neuron: QIF) -> None:
+    """Let the host's functions for hidden states find a copy, without keeping it alive as they do what they construct.
+
+    The host does not find its own copies, so that ``utils.reset`` leaves them as they are.
+    """
+    entered = snn.SpikingNeuron.instances
+    proxy = weakref.proxy(neuron)
+    entered.append(proxy)
+    weakref.finalize(neuron, _leave, entered, proxy).atexit = False
+
+
+def _leave(entered: list[Any], proxy: Any) -> None:
+    for index, other in enumerate(entered):
+        if other is proxy:
+            del entered[index]
+            return
 
 
 def _recognised(spike_grad: Any) -> Any:
@@ -613,6 +776,11 @@ def _shifted(surrogate: Any, threshold: Any, sign: int) -> Any:
 def _real(tensor: Tensor) -> Tensor:
     """In at least float32: the host keeps an integer threshold as an integer, and half() rounds beta."""
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+def _one(value: Number) -> Number:
+    """A tensor of one number as that number."""
+    return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
 
 
 def _detached(value: Any) -> Any:

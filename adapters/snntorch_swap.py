@@ -190,11 +190,12 @@ class _SnnTorch:
         return Snapshot(at_rest, extra)
 
     def construct(self, module: nn.Module, plan: Plan) -> None:
-        entered = list(snn.SpikingNeuron.instances)
+        entered = module in snn.SpikingNeuron.instances
         # QIF's constructor calls the host's next in line, which must be Leaky's.
         object.__setattr__(module, "__class__", QIF)
         QIF.__init__(module, **plan.arguments)  # type: ignore[arg-type]
-        snn.SpikingNeuron.instances[:] = entered if module in entered else [*entered, module]
+        if entered:
+            snn.SpikingNeuron.instances.pop()
         object.__setattr__(module, "__class__", plan.cls)
         if isinstance(module, RecurrentQIF):
             module.register_buffer("spk", torch.zeros(0), persistent=False)
@@ -213,11 +214,11 @@ class _SnnTorch:
 
     @contextlib.contextmanager
     def apart(self) -> Iterator[None]:
-        entered = list(snn.SpikingNeuron.instances)
+        entered = {id(neuron) for neuron in snn.SpikingNeuron.instances}
         try:
             yield
-        finally:
-            snn.SpikingNeuron.instances[:] = entered
+        finally:  # copies that were freed inside have left the list
+            snn.SpikingNeuron.instances[:] = [n for n in snn.SpikingNeuron.instances if id(n) in entered]
 
     def threshold(self, module: Any) -> float | None:
         threshold = module.threshold

@@ -106,6 +106,11 @@ class WindowMemory:
     def __init__(self) -> None:
         self.clear()
 
+    @property
+    def window(self) -> Window | None:
+        """The window that is kept."""
+        return self._window
+
     def clear(self) -> None:
         """Forget the window."""
         self._seen: list[tuple[Any, Any]] | None = None

@@ -104,8 +104,15 @@ class QIFLayer:
             ValueError: Unknown name.
             MomentClosureError: The closure does not converge, and the window follows no learned parameters.
         """
-        if self.learns_window:
-            return self.followed_window(name, params)
+        return self.followed_window(name, params) if self.learns_window else self.settled_window(name, params)
+
+    def settled_window(self, name: str, params: QIFParameters) -> Window:
+        """The same for parameters that stay.
+
+        Raises:
+            ValueError: Unknown name.
+            MomentClosureError: The closure does not converge.
+        """
         if name == "heuristic" or not self._measured:
             return Window.named(name, params)
         if "input_mean" in self._measured:

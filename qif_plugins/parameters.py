@@ -22,6 +22,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from .names import checked_number, unknown
+
 __all__ = ["Number", "QIFParameters", "holds_everywhere", "is_finite", "same_number"]
 
 Number = float | Tensor
@@ -128,9 +130,18 @@ class QIFParameters:
             The matched parameters.
 
         Raises:
-            ValueError: β or c outside its range, θ not above ``v_rest``, or a ``v_rest`` for which
-                the matched map has no real roots u1, u2.
+            ValueError: β or c outside its range, θ or ``v_rest`` not finite, θ not above ``v_rest``, or a ``v_rest``
+                for which the matched map has no real roots u1, u2.
+            TypeError: A number is neither real nor a tensor.
         """
+        beta, v_threshold, v_rest = (
+            checked_number(name, value)
+            for name, value in (("beta", beta), ("v_threshold", v_threshold), ("v_rest", v_rest))
+        )
+        curvature = checked_number("curvature", curvature, "a number between 0 and 1")
+        for name, value in (("v_threshold", v_threshold), ("v_rest", v_rest)):
+            if checked and not holds_everywhere(value, is_finite):
+                raise ValueError(f"{name} must be finite, got {_show(value)}")
         if checked and not holds_everywhere(beta, lambda b: (b >= 0) & (b < 1)):
             raise ValueError(
                 f"matching a LIF neuron needs 0 <= beta < 1, got beta={_show(beta)}. A neuron without leak "
@@ -150,11 +161,11 @@ class QIFParameters:
         # Roots of v_rest + β y + a y². The larger one by the form that does not cancel for small a.
         at_zero = holds_everywhere(v_rest, lambda r: r == 0)
         discriminant = beta * beta - 4 * a * v_rest
-        if checked and not holds_everywhere(discriminant, lambda d: d >= 0):
+        if checked and not at_zero and not holds_everywhere(discriminant, lambda d: d >= 0):
             raise ValueError(
                 f"no real roots u1, u2 match beta={_show(beta)} with v_rest={_show(v_rest)} and "
-                f"v_threshold={_show(v_threshold)}: beta² - 4 a v_rest is negative (a={_show(a)}). "
-                "Shift the potentials so that the neuron rests at 0."
+                f"v_threshold={_show(v_threshold)}. Shift the potentials so that the neuron rests at 0, or pass a "
+                "larger beta."
             )
         # Resting at 0 the root is β itself, whose derivative, unlike the square root's, is finite at β = 0.
         root = beta if at_zero else _sqrt(discriminant)
@@ -164,15 +175,17 @@ class QIFParameters:
         else:
             # beta + root is 0 only where v_rest is, too; a tensor may hold both kinds of entries.
             upper = v_rest - (beta - root) / (2 * a)
-        return (cls if checked else cls.unchecked)(
-            a=a,
-            u1=upper,
-            u2=lower,
-            v_threshold=v_threshold,
-            v_reset=v_rest if v_reset is None else v_reset,
-            reset=reset,
-            input_gain=input_gain,
+        matched = cls.unchecked(
+            a=a, u1=upper, u2=lower, v_threshold=v_threshold, v_reset=v_rest, reset=reset, input_gain=input_gain
         )
+        if checked:
+            matched._check_match(beta)
+        if v_reset is not None:
+            object.__setattr__(matched, "v_reset", v_reset)
+            matched._normalise()
+        if checked:
+            matched._check()
+        return matched
 
     # -- the map ---------------------------------------------------------------------------------
 
@@ -255,17 +268,29 @@ class QIFParameters:
                 if not value.is_floating_point():
                     raise TypeError(f"{name} must be a floating-point tensor, got {value.dtype}")
             elif isinstance(value, bool) or not isinstance(value, (int, float)):  # older TorchDynamo traces no union
-                try:
-                    object.__setattr__(self, name, float(value))
-                except (TypeError, ValueError):
-                    raise TypeError(f"{name} must be a number or a tensor, got {value!r}") from None
+                object.__setattr__(self, name, checked_number(name, value))
             else:
                 object.__setattr__(self, name, float(value))
 
     @torch.no_grad()
+    def _check_match(self, beta: Number) -> None:
+        """Refuse a leak whose map float arithmetic cannot hold, in terms of the leak."""
+        numbers = (self.a, self.u1, self.u2)
+        if any(isinstance(value, Tensor) and value.is_meta for value in numbers):
+            return
+        representable = all(holds_everywhere(value, is_finite) for value in numbers) and holds_everywhere(
+            self.a, lambda a: a > 0
+        )
+        if not (representable and holds_everywhere(self.fixed_points()[1] - self.v_threshold, lambda d: d > 0)):
+            raise ValueError(
+                f"no map in floating point matches beta={_show(beta)} with v_threshold={_show(self.v_threshold)}: the "
+                "leak is too near 1, or the threshold out of scale. Pass a smaller beta, or scale the potentials."
+            )
+
+    @torch.no_grad()
     def _check(self) -> None:
         if self.reset not in RESETS:
-            raise ValueError(f"unknown reset {self.reset!r}; the resets are {', '.join(RESETS)}")
+            raise ValueError(unknown("reset", self.reset, RESETS))
         numbers = self.numbers()
         if any(isinstance(value, Tensor) and value.is_meta for value in numbers.values()):
             return  # no values to check

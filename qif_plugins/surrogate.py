@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from .moments import membrane_moments
+from .names import checked_number, unknown
 from .parameters import Number, QIFParameters, holds_everywhere, is_finite, same_number
 
 __all__ = ["WINDOWS", "ATan", "FastSigmoid", "FusedSurrogate", "Shape", "Sigmoid", "Surrogate", "Window", "spike"]
@@ -88,6 +89,7 @@ class Window(FusedSurrogate):
 
     Raises:
         ValueError: An end is not finite, ``lo >= hi``, or ``height <= 0``.
+        TypeError: An end or the height is neither a number nor a tensor.
     """
 
     lo: Number
@@ -97,6 +99,8 @@ class Window(FusedSurrogate):
     shape = Shape.WINDOW
 
     def __post_init__(self) -> None:
+        for name in ("lo", "hi", "height"):
+            checked_number(name, getattr(self, name))
         finite = all(_holds(value, is_finite) for value in (self.lo, self.hi, self.height))
         if not (finite and _holds(self.hi - self.lo, lambda d: d > 0) and _holds(self.height, lambda h: h > 0)):
             raise ValueError(
@@ -127,14 +131,17 @@ class Window(FusedSurrogate):
 
         Raises:
             ValueError: Unknown name; the message lists those that exist.
+            TypeError: ``params`` are none.
         """
+        if not isinstance(params, QIFParameters):
+            raise TypeError(f"params must be QIFParameters, got {params!r}")
         if name == "heuristic":
             return cls.heuristic(params, **options)
         if name == "paper":
             return cls.paper(params, input_std, **options)
         if name == "unbiased":
             return cls.unbiased(params, input_std, **options)
-        raise ValueError(f"unknown window {name!r}; the windows are {', '.join(WINDOWS)}, or pass a Window(lo, hi)")
+        raise ValueError(unknown("window", name, WINDOWS, "pass a Window(lo, hi)"))
 
     @classmethod
     def paper(
@@ -187,6 +194,7 @@ class Window(FusedSurrogate):
             MomentClosureError: The closure does not converge.
             ValueError: ``kappa`` is not positive.
         """
+        kappa = checked_number("kappa", kappa, "a positive number")
         if not (kappa > 0 and math.isfinite(kappa)):
             raise ValueError(f"kappa must be positive and finite, got {kappa}; the default is 0.5")
         mean, std = _moments(params, input_std, input_mean, closure)
@@ -206,6 +214,7 @@ class Window(FusedSurrogate):
         Raises:
             ValueError: ``alpha`` is not positive.
         """
+        alpha = checked_number("alpha", alpha, "a positive number")
         if not (alpha > 0 and math.isfinite(alpha)):
             raise ValueError(f"alpha must be positive and finite, got {alpha}; the default is 1")
         return cls(params.v_threshold - alpha / 2, params.v_threshold + alpha / 2, 1 / alpha)

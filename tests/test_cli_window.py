@@ -1,6 +1,7 @@
 """`qif window` and the simulation behind it, against the design's table of moments."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -130,9 +131,33 @@ def test_command_matches_a_lif_neuron(capsys):
 
 
 @pytest.mark.parametrize(
+    ("words", "arguments"),
+    [
+        ([], {}),
+        (["--beta", "0.9"], {"beta": 0.9}),
+        (["--beta", "0.9", "--curvature", "0.3"], {"beta": 0.9, "curvature": 0.3}),
+        (["--beta", "0.9", "--a", "0.3"], {"beta": 0.9, "a": 0.3}),
+        (["--beta", "0.9", "--dynamics", "paper"], {"beta": 0.9, "dynamics": "paper"}),
+        (["--u2", "0.4", "--curvature", "0.3"], {"u2": 0.4, "curvature": 0.3}),
+    ],
+    ids=str,
+)
+def test_what_decides_the_map_is_what_decides_it_in_a_neuron(words, arguments, capsys):
+    neuron = pytest.importorskip("qif_plugins.adapters.snntorch").QIF(**arguments)
+    assert main(["window", "--neurons", "4096", "--input-std", "0.3", *words]) == 0
+    line = capsys.readouterr().out.splitlines()[0]
+    params = neuron.qif_parameters
+    assert line.startswith(f"QIF neuron  a {params.a:g}, u1 {params.u1:g}, u2 {params.u2:g}, threshold 1,")
+    assert line.split("dynamics ")[1].split(",")[0] == neuron.dynamics
+    assert re.findall(r"(\w+=\S+)(?=[^=]*set aside)", line) == re.findall(r"(\w+=\S+)(?=[^=]*set aside)", repr(neuron))
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--beta", "0.9", "--a", "1"], "--beta decides the map, and so do --a"),
+        (["--dynamics", "paper", "--a", "1"], "both decide the map"),
+        (["--dynamics", "lif"], "pass --beta too"),
+        (["--beta", "0.9", "--threshold", "inf"], "v_threshold must be finite, got inf"),
         (["--curvature", "0.4"], "pass --beta too"),
         (["--beta", "1"], "0 <= beta < 1"),
         (["--input-std", "nan"], "input_std=nan"),

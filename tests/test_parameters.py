@@ -6,7 +6,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from qif_plugins import QIFParameters
+from qif_plugins import QIFParameters, Window
 
 pytestmark = pytest.mark.host_independent
 
@@ -120,6 +120,55 @@ def test_wrong_types_are_refused():
         QIFParameters(a="much")
     with pytest.raises(TypeError, match="no field named b"):
         QIFParameters.unchecked(b=1.0)
+
+
+@pytest.mark.parametrize("name", ["a", "u1", "u2", "v_threshold", "v_reset", "input_gain"])
+def test_a_string_is_no_number(name):
+    with pytest.raises(TypeError, match=f"{name} must be a number or a tensor, got '0.3'"):
+        QIFParameters(**{name: "0.3"})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"beta": "0.9"}, "beta must be a number or a tensor, got '0.9'"),
+        ({"beta": 0.9, "v_threshold": "1"}, "v_threshold must be"),
+        ({"beta": 0.9, "curvature": "1"}, "curvature must be a number between 0 and 1"),
+        ({"beta": 0.9, "v_threshold": float("inf")}, "v_threshold must be finite, got inf"),
+        ({"beta": 0.9, "v_threshold": float("nan")}, "v_threshold must be finite, got nan"),
+        ({"beta": 0.9, "v_threshold": torch.tensor([1.0, float("inf")])}, "v_threshold must be finite"),
+        ({"beta": 0.9, "v_rest": float("-inf")}, "v_rest must be finite"),
+        ({"beta": 1 - 1e-16, "v_threshold": 1e300}, "got beta=1|matches beta=1"),
+        ({"beta": 0.5, "v_threshold": 1e-320}, "no map in floating point matches beta=0.5 with v_threshold=9"),
+    ],
+)
+def test_what_is_wrong_with_a_match_is_said_of_its_arguments(arguments, message):
+    with pytest.raises((TypeError, ValueError), match=message) as refused:
+        QIFParameters.matching_lif(**arguments)
+    assert " a=" not in str(refused.value)
+
+
+def test_names_of_windows_and_resets_are_guessed():
+    with pytest.raises(ValueError, match="unknown window 'unbaised'; did you mean 'unbiased'"):
+        Window.named("unbaised", QIFParameters())
+    with pytest.raises(ValueError, match="unknown reset 'sotf'; did you mean 'soft'"):
+        QIFParameters(reset="sotf")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Window("0", 1.0), "lo must be a number"),
+        (lambda: Window(0.0, 1.0, "1"), "height must be a number"),
+        (lambda: Window.unbiased(QIFParameters(), kappa="1"), "kappa must be a positive number"),
+        (lambda: Window.heuristic(QIFParameters(), "1"), "alpha must be a positive number"),
+        (lambda: Window.paper(QIFParameters(), "1"), "input_std must be a number"),
+        (lambda: Window.named("paper", "paper"), "params must be QIFParameters, got 'paper'"),
+    ],
+)
+def test_a_string_is_no_number_of_a_window(make, message):
+    with pytest.raises(TypeError, match=message):
+        make()
 
 
 def test_parameters_are_values():

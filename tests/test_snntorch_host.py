@@ -1,8 +1,10 @@
 """``QIF`` in ``snn.Leaky``'s place, as snnTorch's own tests, tutorials and utilities use it."""
 
 import copy
+import gc
 import io
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -135,6 +137,55 @@ class TestUtilities:
         assert attribute["4"][0].shape == (8, 10)
 
 
+class TestAfterAForward:
+    @pytest.mark.parametrize("mechanism", ["subtract", "zero", "none"])
+    def test_attributes_are_those_of_leaky(self, mechanism):
+        leaky, neuron = (cls(0.9, reset_mechanism=mechanism) for cls in (snn.Leaky, QIF))
+        assert not hasattr(neuron, "reset")
+        x = torch.full((2, 3), 0.4)
+        for one in (leaky, neuron):
+            mem = one.reset_mem()
+            for _ in range(4):
+                mem = one(x, mem)[1]
+        assert set(dir(leaky)) <= set(dir(neuron))
+        assert torch.equal(neuron.reset, leaky.reset)
+        assert not neuron.reset.requires_grad
+        kept = neuron.mem.clone()
+        assert torch.equal(neuron.state_function(x), neuron(x)[1])
+        assert not torch.equal(neuron.mem, kept)
+
+    def test_reset_is_the_spike_of_the_step_before(self):
+        neuron = QIF(0.9)
+        mem, fired = neuron.reset_mem(), torch.zeros(5, 4)
+        for x in torch.randn(6, 5, 4) * 1.5:
+            before = fired
+            fired, mem = neuron(x, mem)
+            assert torch.equal(neuron.reset, before)
+        assert neuron.reset.any()
+        neuron.forward_sequence(torch.randn(2, 5, 4))
+        assert not hasattr(neuron, "reset")
+
+    def test_a_membrane_changed_in_place_leaves_no_reset(self):
+        neuron, mem = QIF(0.9), torch.ones(2, 3)
+        neuron(torch.zeros(2, 3), mem)
+        mem.zero_()
+        with pytest.raises(RuntimeError, match="changed in place"):
+            neuron.reset  # noqa: B018
+
+    @pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+    def test_a_membrane_of_integers(self, dtype):
+        mem = torch.tensor([[0, 1, 0]], dtype=dtype)
+        leaky, neuron = snn.Leaky(0.5, reset_mechanism="none"), QIF(0.5, curvature=1e-6, reset_mechanism="none")
+        x = torch.full((1, 3), 0.25)
+        expected, found = leaky(x, mem)[1], neuron(x, mem)[1]
+        assert found.dtype == expected.dtype
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+    def test_a_membrane_that_is_none(self):
+        with pytest.raises(TypeError, match=r"mem must be a tensor, got 0\.5"):
+            QIF(0.9)(torch.zeros(1, 2), 0.5)
+
+
 class TestTutorials:
     def test_quickstart_convolutional(self):
         grad = surrogate.fast_sigmoid()
@@ -252,6 +303,11 @@ class TestCheckpoints:
         ours.load_state_dict(snn.Leaky(0.5, 2.0).state_dict(), strict=True)
         assert ours.qif_parameters == QIFParameters(v_threshold=2.0)
 
+    def test_tensors_of_a_checkpoint_that_are_assigned_decide_no_dynamics(self):
+        ours = QIF()
+        ours.load_state_dict(snn.Leaky(0.5, 2.0).state_dict(), strict=True, assign=True)
+        assert ours.qif_parameters == QIFParameters(v_threshold=2.0)
+
     def test_the_reset_mechanism_stays_the_one_constructed(self):
         ours = QIF(0.9)
         ours.load_state_dict(snn.Leaky(0.5, reset_mechanism="subtract").state_dict(), strict=True)
@@ -299,6 +355,42 @@ class TestCopies:
         with torch.no_grad():
             twin[2].beta.fill_(0.1)
         assert net[2].beta == torch.tensor(0.9)
+
+    @pytest.mark.parametrize("way", ["deepcopy", "pickle"])
+    def test_copies_are_freed_and_leave_the_hosts_list(self, way):
+        net = perceptron()
+        net(images()[0])
+        entered = list(snn.SpikingNeuron.instances)
+        copies = [copy.deepcopy(net) if way == "deepcopy" else pickle.loads(pickle.dumps(net)) for _ in range(3)]
+        copies[0](images()[0])
+        snn.Leaky.reset_hidden()
+        assert not copies[0][2].mem.any()
+        assert len(snn.SpikingNeuron.instances) == len(entered) + 6
+        gone = weakref.ref(copies[1][2])
+        del copies
+        gc.collect()
+        assert gone() is None
+        assert snn.SpikingNeuron.instances == entered
+        snn.Leaky.detach_hidden()
+
+    def test_a_copy_outlives_the_hosts_list(self):
+        twin = copy.deepcopy(QIF(0.9))
+        snn.SpikingNeuron.init()
+        assert snn.SpikingNeuron.instances == []
+        del twin
+        gc.collect()
+
+    def test_copies_keep_what_was_assigned(self):
+        net = perceptron()
+        net[2].threshold = nn.Parameter(torch.tensor(0.7))
+        net[2].curvature = 0.3
+        net[4].dynamics = "paper"
+        for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+            assert repr(twin) == repr(net)
+            x = images()[0]
+            assert torch.equal(copy.deepcopy(twin)(x)[1], copy.deepcopy(net)(x)[1])
+            twin[2].curvature = 0.4
+            assert net[2].curvature == 0.3
 
     def test_the_window_for_the_hosts_neurons_can_be_pickled(self):
         leaky = snn.Leaky(0.9, spike_grad=analytic_window(QIFParameters.matching_lif(0.9)))

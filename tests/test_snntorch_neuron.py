@@ -200,6 +200,11 @@ class TestDynamics:
         assert "dynamics=paper, a=0.25" in repr(QIF())
         assert "dynamics=explicit, a=0.5" in repr(QIF(a=0.5))
 
+    def test_a_leak_that_is_set_aside_is_shown(self):
+        assert repr(QIF(0.9, dynamics="paper")).endswith("beta=0.9 set aside)")
+        assert repr(QIF(0.9, a=0.3, curvature=0.2)).endswith("beta=0.9, curvature=0.2 set aside)")
+        assert "set aside" not in repr(QIF(0.9)) + repr(QIF()) + repr(QIF(a=0.3))
+
     def test_without_a_leak_beta_holds_the_slope_at_rest(self):
         assert QIF().beta.item() == -0.125
 
@@ -326,11 +331,138 @@ class TestChangesAreNoticed:
 
     def test_an_assigned_threshold_above_the_unstable_point_is_refused(self):
         neuron = QIF()
-        neuron.threshold = torch.tensor(5.0)
-        mem = neuron.mem
+        mem, threshold, shown = neuron.mem, neuron.threshold, repr(neuron)
+        with pytest.raises(ValueError, match=r"v_threshold=5 is not below the unstable fixed point 4\.5"):
+            neuron.threshold = torch.tensor(5.0)
+        assert neuron.threshold is threshold
+        assert repr(neuron) == shown
+        neuron.threshold.fill_(5.0)
         with pytest.raises(ValueError, match=r"v_threshold=5 is not below the unstable fixed point 4\.5"):
             neuron(torch.zeros(1, 2))
         assert neuron.mem is mem
+
+    @pytest.mark.parametrize(
+        ("arguments", "name", "value"),
+        [
+            ({"beta": 0.9}, "beta", torch.tensor(0.5)),
+            ({"beta": 0.9}, "threshold", torch.tensor(2.0)),
+            ({"beta": 0.9}, "curvature", 0.3),
+            ({"beta": 0.9}, "dynamics", "paper"),
+            ({"beta": 0.9, "dynamics": "paper"}, "dynamics", "lif"),
+            ({"beta": 0.9}, "backend", "torch"),
+            ({"beta": 0.9}, "window", "paper"),
+            ({"beta": 0.9}, "spike_grad", ATan()),
+            ({"beta": 0.9}, "reset_mechanism", "subtract"),
+            ({"beta": 0.9}, "inhibition", True),
+            ({"beta": 0.9}, "reset_delay", False),
+            ({"beta": 0.9}, "state_quant", torch.floor),
+            ({"beta": 0.9}, "graded_spikes_factor", torch.tensor(2.0)),
+            ({}, "beta", torch.tensor(0.5)),
+            ({}, "a", 0.3),
+            ({"a": 0.3}, "u2", torch.tensor([0.1, 0.2, 0.3, 0.4])),
+        ],
+        ids=stable,
+    )
+    @pytest.mark.filterwarnings("ignore:Inhibition is an unstable feature")
+    def test_an_assignment_makes_the_neuron_that_construction_makes(self, arguments, name, value):
+        neuron = QIF(**arguments)
+        step(neuron, inputs(torch.float32))  # used before
+        setattr(neuron, name, value)
+        constructed = QIF(**{**arguments, name: value})
+        x_seq = inputs(torch.float32)
+        for mine, expected in zip(gradients(step, neuron, x_seq), gradients(step, constructed, x_seq), strict=True):
+            assert torch.equal(mine, expected)
+        assert repr(neuron) == repr(constructed)
+
+    def test_a_map_assigned_to_a_matched_neuron_keeps_the_other_numbers(self):
+        neuron = QIF(0.5)
+        neuron.a = 0.3
+        assert neuron.qif_parameters == QIFParameters(a=0.3, u1=0.0, u2=-2.0)
+        assert neuron.dynamics == "explicit"
+
+    @pytest.mark.parametrize("arguments", [{"dynamics": "paper"}, {"a": 0.3}, {"beta": 0.9, "a": 0.3}], ids=str)
+    def test_a_leak_that_would_have_no_effect_is_refused_until_it_is_asked_for(self, arguments):
+        neuron = QIF(**arguments)
+        shown, beta = repr(neuron), neuron.beta
+        for name, value in (("beta", torch.tensor(0.5)), ("curvature", 0.3)):
+            with pytest.raises(ValueError, match=f"{name}=.* would have no effect.*dynamics='lif' first"):
+                setattr(neuron, name, value)
+        assert repr(neuron) == shown
+        assert neuron.beta is beta
+        if "beta" in arguments:
+            neuron.dynamics = "lif"
+            neuron.beta = torch.tensor(0.5)
+            assert neuron.qif_parameters == QIFParameters.matching_lif(0.5)
+
+    @pytest.mark.parametrize(
+        ("name", "value", "message"),
+        [
+            ("beta", torch.tensor(1.0), "0 <= beta < 1"),
+            ("threshold", torch.tensor(float("inf")), "must be finite"),
+            ("threshold", torch.tensor(-1.0), "must lie above"),
+            ("curvature", 1.5, "curvature must lie between"),
+            ("curvature", "wide", "curvature must be a number"),
+            ("dynamics", "liff", "did you mean 'lif'"),
+            ("backend", "fortran", "unknown backend"),
+            ("window", "unbaised", "did you mean 'unbiased'"),
+            ("spike_grad", "atan", "spike_grad must be a function"),
+            ("a", "x", "a must be a number"),
+            ("a", torch.nn.Parameter(torch.tensor(0.2)), "QIF does not learn a.*ParametricQIFNode"),
+            ("u2", float("nan"), "u2 must be finite"),
+            ("reset_mechanism", "half", "reset_mechanism"),
+        ],
+    )
+    def test_a_bad_assignment_is_refused_and_changes_nothing(self, name, value, message):
+        neuron = QIF(0.9)
+        before = repr(neuron), neuron.surrogate, dict(neuron.named_buffers()), dict(neuron.named_parameters())
+        with pytest.raises((TypeError, ValueError), match=message):
+            setattr(neuron, name, value)
+        after = repr(neuron), neuron.surrogate, dict(neuron.named_buffers()), dict(neuron.named_parameters())
+        assert after[:2] == before[:2]
+        for mine, theirs in zip(after[2:], before[2:], strict=True):
+            assert mine.keys() == theirs.keys()
+            assert all(mine[key] is theirs[key] for key in mine)
+
+    def test_a_window_takes_the_place_of_a_given_surrogate(self):
+        neuron = QIF(0.9, spike_grad=surrogate.atan())
+        neuron.window = "paper"
+        assert neuron.surrogate == QIF(0.9, window="paper").surrogate
+        with pytest.raises(ValueError, match="surrogate_disable and window"):
+            QIF(0.9, surrogate_disable=True).window = "paper"
+
+
+class TestALearnedThresholdThatIsAssigned:
+    """On Leaky an assigned parameter is learned; here it equals ``learn_threshold``, which has its own tests."""
+
+    @pytest.mark.parametrize("arguments", [{"beta": 0.5}, {}], ids=str)
+    @pytest.mark.parametrize("way", ["assign", "delete and assign", "register", "tensor with gradient"])
+    def test_it_is_learned(self, arguments, way):
+        neuron, reference = QIF(**arguments), QIF(threshold=0.8, learn_threshold=True, **arguments)
+        threshold = torch.nn.Parameter(torch.tensor(0.8))
+        if way == "tensor with gradient":
+            threshold = torch.tensor(0.8, requires_grad=True)
+        if way in ("delete and assign", "register"):
+            del neuron.threshold
+        if way == "register":
+            neuron.register_parameter("threshold", threshold)
+        else:
+            neuron.threshold = threshold
+        if way != "tensor with gradient":
+            assert [name for name, _ in neuron.named_parameters()] == ["threshold"]
+        assert neuron.state_dict().keys() == reference.state_dict().keys()
+        x_seq = inputs(torch.float32)
+        for one in (neuron, reference):
+            spk, mem = step(one, x_seq)
+            (spk.sum() + mem.square().sum()).backward()
+        assert threshold.grad != 0
+        assert torch.equal(threshold.grad, reference.threshold.grad)
+
+    def test_a_leak_that_is_assigned_is_learned(self):
+        neuron, reference = QIF(0.5), QIF(0.5, learn_beta=True)
+        neuron.beta = torch.nn.Parameter(torch.tensor(0.5))
+        x_seq = inputs(torch.float32)
+        for mine, expected in zip(gradients(step, neuron, x_seq), gradients(step, reference, x_seq), strict=True):
+            assert torch.equal(mine, expected)
 
 
 class TestDtypes:
@@ -370,6 +502,13 @@ class TestBadInput:
             ({"a": -1.0}, "a must be positive"),
             ({"u2": float("inf")}, "u2 must be finite"),
             ({"a": 0.2, "dynamics": "paper"}, "contradicts a"),
+            ({"beta": 0.9, "threshold": float("inf")}, "v_threshold must be finite, got inf"),
+            ({"threshold": float("nan")}, "v_threshold must be finite, got nan"),
+            ({"curvature": 0.3}, "pass beta"),
+            ({"beta": 0.9, "window": "unbaised"}, "did you mean 'unbiased'"),
+            ({"beta": 0.9, "window": "paper", "spike_grad": ATan()}, "spike_grad and window both decide"),
+            ({"window": "paper", "surrogate_disable": True}, "surrogate_disable and window both decide"),
+            ({"a": torch.nn.Parameter(torch.tensor(0.2))}, "QIF does not learn a"),
             ({"dynamics": "lif"}, "pass beta"),
             ({"dynamics": "izhikevich"}, "there are paper, lif"),
             ({"learn_beta": True}, "learn_beta"),
@@ -387,6 +526,11 @@ class TestBadInput:
         with pytest.raises(TypeError, match=r"as snntorch\.surrogate\.atan\(\) returns, got 'atan'"):
             QIF(spike_grad="atan")
         assert len(snn.SpikingNeuron.instances) == len(before)
+
+    @pytest.mark.parametrize("name", ["beta", "threshold", "a", "u1", "u2", "curvature"])
+    def test_a_string_for_a_number(self, name):
+        with pytest.raises(TypeError, match=f"{name} must be a number or a tensor, got '0.5'"):
+            QIF(**{"beta": 0.9, name: "0.5"})
 
     def test_integer_input(self):
         neuron = QIF()

@@ -152,3 +152,49 @@ def test_surrogates():
 def test_a_sequence_without_a_batch_is_refused():
     with pytest.raises(ValueError, match=r"\[T, N, \*\]"):
         MultiStepQIFNode()(torch.ones(4))
+
+
+@pytest.mark.parametrize("cls", [QIFNode, MultiStepQIFNode])
+def test_assignments_take_effect_or_are_refused(cls):
+    x = inputs() if cls is MultiStepQIFNode else inputs(3, 4)
+    node = cls(tau=2.0)
+    for name, value in (("tau", 5.0), ("decay_input", False), ("v_threshold", 0.5), ("v_reset", None)):
+        setattr(node, name, value)
+    constructed = cls(5.0, False, 0.5, None)
+    assert torch.equal(node(x), constructed(x))
+    assert repr(node) == repr(constructed)
+    functional.reset_net(node)
+    assert node.v_threshold == 0.5
+    with pytest.raises(ValueError, match="v_threshold must be finite"):
+        node.v_threshold = float("inf")
+    node.dynamics = "paper"
+    with pytest.raises(ValueError, match="would have no effect"):
+        node.tau = 3.0
+
+
+@pytest.mark.parametrize("way", ["assign", "delete and assign"])
+def test_a_threshold_is_learned_in_either_class_alike(way):
+    x, gradients = inputs(), []
+    for cls in (QIFNode, MultiStepQIFNode):
+        node, threshold = cls(tau=2.0), nn.Parameter(torch.tensor(0.8))
+        if way == "delete and assign":
+            del node.v_threshold
+        node.v_threshold = threshold
+        assert list(node.state_dict()) == ["v_threshold"]
+        out = torch.stack([node(step) for step in x]) if cls is QIFNode else node(x)
+        (out * torch.linspace(-1, 2, out.numel()).view(out.shape)).sum().backward()
+        functional.reset_net(node)
+        assert node.v_threshold is threshold
+        gradients.append(threshold.grad)
+    assert gradients[0] != 0
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("v", [torch.tensor(0.3), torch.full((4,), 0.3), torch.zeros(3, 4, dtype=torch.int64)], ids=str)
+@pytest.mark.parametrize("cls", [neuron.LIFNode, QIFNode, neuron.MultiStepLIFNode, MultiStepQIFNode])
+def test_an_initial_membrane_broadcasts_as_in_the_host(cls, v):
+    node, full = cls(), cls()
+    node.v, full.v = v, v.to(torch.float32).expand(3, 4).contiguous()
+    x = inputs() if "MultiStep" in cls.__name__ else inputs(3, 4)
+    assert torch.equal(node(x), full(x))
+    assert torch.equal(node.v, full.v)

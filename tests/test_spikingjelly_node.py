@@ -105,7 +105,7 @@ def test_arguments_to_parameters(arguments, expected):
     ("arguments", "message"),
     [
         ({"dynamics": "paper", "a": 0.2}, "both decide the map"),
-        ({"dynamics": "izhikevich"}, "lif, paper"),
+        ({"dynamics": "izhikevich"}, "paper, lif"),
         ({"tau": 1.0}, "tau must be above 1"),
         ({"v_threshold": 5.0}, "unstable fixed point"),
         ({"v_threshold": 0.0}, "must then be positive, got v_threshold=0"),
@@ -114,6 +114,18 @@ def test_arguments_to_parameters(arguments, expected):
         ({"window": "paper", "surrogate_function": surrogate.ATan()}, "both decide the surrogate"),
         ({"backend": "tpu"}, "'auto'"),
         ({"step_mode": "x"}, "step_mode"),
+        ({"tau": 2.0, "v_threshold": float("inf")}, "v_threshold must be finite, got inf"),
+        ({"v_threshold": float("nan")}, "v_threshold must be finite, got nan"),
+        ({"tau": 2.0, "v_reset": float("-inf")}, "v_reset must be finite"),
+        ({"tau": 2.0, "v_reset": 1.5}, "v_threshold=1 must lie above v_reset=1.5"),
+        ({"tau": float("inf")}, "tau must be above 1 and finite, got inf"),
+        ({"tau": 1e18}, "tau must be above 1 and finite"),
+        ({"tau": 1.1, "v_reset": 0.5}, "tau=1.1 with v_reset=0.5 cannot be matched"),
+        ({"window": "unbaised"}, "did you mean 'unbiased'"),
+        ({"dynamics": "papr"}, "did you mean 'paper'"),
+        ({"v_threshold": nn.Parameter(torch.tensor(0.8))}, r"node\.v_threshold = nn\.Parameter"),
+        ({"a": nn.Parameter(torch.tensor(0.2))}, "ParametricQIFNode learns a, u1 and u2"),
+        ({"v_threshold": torch.ones(3)}, r"v_threshold has shape \[3\]"),
     ],
     ids=str,
 )
@@ -145,10 +157,385 @@ def test_assigning_a_number_checks_it_and_derives_the_window_anew():
     assert (given.surrogate_function.lo, given.surrogate_function.hi) == (-1.0, 1.0)
 
 
+@pytest.mark.parametrize("name", ["tau", "v_threshold", "v_reset", "a", "u1", "u2", "input_gain"])
+def test_a_string_is_no_number(name):
+    with pytest.raises(TypeError, match=f"{name} must be a number, got '2'"):
+        QIFNode(**{name: "2"})
+    node = QIFNode()
+    with pytest.raises(TypeError, match=f"{name} must be a number or a tensor, got '2'"):
+        setattr(node, name, "2")
+    assert node.params == QIFNode().params
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "value"),
+    [
+        ({"tau": 2.0}, "tau", 20.0),
+        ({"tau": 2.0}, "tau", 20),
+        ({"tau": 2.0}, "tau", torch.tensor(20.0)),
+        ({"tau": 2.0}, "decay_input", False),
+        ({"decay_input": False}, "tau", 3.0),
+        ({}, "tau", 3.0),
+        ({}, "decay_input", True),
+        ({"tau": 2.0}, "v_threshold", 0.5),
+        ({"tau": 2.0}, "v_threshold", torch.tensor(0.5)),
+        ({}, "v_threshold", 2),
+        ({"tau": 2.0}, "v_reset", -0.25),
+        ({"tau": 2.0, "v_reset": -0.25}, "v_reset", None),
+        ({}, "v_reset", None),
+        ({"tau": 2.0}, "input_gain", 0.7),
+        ({"tau": 2.0}, "dynamics", "paper"),
+        ({"tau": 2.0, "dynamics": "paper"}, "dynamics", "lif"),
+        ({}, "a", 0.3),
+        ({"a": 0.3}, "u2", 0.4),
+        ({"tau": 2.0}, "window", "paper"),
+        ({"tau": 2.0}, "window", Window(0.25, 1.5)),
+        ({"tau": 2.0}, "surrogate_function", surrogate.ATan()),
+        ({"tau": 2.0}, "detach_reset", True),
+        ({"tau": 2.0}, "backend", "torch"),
+        ({"tau": 2.0, "step_mode": "m"}, "store_v_seq", True),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+def test_an_assignment_makes_the_node_that_construction_makes(arguments, name, value, step_mode):
+    node = QIFNode(**arguments)
+    single_steps(node, inputs()), node.reset()
+    setattr(node, name, value)
+    constructed = QIFNode(**{**arguments, name: value})
+    x, other = inputs(requires_grad=True), None
+    results = []
+    for one in (node, constructed):
+        if name == "v_reset":  # the membrane of a node goes on from where it was constructed, as the host's does
+            one.v = 0.1
+        one.step_mode = step_mode
+        out = one(x) if step_mode == "m" else single_steps(one, x)
+        results.append((out, one.v, *torch.autograd.grad((out * weights(out)).sum() + one.v.sum(), x)))
+    for mine, other in zip(*results, strict=True):
+        assert torch.equal(mine, other)
+    assert node.params == constructed.params
+    assert repr(node) == repr(constructed)
+
+
+def test_assigned_numbers_survive_copies_and_checkpoints():
+    node = QIFNode(tau=2.0, step_mode="m")
+    node.tau, node.decay_input, node.v_threshold, node.window = 5.0, False, torch.tensor([0.5, 0.8, 0.9, 1.0]), "paper"
+    x = inputs()
+    expected = node(x)
+    for twin in (copy.deepcopy(node), pickle.loads(pickle.dumps(node))):
+        twin.reset()
+        assert torch.equal(twin(x), expected)
+        twin.v_threshold[:] = 0.7
+        assert twin.params == QIFNode(5.0, False, 0.7).params or torch.equal(
+            twin.params.a, torch.full((4,), QIFNode(5.0, False, 0.7).a)
+        )
+        assert node.v_threshold.tolist() != twin.v_threshold.tolist()
+        twin.tau = 2.0
+        assert node.tau == 5.0
+
+
+def test_a_threshold_written_to_in_place_takes_effect():
+    """``functional.set_threshold_margin`` assigns a tensor, and writes into it then."""
+    node = QIFNode(tau=2.0, step_mode="m")
+    node.v_threshold = torch.ones(4)
+    node.v_threshold[2] = 0.4
+    x = inputs()
+    out = node(x)
+    for index, threshold in ((0, 1.0), (2, 0.4)):
+        reference = QIFNode(tau=2.0, v_threshold=threshold, step_mode="m")
+        assert torch.equal(reference(x[..., index]), out[..., index])
+    node.v_threshold[0] = float("nan")
+    with pytest.raises(ValueError, match="v_threshold must be finite"):
+        node(x)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("tau", 1.0, "tau must be above 1"),
+        ("tau", float("nan"), "tau must be above 1"),
+        ("tau", nn.Parameter(torch.tensor(2.0)), "does not learn tau: ParametricQIFNode"),
+        ("decay_input", "no", "decay_input must be True or False"),
+        ("v_threshold", -1.0, "v_threshold=-1 must lie above v_reset=0"),
+        ("v_threshold", float("inf"), "v_threshold must be finite"),
+        ("v_threshold", None, "v_threshold must be a number or a tensor"),
+        ("v_threshold", torch.tensor([1.0, float("nan")]), "v_threshold must be finite"),
+        ("v_threshold", nn.Parameter(torch.tensor(-1.0)), "must lie above v_reset"),
+        ("v_reset", 2.0, "must lie above v_reset=2"),
+        ("v_reset", nn.Parameter(torch.tensor(0.0)), "does not learn v_reset"),
+        ("input_gain", float("inf"), "input_gain must be finite"),
+        ("a", 5.0, "unstable fixed point"),
+        ("a", nn.Parameter(torch.tensor(0.2)), "ParametricQIFNode learns a, u1 and u2.*needs another name"),
+        ("u1", "x", "u1 must be a number"),
+        ("dynamics", "liff", "did you mean 'lif'"),
+        ("window", "unbaised", "did you mean 'unbiased'"),
+        ("window", 3, "window must be one of"),
+        ("surrogate_function", "atan", r"surrogate\.ATan\(\)"),
+        ("surrogate_function", None, "surrogate_function must be"),
+        ("backend", "tpu", "'auto'"),
+        ("step_mode", "x", "step_mode"),
+    ],
+    ids=str,
+)
+def test_a_bad_assignment_is_refused_and_changes_nothing(name, value, message):
+    node = QIFNode(tau=2.0)
+    node(inputs(3, 4))
+    before = repr(node), node.v, getattr(node, name)
+    with pytest.raises((TypeError, ValueError), match=message):
+        setattr(node, name, value)
+    assert repr(node) == before[0]
+    assert node.v is before[1]
+    assert getattr(node, name) == before[2]
+    assert not list(node.parameters())
+
+
+@pytest.mark.parametrize("arguments", [{"dynamics": "paper"}, {"a": 0.3}, {"tau": 3.0, "a": 0.3}], ids=str)
+def test_a_leak_that_would_have_no_effect_is_refused_until_it_is_asked_for(arguments):
+    node = QIFNode(**arguments)
+    shown, tau = repr(node), node.tau
+    for name, value in (("tau", 20.0), ("decay_input", False)):
+        with pytest.raises(ValueError, match=f"{name}=.* would have no effect.*dynamics='lif' first"):
+            setattr(node, name, value)
+    assert repr(node) == shown
+    assert node.tau == tau
+    node.dynamics = "lif"
+    node.tau = 20.0
+    assert node.params == QIFNode(tau=20.0).params
+
+
+def test_a_map_assigned_to_a_matched_node_keeps_the_other_numbers():
+    node = QIFNode(tau=2.0)
+    node.a = 0.3
+    assert node.dynamics == "explicit"
+    assert node.params == QIFParameters(a=0.3, u1=0.0, u2=-2.0, input_gain=0.5)
+    node.dynamics = "lif"
+    node.tau = 4.0
+    assert node.params == QIFNode(tau=4.0).params
+
+
+def test_a_surrogate_that_was_assigned_is_kept():
+    node, given = QIFNode(), AnalyticWindow(-0.1, 0.1)
+    node.surrogate_function = given
+    node.v_threshold = 0.9
+    assert node.window is None
+    assert (given.lo, given.hi) == (-0.1, 0.1)
+    node.window = "unbiased"
+    assert repr(node) == repr(QIFNode(v_threshold=0.9))
+
+
+# -- a learned threshold --------------------------------------------------------------------------
+
+
+def by_autograd(x_seq, threshold, tau, v_reset, detach_reset):
+    """The equations of the folded reset, differentiated by PyTorch; ATan of the host."""
+    spike_of, rest = surrogate.ATan(), 0.0 if v_reset is None else v_reset
+    if tau is None:
+        gain, a, beta = 1.0, 0.25, -0.125
+    else:
+        beta = 1 - 1 / tau
+        gain, a = 1 / tau, 0.5 * (1 - beta) / (threshold - rest)
+
+    def f(v):
+        return rest + beta * (v - rest) + a * (v - rest) ** 2
+
+    charge, spikes = f(torch.full_like(x_seq[0], rest)), []
+    for x in x_seq:
+        h = charge + gain * x
+        spikes.append(spike_of(h - threshold))
+        s = spikes[-1].detach() if detach_reset else spikes[-1]
+        if v_reset is None:
+            v = h - s * threshold
+            charge = f(v)
+        else:
+            v = (1 - s) * h + s * v_reset
+            charge = (1 - s) * f(h) + s * f(torch.full_like(h, v_reset))
+    return torch.stack(spikes), v
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (4,)], ids=str)
+@pytest.mark.parametrize("detach_reset", [False, True])
+@pytest.mark.parametrize("v_reset", [0.0, None])
+@pytest.mark.parametrize("tau", [None, 3.0])
+def test_a_learned_threshold_has_the_gradient_of_autograd(tau, v_reset, detach_reset, shape):
+    x = inputs(dtype=torch.float64)
+    oracle = torch.full(shape, 0.8, dtype=torch.float64, requires_grad=True)
+    spikes, v = by_autograd(x, oracle, tau, v_reset, detach_reset)
+    ((spikes * weights(x)).sum() + v.sum()).backward()
+    for run in (lambda node: node(x), lambda node: single_steps(node, x)):
+        node = QIFNode(tau, v_reset=v_reset, detach_reset=detach_reset, surrogate_function=surrogate.ATan())
+        node.step_mode = "m"
+        node.v_threshold = nn.Parameter(torch.full(shape, 0.8, dtype=torch.float64))
+        out = run(node)
+        assert torch.equal(out, spikes)
+        ((out * weights(x)).sum() + node.v.sum()).backward()
+        torch.testing.assert_close(node.v_threshold.grad, oracle.grad, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("window", ["unbiased", "paper", "heuristic"])
+def test_a_learned_threshold_under_the_window_has_the_gradient_of_the_core(window):
+    node, x = QIFNode(window=window, step_mode="m"), inputs()
+    node.v_threshold = nn.Parameter(torch.tensor(0.8))
+    (node(x) * weights(x)).sum().backward()
+    threshold = torch.tensor(0.8, requires_grad=True)
+    params = QIFParameters.unchecked(v_threshold=threshold)
+    spikes, _ = qif_multi_step(x, 0.0, params, QIFNode(v_threshold=0.8, window=window).surrogate_function.window(0.8))
+    (spikes * weights(x)).sum().backward()
+    assert node.v_threshold.grad != 0
+    torch.testing.assert_close(node.v_threshold.grad, threshold.grad)
+
+
+@pytest.mark.parametrize("tau", [None, 3.0])
+@pytest.mark.parametrize("window", ["unbiased", "paper", "heuristic"])
+def test_a_window_follows_a_learned_threshold(window, tau):
+    node = QIFNode(tau, window=window, step_mode="m")
+    node.v_threshold = nn.Parameter(torch.tensor(0.8))
+    with torch.no_grad():
+        node.v_threshold.fill_(1.1)
+    node(inputs())
+    expected = QIFNode(tau, v_threshold=1.1, window=window).surrogate_function
+    for name in ("lo", "hi", "height"):
+        assert float(getattr(node.surrogate_function, name)) == pytest.approx(getattr(expected, name), rel=1e-5)
+
+
+def learnable(node, way):
+    """Give ``node`` a learned threshold as published code does; returns the tensor that gets the gradient."""
+    threshold = nn.Parameter(torch.tensor(0.8))
+    if way != "assign":
+        del node.v_threshold
+    if way == "register":
+        node.register_parameter("v_threshold", threshold)
+    else:
+        node.v_threshold = threshold
+    return threshold
+
+
+@pytest.mark.parametrize("way", ["assign", "delete and assign", "register"])
+def test_a_learned_threshold_is_a_parameter_as_on_the_host(way):
+    lif, node = neuron.LIFNode(), QIFNode(tau=2.0)
+    theirs, mine = learnable(lif, way), learnable(node, way)
+    assert node.v_threshold is mine
+    assert [name for name, _ in node.named_parameters()] == [name for name, _ in lif.named_parameters()]
+    assert node.state_dict().keys() == lif.state_dict().keys()
+    optimizer = torch.optim.SGD(node.parameters(), 0.01)
+    node(inputs(3, 4)).sum().backward()
+    optimizer.step()
+    assert mine != theirs
+    for twin in (copy.deepcopy(node), pickle.loads(pickle.dumps(node))):
+        assert repr(twin) == repr(node)
+        assert twin.v_threshold is not mine
+        assert [id(p) for p in twin.parameters()] == [id(twin.v_threshold)]
+    lif.load_state_dict(node.state_dict(), strict=True)
+    fresh = QIFNode(tau=2.0)
+    learnable(fresh, way)
+    fresh.load_state_dict(node.state_dict(), strict=True)
+    assert repr(fresh) == repr(node)
+    assert node.a.item() == pytest.approx(0.25 / mine.item())
+
+
+def test_a_tensor_with_gradient_is_a_threshold():
+    node, raw = QIFNode(step_mode="m"), torch.tensor(0.5, requires_grad=True)
+    x = inputs()
+    for _ in range(2):  # made anew in every iteration, as a reparametrized threshold is
+        node.reset()
+        node.v_threshold = torch.exp(raw) - 0.8
+        node(x).sum().backward()
+    assert raw.grad != 0
+    with torch.no_grad():
+        node.reset()
+        expected = QIFNode(v_threshold=node.v_threshold.item(), step_mode="m")(x)
+        assert torch.equal(node(x), expected)
+
+
+def test_a_threshold_may_be_a_buffer():
+    node = QIFNode(tau=2.0)
+    del node.v_threshold
+    with pytest.raises(RuntimeError, match="has no v_threshold since it was deleted"):
+        node(inputs(3, 4))
+    node.register_buffer("v_threshold", torch.tensor(0.5))
+    assert node.params == QIFNode(tau=2.0, v_threshold=0.5).params
+    node.load_state_dict({"v_threshold": torch.tensor(0.25)})
+    assert node.params == QIFNode(tau=2.0, v_threshold=0.25).params
+    with pytest.raises(RuntimeError, match="v_threshold=-1 must lie above"):
+        node.load_state_dict({"v_threshold": torch.tensor(-1.0)})
+    assert node.v_threshold == 0.25
+
+
+@pytest.mark.parametrize(
+    ("tau", "learned", "used"), [(None, 50.0, 0.99 * 4.5), (None, 2.0, 2.0), (2.0, -3.0, 1e-6), (2.0, 50.0, 50.0)]
+)
+def test_a_learned_threshold_stays_where_the_membrane_is_stable(tau, learned, used):
+    node = QIFNode(tau, step_mode="m")
+    node.v_threshold = nn.Parameter(torch.tensor(0.8))
+    with torch.no_grad():
+        node.v_threshold.fill_(learned)
+    assert node.params.v_threshold.item() == pytest.approx(used)
+    x = inputs(50, 3, 4)
+    out = node(x)
+    out.sum().backward()
+    assert node.v.isfinite().all()
+    assert node.v_threshold.grad.isfinite()
+
+
+def test_a_learned_threshold_works_with_transforms_compilation_and_half_precision():
+    torch._dynamo.reset()
+    node, x = QIFNode(tau=2.0, step_mode="m"), inputs()
+    node.v_threshold = nn.Parameter(torch.tensor(0.8))
+    spikes = torch.func.functional_call(node, {"v_threshold": torch.tensor(0.3)}, (x,))
+    assert torch.equal(spikes, QIFNode(tau=2.0, v_threshold=0.3, step_mode="m")(x))
+    node.reset()
+    node(x).sum().backward()
+    expected, node.v_threshold.grad = node.v_threshold.grad, None
+    node.reset()
+    torch.compile(node, fullgraph=True, backend="aot_eager")(x).sum().backward()
+    torch.testing.assert_close(node.v_threshold.grad, expected)
+    node.reset()
+    node.half()(x.half()).sum().backward()
+    assert node.v_threshold.grad.isfinite()
+
+
+def test_a_step_after_an_update_of_the_threshold_resets_by_the_spikes_that_were_given():
+    node, x = QIFNode(), torch.full((2, 3), 0.9, requires_grad=True)
+    node.v_threshold = nn.Parameter(torch.tensor(0.8))
+    node(x)
+    with torch.no_grad():
+        node.v_threshold.fill_(1.5)  # by which the step before would not have fired
+    node(x * 0)
+    assert torch.equal(node.v, torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("v_threshold", nn.Parameter(torch.tensor(0.8)), "QIFNode learns its threshold"),
+        ("v_threshold", torch.tensor([0.8, 0.9]), "one fixed v_threshold"),
+        ("tau", 3.0, "cannot be assigned: it learns a, u1 and u2"),
+        ("decay_input", False, "cannot be assigned"),
+        ("a", 0.2, "cannot be assigned"),
+        ("dynamics", "paper", "cannot be assigned"),
+        ("w", nn.Parameter(torch.tensor(0.0)), "has no w.*swap"),
+        ("init_tau", 3.0, "has no init_tau"),
+    ],
+)
+def test_what_a_parametric_node_does_not_take_is_refused(name, value, message):
+    node = ParametricQIFNode(init_tau=2.0)
+    before, names = repr(node), list(node.state_dict())
+    with pytest.raises((AttributeError, ValueError), match=message):
+        setattr(node, name, value)
+    assert repr(node) == before
+    assert list(node.state_dict()) == names
+
+
 def test_repr_shows_what_came_of_the_arguments():
     text = repr(QIFNode(tau=2.0, window="paper"))
     for part in ("a=0.25", "u1=0", "u2=-2", "v_threshold=1", "input_gain=0.5", "window=paper", "backend=auto", "lo="):
         assert part in text
+    assert "dynamics=lif, tau=2" in text
+
+
+def test_repr_shows_a_leak_that_was_set_aside():
+    assert "tau=2 set aside" in repr(QIFNode(tau=2.0, dynamics="paper"))
+    assert "tau=2, decay_input=False set aside" in repr(QIFNode(2.0, False, a=0.3))
+    assert "set aside" not in repr(QIFNode(tau=2.0)) + repr(QIFNode()) + repr(QIFNode(a=0.3))
 
 
 # -- numbers --------------------------------------------------------------------------------------
@@ -563,6 +950,49 @@ def test_clock_driven_name_says_which_version_has_it():
 
 
 @needs_backends
+@pytest.mark.parametrize(
+    "v",
+    [torch.tensor(0.3), torch.full((4,), 0.3), torch.full((3, 1), 0.3), torch.zeros(3, 4, dtype=torch.int64)],
+    ids=lambda v: str(v.shape),
+)
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+@pytest.mark.parametrize("cls", [neuron.LIFNode, QIFNode, ParametricQIFNode])
+def test_an_initial_membrane_broadcasts_as_in_the_host(cls, step_mode, v):
+    node, full = cls(step_mode="m"), cls(step_mode="m")
+    x = inputs()
+    node.v, full.v = v, torch.as_tensor(v).to(torch.float32).expand(3, 4).contiguous()
+    node.step_mode = full.step_mode = step_mode
+    x = x if step_mode == "m" else x[0]
+    assert torch.equal(node(x), full(x))
+    assert torch.equal(node.v, full.v)
+    assert node.v.shape == (3, 4)
+
+
+@needs_backends
+@pytest.mark.parametrize("cls", [neuron.LIFNode, QIFNode])
+def test_the_input_may_broadcast_to_the_membrane(cls):
+    node, full = cls(step_mode="m"), cls(step_mode="m")
+    node.v = full.v = torch.linspace(-0.5, 0.5, 12).view(3, 4)
+    x = inputs(T, 4)
+    assert torch.equal(node(x), full(x.unsqueeze(1).expand(T, 3, 4)))
+
+
+@needs_functional_forms
+@pytest.mark.parametrize("v", [torch.tensor(0.3), torch.full((4,), 0.3), torch.zeros(3, 4, dtype=torch.int64)], ids=str)
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+def test_an_initial_membrane_is_taken_as_the_host_takes_it(v, step_mode):
+    """This SpikingJelly starts anew from a membrane of another shape."""
+    node, lif = QIFNode(step_mode=step_mode), neuron.LIFNode(step_mode=step_mode)
+    node.v = lif.v = v
+    x = inputs() if step_mode == "m" else inputs(3, 4)
+    reference = QIFNode(step_mode=step_mode)
+    reference.v = lif.materialize_states((x,), (v,), step_mode)[0]
+    assert torch.equal(node(x), reference(x))
+    assert torch.equal(node.v, reference.v)
+    assert lif(x).shape == x.shape
+
+
+@needs_backends
 def test_backend_goes_through_the_hosts_interface(caplog):
     net = network(QIFNode)
     assert net[2].supported_backends[0] == "auto"
@@ -585,6 +1015,28 @@ def test_cupy_can_be_selected_and_says_what_is_missing_when_it_cannot_run():
     if not torch.cuda.is_available():
         with pytest.raises(RuntimeError, match="cupy"):
             net(inputs())
+
+
+@needs_backends
+def test_overridden_single_step_forward_is_run_through_as_in_the_host():
+    def subclass(base_class):
+        class Gain(base_class):
+            def single_step_forward(self, x):
+                return super().single_step_forward(3 * x)
+
+        return Gain
+
+    x = inputs()
+    for cls in (neuron.LIFNode, QIFNode, ParametricQIFNode):
+        multi, plain = subclass(cls)(2.0, step_mode="m", store_v_seq=True), cls(2.0, step_mode="m", store_v_seq=True)
+        assert torch.equal(multi(x), plain(3 * x)), cls
+        assert torch.equal(multi.v_seq, plain.v_seq), cls
+        assert torch.equal(
+            single_steps(subclass(cls)(2.0), x), multi(x * 0) * 0 + plain.__class__(2.0, step_mode="m")(3 * x)
+        )
+    patched = QIFNode(2.0, step_mode="m")
+    patched.single_step_forward = lambda step: step * 0
+    assert patched(x + 5).sum() == 0
 
 
 @needs_backends

@@ -14,9 +14,9 @@ from torch import Tensor
 from qif_plugins.parameters import Number
 from qif_plugins.surrogate import Window
 
-from ._common import QIFNeuron, fused_surrogates, resolve_parameters
+from ._common import QIFNeuron, fused_surrogates, resolve
 from .surrogate import CudaAnalyticWindowBase
-from .v0 import hooks_overridden
+from .v0 import HOOKS, overridden
 
 __all__ = ["AnalyticWindow", "MultiStepQIFNode", "QIFNode"]
 
@@ -63,10 +63,10 @@ class QIFNode(QIFNeuron, neuron.BaseNode):
         window: str | Window | None = None,
         backend: str = "auto",
     ) -> None:
-        params = resolve_parameters(
+        resolved = resolve(
             tau, decay_input, v_threshold, v_reset, a=a, u1=u1, u2=u2, input_gain=input_gain, dynamics=dynamics
         )
-        arguments = self._configure(params, surrogate_function, window, tau, decay_input)
+        arguments = self._configure(*resolved, surrogate_function, window)
         self.backend = backend
         if cupy_fp32_inference:
             neuron.check_backend("cupy")
@@ -80,13 +80,18 @@ class QIFNode(QIFNeuron, neuron.BaseNode):
 
     def neuronal_charge(self, x: Tensor) -> None:
         """h = f(v) + g x, into ``v``; what a subclass or a step-by-step user of the host's interface calls."""
-        self.v = self.params.map(self.v) + self.params.input_gain * x
+        params, _ = self._neuron(x.unsqueeze(0))
+        self.v = params.map(self.v) + params.input_gain * x
+
+    def neuronal_fire(self) -> Any:
+        """The spikes of ``v``."""
+        return self.surrogate_function(self.v - self.params.v_threshold)
 
     def forward(self, x: Tensor) -> Tensor:
         """One time step ``[N, *]``."""
-        if hooks_overridden(self, QIFNode):
+        if overridden(self, QIFNode, HOOKS):
             return super().forward(x)
-        spike, self.v, _ = self._run(x, self.v, single=True)
+        spike, self.v, _ = self._run(*self._broadcast(x, single=True), single=True)
         return spike
 
     def _implementation(self, x_seq: Tensor) -> str:
@@ -142,12 +147,12 @@ class MultiStepQIFNode(QIFNode):
         """All time steps ``[T, N, *]``."""
         if x_seq.dim() < 2:
             raise ValueError(f"a multi-step node takes [T, N, *], got shape {list(x_seq.shape)}")
-        if hooks_overridden(self, QIFNode):
+        if overridden(self, QIFNode, HOOKS):
             steps = []
             for x in x_seq:
                 spike = super().forward(x)
                 steps.append((spike, self.v))
             spike_seq, self.v_seq = (torch.stack(sequence) for sequence in zip(*steps, strict=True))
             return spike_seq
-        spike_seq, self.v, self.v_seq = self._run(x_seq, self.v, store_v_seq=True)
+        spike_seq, self.v, self.v_seq = self._run(*self._broadcast(x_seq), store_v_seq=True)
         return spike_seq

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
@@ -15,7 +16,7 @@ from qif_plugins.parameters import QIFParameters
 
 from . import QIFNode
 from ._common import QIFNeuron
-from .parametric import LEARNED, ParametricQIFNeuron
+from .parametric import FIXED, LEARNED, ParametricQIFNeuron
 
 __all__ = ["LeakQIFNode", "LearnedLeak"]
 
@@ -44,9 +45,17 @@ class LearnedLeak(ParametricQIFNeuron):
         self._window_changed()
 
     @property
+    def dynamics(self) -> str:
+        """``"lif"``: a leak is matched, the one learned."""
+        return "lif"
+
+    def _leak_tau(self) -> Any:
+        return 1 / torch.sigmoid(self.w.detach().double())
+
+    @property
     def params(self) -> QIFParameters:
         """The neuron as the core describes it; tensors with gradient."""
-        if "w" not in self._parameters:  # type: ignore[attr-defined]
+        if "w" not in self._parameters:
             # The host's constructor runs before there are parameters.
             return self._params
         w = self.w.to(torch.promote_types(self.w.dtype, torch.float32))
@@ -78,6 +87,22 @@ class LearnedLeak(ParametricQIFNeuron):
     def _numbers(self) -> tuple[Any, Any, Any]:
         params = self.params
         return params.a, params.u1, params.u2
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        QIFNeuron.__setattr__(self, name, value)
+
+    def _assign(self, name: str, value: Any, store: Callable[[], None]) -> None:
+        if name == "decay_input" and value is not None:
+            before = self.decay_input
+            store()
+            try:
+                self._window_changed()
+            except ValueError:
+                vars(self)["decay_input"] = before
+                raise
+            return
+        self._refuse(name, value, "the leak is learned: tau is 1/sigmoid(w), and the map follows w", FIXED[:2])
+        super()._assign(name, value, store)
 
     def _replace(self, **changes: Any) -> None:
         """Assign threshold or reset; the map goes on matching the leak."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ from qif_plugins.moments import membrane_moments
 from qif_plugins.parameters import Number, QIFParameters
 from qif_plugins.surrogate import Surrogate, Window
 
-from ._common import QIFNeuron, show
+from ._common import RESOLVED, QIFNeuron, show
 
 __all__ = ["ParametricQIFNeuron"]
 
@@ -39,6 +40,9 @@ REACH = 14.0
 MARGIN = 1e-5
 """ε: the relative distance from the region's border, above the rounding of float32; matches leaks up to tau = 5·10⁴."""
 LEARNED = ("a", "u1", "u2")
+FIXED = ("v_threshold", "v_reset", "input_gain")
+ELSEWHERE = ("w", "init_tau")
+"""What ParametricLIFNode's users may look for."""
 
 
 class ParametricQIFNeuron(QIFNeuron):
@@ -65,7 +69,7 @@ class ParametricQIFNeuron(QIFNeuron):
         self.channels = channels
         for name, value in unconstrained(self._params).items():
             raw = torch.full(() if channels is None else (channels,), value.item())  # in the default dtype
-            self.register_parameter(name, nn.Parameter(raw))  # type: ignore[attr-defined]
+            self.register_parameter(name, nn.Parameter(raw))
         self._window_memory = WindowMemory()
         if self._follows:
             self._place_window()
@@ -74,7 +78,7 @@ class ParametricQIFNeuron(QIFNeuron):
 
     def _numbers(self) -> tuple[Tensor, Tensor, Tensor]:
         """a, u1, u2 in float32 (float64 in a float64 module), with gradient."""
-        if "raw_a" not in self._parameters:  # type: ignore[attr-defined]
+        if "raw_a" not in self._parameters:
             # The host's constructor runs before there are parameters.
             return self._params.a, self._params.u1, self._params.u2  # type: ignore[return-value]
         dtype = torch.promote_types(self.raw_a.dtype, torch.float32)
@@ -97,6 +101,11 @@ class ParametricQIFNeuron(QIFNeuron):
         return self._numbers()[2]
 
     @property
+    def dynamics(self) -> str:
+        """``"learned"``."""
+        return "learned"
+
+    @property
     def params(self) -> QIFParameters:
         """The neuron as the core describes it; tensors with gradient, one value or ``[channels]``."""
         a, u1, u2 = self._numbers()
@@ -105,6 +114,35 @@ class ParametricQIFNeuron(QIFNeuron):
     def _with(self, a: Tensor, u1: Tensor, u2: Tensor) -> QIFParameters:
         fixed = {name: getattr(self._params, name) for name in ("v_threshold", "v_reset", "reset", "input_gain")}
         return QIFParameters.unchecked(a=a, u1=u1, u2=u2, **fixed)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ELSEWHERE and name not in self.__dict__.get("_parameters", ()):
+            raise ValueError(
+                f"{type(self).__name__} has no {name}: it learns {', '.join(LEARNED)}, in raw_a, raw_u1 and raw_u2. "
+                "Construct one with another init_tau, or let swap() convert a ParametricLIFNode, which keeps its w"
+            )
+        super().__setattr__(name, value)
+
+    def _assign(self, name: str, value: Any, store: Callable[[], None]) -> None:
+        """Take over the threshold, the reset or the gain; what is learned is not assigned."""
+        self._refuse(name, value, f"it learns a, u1 and u2, which {name} does not decide any more")
+        if name == "v_reset":
+            self._replace(**({"reset": "soft"} if value is None else {"v_reset": float(value), "reset": "hard"}))
+        else:
+            self._replace(**{name: float(value)})
+        store()
+
+    def _refuse(self, name: str, value: Any, reason: str, fixed: tuple[str, ...] = FIXED) -> None:
+        if name not in fixed:
+            error = AttributeError if name in RESOLVED else ValueError  # the first for what is a read-only property
+            raise error(
+                f"{name} of a {type(self).__name__} cannot be assigned: {reason}. Construct another, or take QIFNode"
+            )
+        if isinstance(value, Tensor) and (value.requires_grad or value.numel() > 1 or isinstance(value, nn.Parameter)):
+            raise ValueError(
+                f"{type(self).__name__} learns beside one fixed {name}, a number; QIFNode learns its threshold and "
+                "takes one a neuron"
+            )
 
     def _replace(self, **changes: Any) -> None:
         """Assign numbers that are not learned; a, u1 and u2 keep their values."""
@@ -148,6 +186,8 @@ class ParametricQIFNeuron(QIFNeuron):
             self._check_closure(self._with(*(value.detach().double() for value in self._numbers())))
             self._window_memory.clear()
             self._place_window()
+        else:
+            super()._window_changed()
 
     def _check_closure(self, params: QIFParameters) -> None:
         """Refuse what training only falls back for.
@@ -165,7 +205,7 @@ class ParametricQIFNeuron(QIFNeuron):
 
     def _followed(self) -> Window:
         """The window of the current parameters, kept until one changes."""
-        parameters = list(self._parameters.values())  # type: ignore[attr-defined]
+        parameters = list(self._parameters.values())
         return self._window_memory(parameters, lambda: self.followed_window(self.window, self.params))  # type: ignore[arg-type]
 
     def _place_window(self) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from qif_plugins.parameters import Number
 from qif_plugins.surrogate import Window
 
-from ._common import QIFNeuron, fused_surrogates, resolve_parameters
+from ._common import QIFNeuron, fused_surrogates, resolve
 from .parametric import ParametricQIFNeuron
 from .surrogate import CudaAnalyticWindowBase
 
@@ -51,7 +51,11 @@ class QIFNode(QIFNeuron, neuron.BaseNode):
     The first arguments are LIFNode's, in its order. A leak that is passed (``tau``, ``decay_input``) is matched, see
     :meth:`qif_plugins.QIFParameters.matching_lif`; without one the parameters are those of arXiv 2510.05168.
     Both step modes have the gradients of one call over all steps. A subclass that overrides ``neuronal_charge``,
-    ``neuronal_fire`` or ``neuronal_reset`` runs step by step through them, as the host does it.
+    ``neuronal_fire``, ``neuronal_reset`` or ``single_step_forward`` runs step by step through them, as in the host.
+
+    All of them may be assigned after construction, with the effect and the checks that they have here. A
+    ``v_threshold`` that is then an ``nn.Parameter``, or another tensor with gradient, is learned, and kept where the
+    membrane is stable; a named window follows it.
 
     Args:
         tau: LIF's time constant to match, in steps, > 1. Left out: no leak is matched (with ``decay_input`` alone, 2).
@@ -67,16 +71,18 @@ class QIFNode(QIFNeuron, neuron.BaseNode):
             ``"torch"``, which asks for the reference here: every implementation gives the same bits, so the
             fastest is taken unless one is asked for. ``functional.set_backend(net, "cupy")`` selects CuPy.
         store_v_seq: Whether to keep the membrane of every step in ``v_seq`` in multi-step mode. Default False.
-        a: Curvature of the map; with ``u1`` and ``u2`` it overrides the leak. Paper's value 0.25.
+        a: Curvature of the map; any of ``a``, ``u1``, ``u2`` sets the leak aside. Paper's value 0.25.
         u1: First root of the map. Paper's value 0.
         u2: Second root of the map. Paper's value 0.5.
         input_gain: Factor g on the input. Default 1, or 1/tau where a leak with ``decay_input`` is matched.
-        dynamics: ``"paper"`` or ``"lif"`` to decide regardless of the leak. Default: by the leak, as above.
+        dynamics: ``"paper"`` or ``"lif"`` to decide regardless of the leak, which is then set aside, as ``repr``
+            shows; see :mod:`qif_plugins.arguments`. Default: by the other arguments.
         window: ``"unbiased"`` (default), ``"paper"``, ``"heuristic"`` or a :class:`~qif_plugins.surrogate.Window`.
 
     Raises:
-        ValueError: Contradictory arguments, an unknown name, or parameters that
-            :class:`~qif_plugins.QIFParameters` refuses.
+        ValueError: ``dynamics`` together with a, u1 or u2, ``window`` together with ``surrogate_function``, an unknown
+            name, or parameters that :class:`~qif_plugins.QIFParameters` refuses.
+        TypeError: A number that is none, or a ``surrogate_function`` that cannot be called.
         ImportError: ``backend="cupy"`` without CuPy.
     """
 
@@ -102,10 +108,10 @@ class QIFNode(QIFNeuron, neuron.BaseNode):
         dynamics: str | None = None,
         window: str | Window | None = None,
     ) -> None:
-        params = resolve_parameters(
+        resolved = resolve(
             tau, decay_input, v_threshold, v_reset, a=a, u1=u1, u2=u2, input_gain=input_gain, dynamics=dynamics
         )
-        arguments = self._configure(params, surrogate_function, window, tau, decay_input)
+        arguments = self._configure(*resolved, surrogate_function, window)
         super().__init__(
             **arguments, detach_reset=detach_reset, step_mode=step_mode, backend=backend, store_v_seq=store_v_seq
         )
@@ -126,18 +132,22 @@ class QIFNode(QIFNeuron, neuron.BaseNode):
         params, _ = self._neuron(x.unsqueeze(0))
         self.v = params.map(self.v) + params.input_gain * x
 
+    def neuronal_fire(self) -> Any:
+        """The spikes of ``v``."""
+        return self.surrogate_function(self.v - self.params.v_threshold)
+
     def single_step_forward(self, x: Tensor) -> Tensor:
         """One time step ``[N, *]``."""
-        if hooks_overridden(self, QIFNode):
+        if overridden(self, QIFNode, HOOKS):
             return super().single_step_forward(x)
-        spike, self.v, _ = self._run(x, self.v, single=True)
+        spike, self.v, _ = self._run(*self._broadcast(x, single=True), single=True)
         return spike
 
     def multi_step_forward(self, x_seq: Tensor) -> Tensor:
         """All time steps ``[T, N, *]``."""
-        if hooks_overridden(self, QIFNode):
+        if overridden(self, QIFNode, (*HOOKS, "single_step_forward")):
             return super().multi_step_forward(x_seq)
-        spike_seq, self.v, v_seq = self._run(x_seq, self.v, self.store_v_seq)
+        spike_seq, self.v, v_seq = self._run(*self._broadcast(x_seq), self.store_v_seq)
         if self.store_v_seq:
             self.v_seq = v_seq
         return spike_seq
@@ -190,6 +200,7 @@ class ParametricQIFNode(ParametricQIFNeuron, QIFNode):
         self._learn(channels)
 
 
-def hooks_overridden(node: nn.Module, cls: type) -> bool:
-    """Whether a subclass changes charge, fire or reset, which the fused forward would pass by."""
-    return any(getattr(type(node), name) is not getattr(cls, name) for name in HOOKS)
+def overridden(node: nn.Module, cls: type, names: tuple[str, ...]) -> bool:
+    """Whether a subclass, or the node itself, has methods of its own that the fused forward would pass by."""
+    mine = vars(node)
+    return any(name in mine or getattr(type(node), name) is not getattr(cls, name) for name in names)

@@ -10,7 +10,7 @@ from torch import Tensor
 from qif_plugins.parameters import Number
 from qif_plugins.surrogate import Window
 
-from ._common import QIFNeuron, fused_surrogates, resolve_parameters
+from ._common import QIFNeuron, fused_surrogates, resolve
 from .parametric import ParametricQIFNeuron
 from .surrogate import AnalyticWindowBase
 
@@ -52,6 +52,10 @@ class QIFNode(QIFNeuron, neuron.BaseNode):
     forms chain through the state that they are given, the membrane after its reset: without ``detach_reset`` a
     single-step loop over them differs in the gradient through the reset, as their explicit state cannot carry it.
 
+    All of them may be assigned after construction, with the effect and the checks that they have here. A
+    ``v_threshold`` that is then an ``nn.Parameter``, or another tensor with gradient, is learned, and kept where the
+    membrane is stable; a named window follows it.
+
     Args:
         tau: LIF's time constant to match, in steps, > 1. Left out: no leak is matched (with ``decay_input`` alone, 2).
         decay_input: Whether the LIF neuron to match scales its input by 1/tau. Left out with a ``tau``: True.
@@ -63,17 +67,19 @@ class QIFNode(QIFNeuron, neuron.BaseNode):
         detach_reset: Whether the reset passes no gradient to the spike. Default False.
         step_mode: ``"s"`` (default) or ``"m"``.
         store_v_seq: Whether to keep the membrane of every step in ``v_seq``. Default False.
-        a: Curvature of the map; with ``u1`` and ``u2`` it overrides the leak. Paper's value 0.25.
+        a: Curvature of the map; any of ``a``, ``u1``, ``u2`` sets the leak aside. Paper's value 0.25.
         u1: First root of the map. Paper's value 0.
         u2: Second root of the map. Paper's value 0.5.
         input_gain: Factor g on the input. Default 1, or 1/tau where a leak with ``decay_input`` is matched.
-        dynamics: ``"paper"`` or ``"lif"`` to decide regardless of the leak. Default: by the leak, as above.
+        dynamics: ``"paper"`` or ``"lif"`` to decide regardless of the leak, which is then set aside, as ``repr``
+            shows; see :mod:`qif_plugins.arguments`. Default: by the other arguments.
         window: ``"unbiased"`` (default), ``"paper"``, ``"heuristic"`` or a :class:`~qif_plugins.surrogate.Window`.
         backend: ``"auto"`` (default) or an implementation by name, see :func:`qif_plugins.available_backends`.
 
     Raises:
-        ValueError: Contradictory arguments, an unknown name, or parameters that
-            :class:`~qif_plugins.QIFParameters` refuses.
+        ValueError: ``dynamics`` together with a, u1 or u2, ``window`` together with ``surrogate_function``, an unknown
+            name, or parameters that :class:`~qif_plugins.QIFParameters` refuses.
+        TypeError: A number that is none, or a ``surrogate_function`` that cannot be called.
     """
 
     analytic_window = AnalyticWindow
@@ -100,10 +106,10 @@ class QIFNode(QIFNeuron, neuron.BaseNode):
         window: str | Window | None = None,
         backend: str = "auto",
     ) -> None:
-        params = resolve_parameters(
+        resolved = resolve(
             tau, decay_input, v_threshold, v_reset, a=a, u1=u1, u2=u2, input_gain=input_gain, dynamics=dynamics
         )
-        arguments = self._configure(params, surrogate_function, window, tau, decay_input)
+        arguments = self._configure(*resolved, surrogate_function, window)
         self.backend = backend
         super().__init__(**arguments, detach_reset=detach_reset, step_mode=step_mode, store_v_seq=store_v_seq)
 
@@ -151,8 +157,9 @@ class QIFNode(QIFNeuron, neuron.BaseNode):
         return self.v if isinstance(self.v, float) else self.materialize_states((x,), (self.v,), step_mode)[0]
 
     def _steps_overridden(self) -> bool:
-        """Whether a subclass has its own time step, which the fused forward would pass by."""
-        return type(self).single_step_functional_forward is not QIFNode.single_step_functional_forward
+        """Whether a subclass, or the node itself, has its own time step, which the fused forward would pass by."""
+        name = "single_step_functional_forward"
+        return name in vars(self) or getattr(type(self), name) is not getattr(QIFNode, name)
 
 
 class ParametricQIFNode(ParametricQIFNeuron, QIFNode):

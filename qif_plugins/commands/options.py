@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
+from ..arguments import DYNAMICS, MAP, MapArguments
 from ..parameters import QIFParameters
 
 __all__ = ["add_neuron_arguments", "at_least", "describe", "device", "neuron", "one_of", "positive"]
@@ -23,10 +25,13 @@ def add_neuron_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--u2", type=float, help=f"second root of the map (default: {_PAPER.u2:g})")
     group.add_argument("--threshold", type=float, default=_PAPER.v_threshold, help="threshold")
     group.add_argument("--v-reset", type=float, help="membrane after a spike (default: u1, or the matched rest)")
-    group.add_argument("--beta", type=float, help="match a LIF neuron with this leak, instead of --a, --u1, --u2")
+    group.add_argument(
+        "--beta", type=float, help="match a LIF neuron with this leak, unless --a, --u1 or --u2 is given"
+    )
     group.add_argument(
         "--curvature", type=float, help="with --beta: threshold over unstable fixed point (default: 0.5)"
     )
+    group.add_argument("--dynamics", choices=DYNAMICS, help="the paper's map, or the one that matches --beta")
 
 
 def neuron(arguments: argparse.Namespace) -> QIFParameters:
@@ -35,25 +40,31 @@ def neuron(arguments: argparse.Namespace) -> QIFParameters:
     Raises:
         ValueError: Contradicting options, or parameters that :class:`QIFParameters` refuses.
     """
-    given = {name: getattr(arguments, name) for name in ("a", "u1", "u2") if getattr(arguments, name) is not None}
+    chosen = _map_arguments(arguments)
+    if chosen.decided != "lif":
+        roots: dict[str, Any] = chosen.roots
+        return QIFParameters(**roots, v_threshold=arguments.threshold, v_reset=arguments.v_reset)
     if arguments.beta is None:
-        if arguments.curvature is not None:
-            raise ValueError("--curvature shapes the map that --beta matches; pass --beta too, or --a instead")
-        return QIFParameters(**given, v_threshold=arguments.threshold, v_reset=arguments.v_reset)
-    if given:
-        raise ValueError(
-            f"--beta decides the map, and so do {', '.join(f'--{name}' for name in given)}; pass one or the other"
-        )
-    curvature = {} if arguments.curvature is None else {"curvature": arguments.curvature}
+        what = "--dynamics lif matches a leak" if chosen.dynamics else "--curvature shapes the map that --beta matches"
+        raise ValueError(f"{what}; pass --beta too, or --a instead")
     return QIFParameters.matching_lif(
-        arguments.beta, v_threshold=arguments.threshold, v_reset=arguments.v_reset, **curvature
-    )
+        arguments.beta, v_threshold=arguments.threshold, v_reset=arguments.v_reset,
+        **{name: value for name, value in chosen.leak.items() if name == "curvature"},
+    )  # fmt: skip
 
 
-def describe(params: QIFParameters) -> str:
-    """One line that says which neuron it is."""
+def _map_arguments(arguments: argparse.Namespace) -> MapArguments:
+    given = {name: getattr(arguments, name) for name in MAP if getattr(arguments, name) is not None}
+    leak = {name: value for name in ("beta", "curvature") if (value := getattr(arguments, name)) is not None}
+    return MapArguments(arguments.dynamics, given, leak)
+
+
+def describe(arguments: argparse.Namespace, params: QIFParameters) -> str:
+    """One line that says which neuron it is, what decided that, and what was set aside."""
     shown = {"a": params.a, "u1": params.u1, "u2": params.u2, "threshold": params.v_threshold, "reset": params.v_reset}
-    return "QIF neuron  " + ", ".join(f"{name} {value:g}" for name, value in shown.items())
+    chosen = _map_arguments(arguments)
+    numbers = ", ".join(f"{name} {value:g}" for name, value in shown.items())
+    return f"QIF neuron  {numbers}, dynamics {chosen.decided}{chosen.describe_set_aside()}"
 
 
 def at_least(minimum: int, most: int = 2**63 - 1) -> Callable[[str], int]:

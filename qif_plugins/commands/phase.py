@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not all(math.isfinite(start) for start in starts):
         raise ValueError(f"--start must be finite, got {' '.join(map(str, starts))}")
     plot_phase(arguments.out, params, starts, arguments.steps, current)
-    print(f"{describe(params)}\nconstant input {current:g}\n")
+    print(f"{describe(arguments, params)}\nconstant input {current:g}\n")
     points = fixed_points(params, current)
     print(f"{'fixed point':>12}{'slope':>12}   character")
     for point in points:
