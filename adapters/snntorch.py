@@ -400,7 +400,9 @@ class QIF(QIFLayer, snn.Leaky):
                 self._seen = seen
         current = self._current
         if self.learns_window:
-            current = current._replace(params=self._params(*self._limited()))
+            used = zip(current.constants, self._limited(), strict=True)
+            beta, threshold = (learned if number is None else number for number, learned in used)
+            current = current._replace(params=self._params(beta, threshold))
         if self._follows:
             current = current._replace(surrogate=self._followed())
         return current
@@ -445,7 +447,10 @@ class QIF(QIFLayer, snn.Leaky):
             given = self._window
         if isinstance(given, str) and not self.learns_window:
             given = self._placed(given, self._params(_window_beta(beta), threshold))
-        return _Neuron(params, given, graded)
+        constants = tuple(
+            None if self._learns(name) else number for name, number in (("beta", beta), ("threshold", threshold))
+        )
+        return _Neuron(params, given, graded, constants)
 
     def _params(self, beta: Number, threshold: Number, checked: bool = False) -> QIFParameters:
         derive = _Derivation(self._decided, self.curvature, self._reset_mechanism)
@@ -661,6 +666,8 @@ class _Neuron(NamedTuple):
     params: QIFParameters
     surrogate: Any
     graded: bool
+    constants: tuple[Number | None, ...]
+    """beta and threshold, ``None`` for one that is learned."""
 
 
 class _Derivation(NamedTuple):
