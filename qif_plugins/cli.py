@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
             raise
-        what = _one_line(error).split(". ")[0][:200]
+        what = _one_line(error).rpartition("Allocator: ")[2][:200]  # PyTorch's sentence begins with where it failed
         way_out = "take a smaller network, smaller batches or fewer time steps"
         print(f"qif {name}: not enough memory ({what}); {way_out}", file=sys.stderr)
         return 2

@@ -10,6 +10,7 @@ import pytest
 import torch
 from shd_files import write_shd
 
+from qif_plugins import cli
 from qif_plugins.exact import (
     QIFLayer,
     Spikes,
@@ -165,6 +166,43 @@ def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(tmp_path, monkeypa
         assert {**one, "seconds": 0} == {**other, "seconds": 0}
     one, other = (torch.load(tmp_path / name / "exact.pt")["network"] for name in ("whole", "cut"))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_run_that_lacks_a_part_is_neither_gone_on_from_nor_measured(tmp_path, capsys):
+    out = tmp_path / "run"
+    words = ["train", "--hidden", 5, "--epochs", 1, "--limit", 40, "--neuron", "lif", "--out", out]
+    assert call(*words) == 0
+    measure = ["landscape", str(out), "--points", "13", "--out", str(tmp_path / "landscape")]
+    resume = ["exact", *map(str, words), "--resume"]
+    for name, line, change, says in (
+        ("last.pt", resume, lambda c: c["data"].pop("before"), "it lacks data.before"),
+        ("last.pt", resume, lambda c: c["state"].pop("optimizer"), "it lacks state.optimizer"),
+        ("last.pt", resume, lambda c: c["state"]["scheduler"].pop("T_max"), "it lacks scheduler.T_max"),
+        ("last.pt", resume, lambda c: c["state"]["model"]["0.weight"].fill_(math.nan), "0.weight is NaN or infinite"),
+        ("exact.pt", measure, lambda c: c.pop("settings"), "it lacks settings"),
+        ("exact.pt", measure, lambda c: c["settings"].update(hidden=3), "settings.hidden must be a list"),
+        ("exact.pt", measure, lambda c: c["settings"].update(hidden=[7]), "another model's"),
+        ("exact.pt", measure, lambda c: c["network"]["0.weight"].fill_(math.inf), "0.weight is NaN or infinite"),
+    ):
+        sound = (out / name).read_bytes()
+        content = torch.load(out / name, weights_only=True)
+        change(content)
+        torch.save(content, out / name)
+        assert cli.main(line) == 2
+        message = capsys.readouterr().err
+        assert says in message
+        assert str(out / name) in message
+        assert message.count("\n") == 1
+        (out / name).write_bytes(sound)
+
+
+def test_too_little_memory_is_said_in_one_line(tmp_path, capsys):
+    words = ["exact", "train", "--hidden", str(10**12), "--out", str(tmp_path / "run")]
+    assert cli.main(words) == 2
+    message = capsys.readouterr().err
+    assert "not enough memory" in message
+    assert message.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_command_repeats_itself(tmp_path):

@@ -213,7 +213,7 @@ def fit(
         monitor="accuracy",
     )
     if resumed is not None:
-        trainer.load_state(resumed["state"])
+        trainer.load_state(resumed["state"], "the saved state" if checkpoints is None else str(checkpoints.last))
     return [before, *trainer.fit()]
 
 
