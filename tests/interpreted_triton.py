@@ -73,3 +73,22 @@ def test_public_entry():
     for expected, got in zip(*(r[:3] for r in results), strict=True):
         assert torch.equal(expected, got)
     torch.testing.assert_close(results[1][3], results[0][3], rtol=1e-5, atol=0.0)
+
+
+def test_another_default_dtype():
+    x, a = torch.linspace(-1, 3, 60).view(4, 3, 5), torch.full((5,), 0.25)
+
+    def run():
+        leaf, learned = x.clone().requires_grad_(), a.clone().requires_grad_()
+        params = QIFParameters.unchecked(a=learned, u1=torch.zeros(()), input_gain=0.9)
+        spikes, v = qif_multi_step(leaf, 0.1, params, ATan(), backend="triton")
+        (spikes.sum() + (v * v).sum()).backward()
+        return spikes, v, leaf.grad, learned.grad
+
+    wanted = run()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        got = run()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(map(torch.equal, got, wanted))

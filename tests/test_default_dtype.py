@@ -160,17 +160,18 @@ def test_a_number_of_snntorch_in_half_precision_that_is_changed_is_taken():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_swap_calibrate_and_health(dtype):
-    spikingjelly = pytest.importorskip("spikingjelly.activation_based")
+    pytest.importorskip("spikingjelly")
+    from spikingjelly.activation_based import functional, neuron
 
     def inspect():
         torch.manual_seed(0)
-        layers = [nn.Linear(8, 8, dtype=torch.float32), spikingjelly.neuron.LIFNode(), nn.Linear(8, 3).float()]
-        net = nn.Sequential(*layers, spikingjelly.neuron.LIFNode())
+        layers = [nn.Linear(8, 8, dtype=torch.float32), neuron.LIFNode(), nn.Linear(8, 3).float()]
+        net = nn.Sequential(*layers, neuron.LIFNode())
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for parameter in net.parameters():
                 parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float32))
-        spikingjelly.functional.set_step_mode(net, "m")
+        functional.set_step_mode(net, "m")
         x = torch.rand(4, 6, 8, generator=generator, dtype=torch.float32)
         swap(net, example_input=x)
         calibrated = calibrate(net, [x])

@@ -464,3 +464,60 @@ def test_an_empty_h_is_refused():
                 [False] * 6,
                 "auto",
             )
+
+
+# -- single steps, whose gradients chain through the membrane before its reset ---------------------
+
+
+def unrolled(node, x):
+    node.reset()
+    return (torch.stack([node(step) for step in x]) * torch.linspace(-1, 1, x.numel()).view(x.shape)).sum()
+
+
+def folded(x):
+    """What a call over all steps gives."""
+    adapter = pytest.importorskip("qif_plugins.adapters.spikingjelly")
+    leaf = x.clone().requires_grad_()
+    node = adapter.QIFNode(step_mode="m")
+    (node(leaf) * torch.linspace(-1, 1, x.numel()).view(x.shape)).sum().backward()
+    return leaf.grad
+
+
+def test_steps_chain_under_every_transform():
+    adapter = pytest.importorskip("qif_plugins.adapters.spikingjelly")
+    xs = 1.5 * torch.randn(2, 5, 3, 4)
+    wanted = torch.stack([folded(x) for x in xs])
+
+    def run(x):
+        return unrolled(adapter.QIFNode(), x)
+
+    leaf = xs.clone().requires_grad_()
+    torch.vmap(run)(leaf).sum().backward()
+    for got in (
+        leaf.grad,
+        torch.vmap(torch.func.grad(run))(xs),
+        torch.func.grad(lambda xs: torch.vmap(run)(xs).sum())(xs),
+    ):
+        torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:The tensor attribute")
+@pytest.mark.parametrize("name", ["export", "jit.trace", "make_fx"])
+def test_steps_captured_without_gradients_chain(name):
+    adapter = pytest.importorskip("qif_plugins.adapters.spikingjelly")
+
+    class Unrolled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.node = adapter.QIFNode()
+
+        def forward(self, x):
+            return unrolled(self.node, x)
+
+    x = 1.5 * torch.randn(5, 3, 4)
+    with torch.no_grad():
+        module = CAPTURES[name](Unrolled(), x)
+    leaf = x.clone().requires_grad_()
+    module(leaf).backward()
+    torch.testing.assert_close(leaf.grad, folded(x))

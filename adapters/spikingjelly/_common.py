@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -604,7 +605,7 @@ class QIFNeuron(QIFLayer):
             start = v.float() if isinstance(v, Tensor) else torch.full_like(x if single else x[0], v, dtype=torch.float)
         else:
             start = v
-        keep = torch.is_grad_enabled() and not self.detach_reset and params.reset == "hard"
+        keep = _may_be_trained() and not self.detach_reset and params.reset == "hard"
         pre_reset = chained and link is not None and link.pre_reset
         backend = self._implementation(x)
         if single:
@@ -620,14 +621,26 @@ class QIFNeuron(QIFLayer):
         v_seq = v_out if store_v_seq else None
         v_last = v_out[-1].clone() if store_v_seq else v_out
         self._link = None
-        if h and h[0].requires_grad:
-            # A copy of the last step: the kernels write over the rest in the backward pass if nobody holds it.
+        if h:
+            # A copy of the last step, which does not keep the others in memory.
             state = h[0] if single else h[0][-1].clone()
             self._link = _Link(v_last, _version(v_last), state, True, _kept(threshold))
         elif low:
             state = exact[-1].clone() if store_v_seq else exact
             self._link = _Link(v_last, _version(v_last), state, False, _kept(threshold))
         return spikes, v_last, v_seq
+
+
+def _may_be_trained() -> bool:
+    """Whether a gradient may be asked for: of what is captured (exported, traced) even where none is possible now."""
+    if torch.is_grad_enabled() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return True
+    if torch.compiler.is_compiling():
+        return getattr(
+            torch.compiler, "is_exporting", torch.compiler.is_compiling
+        )()  # older versions have no such name
+    proxies = sys.modules.get("torch.fx.experimental.proxy_tensor")
+    return getattr(proxies, "get_proxy_mode", lambda: None)() is not None
 
 
 FUSED_TYPES = (("ATan", ATan), ("Sigmoid", Sigmoid))
