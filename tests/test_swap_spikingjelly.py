@@ -948,3 +948,15 @@ def test_a_threshold_below_the_resting_potential_stays_lif(threshold):
     assert "QIF cannot take its place" in report.left[0].why
     with pytest.raises(ValueError, match=r"^3: "):
         swap(net, to="qif", dynamics="lif")
+
+
+def test_a_neuron_that_a_project_wrote_itself_is_named_with_what_to_do():
+    class LIFSpike(nn.Module):
+        def forward(self, x):
+            return (x > 1).float()
+
+    net = nn.Sequential(nn.Linear(4, 4), LIFSpike(), nn.Sequential(LIFSpike(), nn.Linear(4, 2)))
+    with pytest.raises(ValueError, match=r"LIFSpike may be one: put in its place .*QIFNode in step mode 'm'"):
+        swap(net)
+    with pytest.raises(ValueError, match=r"cannot be swapped; put in its place"):
+        swap(nn.Linear(2, 2))

@@ -7,7 +7,7 @@ The modules change in place, so that everything that refers to them goes on doin
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
@@ -140,7 +140,7 @@ def swap_found(
         if norm == "tdbn":
             rows += _convert_norms(found, hosts, undo)
         if refuse and not any(row.changed for row in rows):
-            raise ValueError(_nothing(rows))
+            raise ValueError(_nothing(rows, found.handwritten))
         for i, (site, before) in enumerate(zip(found.sites, lif, strict=True)):
             if rows[i].changed and (said := compared(before, regime(site, found.norms, before))):
                 rows[i] = dataclasses.replace(rows[i], why=f"{rows[i].why}; {said}")
@@ -284,11 +284,15 @@ def _back(model: nn.Module, hosts: list[Host]) -> SwapReport:
     return SwapReport(tuple(rows))
 
 
-def _nothing(rows: list[Row]) -> str:
+def _nothing(rows: list[Row], handwritten: Sequence[str] = ()) -> str:
     if not rows:
+        seems = f"{', '.join(handwritten)} may be one: put" if handwritten else "put"
         return (
             f"nothing to swap: the model has no spiking neuron of a host that is imported ({', '.join(HOSTS)}). "
-            "Neurons that are built during the forward pass are not part of the model yet."
+            "Neurons that are built during the forward pass are not part of the model yet. Neurons that a project "
+            f"wrote itself cannot be swapped; {seems} in its place a module that hands its input, time first, to a "
+            "QIFNode in step mode 'm' or to qif_multi_step, as in the guide \"I have someone else's repository\" "
+            "(docs/someone-elses-repository.md)."
         )
     reasons: dict[str, list[str]] = {}
     for row in rows:

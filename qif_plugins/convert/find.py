@@ -6,6 +6,7 @@ which the modules were registered decides where it can, see :mod:`~qif_plugins.c
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,8 @@ from .walk import NORMS, Site, neurons, walk
 
 __all__ = ["Call", "Site", "Survey", "neurons", "survey"]
 
+_LIKE_A_NEURON = re.compile(r"LIF|IF(?![a-z])|[Ss]pik(e|ing)|[Nn]euron")
+
 
 @dataclass
 class Survey:
@@ -29,12 +32,14 @@ class Survey:
         norms: The normalizations, by name.
         blind: Why nothing can be said about the readout, if so.
         norms_blind: Why nothing can be said about what the normalizations feed, if so.
+        handwritten: Classes that are no host's and have the name of a neuron.
     """
 
     sites: list[Site]
     norms: dict[str, nn.Module]
     blind: str = ""
     norms_blind: str = ""
+    handwritten: Sequence[str] = ()
 
 
 def survey(model: nn.Module, hosts: Sequence[Host], example_input: Any = None) -> Survey:
@@ -50,6 +55,9 @@ def survey(model: nn.Module, hosts: Sequence[Host], example_input: Any = None) -
         ValueError: The model does not run on the example input, or its copy cannot be made.
     """
     sites = neurons(model, hosts)
+    if not sites:
+        names = {type(module).__name__ for module in model.modules()}
+        return Survey([], {}, handwritten=sorted(name for name in names if _LIKE_A_NEURON.search(name)))
     norms = {name: m for name, m, found in walk(model, hosts) if not found and isinstance(m, NORMS)}
     if len(sites) == 1 and sites[0].module is model:
         sites[0].how = "the model is the neuron"
