@@ -313,3 +313,364 @@ def test_neurons_that_never_ran_here(tmp_path, ending):
     assert done.returncode == (0 if ending else 3)
     assert ("nothing ran as QIF: neurons were built, but none ran" in done.stderr) is not bool(ending)
     assert ("no QIF neuron ran before the program ended itself" in done.stderr) is bool(ending)
+
+
+SET_AFTER = """
+    import copy, math, torch
+    from torch import nn
+    from spikingjelly.activation_based import functional, layer, neuron, surrogate
+    import qif_plugins
+    from qif_plugins.adapters.spikingjelly import QIFNode
+
+    def build():
+        torch.manual_seed(0)
+        net = nn.Sequential(
+            layer.Linear(4, 8), neuron.LIFNode(), layer.Linear(8, 8), neuron.ParametricLIFNode(), layer.Linear(8, 8),
+            neuron.LIFNode(), layer.Linear(8, 2), neuron.LIFNode(),
+        )
+        assert isinstance(net[1], neuron.LIFNode) and not isinstance(net[1], neuron.ParametricLIFNode)
+        functional.set_step_mode(net, "m")
+        net[1].detach_reset, net[1].v_threshold, net[1].v_reset, net[1].tau = True, 0.25, -0.1, 4.0
+        net[1].store_v_seq, net[1].v, net[1].note = True, torch.full((3, 8), 0.2), "mine"
+        net[1].surrogate_function = surrogate.ATan(alpha=3.0)
+        net[3].w = nn.Parameter(torch.tensor(0.7), requires_grad=False)
+        net[3].v = 0.1
+        net[5].v_threshold, net[7].v_threshold = math.inf, nn.Parameter(torch.tensor(0.5))
+        net[1].register_forward_hook(lambda *call: hooked.append(call[2].shape))
+        net.load_state_dict({key: value * 1.5 for key, value in net.state_dict().items()})
+        return net.double().eval()
+
+    hooked = []
+    x = torch.rand(16, 3, 4).double()
+    nets = [build(), copy.deepcopy(build()), torch.load(SAVED, weights_only=False)]
+    reference = build()
+    state = reference[1].v, reference[3].v
+    qif_plugins.swap(reference, example_input=x, window="keep")
+    reference[1].v, reference[3].v = state
+    expected = reference(x)
+    for net in nets:
+        hooked.clear()
+        assert torch.equal(net(x), expected)
+        assert hooked == [(16, 3, 8)]
+        assert [type(net[i]).__name__ for i in (1, 3, 5, 7)] == ["QIFNode", "LeakQIFNode", "LIFNode", "LIFNode"]
+        node = net[1]
+        assert (node.step_mode, node.detach_reset, node.v_threshold, node.v_reset) == ("m", True, 0.25, -0.1)
+        matched = dict(v_rest=-0.1, input_gain=0.25, v_reset=-0.1)
+        assert node.params == qif_plugins.QIFParameters.matching_lif(0.75, 0.25, **matched)
+        assert (node.v.shape, node.v_seq.shape, node.note) == ((3, 8), (16, 3, 8), "mine")
+        assert not net[3].w.requires_grad and net[3].w.dtype == torch.float64
+        functional.reset_net(net), functional.set_step_mode(net, "s")
+        net(x[0])
+        assert net[1].step_mode == "s" and net[1].v.shape == (3, 8)
+    print("RESULT")
+"""
+
+
+def test_what_the_program_sets_on_its_neurons_stays(tmp_path):
+    saved = """
+        import torch
+        from spikingjelly.activation_based import functional, layer, neuron, surrogate
+    """
+    build = SET_AFTER[SET_AFTER.index("    def build") : SET_AFTER.index("    hooked = []")]
+    build = build.replace("net[1].register_forward_hook", "0 and net[1].register_forward_hook")
+    saved = "import math, torch\nfrom torch import nn\n" + textwrap.dedent(saved) + textwrap.dedent(build)
+    done = new_python(saved + "torch.save(build(), 'net.pt')", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    program = SET_AFTER.replace("SAVED", "'net.pt'")
+    program = program.replace("assert hooked == ", "assert net is nets[2] or hooked == ")
+    done = qif_run(tmp_path, "--window", "keep", "train.py", program=program)
+    assert done.stdout == "RESULT\n"
+    assert done.stderr.count("QIF cannot take its place") == 3
+    assert "6 neurons are QIF (in the place of 3 LIFNode, 3 ParametricLIFNode); 6 stayed LIF (6 LIFNode)" in done.stderr
+
+
+@pytest.mark.host_independent
+def test_what_the_program_sets_on_its_snntorch_neurons_stays(tmp_path):
+    pytest.importorskip("snntorch")
+    program = """
+        import copy, torch
+        import snntorch as snn
+        from torch import nn
+        import qif_plugins
+
+        def build():
+            torch.manual_seed(0)
+            net = nn.Sequential(
+                nn.Linear(4, 8), snn.Leaky(0.9, init_hidden=True), nn.Linear(8, 8), snn.Leaky(0.8, learn_beta=True),
+            )
+            net[1].inhibition, net[1].threshold, net[1].beta = True, torch.tensor(0.5), nn.Parameter(torch.tensor(0.7))
+            net[1].mem, net[1].reset_mechanism = torch.full((3, 8), 0.2), "zero"
+            net[3].init_hidden, net[3].output = True, False
+            net[3].beta.requires_grad_(False)
+            return net
+
+        x = torch.rand(3, 4)
+        net, reference = build(), build()
+        mem = reference[1].mem
+        qif_plugins.swap(reference, example_input=x)
+        reference[1].mem = mem
+        for _ in range(3):
+            assert torch.equal(net(x), reference(x))
+        assert [type(net[i]).__name__ for i in (1, 3)] == ["QIF", "Leaky"]
+        assert net[1].inhibition and net[1].beta.requires_grad and net[1].beta is dict(net.named_parameters())["1.beta"]
+        assert isinstance(net[1], snn.Leaky) and len(snn.SpikingNeuron.instances) == 4
+        alone = snn.Leaky(0.9, threshold=0.25, init_hidden=True)
+        alone.mem = torch.tensor([0.1, 0.2])
+        other = qif_plugins.adapters.snntorch.QIF(0.9, threshold=0.25, init_hidden=True)
+        other.mem = torch.tensor([0.1, 0.2])
+        for value in torch.rand(5, 2):
+            assert torch.equal(alone(value), other(value)) and torch.equal(alone.mem, other.mem)
+        print("RESULT", type(alone).__name__)
+    """
+    done = qif_run(
+        tmp_path,
+        "train.py",
+        program=program.replace("import qif_plugins\n", "import qif_plugins.adapters.snntorch\n", 1),
+    )
+    assert done.stdout == "RESULT QIF\n"
+
+
+OWN_CODE = """
+    import torch
+    from torch import nn
+    from spikingjelly.activation_based import functional, layer, neuron, surrogate
+
+    class Whole(neuron.LIFNode):
+        def forward(self, x):
+            v, out = torch.zeros_like(x[0]), []
+            for step in x:
+                v = 0.9 * v + 0.3 * step
+                s = self.surrogate_function(v - 1.0)
+                v = v * (1 - s)
+                out.append(s)
+            return torch.stack(out)
+
+    class Deeper(Whole):
+        def __init__(self, scale):
+            super().__init__(surrogate_function=surrogate.ATan())
+            self.scale = scale
+
+    class Around(neuron.ParametricLIFNode):
+        def forward(self, x):
+            return 2 * super().forward(x + 0.5)
+
+    class Mixin:
+        def forward(self, x):
+            return super().forward(x).flip(0)
+
+    class Mixed(Mixin, neuron.IFNode):
+        pass
+
+    class Plain(neuron.LIFNode):
+        def __init__(self):
+            super().__init__(tau=3.0)
+
+    torch.manual_seed(0)
+    own = [Whole(), Deeper(1.0), Around(), Mixed()]
+    for node in own:
+        node.step_mode = "m"
+        x = (3 * torch.rand(5, 4)).requires_grad_()
+        out = node(x)
+        out.sum().backward()
+        print(type(node).__name__, type(node.surrogate_function).__name__, out.tolist(), x.grad.tolist())
+    net = nn.Sequential(layer.Linear(4, 4), own[2], layer.Linear(4, 4), Plain(), layer.Linear(4, 2))
+    functional.reset_net(net)
+    functional.set_step_mode(net, "m")
+    net(torch.rand(5, 2, 4))
+"""
+
+
+def test_subclasses_with_code_of_their_own_are_left_whole_and_named(tmp_path):
+    done = qif_run(tmp_path, "train.py", program=OWN_CODE)
+    plain = new_python(textwrap.dedent(OWN_CODE), folder=tmp_path)
+    assert done.stdout == plain.stdout
+    for name in ("Whole", "Deeper", "Around", "Mixed"):
+        assert f"a {name} stays LIF: has code of its own (forward)" in done.stderr
+    assert "1 neuron is QIF (in the place of 1 LIFNode); 4 stayed LIF" in done.stderr
+
+
+@pytest.mark.host_independent
+def test_snntorch_subclasses_with_code_of_their_own_are_left_whole_and_named(tmp_path):
+    pytest.importorskip("snntorch")
+    program = """
+        import torch, snntorch as snn
+        from torch import nn
+
+        class Own(snn.Leaky):
+            def forward(self, x, mem=None):
+                spk, mem = super().forward(2 * x, mem)
+                return spk, mem
+
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(4, 8), Own(beta=0.9))
+        x = torch.rand(3, 4, requires_grad=True)
+        spk, mem = net(x)
+        (spk + mem).sum().backward()
+        print(spk.tolist(), mem.tolist(), x.grad.tolist(), type(net[1].spike_grad).__name__)
+    """
+    done = qif_run(tmp_path, "train.py", program=program, check=False)
+    assert done.stdout == new_python(textwrap.dedent(program), folder=tmp_path).stdout
+    assert done.returncode == 3
+    assert "has code of its own (forward)" in done.stderr
+    assert "0 neurons are QIF; 1 stayed LIF (1 Leaky)" in done.stderr
+    assert "nothing ran as QIF: its neurons stayed LIF, for the reasons given above" in done.stderr
+
+
+FIRST_CALL = """
+    import random
+    import numpy as np, torch
+    from torch import nn
+    from spikingjelly.activation_based import functional, layer, neuron
+
+    class Head(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.out, self.hidden = neuron.LIFNode(), neuron.LIFNode()
+            self.head, self.fc = nn.Linear(8, 2), nn.Linear(4, 8)
+            self.calls = 0
+
+        def forward(self, x, *, scale, noise=None):
+            self.calls += 1
+            print("runs", scale)
+            x += 1
+            coins = torch.rand_like(x), np.random.rand(), random.random()
+            return self.out(self.head(self.hidden(self.fc(x * scale + coins[0]))))
+
+    torch.manual_seed(0), np.random.seed(0), random.seed(0)
+    net, seen = Head(), []
+    net.fc.register_forward_hook(lambda *call: seen.append(1))
+    x = torch.zeros(3, 4)
+    with torch.inference_mode():
+        net(x, scale=2.0)
+    print(net.calls, len(seen), x.mean().item(), torch.rand(1).item(), np.random.rand(), random.random())
+    print("kinds", type(net.hidden).__name__, type(net.out).__name__)
+    functional.reset_net(net)
+    net(torch.rand(3, 4), scale=1.0).sum().backward()
+"""
+
+
+def test_the_first_calls_arguments_tell_the_readout_and_nothing_else_notices(tmp_path):
+    done = qif_run(tmp_path, "train.py", program=FIRST_CALL)
+    plain = new_python(textwrap.dedent(FIRST_CALL), folder=tmp_path)
+    assert plain.returncode == 0, plain.stderr
+    assert done.stdout == plain.stdout.replace("kinds LIFNode", "kinds QIFNode")
+    assert "reads out, by data flow" in done.stderr
+
+
+def test_a_call_that_cannot_be_followed_says_so(tmp_path):
+    program = """
+        import torch
+        from torch import nn
+        from spikingjelly.activation_based import layer, neuron
+
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.fc, self.lif = nn.Linear(4, 4), neuron.LIFNode()
+                self.head, self.out = nn.Linear(4, 2), neuron.LIFNode()
+
+            def forward(self, batches):
+                return self.out(self.head(self.lif(self.fc(next(batches)))))
+
+        net, batches = Net(), (torch.rand(3, 4) for _ in range(2))
+        net(batches)
+        print(len(list(batches)), type(net.lif).__name__)
+    """
+    done = qif_run(tmp_path, "train.py", program=program)
+    assert done.stdout == "1 QIFNode\n"
+    assert "its data flow could not be followed: an argument cannot be copied: TypeError" in done.stderr
+    assert "registration order" in done.stderr
+
+
+GONE = """
+    import gc, torch
+    from torch import nn
+    IMPORTS
+
+    def once():
+        net = nn.Sequential(nn.Linear(4, 8), NEURON, nn.Linear(8, 2), NEURON)
+        twin = copy.deepcopy(net)
+        for _ in range(80):
+            net(torch.rand(3, 4)), twin(torch.rand(3, 4))
+            RESET
+
+    def alive():
+        gc.collect()
+        kinds = (torch.Tensor, nn.Module)
+        return [sum(isinstance(o, kind) for o in gc.get_objects()) for kind in kinds]
+
+    import copy
+    once()
+    first = alive()
+    for _ in range(5):
+        once()
+    print("RESULT", [now - then for now, then in zip(alive(), first)])
+"""
+
+
+@pytest.mark.host_independent
+@pytest.mark.parametrize("host", ["spikingjelly", "snntorch"])
+def test_a_network_that_the_program_drops_is_gone(tmp_path, host):
+    pytest.importorskip(host)
+    imports, make, reset = {
+        "spikingjelly": (
+            "from spikingjelly.activation_based import functional, neuron", "neuron.LIFNode()",
+            "functional.reset_net(net), functional.reset_net(twin)",
+        ),
+        # The host itself keeps every neuron that was ever built in this list.
+        "snntorch": (
+            "import snntorch as snn", "snn.Leaky(0.9, init_hidden=True)", "snn.SpikingNeuron.instances.clear()",
+        ),
+    }[host]  # fmt: skip
+    program = GONE.replace("IMPORTS", imports).replace("NEURON", make).replace("RESET", reset)
+    done = qif_run(tmp_path, "train.py", program=program)
+    assert done.stdout == "RESULT [0, 0]\n"
+
+
+def test_parts_and_functions_that_are_compiled(tmp_path):
+    program = """
+        import torch
+        from torch import nn
+        from spikingjelly.activation_based import layer, neuron
+
+        def build():
+            return nn.Sequential(layer.Linear(4, 4), neuron.LIFNode(), layer.Linear(4, 2), neuron.LIFNode())
+
+        whole, parts = build(), nn.Sequential(layer.Linear(4, 4), build())
+        whole.compile(backend="eager")
+        parts[1].compile(backend="eager")
+        whole(torch.rand(3, 4)), parts(torch.rand(3, 4))
+        for net in (whole, parts[1]):
+            print([type(net[i]).__name__ for i in (1, 3)])
+    """
+    done = qif_run(tmp_path, "train.py", program=program)
+    assert done.stdout == "['QIFNode', 'LIFNode']\n" * 2
+    assert "4 neurons" not in done.stderr
+
+
+def test_a_part_that_runs_while_the_network_is_built_does_not_settle_what_reads_out(tmp_path):
+    program = """
+        import torch
+        from torch import nn
+        from spikingjelly.activation_based import functional, layer, neuron
+
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                features = nn.Sequential(
+                    layer.Conv2d(1, 2, 3), neuron.LIFNode(), layer.Conv2d(2, 2, 3), neuron.LIFNode(),
+                )
+                size = features(torch.rand(1, 1, 8, 8)).numel()
+                functional.reset_net(features)
+                self.features, self.head = features, layer.Linear(size, 2)
+
+            def forward(self, x):
+                return self.head(self.features(x).flatten(1))
+
+        net = Net()
+        net(torch.rand(3, 1, 8, 8))
+        print([type(net.features[i]).__name__ for i in (1, 3)])
+    """
+    done = qif_run(tmp_path, "train.py", program=program)
+    assert done.stdout == "['QIFNode', 'QIFNode']\n"
+    assert "2 neurons are QIF (in the place of 2 LIFNode)\n" in done.stderr

@@ -30,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "qif run [options] (script.py | -m package.module) [arguments of the program ...]"
     parser.epilog = (
         "Prints on stderr what was patched, what became of the neurons of each network when it is called for the first "
-        f"time, and how many were built. Exit status: the program's; {NOTHING_BUILT} if it came to its end and no "
-        "QIF neuron was built, or none ran. A launcher that starts other processes goes before: "
+        f"time, and how many ran as QIF. Exit status: the program's; {NOTHING_BUILT} if it came to its end and no "
+        "QIF neuron ran. A launcher that starts other processes goes before: "
         "torchrun --no-python qif run train.py."
     )
     parser.add_argument("--dynamics", choices=("auto", "paper", "lif"), default="auto", help="as in qif_plugins.swap")

@@ -25,7 +25,8 @@ _RECORD = "_replaced"
 
 HARMLESS = {
     "__init__", "extra_repr", "__repr__", "__module__", "__qualname__", "__doc__", "__annotations__", "__firstlineno__",
-    "__static_attributes__", "__annotate__", "__annotate_func__", "__annotations_cache__", "stands_for",
+    "__static_attributes__", "__annotate__", "__annotate_func__", "__annotations_cache__", "__dict__", "__weakref__",
+    "stands_for",
 }  # fmt: skip
 """What a subclass may define without having code that a swap would lose; the last is how ``qif run`` marks its own."""
 
