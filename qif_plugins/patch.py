@@ -31,6 +31,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from .convert import SwapReport, check_swappable, swap_found
 from .convert.find import Call, Site, Survey, neurons, survey
+from .convert.flow import on_trial
 from .convert.hosts import HOSTS, Host, Request
 from .convert.rebuild import replaced, resolve
 from .surrogate import Window
@@ -222,19 +223,21 @@ class Patch:
         return next((base.__name__ for base in cls.__mro__ if base in self._classes), "")
 
     def _built(self, module: nn.Module) -> None:
+        if self._aside():
+            return
         if module not in self._uncalled:
             self._uncalled[module] = None
             self.uncalled[self._kind(type(module))] += 1
         self._ask_again()
 
     def _registered(self, parent: nn.Module, name: str, child: nn.Module | None) -> None:
-        if child is not None and not self._deciding:
+        if child is not None and not self._aside():
             self._parents.setdefault(child, WeakIdKeyDictionary())[parent] = None
             self._ask_again()
 
     def _copied(self, module: nn.Module) -> None:
         """After ``module`` was copied or unpickled, and its children before it."""
-        if self._deciding:
+        if self._aside():
             return
         for name, child in module._modules.items():
             self._registered(module, name, child)
@@ -256,6 +259,10 @@ class Patch:
         first.compiles = True  # type: ignore[attr-defined]
         module._compiled_call_impl = first
 
+    def _aside(self) -> bool:
+        """Whether what happens is a swap's doing, not the program's."""
+        return self._deciding or on_trial()
+
     def _ask_again(self) -> None:
         if self._settled:
             self._settled = WeakIdKeyDictionary()
@@ -268,14 +275,14 @@ class Patch:
         while not any(module is one for one in passed):
             passed.append(module)
             for parent in list(self._parents.get(module, ())):
-                if any(child is module for child in parent._modules.values()):
+                if _holds(parent, module):
                     module = parent
                     break
         return module
 
     def _calls(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Before any module runs: the first call in a network with neurons to decide on decides on them."""
-        if torch.compiler.is_compiling() or self._deciding or module in self._settled:
+        if torch.compiler.is_compiling() or self._aside() or module in self._settled:
             return
         if self._kind(type(module)) and replaced(module) is None:
             # PyTorch has chosen the forward that it is about to run: what it gives is replaced after it ran.
@@ -300,6 +307,11 @@ class Patch:
         if module in self._settled:
             return
         self._settled[module] = None
+        parents = [parent for parent in self._parents.get(module, ()) if _holds(parent, module)]
+        if any(self._kind(type(parent)) or replaced(parent) is not None for parent in parents):
+            return  # a neuron's surrogate, which the hosts' neurons share, or its recurrent layer
+        if len(parents) > 1 and not neurons(module, self._hosts()):
+            return  # it does not say which of the networks that share it runs
         root = self._root(module)
         if root is not module and root in self._settled:
             return
@@ -408,6 +420,10 @@ class Patch:
         except ValueError as error:
             self.say(f"  its data flow could not be followed: {error}")
             return survey(network, hosts)
+
+
+def _holds(parent: nn.Module, child: nn.Module) -> bool:
+    return any(one is child for one in parent._modules.values())
 
 
 def _has_all(part: nn.Module, network: nn.Module, hosts: Sequence[Host]) -> bool:

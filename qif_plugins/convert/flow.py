@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import copy
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +20,7 @@ from .hosts import Host, Request
 from .rebuild import rebuild
 from .walk import NEURON, NORM, OTHER, WEIGHT, Site, kind_of, walk
 
-__all__ = ["Call", "trace"]
+__all__ = ["Call", "on_trial", "trace"]
 
 _TRIAL = Request("lif", parameters={"backend": "auto"})
 _PARAMETER = ("parameter", "")
@@ -137,6 +138,7 @@ def trace(model: nn.Module, hosts: Sequence[Host], sites: list[Site], example: A
     """
     call = Call.of(example, model)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_trial())
         for host in hosts:
             stack.enter_context(host.apart())
         twin = _copy(model)
@@ -175,6 +177,23 @@ def trace(model: nn.Module, hosts: Sequence[Host], sites: list[Site], example: A
         site.norms_known = site.name in fed
         site.reads_out = site.name in last
         site.how = "data flow" if site.norms_known else "not reached by example_input"
+
+
+_ON_TRIAL = contextvars.ContextVar("on_trial", default=False)
+
+
+def on_trial() -> bool:
+    """Whether what runs now is a copy of a model, for the sake of its data flow."""
+    return _ON_TRIAL.get()
+
+
+@contextlib.contextmanager
+def _trial() -> Iterator[None]:
+    token = _ON_TRIAL.set(True)
+    try:
+        yield
+    finally:
+        _ON_TRIAL.reset(token)
 
 
 def _copy(model: nn.Module) -> nn.Module:
