@@ -192,13 +192,12 @@ def test_a_swapped_network_copies_pickles_and_goes_back():
 def set_after_the_swap(net):
     """What scripts set on their neurons, in a network that is built."""
     net.lif1.reset_mechanism, net.lif1.output, net.lif1.note = "subtract", True, "mine"
-    net.lif1.beta, net.lif1.threshold = torch.tensor(0.5), torch.tensor(0.75)
+    net.lif1.beta, net.lif1.threshold = nn.Parameter(torch.tensor(0.5)), torch.tensor(0.75)
     net.lif2.inhibition = True
     net.lif2.beta.requires_grad_(False)
     net.lif2.threshold.data.fill_(0.3)
     net.lif3.reset_delay, net.lif4.state_quant = False, torch.round
     net.lif4.register_buffer("seen", torch.ones(2), persistent=False)
-    net.lif5.beta = nn.Parameter(torch.tensor(0.6))
     net.lif5.spike_grad = surrogate.atan(alpha=3.0)
 
 
@@ -207,7 +206,7 @@ def test_what_is_set_between_there_and_back_stays_set(copied):
     net = Net().eval()
     net.lif1 = snn.Leaky(0.9, reset_mechanism="zero")
     lif = copy.deepcopy(net)
-    swap(net, example_input=X)
+    swap(net, dynamics="lif", example_input=X)
     net = copy.deepcopy(net) if copied else net
     set_after_the_swap(net)
     set_after_the_swap(lif)
