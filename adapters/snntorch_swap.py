@@ -11,9 +11,18 @@ import snntorch as snn
 import torch
 from torch import Tensor, nn
 
-from qif_plugins.convert.hosts import NO_LEAK_BETA, Neuron, Plan, Request, Snapshot, check_arguments, never_fires
+from qif_plugins.convert.hosts import (
+    NO_LEAK_BETA,
+    Neuron,
+    Plan,
+    Request,
+    Snapshot,
+    check_arguments,
+    never_fires,
+    no_leak,
+)
 from qif_plugins.convert.rates import Dynamics, leaky, quadratic
-from qif_plugins.convert.rebuild import classify
+from qif_plugins.convert.rebuild import classify, own_code
 from qif_plugins.parameters import QIFParameters
 
 from .snntorch import QIF
@@ -115,7 +124,9 @@ CARRIED = ("init_hidden", "inhibition", "surrogate_disable", "reset_mechanism", 
 PARAMETERS = frozenset(inspect.signature(QIF).parameters) - {"window", "dynamics"}
 RECURRENT = ("all_to_all", "learn_recurrent", "linear_features", "kernel_size", "conv2d_channels")
 """RLeaky's attributes for its recurrent layer."""
+LEARNED = ("beta", "threshold", "graded_spikes_factor")
 _PROBES: dict[type[Any], dict[str, Any]] = {
+    QIF: {"beta": 0.5},
     snn.Leaky: {"beta": 0.5},
     snn.Lapicque: {"beta": 0.5},
     snn.RLeaky: {"beta": 0.5, "all_to_all": False},
@@ -181,10 +192,24 @@ class _SnnTorch:
             )  # fmt: skip
         raise ValueError(refusal)
 
+    def back(self, module: Any) -> Plan:
+        if code := own_code(module, QIF):
+            raise ValueError(f"{type(module).__name__} has code of its own ({', '.join(code)})")
+        if module.dynamics != "lif":
+            raise ValueError(no_leak(module.dynamics))
+        names = inspect.signature(snn.Leaky).parameters
+        arguments = {name: getattr(module, name) for name in names if hasattr(module, name)}
+        arguments |= {f"learn_{n}": isinstance(getattr(module, n), nn.Parameter) for n in LEARNED}
+        notes = []
+        if module.derived_window is not None:
+            del arguments["spike_grad"]
+            notes.append("the host's own surrogate in place of the window")
+        return Plan(snn.Leaky, arguments, "lif", tuple(notes))
+
     def snapshot(self, module: Any) -> Snapshot:
-        known = _known(type(module))
+        known = QIF if isinstance(module, QIF) else _known(type(module))
         assert known is not None
-        own = _host_attributes(known)
+        own = _host_attributes(known) | {n for n in vars(module) if n.startswith("_") and hasattr(type(module), n)}
         extra = {name: value for name, value in vars(module).items() if name not in own and name != "reset"}
         at_rest = {name: _picklable(value) for name, value in vars(module).items() if name != "reset"}
         return Snapshot(at_rest, extra)
@@ -192,8 +217,9 @@ class _SnnTorch:
     def construct(self, module: nn.Module, plan: Plan) -> None:
         entered = module in snn.SpikingNeuron.instances
         # QIF's constructor calls the host's next in line, which must be Leaky's.
-        object.__setattr__(module, "__class__", QIF)
-        QIF.__init__(module, **plan.arguments)  # type: ignore[arg-type]
+        first: Any = QIF if issubclass(plan.cls, QIF) else plan.cls
+        object.__setattr__(module, "__class__", first)
+        first.__init__(module, **plan.arguments)
         if entered:
             snn.SpikingNeuron.instances.pop()
         object.__setattr__(module, "__class__", plan.cls)

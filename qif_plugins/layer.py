@@ -26,8 +26,10 @@ KINDS = ("input", "membrane")
 
 NO_NIR = (
     "NIR has no quadratic integrate-and-fire neuron: its neurons (LIF, IF, LI, CubaLIF) are linear below the "
-    "threshold, and none of them is this one. Convert the network back with qif_plugins.swap(model, to='lif'), "
-    "fine-tune and export that, or export the layers between the neurons by themselves."
+    "threshold, and none of them is this one. qif_plugins.swap(model, to='lif') makes LIF neurons of those that were "
+    "swapped, and of those that were built with a leak (tau, beta, dynamics='lif'): fine-tune and export that. The "
+    "paper's parameters, and an a, u1, u2 of one's own, match no leak and stay QIF: train with dynamics='lif' what is "
+    "to be exported, or export the layers between the neurons by themselves."
 )
 """Why a QIF network is not exported to NIR, and what to do."""
 

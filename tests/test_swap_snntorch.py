@@ -413,3 +413,76 @@ def test_a_swap_that_changes_the_firing_regime_says_so():
     why = swap(net).changed[0].why
     assert "gain" not in why
     assert "so it spikes less (at the moments of 1)" in why
+
+
+BUILT = {
+    "beta": ({"beta": 0.8, "threshold": 0.7}, {"beta": 0.8, "threshold": 0.7, "reset_mechanism": "zero"}),
+    "dynamics": (
+        {"beta": 0.6, "dynamics": "lif", "output": True}, {"beta": 0.6, "output": True, "reset_mechanism": "zero"},
+    ),
+    "learned": (
+        {"beta": torch.full((6,), 0.6), "learn_beta": True, "learn_threshold": True, "reset_mechanism": "subtract"},
+        {"beta": torch.full((6,), 0.6), "learn_beta": True, "learn_threshold": True, "reset_mechanism": "subtract"},
+    ),
+    "surrogate": (
+        {"beta": 0.6, "spike_grad": surrogate.fast_sigmoid(slope=7), "inhibition": True, "reset_delay": False},
+        {
+            "beta": 0.6, "spike_grad": surrogate.fast_sigmoid(slope=7), "inhibition": True, "reset_delay": False,
+            "reset_mechanism": "zero",
+        },
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("init_hidden", [False, True])
+@pytest.mark.parametrize(("qif", "lif"), BUILT.values(), ids=BUILT)
+def test_a_network_built_with_qif_goes_back_by_its_leak(qif, lif, init_hidden):
+    net = nn.Sequential(nn.Linear(6, 6), QIF(**qif, init_hidden=init_hidden), nn.Linear(6, 3))
+    expected = snn.Leaky(**lif, init_hidden=init_hidden)
+    net[1].label = "mine"
+    net[:2](X)
+    instances = len(snn.SpikingNeuron.instances)
+    state, parameters = copy.deepcopy(net.state_dict()), dict(net.named_parameters())
+    swap(net, to="lif")
+    assert type(net[1]) is snn.Leaky
+    assert equal(net.state_dict(), state)
+    assert all(parameters[name] is p for name, p in net.named_parameters())
+    assert len(snn.SpikingNeuron.instances) == instances
+    assert net[1].label == "mine"
+    utils.reset(net)
+    expected.reset_mem()
+    for x in 2 * torch.rand(4, 4, 6):
+        x.requires_grad_()
+        out = [module(x) if init_hidden else module(x, torch.zeros(4, 6)) for module in (net[1], expected)]
+        spikes = [value if isinstance(value, torch.Tensor) else value[0] for value in out]
+        assert torch.equal(*spikes)
+        gradients = [torch.autograd.grad(value.sum(), x, retain_graph=True)[0] for value in spikes]
+        torch.testing.assert_close(*gradients)
+    swap(net)
+    assert type(net[1]) is QIF
+
+
+def test_neurons_built_without_a_leak_stay_qif_with_the_reason():
+    net = nn.Sequential(nn.Linear(6, 6), QIF(), nn.Linear(6, 6), QIF(a=0.3), nn.Linear(6, 6), QIF(0.9))
+    report = swap(net, to="lif")
+    assert [row.name for row in report.changed] == ["5"]
+    assert ["the paper's parameters" in report.left[0].why, "a, u1, u2 of its own" in report.left[1].why] == [
+        True,
+        True,
+    ]
+    with pytest.raises(ValueError, match="there is no neuron to go back to"):
+        swap(net[:4], to="lif")
+
+
+@pytest.mark.filterwarnings("ignore:nirtorch.extract_nir_graph is being deprecated")  # which the host calls
+def test_the_advice_of_the_nir_exporter_can_be_followed():
+    nir = pytest.importorskip("nir")
+    pytest.importorskip("nirtorch")
+    from snntorch.export_nir import export_to_nir
+
+    net = nn.Sequential(nn.Linear(6, 4), QIF(torch.full((4,), 0.9), torch.ones(4), init_hidden=True))
+    with pytest.raises(NotImplementedError, match=r"swap\(model, to='lif'\)"):
+        export_to_nir(net, torch.randn(1, 6), ignore_dims=[0])
+    swap(net, to="lif")
+    nodes = export_to_nir(net, torch.randn(1, 6), ignore_dims=[0]).nodes.values()
+    assert [node for node in nodes if isinstance(node, nir.LIF)]

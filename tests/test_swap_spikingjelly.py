@@ -10,7 +10,7 @@ from torch import nn
 
 pytest.importorskip("spikingjelly")
 
-from qif_plugins.adapters.spikingjelly import AnalyticWindow, QIFNode
+from qif_plugins.adapters.spikingjelly import AnalyticWindow, ParametricQIFNode, QIFNode
 from qif_plugins.adapters.spikingjelly.leak import LeakQIFNode
 from qif_plugins.adapters.spikingjelly.swap import HOST
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
@@ -960,3 +960,147 @@ def test_a_neuron_that_a_project_wrote_itself_is_named_with_what_to_do():
         swap(net)
     with pytest.raises(ValueError, match=r"cannot be swapped; put in its place"):
         swap(nn.Linear(2, 2))
+
+
+# -- networks that were built with QIF ---------------------------------------------------------------------------------
+
+
+BUILT = {
+    "tau": (lambda: QIFNode(tau=3.0, v_threshold=0.5), lambda: neuron.LIFNode(tau=3.0, v_threshold=0.5)),
+    "decay_input": (lambda: QIFNode(decay_input=False), lambda: neuron.LIFNode(decay_input=False)),
+    "dynamics": (lambda: QIFNode(dynamics="lif", v_reset=None), lambda: neuron.LIFNode(v_reset=None)),
+    "options": (
+        lambda: QIFNode(4.0, True, 0.7, -0.1, surrogate.ATan(3.0), True, "m", store_v_seq=True),
+        lambda: neuron.LIFNode(4.0, True, 0.7, -0.1, surrogate.ATan(3.0), True, "m", store_v_seq=True),
+    ),
+    "parametric": (lambda: ParametricQIFNode(init_tau=3.0), lambda: neuron.LIFNode(tau=3.0)),
+}
+
+
+@pytest.mark.parametrize(("qif", "lif"), BUILT.values(), ids=BUILT)
+def test_a_network_built_with_qif_goes_back_by_its_leak(qif, lif):
+    torch.manual_seed(0)
+    net = nn.Sequential(layer.Linear(4, 8), qif(), layer.Linear(8, 3)).eval()
+    net[1].label = "mine"
+    state = copy.deepcopy(net.state_dict())
+    run(net[:2], torch.randn(5, 4))
+    report = swap(net, to="lif")
+    expected = lif()
+    assert type(net[1]) is type(expected)
+    if "tau=3 as learned so far" not in str(report):
+        assert repr(net[1]) == repr(expected)
+    assert equal(net.state_dict(), state)
+    assert net[1].label == "mine"
+    assert not net[1].training
+    x = 3 * torch.randn(5, 2, 4)
+    for module in (net[1], expected):
+        module.step_mode = "m"
+    torch.testing.assert_close(run(net[1], x), run(expected, x))
+    twin = pickle.loads(pickle.dumps(copy.deepcopy(net)))
+    assert type(twin[1]) is neuron.LIFNode
+    assert not [name for name in vars(net[1]) if name in ("_params", "_arguments", "window", "_replaced")]
+    swap(net)
+    assert type(net[1]) is QIFNode
+    assert net[1].params.input_gain == pytest.approx(1 / expected.tau if expected.decay_input else 1)
+    swap(net, to="lif")
+    assert type(net[1]) is neuron.LIFNode
+
+
+@pytest.mark.parametrize("multi", [False, True])
+def test_a_clock_driven_network_built_with_qif_goes_back_by_its_leak(multi):
+    clock_driven = pytest.importorskip("spikingjelly.clock_driven.neuron")
+    from qif_plugins.adapters.spikingjelly import clock_driven as ours
+
+    host = clock_driven.MultiStepLIFNode if multi else clock_driven.LIFNode
+    node = (ours.MultiStepQIFNode if multi else ours.QIFNode)(3.0, False, 0.5, v_reset=-0.1, detach_reset=True)
+    expected = host(3.0, False, 0.5, v_reset=-0.1, detach_reset=True)
+    net = nn.Sequential(nn.Linear(4, 8), node, nn.Linear(8, 3))
+    state = copy.deepcopy(net.state_dict())
+    assert len(swap(net, to="lif").changed) == 1
+    assert type(node) is host
+    assert repr(node) == repr(expected)
+    assert equal(net.state_dict(), state)
+    x = torch.randn(5, 2, 4)
+    torch.testing.assert_close(node(x), expected(x))
+    paper = nn.Sequential(nn.Linear(4, 8), ours.QIFNode(), nn.Linear(8, 3))
+    with pytest.raises(ValueError, match="the paper's parameters, which match no leak"):
+        swap(paper, to="lif")
+
+
+def test_what_is_set_on_a_neuron_built_with_qif_comes_along():
+    node = QIFNode(tau=3.0)
+    node.tau, node.v_threshold, node.detach_reset = 4.0, nn.Parameter(torch.tensor(0.6)), True
+    net = nn.Sequential(layer.Linear(4, 4), node, layer.Linear(4, 2))
+    threshold = node.v_threshold
+    state = copy.deepcopy(net.state_dict())
+    swap(net, to="lif")
+    assert (node.tau, node.detach_reset) == (4.0, True)
+    assert node.v_threshold is threshold
+    assert "v_threshold" not in vars(node)
+    assert equal(net.state_dict(), state)
+    assert dict(net.named_parameters())["1.v_threshold"] is threshold
+
+
+def test_a_learned_map_goes_back_to_the_leak_that_it_has_by_now():
+    node = ParametricQIFNode(init_tau=2.0)
+    net = nn.Sequential(layer.Linear(4, 4), node, layer.Linear(4, 2))
+    with torch.no_grad():
+        node.raw_u2.mul_(1.2)
+    params = node.qif_parameters
+    slope = params.map_derivative(params.fixed_points()[0]).item()
+    why = swap(net, to="lif").changed[0].why
+    assert 1 - 1 / node.tau == pytest.approx(slope)
+    assert f"tau={node.tau:.4g} as learned so far" in why
+    assert "input gain" in why
+    assert set(net.state_dict()) == {"0.weight", "0.bias", "1.raw_a", "1.raw_u1", "1.raw_u2", "2.weight", "2.bias"}
+    assert not node.raw_a.requires_grad
+
+    apart = ParametricQIFNode(init_tau=2.0, channels=4)
+    with torch.no_grad():
+        apart.raw_a[0] += 0.5
+        apart.raw_u2[1] += 0.5
+    net = nn.Sequential(layer.Linear(4, 4), apart, layer.Linear(4, 2))
+    with pytest.raises(ValueError, match="no neuron to go back to: its leak differs from channel to channel"):
+        swap(net, to="lif")
+    assert type(apart) is ParametricQIFNode
+
+
+class WithCode(QIFNode):
+    def leak(self):
+        return 1 / self.tau
+
+
+def test_neurons_built_without_a_leak_stay_qif_with_the_reason():
+    net = nn.Sequential(
+        layer.Linear(4, 4), QIFNode(), layer.Linear(4, 4), QIFNode(a=0.3), layer.Linear(4, 4),
+        QIFNode(tau=2.0, dynamics="paper"), layer.Linear(4, 4), WithCode(tau=2.0), layer.Linear(4, 4), QIFNode(tau=2.0),
+    )  # fmt: skip
+    report = swap(net, to="lif")
+    assert [row.name for row in report.changed] == ["9"]
+    why = {row.name: row.why for row in report.left}
+    assert all("there is no neuron to go back to" in reason for reason in why.values())
+    assert "the paper's parameters, which match no leak" in why["1"]
+    assert "an a, u1, u2 of its own" in why["3"]
+    assert "the paper's parameters" in why["5"]
+    assert "code of its own (leak)" in why["7"]
+
+
+@pytest.mark.skipif(HAS_BACKENDS, reason="SpikingJelly 0.0.0.0.14 has no NIR exporter")
+@pytest.mark.parametrize("qif", [lambda: QIFNode(tau=3.0), lambda: ParametricQIFNode(init_tau=3.0)])
+def test_the_advice_of_the_nir_exporter_can_be_followed(qif):
+    nir = pytest.importorskip("nir")
+    from spikingjelly.activation_based.nir_exchange import export_to_nir
+
+    net = nn.Sequential(layer.Linear(3, 4), qif())
+    with pytest.raises(NotImplementedError, match=r"swap\(model, to='lif'\)"):
+        export_to_nir(net, torch.randn(2, 3))
+    swap(net, to="lif")
+    nodes = export_to_nir(net, torch.randn(2, 3)).nodes.values()
+    [lif] = [node for node in nodes if isinstance(node, nir.LIF)]
+    expected = [
+        node
+        for node in export_to_nir(nn.Sequential(net[0], neuron.LIFNode(tau=3.0)), torch.randn(2, 3)).nodes.values()
+        if isinstance(node, nir.LIF)
+    ]
+    assert lif.tau == pytest.approx(expected[0].tau)
+    assert lif.r == pytest.approx(expected[0].r)

@@ -9,16 +9,28 @@ from contextlib import nullcontext
 from importlib.util import find_spec
 from typing import Any
 
+import torch
 from spikingjelly.activation_based import layer, neuron
 from torch import Tensor, nn
 
-from qif_plugins.convert.hosts import NO_LEAK_BETA, Neuron, Plan, Request, Snapshot, check_arguments, never_fires
-from qif_plugins.convert.rates import Dynamics, leaky, quadratic
-from qif_plugins.convert.rebuild import classify
+from qif_plugins.convert.hosts import (
+    NO_LEAK_BETA,
+    Neuron,
+    Plan,
+    Request,
+    Snapshot,
+    check_arguments,
+    never_fires,
+    no_leak,
+)
+from qif_plugins.convert.rates import Dynamics, leaky, mean_of, quadratic
+from qif_plugins.convert.rebuild import classify, own_code
 from qif_plugins.layer import QIFLayer
 
-from . import QIFNode
+from . import ParametricQIFNode, QIFNode
+from ._common import DEFAULT_TAU
 from .leak import LeakQIFNode, LearnedLeak
+from .parametric import ParametricQIFNeuron
 
 __all__ = ["HOST", "TARGETS"]
 
@@ -45,6 +57,11 @@ if find_spec("spikingjelly.clock_driven") is not None:
         clock_driven.MultiStepParametricLIFNode: MultiStepLeakQIFNode,
     }
     BASES += (clock_driven.BaseNode,)
+
+BACK: dict[type[Any], type[Any]] = {QIFNode: neuron.LIFNode, ParametricQIFNode: neuron.LIFNode}
+"""Classes that users build QIF neurons of -> the LIF class whose leak those match."""
+if find_spec("spikingjelly.clock_driven") is not None:
+    BACK |= {ours.QIFNode: clock_driven.LIFNode, ours.MultiStepQIFNode: clock_driven.MultiStepLIFNode}
 
 NEURONS = BASES + tuple(
     value
@@ -128,8 +145,39 @@ class _SpikingJelly:
             return Plan(cls, arguments, dynamics, tuple(notes), attributes=attributes, idle=idle)
         raise ValueError(refusal)
 
+    def back(self, module: Any) -> Plan:
+        base = _ours(type(module))
+        code = own_code(module, base)
+        if base not in BACK or code:
+            raise ValueError(f"{type(module).__name__} has code of its own ({', '.join(code)})")
+        if module._arguments.map.decided != "lif":
+            raise ValueError(no_leak(module._arguments.map.decided))
+        tau, learned, notes = DEFAULT_TAU if module.tau is None else module.tau, frozenset[str](), []
+        if isinstance(module, ParametricQIFNeuron):
+            tau, learned = _tau_by_now(module), frozenset({name for name in module._parameters if "raw_" in name})
+            notes.append(f"tau={tau:.4g} as learned so far; {', '.join(sorted(learned))} are kept and not used")
+        values = {name: getattr(module, name) for name in CARRIED if hasattr(module, name)}
+        values |= {"tau": tau, "decay_input": module.decay_input is not False}
+        gain, lif = mean_of(module.params.input_gain), mean_of(1 / tau) if values["decay_input"] else 1.0
+        if abs(gain - lif) > 1e-6 * lif:
+            notes.append(f"input gain {lif:.4g}, LIF's, instead of {gain:.4g}")
+        if module.derived_window is None:
+            values["surrogate_function"] = module.surrogate_function
+        else:
+            notes.append("the host's own surrogate in place of the window")
+        if module.backend == "cupy":
+            values["backend"] = "cupy"
+        attributes = {name: vars(module)[name] for name in KEPT if name in vars(module)}
+        for name in ("tau", "v_threshold", "v_reset"):
+            if isinstance(values[name], Tensor):  # which the host's constructor does not take
+                value = values.pop(name)
+                attributes |= {name: value} if name not in module._parameters | module._buffers else {}
+        names = inspect.signature(BACK[base]).parameters
+        arguments = {name: value for name, value in values.items() if name in names}
+        return Plan(BACK[base], arguments, "lif", tuple(notes), attributes, idle=learned)
+
     def snapshot(self, module: Any) -> Snapshot:
-        known = _known(type(module))
+        known = _ours(type(module)) if isinstance(module, QIFLayer) else _known(type(module))
         assert known is not None
         attributes = dict(vars(module))
         attributes["_memories"] = {
@@ -140,7 +188,9 @@ class _SpikingJelly:
         }
         if "v_seq" in attributes:
             attributes["v_seq"] = None
-        return Snapshot(attributes, {n: v for n, v in attributes.items() if n not in _host_attributes(known)})
+        own = _host_attributes(known)
+        private = {name for name in attributes if name.startswith("_") and hasattr(type(module), name)}
+        return Snapshot(attributes, {n: v for n, v in attributes.items() if n not in own | private})
 
     def construct(self, module: nn.Module, plan: Plan) -> None:
         object.__setattr__(module, "__class__", plan.cls)
@@ -155,6 +205,8 @@ class _SpikingJelly:
     def settle(self, module: nn.Module) -> None:
         if isinstance(module, LearnedLeak):
             module._window_changed()
+        for name in (*module._parameters, *module._buffers):
+            vars(module).pop(name, None)  # a threshold that is learned, in place of the constructor's
 
     def apart(self) -> nullcontext[None]:
         return nullcontext()
@@ -193,6 +245,27 @@ HOST = _SpikingJelly()
 def _known(cls: type[Any]) -> type[Any] | None:
     """The class of the LIF family that ``cls`` is or extends."""
     return next((base for base in cls.__mro__ if base in TARGETS), None)
+
+
+def _ours(cls: type[Any]) -> type[Any]:
+    """The class of this package that ``cls`` is or extends."""
+    package = __name__.rpartition(".")[0]
+    return next(base for base in cls.__mro__ if base.__module__.startswith(f"{package}."))
+
+
+def _tau_by_now(module: Any) -> float:
+    """LIF's time constant for the slope that a learned map has at its resting point.
+
+    Raises:
+        ValueError: It is no leak, or not one number.
+    """
+    params = module.qif_parameters
+    beta = torch.as_tensor(params.map_derivative(params.fixed_points()[0])).detach().double()
+    if bool((beta.max() - beta.min()) > 1e-6):
+        raise ValueError("its leak differs from channel to channel by now, and LIFNode has one tau")
+    if not 0 < beta.mean() < 1:
+        raise ValueError(f"the slope of its map at rest is {beta.mean().item():.4g} by now, which is no leak")
+    return 1 / (1 - beta.mean().item())
 
 
 def _carried(module: Any, request: Request, notes: list[str]) -> dict[str, Any]:

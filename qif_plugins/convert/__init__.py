@@ -71,7 +71,10 @@ def swap(
         readout: ``"keep"`` (default) leaves neurons alone that feed the model's output with no weight between, or
             nothing: decoding wants the subtracting reset, which QIF does not have. ``"swap"`` replaces them, too.
         to: ``"qif"`` (default), or ``"lif"`` to make every swapped neuron what it was, with its parameters of now and
-            whatever was set on it since; what the swap itself chose, the surrogate or the reset, goes. Norms stay.
+            whatever was set on it since; what the swap itself chose, the surrogate or the reset, goes. Norms stay. A
+            neuron that was built as QIF becomes the LIF neuron whose leak it matches (``tau``, ``decay_input``,
+            ``beta``, ``dynamics="lif"``; of a ``ParametricQIFNode`` the leak that it has by now) and keeps what else it
+            was given; one without a leak stays QIF, and the report says so.
         example_input: The model's argument, a tuple of them, or a dict of them by name. A copy of the model runs on it
             once, in eval mode, to see what feeds what; a neuron that feeds nothing, since its state is read by name,
             reads out. Without it, the order in which modules were registered decides: for certain in a plain
@@ -266,7 +269,7 @@ def _back(model: nn.Module, hosts: list[Host]) -> SwapReport:
         if site.neuron.role != "qif":
             rows.append(Row(site.name, was, was, "not a QIF neuron", changed=False))
         elif replaced(site.module) is None:
-            rows.append(Row(site.name, was, was, "built as QIF; there is no neuron to go back to", changed=False))
+            rows.append(_unmatched(site))
         else:
             restore(site.module, site.host)
             site.host.settle(site.module)
@@ -282,6 +285,18 @@ def _back(model: nn.Module, hosts: list[Host]) -> SwapReport:
     if not any(row.changed for row in rows):
         raise ValueError(_nothing(rows))
     return SwapReport(tuple(rows))
+
+
+def _unmatched(site: Site) -> Row:
+    """Make a neuron that was built as QIF the LIF neuron whose leak it matches."""
+    was = type(site.module).__name__
+    try:
+        plan = site.host.back(site.module)
+    except ValueError as error:
+        return Row(site.name, was, was, f"built as QIF; there is no neuron to go back to: {error}", changed=False)
+    rebuild(site.module, site.host, plan, remember=False)
+    why = "; ".join(["built as QIF, now the LIF neuron whose leak it matched", *plan.notes])
+    return Row(site.name, was, type(site.module).__name__, why, changed=True)
 
 
 def _nothing(rows: list[Row], handwritten: Sequence[str] = ()) -> str:

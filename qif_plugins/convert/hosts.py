@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HOSTS", "NO_LEAK_BETA", "Host", "Neuron", "Plan", "Request", "Snapshot", "check_arguments", "loaded_hosts",
-    "never_fires",
+    "never_fires", "no_leak",
 ]  # fmt: skip
 
 HOSTS = {
@@ -69,7 +69,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Plan:
-    """How one neuron becomes a QIF neuron.
+    """How one neuron becomes a QIF neuron, or the other way round.
 
     Attributes:
         cls: The class that it gets.
@@ -78,7 +78,7 @@ class Plan:
         notes: What is not as it was, for the report.
         attributes: Attributes to set besides.
         own: Names of parameters and buffers that are not taken over from the LIF neuron.
-        idle: Names of parameters that the QIF neuron keeps for the state_dict's sake and does not use.
+        idle: Names of parameters that the neuron keeps for the state_dict's sake and does not use.
     """
 
     cls: type[nn.Module]
@@ -128,8 +128,15 @@ class Host(Protocol):
             TypeError: ``request.parameters`` has a name that the QIF neuron does not take.
         """
 
+    def back(self, module: nn.Module) -> Plan:
+        """How a neuron that was built as QIF becomes the LIF neuron whose leak it matches.
+
+        Raises:
+            ValueError: It matches none, or is not told apart from QIF by its constructor alone.
+        """
+
     def snapshot(self, module: nn.Module) -> Snapshot:
-        """The plain attributes of a LIF neuron."""
+        """The plain attributes of a LIF neuron, or of one that was built as QIF."""
 
     def construct(self, module: nn.Module, plan: Plan) -> None:
         """Run the constructor of ``plan`` on ``module``, which has no attributes, and set its class."""
@@ -176,6 +183,12 @@ def check_arguments(cls: type[Any], given: Iterable[str], accepted: Iterable[str
         f"{cls.__name__} has no argument {', '.join(unknown)} to pass on{guess} swap takes {', '.join(SWAP_OPTIONS)}, "
         f"and passes on {', '.join(accepted)}"
     )
+
+
+def no_leak(dynamics: str) -> str:
+    """Why a neuron of these dynamics, of a name that its ``dynamics`` has, has no LIF neuron to go back to."""
+    chosen = "has the paper's parameters" if dynamics == "paper" else "has an a, u1, u2 of its own"
+    return f"it {chosen}, which match no leak; train one that was built with a leak, or with dynamics='lif'"
 
 
 def never_fires(threshold: Any) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..parameters import QIFParameters
 from .walk import Site
 
-__all__ = ["Dynamics", "Regime", "compared", "leaky", "quadratic", "regime"]
+__all__ = ["Dynamics", "Regime", "compared", "leaky", "mean_of", "quadratic", "regime"]
 
 STEPS, NEURONS = 16, 4096
 FACTOR = 2.0
@@ -68,8 +68,8 @@ def leaky(beta: Any, gain: Any, threshold: Any, v_reset: Any = 0.0, rest: Any = 
         rest: Potential that it leaks to, and starts at.
         subtracted: What a spike takes away once the leak is through, where ``v_reset`` is ``None``.
     """
-    beta, gain, threshold, rest, subtracted = (_mean(value) for value in (beta, gain, threshold, rest, subtracted))
-    after = None if v_reset is None else _mean(v_reset)
+    beta, gain, threshold, rest, subtracted = (mean_of(value) for value in (beta, gain, threshold, rest, subtracted))
+    after = None if v_reset is None else mean_of(v_reset)
 
     def charge(v: Tensor) -> Tensor:
         return rest + beta * (v - rest)
@@ -87,13 +87,13 @@ def quadratic(params: QIFParameters, scale: Any = 1.0) -> Dynamics:
         params: The neuron.
         scale: Factor on the input before it.
     """
-    one = QIFParameters.unchecked(**{n: _mean(v) for n, v in params.numbers().items()}, reset=params.reset)
+    one = QIFParameters.unchecked(**{n: mean_of(v) for n, v in params.numbers().items()}, reset=params.reset)
     start: Any = one.v_reset if one.reset == "hard" else 0.0
 
     def fired(h: Tensor) -> Tensor:
         return one.map(torch.full_like(h, start)) if one.reset == "hard" else one.map(h - one.v_threshold)
 
-    return Dynamics(_mean(one.input_gain) * _mean(scale), _mean(one.v_threshold), start, one.map, fired)
+    return Dynamics(mean_of(one.input_gain) * mean_of(scale), mean_of(one.v_threshold), start, one.map, fired)
 
 
 @dataclass(frozen=True)
@@ -177,5 +177,6 @@ def _plain(values: Tensor) -> Tensor:
     return values.detach().flatten().to("cpu", torch.float32)
 
 
-def _mean(value: Any) -> float:
+def mean_of(value: Any) -> float:
+    """A number; of a tensor its mean."""
     return value.detach().double().mean().item() if isinstance(value, Tensor) else float(value)

@@ -146,8 +146,14 @@ def replaced(module: nn.Module) -> Replaced | None:
     return vars(module).get(_RECORD)
 
 
-def rebuild(module: nn.Module, host: Host, plan: Plan) -> Callable[[], None]:
-    """Make a QIF neuron of ``module``.
+def rebuild(module: nn.Module, host: Host, plan: Plan, remember: bool = True) -> Callable[[], None]:
+    """Make of ``module`` what ``plan`` says.
+
+    Args:
+        module: A neuron.
+        host: Its host.
+        plan: What it becomes.
+        remember: Whether it keeps a record of what it was, which :func:`restore` goes back by. Default True.
 
     Returns:
         A function that undoes it. After an error it is undone already.
@@ -161,9 +167,12 @@ def rebuild(module: nn.Module, host: Host, plan: Plan) -> Callable[[], None]:
         _take_over(module, before, plan, record)
         vars(module).update({name: value for name, value in extra.items() if name not in vars(module)})
         vars(module).update({name: before[name] for name in _GENERIC if name in before})
-        vars(module).update(plan.attributes, **{_RECORD: record})
+        vars(module).update(plan.attributes)
+        if remember:
+            vars(module)[_RECORD] = record
         host.settle(module)
-        record.became(module, plan, extra)
+        if remember:
+            record.became(module, plan, extra)
     except BaseException:
         undo()
         raise
