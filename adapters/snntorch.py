@@ -264,6 +264,8 @@ class QIF(QIFLayer, snn.Leaky):
             super().__setattr__(name, value)
             return
         chosen = self._chosen()
+        if name == "dynamics" or name in MAP:
+            self._open_to_leak = False
         if name == "dynamics":
             chosen = chosen.with_dynamics(value, self._map())
         elif name in MAP:
@@ -271,7 +273,7 @@ class QIF(QIFLayer, snn.Leaky):
         else:
             value = _number(name, value)
             if name != "threshold":
-                chosen = chosen.with_leak(**{name: value})
+                chosen = chosen.with_leak(self._open_to_leak, **{name: value})
             _check_leak(chosen, name == "beta" and isinstance(value, nn.Parameter))
             if name != "curvature" and not isinstance(value, Tensor) and name not in {**self.__dict__, **self._buffers}:
                 self.register_buffer(name, torch.tensor(value, dtype=torch.float32))  # after a del

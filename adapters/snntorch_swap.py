@@ -186,7 +186,8 @@ class _SnnTorch:
                 continue
             return Plan(
                 TARGETS[known], arguments, dynamics, tuple(notes),
-                attributes={name: getattr(module, name) for name in RECURRENT if known is snn.RLeaky},
+                attributes={name: getattr(module, name) for name in RECURRENT if known is snn.RLeaky}
+                | {"_open_to_leak": request.chooses_map},
                 own=frozenset({"reset_mechanism_val", *(request.parameters.keys() & {"beta", "threshold"})}),
                 idle=frozenset({"beta"}) if idle else frozenset(),
             )  # fmt: skip

@@ -102,13 +102,17 @@ class MapArguments:
             return self if self.decided == "explicit" else self.with_map(current)
         return MapArguments(dynamics, self.given if dynamics is None else {}, self.leak)
 
-    def with_leak(self, **changes: Any) -> MapArguments:
+    def with_leak(self, open_to_it: bool = False, **changes: Any) -> MapArguments:
         """After an assignment to the leak, which is matched from now on; ``None`` takes an argument back.
+
+        Args:
+            open_to_it: Whether :func:`~qif_plugins.swap` chose the map, not the user. Default False.
+            **changes: What is assigned.
 
         Raises:
             ValueError: ``dynamics="paper"`` or a, u1, u2 were given, so that the leak would have no effect.
         """
-        if self.dynamics == "paper" or self.given:
+        if not open_to_it and (self.dynamics == "paper" or self.given):
             what = "dynamics='paper'" if self.dynamics else ", ".join(self.given)
             shown = ", ".join(f"{name}={_show(value)}" for name, value in changes.items())
             raise ValueError(
@@ -116,7 +120,7 @@ class MapArguments:
                 "dynamics='lif' first, and it matches the leak"
             )
         leak = {name: value for name, value in {**self.leak, **changes}.items() if value is not None}
-        return dataclasses.replace(self, leak=leak)
+        return MapArguments(None, {}, leak) if open_to_it else dataclasses.replace(self, leak=leak)
 
 
 def limited_threshold(threshold: Tensor, resting: Number, unstable: Number | None = None) -> Tensor:

@@ -38,6 +38,8 @@ class QIFLayer:
     """Mixed in by the adapters before the host's base class."""
 
     _measured: Mapping[str, Tensor] = {}
+    _open_to_leak: bool = False
+    """Whether swap chose the map, and nobody since, so that a leak that is assigned is matched."""
     _window_memory: WindowMemory
     """Of a neuron that learns its window."""
 

@@ -239,6 +239,20 @@ def test_what_is_set_between_there_and_back_stays_set(copied):
     assert out[0] == out[1] == 1
 
 
+def test_a_leak_that_is_assigned_after_the_swap_is_matched_unless_the_papers_map_was_asked_for():
+    x = torch.rand(8, 6)
+    for dynamics in ("auto", "paper"):
+        net = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), snn.Leaky(0.9, init_hidden=True), nn.Linear(6, 2))
+        swap(net, dynamics=dynamics, example_input=x)
+        assert net[2].dynamics == "paper"
+        if dynamics == "paper":
+            with pytest.raises(ValueError, match="would have no effect"):
+                net[2].beta = torch.tensor(0.5)
+            continue
+        net[2].beta = torch.tensor(0.5)
+        assert net[2].qif_parameters == QIF(0.5).qif_parameters
+
+
 def test_a_threshold_chosen_at_the_swap_goes_with_it_unless_it_was_changed():
     net = nn.Sequential(nn.Linear(6, 6), snn.Leaky(0.9), nn.Linear(6, 6), snn.Leaky(0.9), nn.Linear(6, 2))
     swap(net, threshold=0.75)

@@ -247,6 +247,19 @@ def set_after_the_swap(net):
     net[6].v_reset = -0.25
 
 
+def test_a_leak_that_is_assigned_after_the_swap_is_matched_unless_the_papers_map_was_asked_for():
+    for dynamics in ("auto", "paper"):
+        net = nn.Sequential(layer.Linear(6, 6), layer.BatchNorm1d(6), neuron.LIFNode(4.0), layer.Linear(6, 2))
+        swap(net, dynamics=dynamics, example_input=torch.rand(8, 6))
+        assert net[2].dynamics == "paper"
+        if dynamics == "paper":
+            with pytest.raises(ValueError, match="would have no effect"):
+                net[2].tau = 5.0
+            continue
+        net[2].tau = 5.0
+        assert net[2].params == QIFNode(tau=5.0).params
+
+
 @pytest.mark.parametrize("through", [lambda net: net, copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
 def test_what_is_set_between_there_and_back_stays_set(through):
     torch.manual_seed(1)

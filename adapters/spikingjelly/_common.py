@@ -59,7 +59,7 @@ class Arguments:
     input_gain: Any = None
     kept_gain: Any = 1.0
 
-    def assigned(self, name: str, value: Any, current: QIFParameters) -> Arguments:
+    def assigned(self, name: str, value: Any, current: QIFParameters, open_to_leak: bool) -> Arguments:
         """After an assignment; ``current`` is the neuron before it.
 
         Raises:
@@ -70,7 +70,7 @@ class Arguments:
         if name in ("v_reset", "input_gain"):
             return dataclasses.replace(self, **{name: value})
         if name in ("tau", "decay_input"):
-            return dataclasses.replace(self, map=self.map.with_leak(**{name: value}))
+            return dataclasses.replace(self, map=self.map.with_leak(open_to_leak, **{name: value}))
         present = {root: getattr(current, root) for root in MAP}
         if name == "dynamics":
             changed = self.map.with_dynamics(value, present)
@@ -269,12 +269,15 @@ class QIFNeuron(QIFLayer):
 
     def _assign(self, name: str, value: Any, store: Callable[[], None]) -> None:
         """Take over a value that is checked by itself; ``store`` puts it among the module's attributes."""
-        arguments = self._arguments.assigned(name, value, self._present() if name in RESOLVED else self._params)
+        present = self._present() if name in RESOLVED else self._params
+        arguments = self._arguments.assigned(name, value, present, self._open_to_leak)
         threshold = value if name == "v_threshold" else self._threshold()
         params = arguments.parameters(_detached(threshold))
         window = self._derived(params)
         if name not in RESOLVED:
             store()
+        elif name != "input_gain":
+            self._open_to_leak = False
         self._adopt(arguments, threshold, params, window)
 
     def _adopt(self, arguments: Arguments, threshold: Any, params: QIFParameters, window: Window | None) -> None:

@@ -141,6 +141,7 @@ class _SpikingJelly:
                 refusal = str(error)
                 continue
             attributes = {name: vars(module)[name] for name in KEPT if name in vars(module)}
+            attributes["_open_to_leak"] = request.chooses_map
             idle = frozenset({"w"}) if learns_leak and dynamics != "lif" else frozenset[str]()
             return Plan(cls, arguments, dynamics, tuple(notes), attributes=attributes, idle=idle)
         raise ValueError(refusal)

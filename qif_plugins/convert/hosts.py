@@ -50,6 +50,11 @@ class Request:
     window: str | Window = "unbiased"
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def chooses_map(self) -> bool:
+        """Whether the dynamics are left to :meth:`choose`."""
+        return self.dynamics == "auto" and not self.parameters.keys() & {"a", "u1", "u2"}
+
     def choose(self, normalized: bool, learns_leak: bool, leak_arguments: frozenset[str]) -> tuple[str, ...]:
         """The dynamics to try for one neuron, in order; ``"explicit"`` where a, u1 or u2 decide.
 
