@@ -415,7 +415,7 @@ class Patch:
             self.say("  a part of it is called by itself, which does not show what the network does with it")
             return survey(network, hosts)
         try:
-            with _unnoticed(called):
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                 return survey(called, hosts, _copied_call(call))
         except ValueError as error:
             self.say(f"  its data flow could not be followed: {error}")
@@ -482,29 +482,6 @@ def _unchanged_randomness() -> Iterator[None]:
     finally:
         random.setstate(theirs)
         np.random.set_state(numpys)
-
-
-@contextlib.contextmanager
-def _unnoticed(network: nn.Module) -> Iterator[None]:
-    """A copy of ``network`` that runs inside prints nothing, and calls no hooks but PyTorch's own (weight norms)."""
-    attached = [
-        (vars(module), kind, vars(module)[kind])
-        for module in network.modules()
-        for kind in ("_forward_pre_hooks", "_forward_hooks")
-    ]
-    try:
-        for attributes, kind, hooks in attached:
-            attributes[kind] = type(hooks)((key, hook) for key, hook in hooks.items() if _of_torch(hook))
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        for attributes, kind, hooks in attached:
-            attributes[kind] = hooks
-
-
-def _of_torch(hook: Any) -> bool:
-    # An object, such as that of a weight norm, has its class's module.
-    return str(getattr(hook, "__module__", "")).split(".")[0] == "torch"
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ pytest.importorskip("spikingjelly")
 from qif_plugins.adapters.spikingjelly import AnalyticWindow, ParametricQIFNode, QIFNode
 from qif_plugins.adapters.spikingjelly.leak import LeakQIFNode
 from qif_plugins.adapters.spikingjelly.swap import HOST
-from spikingjelly.activation_based import functional, layer, neuron, surrogate
+from spikingjelly.activation_based import functional, layer, monitor, neuron, surrogate
 
 from qif_plugins import QIFParameters, Window, swap
 
@@ -687,6 +687,16 @@ READS = {
     "hidden spikes": lambda net, spikes: {"spikes": net.hidden.v},
     "a list": lambda net, spikes: net.kept.append(net.out.v),
 }
+
+
+def test_monitors_do_not_record_the_run_of_the_example():
+    net = ReadByName(READS["nothing"])
+    watching = monitor.AttributeMonitor("v", False, net, neuron.LIFNode)
+    report = swap(net, example_input=torch.rand(3, 2, 4))
+    assert [row.name for row in report.left] == ["out"]
+    assert watching.records == []
+    net(torch.rand(3, 2, 4))
+    assert len(watching.records) == 2
 
 
 @pytest.mark.parametrize("read", READS.values(), ids=READS)

@@ -200,12 +200,35 @@ def _copy(model: nn.Module) -> nn.Module:
     # States that a forward pass left behind have a graph, which deepcopy refuses; the copy gets them without.
     states = [t for m in model.modules() for t in tree_leaves(dict(vars(m))) if isinstance(t, Tensor) and not t.is_leaf]
     try:
-        return copy.deepcopy(model, {id(state): state.detach().clone() for state in states})
+        with _without_hooks(model):
+            return copy.deepcopy(model, {id(state): state.detach().clone() for state in states})
     except Exception as error:
         raise ValueError(
             f"the model cannot be copied to follow example_input through it: {type(error).__name__}: {error}. Leave "
             "example_input out to go by the order of registration."
         ) from error
+
+
+@contextlib.contextmanager
+def _without_hooks(model: nn.Module) -> Iterator[None]:
+    """A copy made inside has PyTorch's own hooks (weight norms) only: monitors are not to record its run."""
+    attached = [
+        (vars(module), kind, vars(module)[kind])
+        for module in model.modules()
+        for kind in ("_forward_pre_hooks", "_forward_hooks")
+    ]
+    try:
+        for attributes, kind, hooks in attached:
+            attributes[kind] = type(hooks)((key, hook) for key, hook in hooks.items() if _of_torch(hook))
+        yield
+    finally:
+        for attributes, kind, hooks in attached:
+            attributes[kind] = hooks
+
+
+def _of_torch(hook: Any) -> bool:
+    # An object, such as that of a weight norm, has its class's module.
+    return str(getattr(hook, "__module__", "")).split(".")[0] == "torch"
 
 
 Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]

@@ -201,7 +201,7 @@ def never_fires(threshold: Any) -> str:
     values = threshold.detach() if isinstance(threshold, Tensor) else torch.tensor(threshold, device="cpu")
     if values.is_meta or bool(values.to(torch.float32).isfinite().all()):
         return ""
-    return "its threshold is not finite, so that it integrates and never spikes: no QIF neuron does that"
+    return "its threshold is not finite, as that of a neuron that only integrates: no QIF neuron does that"
 
 
 def loaded_hosts() -> list[Host]:
