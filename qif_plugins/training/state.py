@@ -41,7 +41,9 @@ def check_state(
 
     Args:
         state: Of :meth:`~.engine.Trainer.state`.
-        optimizer, scheduler, scaler: Of the run.
+        optimizer: The run's own.
+        scheduler: The run's own.
+        scaler: The run's own; ``None`` without mixed precision.
         steps: Of the optimizer in an epoch.
 
     Raises:
