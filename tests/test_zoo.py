@@ -16,10 +16,10 @@ import torch
 pytest.importorskip("spikingjelly")
 
 from qif_plugins.adapters import spikingjelly as adapter
+from qif_plugins.adapters.spikingjelly.swap import HOST
 from spikingjelly.activation_based import functional, neuron, surrogate
 
 from qif_plugins.convert.find import survey
-from qif_plugins.convert.hosts import loaded_hosts
 
 PACKAGES = ("spikingjelly.activation_based.model", "spikingjelly.clock_driven.model")
 NEURON_ARGUMENTS = ("spiking_neuron", "single_step_neuron", "multi_step_neuron")
@@ -209,8 +209,8 @@ def test_registration_order_finds_the_readout_or_asks(constructor, takes, monkey
     net = build(constructor, takes)
     functional.set_step_mode(net, "m")
     _, shape, _ = modes(constructor, takes, net)[-1]
-    by_order = survey(net, loaded_hosts())
-    by_flow = survey(net, loaded_hosts(), torch.rand(*shape, *sample(constructor)))
+    by_order = survey(net, [HOST])
+    by_flow = survey(net, [HOST], torch.rand(*shape, *sample(constructor)))
     assert [site.guess for site in by_flow.sites] == [False] * len(by_flow.sites)
     if by_order.blind:
         assert constructor.__name__ == "MASNN"  # attention in its last blocks
