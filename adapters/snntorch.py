@@ -14,11 +14,12 @@ from __future__ import annotations
 import inspect
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -130,6 +131,8 @@ class QIF(QIFLayer, snn.Leaky):
     ``learn_beta`` and ``learn_threshold``. Which argument decides where several could, see
     :mod:`qif_plugins.arguments`.
 
+    Wherever a number or a tensor is taken, an array or a list of numbers is, too, as by ``Leaky``.
+
     Args:
         beta: Leak that the neuron matches near rest, see :meth:`~qif_plugins.QIFParameters.matching_lif`: a
             float or a tensor (per neuron), 0 <= beta < 1. Left out, the neuron has the paper's a, u1, u2,
@@ -200,7 +203,8 @@ class QIF(QIFLayer, snn.Leaky):
     ) -> None:
         numbers = {"beta": beta, "curvature": curvature, "a": a, "u1": u1, "u2": u2}
         given = {name: _number(name, value) for name, value in numbers.items() if value is not None}
-        threshold = _number("threshold", threshold)
+        beta, threshold = given.get("beta"), _number("threshold", threshold)
+        graded_spikes_factor = _number("graded_spikes_factor", graded_spikes_factor)
         chosen = MapArguments(
             dynamics,
             {name: value for name, value in given.items() if name in MAP},
@@ -731,13 +735,28 @@ def _check_spike_grad(spike_grad: Any) -> None:
 
 
 def _number(name: str, value: Any) -> Any:
-    """A number or a tensor.
+    """A number, or a tensor of what else ``torch.as_tensor`` takes, as the host makes it of an array or a list.
 
     Raises:
         TypeError: Neither.
-        ValueError: A tensor with gradient for what is not learned.
+        ValueError: A tensor with gradient for what is not learned, or a curvature that is not one number.
     """
+    if not isinstance(value, Tensor | str | bytes) and (isinstance(value, Sequence) or np.ndim(value)):
+        try:
+            value = torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(
+                f"{name} must be a number, a tensor, or an array or list of numbers, got {value!r}"
+            ) from None
     value = value if type(value) is int else checked_number(name, value)  # the host keeps an integer as one
+    if isinstance(value, Tensor) and value.is_complex():
+        raise TypeError(f"{name} must be real, got {value!r}")
+    if isinstance(value, Tensor) and name in MAP and not value.is_floating_point():
+        value = value.to(torch.get_default_dtype())
+    if name == "curvature":
+        if isinstance(value, Tensor) and value.numel() != 1:
+            raise ValueError(f"curvature must be one number, got a tensor of shape {list(value.shape)}")
+        value = float(value)
     if isinstance(value, Tensor) and value.requires_grad and name in MAP:
         raise ValueError(
             f"QIF does not learn {name}: learn_beta and learn_threshold, or a parameter assigned to beta or threshold, "

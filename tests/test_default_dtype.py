@@ -180,3 +180,26 @@ def test_swap_calibrate_and_health(dtype):
     wanted = inspect()
     with default_dtype(dtype):
         assert inspect() == wanted
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_threshold_beyond_half_precision_is_finite(dtype):
+    pytest.importorskip("spikingjelly")
+    from spikingjelly.activation_based import neuron
+
+    with default_dtype(dtype):
+        for threshold in (1e5, 3):
+            net = nn.Sequential(nn.Linear(2, 2), neuron.LIFNode(v_threshold=float(threshold)), nn.Linear(2, 2))
+            assert "finite" not in str(swap(net, readout="swap"))
+            assert net[1].v_threshold == threshold
+
+
+def test_the_memory_of_a_batch_is_that_of_the_model_whatever_the_default_dtype():
+    pytest.importorskip("spikingjelly")
+    from spikingjelly.activation_based import functional
+
+    from qif_plugins.training.sizes import activations
+
+    net = nn.Sequential(nn.Flatten(2), nn.Linear(4, 3, dtype=torch.float32))
+    with default_dtype(torch.float64):
+        assert activations(net, (1, 2, 2), functional.reset_net) == 3

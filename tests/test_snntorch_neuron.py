@@ -3,6 +3,7 @@
 import inspect
 import re
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -340,6 +341,36 @@ class TestChangesAreNoticed:
         with pytest.raises(ValueError, match=r"v_threshold=5 is not below the unstable fixed point 4\.5"):
             neuron(torch.zeros(1, 2))
         assert neuron.mem is mem
+
+    @pytest.mark.parametrize("name", ["beta", "threshold", "graded_spikes_factor", "a", "u1", "u2"])
+    @pytest.mark.parametrize("like", [np.float32, np.array, list, tuple, lambda values: [list(values)]])
+    def test_numbers_may_be_what_the_host_takes(self, name, like):
+        values = np.float32(0.3) if like is np.float32 else np.linspace(0.2, 0.3, FEATURES, dtype=np.float32).tolist()
+        others = {} if name in ("a", "u1", "u2") else {"beta": 0.9}
+        x_seq = inputs(torch.float32)
+        given = QIF(**{**others, name: like(values)})
+        expected = QIF(**{**others, name: torch.as_tensor(like(values))})
+        for mine, theirs in zip(gradients(step, given, x_seq), gradients(step, expected, x_seq), strict=True):
+            assert torch.equal(mine, theirs)
+        if others:
+            host = snn.Leaky(**{**others, name: like(values)})
+            assert getattr(given, name).shape == getattr(host, name).shape
+
+    @pytest.mark.parametrize("name", ["beta", "threshold", "graded_spikes_factor", "a", "u1", "u2", "curvature"])
+    @pytest.mark.parametrize("value", ["0.9", ["a"], {}, torch.tensor(0.9j)], ids=str)
+    def test_what_is_no_number_is_answered_by_name(self, name, value):
+        entered = len(snn.SpikingNeuron.instances)
+        with pytest.raises(TypeError, match=f"^{name} must be "):
+            QIF(**{"beta": 0.9, name: value})
+        assert len(snn.SpikingNeuron.instances) == entered
+
+    def test_curvature_is_one_number(self):
+        assert (
+            QIF(0.9, curvature=torch.tensor([0.4])).qif_parameters
+            == QIF(0.9, curvature=0.4000000059604645).qif_parameters
+        )
+        with pytest.raises(ValueError, match="curvature must be one number"):
+            QIF(0.9, curvature=[0.4, 0.5])
 
     @pytest.mark.parametrize(
         ("arguments", "name", "value"),

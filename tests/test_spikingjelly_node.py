@@ -321,6 +321,29 @@ def test_a_surrogate_that_was_assigned_is_kept():
     assert (given.lo, given.hi) == (-0.1, 0.1)
     node.window = "unbiased"
     assert repr(node) == repr(QIFNode(v_threshold=0.9))
+    assert (given.lo, given.hi) == (-0.1, 0.1)  # it may be another node's as well
+
+
+@pytest.mark.parametrize("node_class", [QIFNode, ParametricQIFNode])
+def test_a_window_put_in_the_place_of_a_deleted_or_a_registered_one_is_kept(node_class):
+    def delete_and_assign(node, given):
+        del node.surrogate_function
+        node.surrogate_function = given
+
+    def register(node, given):
+        node._modules["surrogate_function"] = given
+
+    for put in (delete_and_assign, register, lambda node, given: node.add_module("surrogate_function", given)):
+        node, given = node_class(step_mode="m"), AnalyticWindow(-0.1, 0.1, 4.0)
+        put(node, given)
+        node.v_threshold = 0.9
+        assert node.derived_window is None
+        x = inputs(requires_grad=True)
+        constructed = node_class(v_threshold=0.9, surrogate_function=AnalyticWindow(-0.1, 0.1, 4.0), step_mode="m")
+        constructed.load_state_dict(node.state_dict())
+        mine, expected = (torch.autograd.grad((n(x) * weights(x)).sum(), x)[0] for n in (node, constructed))
+        assert torch.equal(mine, expected)
+        assert (given.lo, given.hi, given.height) == (-0.1, 0.1, 4.0)
 
 
 # -- a learned threshold --------------------------------------------------------------------------
@@ -1070,6 +1093,33 @@ def test_half_precision_inference_keeps_one_time_step(dtype):
         node(torch.randn(8, 100).to(dtype))
     kept = [value for value in node._link if isinstance(value, torch.Tensor)]
     assert max(tensor.untyped_storage().nbytes() for tensor in kept) == 100 * 4
+
+
+@pytest.mark.parametrize("v_reset", [0.0, -0.4, None])
+@pytest.mark.parametrize("detach_reset", [False, True])
+@pytest.mark.parametrize(
+    "make", [surrogate.ATan, surrogate.Erf, lambda spiking: AnalyticWindow(-0.3, 0.4, 2.0, spiking)]
+)
+def test_with_spiking_mode_off_the_membrane_is_reset_in_part_in_either_step_mode(make, detach_reset, v_reset):
+    """The host's equations with a spike between 0 and 1, differentiated by PyTorch."""
+    node = QIFNode(tau=2.0, v_reset=v_reset, surrogate_function=make(spiking=False), detach_reset=detach_reset)
+    x, v, out = inputs(requires_grad=True), v_reset or 0.0, []
+    for step in x:
+        h = node.params.map(v) + node.params.input_gain * step
+        out.append(node.surrogate_function(h - node.v_threshold))
+        s = out[-1].detach() if detach_reset else out[-1]
+        v = h - s * node.v_threshold if v_reset is None else (1 - s) * h + s * v_reset
+    expected = torch.stack(out), *torch.autograd.grad((torch.stack(out) * weights(x)).sum(), x)
+
+    def chunks():
+        node.step_mode = "m"
+        return torch.cat([node(part) for part in x.split(T // 2)])
+
+    for run in (lambda: single_steps(node, x), chunks):
+        node.reset()
+        spikes = run()
+        torch.testing.assert_close((spikes, *torch.autograd.grad((spikes * weights(x)).sum(), x)), expected)
+        torch.testing.assert_close(node.v, v)
 
 
 def test_repr_names_the_window_only_while_it_is_used():

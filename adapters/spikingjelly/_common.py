@@ -303,8 +303,10 @@ class QIFNeuron(QIFLayer):
     def _choose_window(self, window: Any) -> None:
         window = self._chosen_window(window)
         before = self.window, self.surrogate_function
-        if not isinstance(self.surrogate_function, AnalyticWindowBase):
-            super().__setattr__("surrogate_function", self.analytic_window())
+        if self.window is None or not _is_own(self.surrogate_function):  # others may have the one that was given
+            surrogate = self.analytic_window()
+            surrogate.own = True
+            super().__setattr__("surrogate_function", surrogate)
         super().__setattr__("window", window)
         try:
             if isinstance(window, Window):
@@ -328,7 +330,8 @@ class QIFNeuron(QIFLayer):
         before = self._modules.get("surrogate_function", vars(self).get("surrogate_function"))
         _check_surrogate(surrogate)
         super().__setattr__("surrogate_function", surrogate)
-        if before is not None and surrogate is not before:
+        constructed = before is None and _is_own(surrogate)
+        if surrogate is not before and not constructed:
             vars(self)["window"] = None
 
     @property
@@ -386,8 +389,7 @@ class QIFNeuron(QIFLayer):
     @property
     def derived_window(self) -> str | None:
         """Name of the window that the node derives for itself; ``None`` where its surrogate was given."""
-        analytic = isinstance(self.window, str) and isinstance(self.surrogate_function, AnalyticWindowBase)
-        return self.window if analytic else None  # type: ignore[return-value]
+        return self.window if isinstance(self.window, str) and _is_own(self.surrogate_function) else None
 
     @property
     def learns_window(self) -> bool:
@@ -499,6 +501,7 @@ class QIFNeuron(QIFLayer):
             window = self._chosen_window("unbiased" if window is None else window)
             derived = Window.named(window, params) if isinstance(window, str) else window
             surrogate_function = self.analytic_window.from_window(derived, params.v_threshold)
+            surrogate_function.own = True
         elif window is not None:
             raise ValueError("surrogate_function and window both decide the surrogate gradient; pass one of them")
         else:
@@ -709,6 +712,10 @@ def _check_surrogate(surrogate: Any) -> None:
             f"surrogate_function must be a surrogate of SpikingJelly or a function of h - θ, got {surrogate!r}; a "
             "class has to be called, surrogate.ATan(), and a window by name is window="
         )
+
+
+def _is_own(surrogate: Any) -> bool:
+    return isinstance(surrogate, AnalyticWindowBase) and surrogate.own
 
 
 def _tensors(arguments: Arguments, threshold: Any) -> list[tuple[Tensor, int | None]]:

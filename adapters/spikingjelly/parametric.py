@@ -167,7 +167,7 @@ class ParametricQIFNeuron(QIFNeuron):
 
     @property
     def _follows(self) -> bool:
-        return self.window in ("unbiased", "paper") and type(self.surrogate_function) is self.analytic_window
+        return self.derived_window in ("unbiased", "paper")
 
     @property
     def learns_window(self) -> bool:

@@ -26,6 +26,8 @@ class AnalyticWindowBase:
     hi: Number
     height: Number
     spiking: bool
+    own = False
+    """Whether a node made it for itself, and may change it."""
 
     @classmethod
     def from_window(cls: type[Self], window: Window, v_threshold: Number) -> Self:

@@ -261,7 +261,7 @@ def _tau_by_now(module: Any) -> float:
         ValueError: It is no leak, or not one number.
     """
     params = module.qif_parameters
-    beta = torch.as_tensor(params.map_derivative(params.fixed_points()[0])).detach().double()
+    beta = torch.as_tensor(params.map_derivative(params.fixed_points()[0]), dtype=torch.float64).detach()
     if bool((beta.max() - beta.min()) > 1e-6):
         raise ValueError("its leak differs from channel to channel by now, and LIFNode has one tau")
     if not 0 < beta.mean() < 1:

@@ -198,7 +198,7 @@ def no_leak(dynamics: str) -> str:
 
 def never_fires(threshold: Any) -> str:
     """Why a LIF neuron with this threshold stays one, if so: what is infinite in float32 no membrane reaches."""
-    values = threshold.detach() if isinstance(threshold, Tensor) else torch.tensor(threshold, device="cpu")
+    values = threshold.detach() if isinstance(threshold, Tensor) else torch.tensor(threshold, dtype=torch.float64)
     if values.is_meta or bool(values.to(torch.float32).isfinite().all()):
         return ""
     return "its threshold is not finite, as that of a neuron that only integrates: no QIF neuron does that"

@@ -160,7 +160,8 @@ def autograd_multi_step(
         x_seq: Input ``[T, ...]``.
         v: Membrane before the first step, of one time step's shape or a float.
         params: The neuron.
-        surrogate: Takes h - θ, returns the spike.
+        surrogate: Takes h - θ, returns the spike. One with an attribute ``spiking`` that is false, as the hosts'
+            smooth surrogates have, returns any number: the membrane is then reset in part, and differentiated so.
         detach_reset: Whether the reset passes no gradient to the spike.
         pre_reset: Whether ``v`` is the membrane before its reset.
 
@@ -173,6 +174,7 @@ def autograd_multi_step(
     }
     p = QIFParameters.unchecked(**numbers, reset=params.reset)
     v_reset: Any = p.v_reset
+    folded = p.reset == "hard" and getattr(surrogate, "spiking", True)
 
     def fire(h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The spike, the membrane after the reset, and the charge that it contributes to the next step."""
@@ -183,10 +185,10 @@ def autograd_multi_step(
                 f"{s!r}. If it makes surrogates, as snnTorch's surrogate.atan does, pass what it returns."
             )
         gate = (s.detach() if detach_reset else s).to(dtype)
-        if p.reset == "soft":
-            after = h - gate * p.v_threshold
-            return s, after, p.map(after)
-        return s, (1 - gate) * h + gate * v_reset, (1 - gate) * p.map(h) + gate * p.map(v_reset)
+        after = h - gate * p.v_threshold if p.reset == "soft" else (1 - gate) * h + gate * v_reset
+        if folded:
+            return s, after, (1 - gate) * p.map(h) + gate * p.map(v_reset)
+        return s, after, p.map(after)
 
     start = _initial(v, x_seq, dtype)
     charge = fire(start)[2] if pre_reset else p.map(start)

@@ -56,9 +56,10 @@ def activations(model: nn.Module, shape: tuple[int, int, int], reset: Callable[[
     layers |= {id(module): module for module in copy.modules() if list(module.parameters(recurse=False))}
     for layer in layers.values():
         layer.register_forward_hook(count)
+    like = next(copy.parameters())
     with torch.no_grad():
         reset(copy)
-        copy(torch.zeros(1, 1, *shape))
+        copy(torch.zeros(1, 1, *shape, dtype=like.dtype, device=like.device))
     return sum(counts)
 
 
