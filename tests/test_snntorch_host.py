@@ -373,6 +373,29 @@ class TestCopies:
         assert snn.SpikingNeuron.instances == entered
         snn.Leaky.detach_hidden()
 
+    def test_a_copy_that_is_collected_while_the_host_resets_hides_no_other(self):
+        class Collecting(snn.Leaky):
+            def __setattr__(self, name, value):
+                if name == "mem" and hasattr(self, "mem"):
+                    gc.collect()
+                super().__setattr__(name, value)
+
+        gc.disable()
+        try:
+            Collecting(0.9)
+            gone = copy.deepcopy(QIF(0.9, init_hidden=True))
+            gone.itself = [gone]  # freed by the collector alone
+            last = QIF(0.9, init_hidden=True)
+            last(torch.ones(2, 3))
+            watched = weakref.ref(gone)
+            del gone
+            assert watched() is not None
+            snn.Leaky.reset_hidden()
+            assert watched() is None
+            assert not last.mem.any()
+        finally:
+            gc.enable()
+
     def test_a_copy_outlives_the_hosts_list(self):
         twin = copy.deepcopy(QIF(0.9))
         snn.SpikingNeuron.init()
