@@ -107,6 +107,7 @@ def test_arguments_to_parameters(arguments, expected):
         ({"dynamics": "paper", "a": 0.2}, "both decide the map"),
         ({"dynamics": "izhikevich"}, "paper, lif"),
         ({"tau": 1.0}, "tau must be above 1"),
+        ({"tau": 0}, "tau must be above 1 and finite, got 0"),
         ({"v_threshold": 5.0}, "unstable fixed point"),
         ({"v_threshold": 0.0}, "must then be positive, got v_threshold=0"),
         ({"a": -1.0}, "a must be positive"),

@@ -193,7 +193,7 @@ def _zeros(*path):
     return _with(torch.zeros(3), *path)
 
 
-NAN = torch.full((32, 64), math.nan)
+GROUP = "state", "optimizer", "param_groups", 0
 BROKEN = [
     *[
         (_without("state", part), f"it lacks state.{part}")
@@ -222,6 +222,32 @@ BROKEN = [
         _with(torch.full((32, 64), float("nan")), "state", "model", "hidden.0.weight"),
         "not finite: hidden.0.weight is NaN",
     ),
+    (_without("state", "optimizer", "state", 2), "it lacks optimizer.state[2]"),
+    (
+        _with(None, "state", "optimizer", "state", 0, "exp_avg"),
+        "optimizer.state[0].exp_avg must be a Tensor, and is noth",
+    ),
+    (
+        _with(torch.tensor(1.0), "state", "optimizer", "state", 0, "exp_avg_sq"),
+        "exp_avg_sq is [], and the weight [32, 64]",
+    ),
+    (_with("x", "state", "optimizer", "state", 1, "step"), "optimizer.state[1].step must be"),
+    (_with(-1, "state", "optimizer", "state", 1, "step"), "optimizer.state[1].step must be at least 0, and is -1.0"),
+    (_with([math.nan, 0.9], *GROUP, "betas"), "optimizer.param_groups[0].betas[0] is NaN"),
+    (_with([0.9], *GROUP, "betas"), "optimizer.param_groups[0].betas has 1 entries, and this run's 2"),
+    (_without(*GROUP, "eps"), "it lacks optimizer.param_groups[0].eps"),
+    (
+        _with("yes", *GROUP, "amsgrad"),
+        "optimizer.param_groups[0].amsgrad must be true or false or nothing, and is text",
+    ),
+    (_with([None], "state", "scheduler", "base_lrs"), "scheduler.base_lrs[0] must be a number, and is nothing"),
+    (_with([3], "state", "scheduler", "lr_lambdas"), "scheduler.lr_lambdas[0] must be"),
+    (_with("3", "state", "scheduler", "_step_count"), "scheduler._step_count must be a whole number, and is text"),
+    (_with([], "state", "random"), "it lacks random[0]"),
+    (_with(3, "state", "step"), "it lacks means.loss, of the epoch under way"),
+    (_with([-1.0], "state", "rates"), "each of its rates must be"),
+    (_without("config", "optimizer"), "optimizer is missing from the configuration"),
+    (_with(["x"], "kind"), "its kind is"),
     (_with("qif-plugins training checkpoint 2", "format"), "'qif-plugins training checkpoint 2' of qif-plugins"),
 ]
 

@@ -222,6 +222,45 @@ def test_another_models_state_is_refused():
         scheduled.load_state(state)
 
 
+def test_a_weight_without_a_gradient_has_no_moments_to_miss():
+    net = nn.Sequential(model(), nn.Linear(3, 2))  # the second is never called
+
+    def run():
+        return Trainer(net, torch.optim.Adam(net.parameters()), lambda net, batch: loss(net[0], batch), batches())
+
+    first = run()
+    first.fit()
+    state = copy.deepcopy(first.state())
+    assert state["unmoved"] == [4, 5]
+    run().load_state(state)
+    del state["unmoved"]  # as in files of early versions
+    run().load_state(state)
+
+
+def test_a_state_that_the_optimizer_refuses_changes_nothing():
+    class Strict(torch.optim.SGD):
+        def load_state_dict(self, state):
+            super().load_state_dict(state)
+            if state["param_groups"][0]["lr"] == 7.0:
+                raise TypeError("no seven")
+
+    def run(lr):
+        net = model()
+        return Trainer(net, Strict(net.parameters(), lr, momentum=0.9), loss, batches(), epochs=1)
+
+    other, mine = run(7.0), run(0.1)
+    mine.fit()
+    state, before = copy.deepcopy(other.state()), copy.deepcopy(mine.state())
+    with pytest.raises(ValueError, match="that file cannot be gone on from: no seven"):
+        mine.load_state(state, "that file")
+    after = mine.state()
+    assert equal(list(before["model"].values()), list(after["model"].values()))
+    assert after["optimizer"]["param_groups"] == before["optimizer"]["param_groups"]
+    for number, entry in before["optimizer"]["state"].items():
+        assert torch.equal(after["optimizer"]["state"][number]["momentum_buffer"], entry["momentum_buffer"])
+    assert torch.equal(after["random"][0]["torch"][0], before["random"][0]["torch"][0])
+
+
 def test_the_best_epoch():
     run = trainer(model())
     for rows, best in (([0.5], True), ([0.5, 0.5], False), ([0.5, 0.6], True), ([0.7, 0.6], False)):

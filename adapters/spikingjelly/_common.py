@@ -111,7 +111,7 @@ class Arguments:
             points = QIFParameters.unchecked(**roots).fixed_points()
             return QIFParameters.unchecked(**roots, v_threshold=limited_threshold(v_threshold, *points), **common)
         tau = _plain(self.map.leak.get("tau", DEFAULT_TAU))
-        if not holds_everywhere(tau, lambda t: (t > 1) & (1 - 1 / t < 1)):
+        if not (holds_everywhere(tau, lambda t: t > 1) and holds_everywhere(tau, lambda t: 1 - 1 / t < 1)):
             raise ValueError(
                 f"tau must be above 1 and finite, got {show(tau)}: SpikingJelly's LIF leaks with 1 - 1/tau a step"
             )

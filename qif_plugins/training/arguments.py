@@ -50,7 +50,7 @@ def checked(table: str, given: Mapping[str, Any], known: Mapping[str, type | Non
 
     Args:
         table: Its name, for the error.
-        given: Name and value; ``None`` passes everywhere.
+        given: Name and value; ``None`` passes but for whole numbers and lists.
         known: From :func:`arguments_of`.
 
     Raises:
@@ -64,7 +64,8 @@ def checked(table: str, given: Mapping[str, Any], known: Mapping[str, type | Non
             hint = " or ".join(f"{table}.{other}" for other in close)
             hint = f"did you mean {hint}?" if close else f"there are {', '.join(known)}"
             raise ValueError(f"unknown configuration key {name!r}; {hint}")
-        result[key] = value if value is None else _value(name, value, known[key])
+        optional = known[key] not in (int, list)
+        result[key] = value if value is None and optional else _value(name, value, known[key])
     return result
 
 

@@ -129,6 +129,8 @@ def check_checkpoint(path: Path, content: Any, kind: str = TRAIN) -> None:
 def check_kind(path: Path, content: Mapping[str, Any], kind: str = TRAIN) -> None:
     """Raises ValueError unless the content of a checkpoint at ``path`` is of ``kind``; early ones do not say theirs."""
     found = content.get("kind", kind)
+    if found not in (TRAIN, EXACT):
+        raise ValueError(f"{path} is no checkpoint of '{kind}': its kind is {str(found)[:80]!r}")
     if found != kind:
         raise ValueError(
             f"{path} is a checkpoint of '{found}', and what is wanted is one of '{kind}'; go on from it with '{found} "

@@ -204,13 +204,16 @@ def from_dict(tables: Mapping[str, Any], source: str | Path = "") -> Config:
 
     Args:
         tables: Such as :meth:`Config.to_dict` returns.
-        source: The file that they were read from, for the error. Default none.
+        source: The checkpoint that they were read from, where no table may be missing. Default none.
 
     Raises:
         ValueError: Anything unknown, missing, of a wrong type or out of range.
     """
     try:
         config: Config = _build(Config, tables, "")
+        for table in get_type_hints(Config):
+            if str(source) and table not in tables:
+                raise ValueError(f"{table} is missing from the configuration")
     except ValueError as error:
         if not str(source):
             raise

@@ -8,6 +8,7 @@ random numbers of its own.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import math
 import os
@@ -234,9 +235,13 @@ class Trainer:
         rates = self._summed(self.train_rates.sums())
         # From here on the spikes of all processes are counted in the main one.
         self.train_rates.restore(rates if self.main else [0.0] * len(rates))
+        optimizer = self._optimizer.state_dict()
+        weights = [number for group in optimizer["param_groups"] for number in group["params"]]
         return {
             "model": self.model.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
+            "optimizer": optimizer,
+            # Weights without a gradient so far, so that an entry that is missing is known to be.
+            "unmoved": [number for number in weights if number not in optimizer["state"]],
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "scaler": None if self._scaler is None else self._scaler.state_dict(),
             "random": self._gathered(random_state(self.accelerator.device)),
@@ -262,23 +267,25 @@ class Trainer:
             ValueError: The state is another model's or another run's, or a part of it is missing or of another kind;
                 nothing is changed.
         """
+        own = {"optimizer": self._optimizer, "scheduler": self.scheduler, "scaler": self._scaler}
+        parts = {name: part for name, part in own.items() if part is not None}
         try:
             check_state(state, self._optimizer, self.scheduler, self._scaler, self.steps)
-            before = random_state(self.accelerator.device)
+            random = random_state(self.accelerator.device)
+            before = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
             try:
                 if self.process < len(state["random"]):
                     set_random_state(self.accelerator.device, state["random"][self.process])
+                for name, part in parts.items():
+                    part.load_state_dict(state[name])
                 self.load_model(state, "it")
             except BaseException:
-                set_random_state(self.accelerator.device, before)
+                set_random_state(self.accelerator.device, random)
+                for name, part in parts.items():
+                    part.load_state_dict(before[name])
                 raise
-        except ValueError as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
             raise ValueError(f"{source} cannot be gone on from: {error}") from error
-        self._optimizer.load_state_dict(state["optimizer"])
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(state["scheduler"])
-        if self._scaler is not None:
-            self._scaler.load_state_dict(state["scaler"])
         self.epoch, self.step, self._seconds = state["epoch"], state["step"], state["seconds"]
         self.history = [dict(row) for row in state["history"]]
         self._means = Means.merged([state["means"]])

@@ -46,9 +46,12 @@ def build_model(config: Config, shape: tuple[int, int, int], classes: int) -> nn
     if both:
         raise ValueError(f"{both[0]} stands in both [model] and [neuron]; keep the one that is meant")
     if name in MODELS and spiking_neuron in NEURONS:  # build says what there is
-        of_neuron: dict[str, type | None] = {**arguments_of(NEURONS[spiking_neuron][0]), "per_channel": bool}
+        of_neuron = {**arguments_of(NEURONS[spiking_neuron][0]), "per_channel": bool}
+        has_channels = bool(of_neuron.pop("channels", False))  # each layer has its own number of them
         own = checked("model", own, {**arguments_of(MODELS[name]), **of_neuron})
         neuron = checked("neuron", neuron, of_neuron)
+        if (own | neuron).get("per_channel") and not has_channels:
+            raise ValueError(f"neuron.per_channel needs a neuron with numbers per channel, got {spiking_neuron!r}")
     for table in (own, neuron):
         if table.get("surrogate_function") is not None:
             table["surrogate_function"] = _surrogate(table["surrogate_function"])
@@ -237,7 +240,7 @@ def _surrogate(value: Any) -> Any:
     table = dict(value) if isinstance(value, Mapping) else {"name": value}
     name = table.pop("name", None)
     kind = getattr(surrogate, str(name), None)
-    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)) or kind.__name__.endswith("Base"):
         raise ValueError(
             f"unknown surrogate {name!r}; name a class of spikingjelly.activation_based.surrogate such as ATan or "
             "Sigmoid, or leave surrogate_function out for the analytic window"

@@ -27,7 +27,9 @@ PARTS: dict[Any, Any] = {
     "seconds": float,
     "history": [{"epoch": float, "loss": float, "lr": float, "seconds": float, str: float}],
 }
-"""The parts of :meth:`~.engine.Trainer.state`, as :func:`~qif_plugins.files.check_parts` takes them."""
+"""The parts of :meth:`~.engine.Trainer.state`, as :func:`~qif_plugins.files.check_parts` takes them.
+
+Early files have no ``"unmoved"``, the weights that the optimizer keeps nothing of."""
 
 
 def check_state(
@@ -56,10 +58,13 @@ def check_state(
             has, have = ("no", "one") if state[name] is None else ("a", "none")
             raise ValueError(f"it has {has} {name}, and this run has {have}")
         if mine is not None:
-            _check_like(state[name], mine.state_dict(), name)
+            values = mine.state_dict()
+            # Of private entries, each version of PyTorch has its own.
+            check_parts(state[name], {key: object for key in values if key[0] != "_" and key != "verbose"}, name)
+            _check_like(state[name], values, name)
     if state["step"] >= steps:
         raise ValueError(f"it is in step {state['step']} of an epoch, and this run has {steps}")
-    _check_optimizer(state["optimizer"], optimizer, begun=state["epoch"] > 0 or state["step"] > 0)
+    _check_optimizer(state, optimizer)
 
 
 def check_progress(state: Mapping[str, Any]) -> None:
@@ -68,52 +73,81 @@ def check_progress(state: Mapping[str, Any]) -> None:
     Raises:
         ValueError: They do not.
     """
-    epoch, step, history = state["epoch"], state["step"], state["history"]
+    epoch, step, history, means = state["epoch"], state["step"], state["history"], state["means"]
     if step < 0 or len(history) != epoch:
         raise ValueError(f"its epoch {epoch}, its step {step} and its history of {len(history)} epochs do not agree")
-    if any(len(pair) != 2 for pair in state["means"].values()):
-        raise ValueError("each of its means must be a count and a total")
+    if any(len(pair) != 2 or not pair[0] > 0 for pair in means.values()):
+        raise ValueError("each of its means must be a count above 0 and a total")
+    if step and "loss" not in means:
+        raise ValueError("it lacks means.loss, of the epoch under way")
+    if not all(0 <= number < 2**63 for number in state["rates"]):
+        raise ValueError("each of its rates must be a count of spikes or of neuron-steps")
+    if not state["random"]:
+        raise ValueError("it lacks random[0], the states of the random number generators")
 
 
-def _check_like(saved: dict[str, Any], mine: Mapping[str, Any], name: str) -> None:
-    """That the public numbers and lists of one state dictionary are in the other, and are numbers and lists."""
-    for key, value in mine.items():
-        if key.startswith("_") or key == "verbose":  # which some versions of PyTorch have
-            continue
-        kind: Any = list if isinstance(value, list | tuple) else float if type(value) in (int, float) else object
-        kind = bool if isinstance(value, bool) else int if key in ("last_epoch", "_step_count") else kind
-        check_parts(saved, {key: kind}, name)
-        if kind is list and len(saved[key]) != len(value):
-            raise ValueError(f"{name}.{key} has {len(saved[key])} entries, and this run's {len(value)}")
+def _check_like(saved: Any, mine: Any, name: str) -> None:
+    """That a value can take the place of this run's: it is of the same kind and, if a list, length, and not NaN."""
+    if isinstance(mine, dict):
+        check_parts(saved, dict, name)
+        for key in mine.keys() & saved.keys():
+            _check_like(saved[key], mine[key], f"{name}.{key}")
+    elif isinstance(mine, list | tuple):
+        check_parts(saved, [object], name)
+        if len(saved) != len(mine):
+            raise ValueError(f"{name} has {len(saved)} entries, and this run's {len(mine)}")
+        for number, (value, own) in enumerate(zip(saved, mine, strict=True)):
+            _check_like(value, own, f"{name}[{number}]")
+    elif mine is None or isinstance(mine, bool):  # such as foreach and fused, which have three values
+        check_parts(saved, (bool, type(None)), name)
+    elif isinstance(mine, int | float | Tensor):
+        if isinstance(saved, Tensor) and saved.numel() == 1 and not saved.is_complex():
+            saved = saved.item()
+        check_parts(saved, int if name.endswith(("last_epoch", "_step_count")) else float, name)
+        if saved != saved:
+            raise ValueError(f"{name} is NaN")
+    else:
+        check_parts(saved, type(mine), name)
 
 
-def _check_optimizer(saved: dict[str, Any], optimizer: torch.optim.Optimizer, *, begun: bool) -> None:
-    groups = optimizer.param_groups
+def _check_optimizer(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    saved, groups = state["optimizer"], optimizer.param_groups
     sizes = [[len(group["params"]) for group in some] for some in (saved["param_groups"], groups)]
     if sizes[0] != sizes[1]:
         raise ValueError(f"optimizer has groups of {sizes[0]} tensors, and this run's {sizes[1]}: another model's")
     for number, (group, mine) in enumerate(zip(saved["param_groups"], groups, strict=True)):
-        for key, value in mine.items():
-            if key in group and type(value) in (int, float):
-                check_parts(group[key], float, f"optimizer.param_groups[{number}].{key}")
+        own, name = {key: value for key, value in mine.items() if key != "params"}, f"optimizer.param_groups[{number}]"
+        # What is on or off differs between versions of PyTorch, which fill in what is missing of it.
+        check_parts(group, {key: object for key, value in own.items() if type(value) in (int, float, tuple)}, name)
+        _check_like(group, own, name)
     wanted = _moments(optimizer)
+    begun = state["epoch"] > 0 or state["step"] > 0
     if begun and wanted and not saved["state"]:
         raise ValueError(f"it lacks optimizer.state, with {' and '.join(wanted)} of every weight")
     numbers = [number for group in saved["param_groups"] for number in group["params"]]
     of_number = dict(zip(numbers, (p for group in groups for p in group["params"]), strict=True))
+    for number in of_number.keys() - saved["state"].keys() - set(state.get("unmoved", of_number)):
+        raise ValueError(f"it lacks optimizer.state[{number}]")
     for number, entry in saved["state"].items():
-        name = f"optimizer.state[{number}]"
         if number not in of_number:
-            raise ValueError(f"{name} belongs to no weight")
-        check_parts(entry, dict.fromkeys(wanted, object), name)
-        for key, value in entry.items():
-            if not isinstance(value, Tensor):
-                check_parts(value, (float, type(None)), f"{name}.{key}")
-            elif value.numel() != 1 and value.shape != of_number[number].shape:
-                shape = list(of_number[number].shape)
-                raise ValueError(f"{name}.{key} is {list(value.shape)}, and the weight {shape}: another model's")
-            elif bool(value.isnan().any()):
-                raise ValueError(f"{name}.{key} holds NaN")
+            raise ValueError(f"optimizer.state[{number}] belongs to no weight")
+        _check_moments(entry, of_number[number], wanted, f"optimizer.state[{number}]")
+
+
+def _check_moments(entry: Any, weight: Tensor, wanted: tuple[str, ...], name: str) -> None:
+    """What an optimizer keeps of one weight."""
+    check_parts(entry, {key: (float, Tensor) if key == "step" else Tensor for key in wanted}, name)
+    for key, value in entry.items():
+        if not isinstance(value, Tensor):
+            check_parts(value, (float, type(None)), f"{name}.{key}")
+        elif value.shape != weight.shape and (value.numel() != 1 or (key in wanted and key != "step")):
+            raise ValueError(
+                f"{name}.{key} is {list(value.shape)}, and the weight {list(weight.shape)}: another model's"
+            )
+        if value is not None and bool((value != value).any() if isinstance(value, Tensor) else value != value):
+            raise ValueError(f"{name}.{key} holds NaN")
+        if key == "step" and not value >= 0:
+            raise ValueError(f"{name}.step must be at least 0, and is {float(value)}")
 
 
 def _moments(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
