@@ -31,7 +31,7 @@ except ImportError as error:
 
 from qif_plugins.arguments import MAP, MapArguments, limited_threshold
 from qif_plugins.following import WindowMemory, same_versions, versions
-from qif_plugins.functional import qif_multi_step, qif_step
+from qif_plugins.functional import check_spread, qif_multi_step, qif_step
 from qif_plugins.layer import NO_NIR, QIFLayer, on_device
 from qif_plugins.names import checked_number, unknown
 from qif_plugins.ops.backends import BACKENDS
@@ -457,7 +457,11 @@ class QIF(QIFLayer, snn.Leaky):
         constants = tuple(
             None if self._learns(name) else number for name, number in (("beta", beta), ("threshold", threshold))
         )
-        return _Neuron(params, given, graded, constants)
+        used = ("threshold", "beta") if self._decided == "lif" else ("threshold", *self._root_names)
+        spread = tuple(
+            name for name in used if isinstance(getattr(self, name), Tensor) and getattr(self, name).numel() > 1
+        )
+        return _Neuron(params, given, graded, constants, spread)
 
     def _params(self, beta: Number, threshold: Number, checked: bool = False) -> QIFParameters:
         derive = _Derivation(self._decided, self.curvature, self._reset_mechanism)
@@ -509,6 +513,7 @@ class QIF(QIFLayer, snn.Leaky):
         """
         before = self._before(input_, mem)
         neuron = self._neuron()
+        self._check_spread(neuron, input_)
         self.__dict__.pop("reset", None)
         # Without the graph behind the membrane; a compiler traces no versions.
         traced = torch.compiler.is_compiling()
@@ -557,11 +562,17 @@ class QIF(QIFLayer, snn.Leaky):
             spikes, mems = zip(*steps, strict=True)
             return torch.stack(spikes), torch.stack(mems)
         neuron = self._neuron()
+        self._check_spread(neuron, x_seq[0])
         self.__dict__.pop("reset", None)
         self._mem_before = None
         spk_seq, mem_seq = self._charge(x_seq, before, neuron)
         self.mem = mem_seq[-1].clone()
         return self._graded(spk_seq, neuron), mem_seq
+
+    def _check_spread(self, neuron: _Neuron, x: Tensor) -> None:
+        """Name what the user passed, of which the core knows the map alone, where it does not fit the input."""
+        for name in neuron.spread:
+            check_spread(name, getattr(self, name), x, x.shape)
 
     def _before(self, x: Tensor, mem: Tensor | None) -> Tensor:
         if mem is None:
@@ -675,6 +686,8 @@ class _Neuron(NamedTuple):
     graded: bool
     constants: tuple[Number | None, ...]
     """beta and threshold, ``None`` for one that is learned."""
+    spread: tuple[str, ...]
+    """The arguments that have more than one value."""
 
 
 class _Derivation(NamedTuple):

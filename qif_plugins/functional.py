@@ -40,7 +40,7 @@ from .ops.reference import autograd_multi_step, composed_multi_step, name_of
 from .parameters import QIFParameters
 from .surrogate import WINDOWS, FusedSurrogate, Surrogate
 
-__all__ = ["available_backends", "qif_multi_step", "qif_step"]
+__all__ = ["available_backends", "check_spread", "qif_multi_step", "qif_step"]
 
 
 def qif_step(
@@ -162,9 +162,9 @@ def _check(x: Tensor, v: Any, params: Any, surrogate: Any, backend: str, step_sh
     if fused:
         numbers += surrogate.coefficients()
     if not _are_floats(numbers):
-        names = (*LEARNABLE, *(f"surrogate coefficient {index}" for index in range(3)))
+        names = (*LEARNABLE, *(f"the window's {end}" for end in ("lo", "hi", "height")))
         for name, value in zip(names, numbers, strict=False):
-            _check_number(name, value, x, step_shape)
+            check_spread(name, value, x, step_shape)
     # TorchDynamo cannot trace the choice, and the operator makes it again where it runs.
     chosen = backend if torch.compiler.is_compiling() else choose_backend(backend, x.device, v_dtype)
     return _Call(v_dtype, backend, chosen, numbers)
@@ -274,7 +274,12 @@ def _check_state(v: Tensor, x: Tensor, step_shape: torch.Size) -> None:
         raise ValueError(f"v is on {v.device} and x_seq on {x.device}; move one of them")
 
 
-def _check_number(name: str, value: Any, x: Tensor, step_shape: torch.Size) -> None:
+def check_spread(name: str, value: Any, x: Tensor, step_shape: torch.Size) -> None:
+    """Refuse a number, called ``name``, that does not broadcast to one time step of the input ``x``.
+
+    Raises:
+        ValueError: It does not, or is on another device.
+    """
     if not isinstance(value, Tensor):
         return
     dims = value.dim()

@@ -364,6 +364,15 @@ class TestChangesAreNoticed:
             QIF(**{"beta": 0.9, name: value})
         assert len(snn.SpikingNeuron.instances) == entered
 
+    @pytest.mark.parametrize("name", ["beta", "threshold", "a", "u1", "u2"])
+    @pytest.mark.parametrize("run", [step, sequence])
+    def test_a_shape_that_does_not_fit_is_refused_by_the_name_that_was_passed(self, run, name):
+        others = {} if name in ("a", "u1", "u2") else {"beta": 0.9}
+        neuron = QIF(**{**others, name: torch.full((FEATURES + 1,), 0.3)})
+        with pytest.raises(ValueError, match=rf"^{name} has shape \[{FEATURES + 1}\], which does not broadcast"):
+            run(neuron, inputs(torch.float32))
+        assert neuron.mem.numel() == 0
+
     def test_curvature_is_one_number(self):
         assert (
             QIF(0.9, curvature=torch.tensor([0.4])).qif_parameters

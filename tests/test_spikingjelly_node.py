@@ -1123,6 +1123,34 @@ def test_with_spiking_mode_off_the_membrane_is_reset_in_part_in_either_step_mode
         torch.testing.assert_close(node.v, v)
 
 
+@pytest.mark.parametrize("name", ["tau", "v_threshold", "v_reset", "input_gain", "a", "u1", "u2"])
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+def test_a_shape_that_does_not_fit_is_refused_by_the_name_that_was_assigned(name, step_mode):
+    node = QIFNode(tau=2.0, step_mode=step_mode)
+    value = torch.full((3,), float(getattr(node, name)))
+    setattr(node, name, value)
+    v = node.v
+    with pytest.raises(
+        ValueError, match=rf"^{name} has shape \[3\], which does not broadcast to one time step .* \[2, 4\]"
+    ):
+        node(torch.zeros(2, 4) if step_mode == "s" else torch.zeros(5, 2, 4))
+    assert node.v is v
+
+
+def test_channels_that_do_not_fit_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"^channels=3, and one time step of the input"):
+        ParametricQIFNode(channels=3, step_mode="m")(torch.zeros(5, 2, 4))
+
+
+def test_a_threshold_that_is_a_property_is_refused():
+    with pytest.raises(TypeError, match=r"Learned\.v_threshold is a property"):
+
+        class Learned(QIFNode):
+            @property
+            def v_threshold(self):
+                return self.raw.sigmoid()
+
+
 def test_repr_names_the_window_only_while_it_is_used():
     node = QIFNode()
     assert "window=unbiased" in repr(node)

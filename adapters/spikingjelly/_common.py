@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from qif_plugins.arguments import MAP, MapArguments, limited_threshold
 from qif_plugins.following import WindowMemory
-from qif_plugins.functional import qif_multi_step, qif_step
+from qif_plugins.functional import check_spread, qif_multi_step, qif_step
 from qif_plugins.layer import NO_NIR, QIFLayer, on_device
 from qif_plugins.names import checked_number, unknown
 from qif_plugins.ops.backends import BACKENDS
@@ -79,6 +79,11 @@ class Arguments:
         if changed.decided == "explicit" and self.map.decided == "lif":
             return dataclasses.replace(self, map=changed, kept_gain=current.input_gain)
         return dataclasses.replace(self, map=changed)
+
+    def used(self, v_threshold: Any) -> dict[str, Any]:
+        """The numbers that the neuron is made of, with the threshold, by the names that they were passed by."""
+        leak = {"tau": self.map.leak.get("tau")} if self.map.decided == "lif" else dict(self.map.given)
+        return {"v_threshold": v_threshold, "v_reset": self.v_reset, "input_gain": self.input_gain, **leak}
 
     def parameters(self, v_threshold: Any, checked: bool = True) -> QIFParameters:
         """The neuron that all of them describe together.
@@ -221,6 +226,15 @@ class QIFNeuron(QIFLayer):
     v_threshold: Any
     v_reset: Any
     v: Any
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name in ("v_threshold", "v_reset", "tau", "decay_input"):
+            if isinstance(vars(cls).get(name), property):
+                raise TypeError(
+                    f"{cls.__name__}.{name} is a property, which a QIF node would not read; assign {name} to the node "
+                    "instead, before each forward if it is computed"
+                )
 
     # -- assignment ------------------------------------------------------------------------------
 
@@ -544,6 +558,9 @@ class QIFNeuron(QIFLayer):
     def _neuron(self, x_seq: Tensor, single: bool = False) -> tuple[QIFParameters, Surrogate]:
         """The parameters and the surrogate for this input (one step of it if ``single``) as the core takes them."""
         params = self.params
+        if self._seen:  # the core knows the map alone, and the user what was passed
+            for name, value in self._arguments.used(self._threshold()).items():
+                check_spread(name, value, x_seq, x_seq.shape if single else x_seq.shape[1:])
         threshold = _detached(params.v_threshold)
         if self.learns_window:
             return params, self._followed()

@@ -251,6 +251,11 @@ class ParametricQIFNeuron(QIFNeuron):
         surrogate = self._followed() if self._follows else self._surrogate(params.v_threshold)
         if self.channels is None:
             return params, surrogate
+        step = x_seq.shape if single else x_seq.shape[1:]
+        if self.channels not in step[:2][-1:]:
+            raise ValueError(
+                f"channels={self.channels}, and one time step of the input, [N, channels, *], has shape {list(step)}"
+            )
         # [C] against one step [N, C, *]: one dimension of size 1 for each after the channels.
         shape = (self.channels, *[1] * max(x_seq.dim() + single - 3, 0))
         params = self._with(*(value.view(shape) for value in (params.a, params.u1, params.u2)))  # type: ignore[union-attr]
