@@ -18,6 +18,7 @@ import importlib.util
 import io
 import random
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.machinery import ModuleSpec
@@ -194,6 +195,18 @@ class Patch:
                 record = replaced(instance)
                 was = type(instance) if record is None else record.cls
                 return issubclass(was, original if cls is stand_in else cls)
+
+            # Programs also compare the class of a neuron, and look it up in tables.
+            def __subclasscheck__(cls, subclass: type[Any]) -> bool:
+                return super().__subclasscheck__(subclass) or (
+                    "stands_for" in vars(cls) and issubclass(subclass, original)
+                )
+
+            def __eq__(cls, other: object) -> bool:
+                return other is cls or ("stands_for" in vars(cls) and other is original)
+
+            def __hash__(cls) -> int:
+                return type.__hash__(vars(cls).get("stands_for", cls))
 
         @functools.wraps(original.__init__)
         def initialise(module: nn.Module, *args: Any, **kwargs: Any) -> None:
@@ -386,12 +399,15 @@ class Patch:
 
     def _swap(self, network: nn.Module, called: nn.Module, sites: list[Site], call: Call) -> tuple[Survey, SwapReport]:
         readout, norm, request = self.readout, self.norm, self.request
+        hosts = self._hosts()
+        if all(site.neuron.reason for site in sites):
+            found = Survey(sites, {})  # nothing is asked of the data's flow, so the network does not run once more
+            return found, swap_found(found, request, norm, readout, hosts)
         if len(sites) == 1 and readout == "keep":
             # Left alone, it would leave nothing that is QIF.
             readout = "swap"
             if sites[0].module is not network and sites[0].neuron.role == "lif":
                 self.say("  its one neuron is swapped although it may read out")
-        hosts = self._hosts()
         try:
             check_swappable(network)
             found = self._survey(network, called, call, hosts)
@@ -415,7 +431,9 @@ class Patch:
             self.say("  a part of it is called by itself, which does not show what the network does with it")
             return survey(network, hosts)
         try:
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            silent = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
+            # A warning that is given once is the program's to see, in its own run.
+            with silent[0], silent[1], warnings.catch_warnings():
                 return survey(called, hosts, _copied_call(call))
         except ValueError as error:
             self.say(f"  its data flow could not be followed: {error}")

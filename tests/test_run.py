@@ -559,6 +559,100 @@ def test_the_first_calls_arguments_tell_the_readout_and_nothing_else_notices(tmp
     assert "reads out, by data flow" in done.stderr
 
 
+NOTHING_TO_SWAP = """
+    import random, sys, warnings
+    import numpy as np, torch
+    from torch import nn
+    from spikingjelly.activation_based import functional, layer, neuron
+
+    class Own(neuron.LIFNode):
+        def neuronal_charge(self, x):
+            self.v = 0.9 * self.v + x
+
+    own, numpys, pythons = torch.Generator().manual_seed(1), np.random.default_rng(2), random.Random(3)
+
+    class Net(nn.Module):
+        calls = 0
+
+        def __init__(self, hidden, out):
+            super().__init__()
+            self.fc, self.hidden, self.drop = layer.Linear(4, 8), hidden, layer.Dropout(0.5)
+            self.head, self.out = layer.Linear(8, 2), out
+
+        def forward(self, x):
+            Net.calls += 1
+            noise = torch.rand(x.shape, generator=own) + numpys.random() + pythons.random()
+            return self.out(self.head(self.drop(self.hidden(self.fc(x + noise)))))
+
+    torch.manual_seed(0)
+    for net in (Net(Own(), Own()), Net(Own(), neuron.LIFNode(v_threshold=float("inf")))):
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        for _ in range(3):
+            net(torch.rand(3, 4))
+            loss = (net.hidden.v + net.out.v.sum()).square().sum()
+            loss.backward()
+            optimizer.step()
+            functional.reset_net(net)
+            print(loss.item(), Net.calls)
+"""
+
+
+def test_a_program_without_a_neuron_to_swap_runs_as_it_would(tmp_path):
+    done = qif_run(tmp_path, "train.py", program=NOTHING_TO_SWAP, check=False)
+    plain = new_python(textwrap.dedent(NOTHING_TO_SWAP), folder=tmp_path)
+    assert plain.returncode == 0, plain.stderr
+    assert done.stdout == plain.stdout
+    assert done.returncode == 3
+    assert done.stderr.count("has code of its own (neuronal_charge)") == 3
+    assert "its threshold is not finite" in done.stderr
+
+
+def test_the_trial_run_takes_no_warning_and_no_number_of_a_generator_from_the_program(tmp_path):
+    program = """
+        import warnings
+        import torch
+        from torch import nn
+        from spikingjelly.activation_based import layer, neuron
+
+        own, drawn = torch.Generator().manual_seed(1), []
+
+        class Net(nn.Sequential):
+            def forward(self, x):
+                warnings.warn("the program's warning")
+                noise = torch.empty_like(x).uniform_(generator=own)
+                drawn.append(torch.rand(1, generator=own).item())
+                return super().forward(x + noise)
+
+        net = Net(layer.Linear(4, 4), neuron.LIFNode(), layer.Linear(4, 2), neuron.LIFNode())
+        net(torch.rand(3, 4))
+        print(drawn[-1])
+    """
+    done = qif_run(tmp_path, "train.py", program=program)
+    plain = new_python(textwrap.dedent(program), folder=tmp_path)
+    assert done.stdout == plain.stdout
+    assert done.stderr.count("UserWarning: the program's warning") == 1
+    assert "by data flow" in done.stderr
+
+
+def test_programs_that_compare_classes(tmp_path):
+    program = """
+        from spikingjelly.activation_based import neuron
+
+        class Mine(neuron.LIFNode):
+            pass
+
+        lif, mine, table = neuron.LIFNode(), Mine(), {neuron.LIFNode: "LIF", neuron.IFNode: "IF"}
+        for node in (lif, mine):
+            print(
+                type(node) == neuron.LIFNode, type(node) != neuron.LIFNode, type(node) in (neuron.LIFNode, int),
+                table.get(type(node)), issubclass(type(node), neuron.LIFNode), issubclass(type(node), neuron.IFNode),
+                issubclass(neuron.LIFNode, type(node)), issubclass(type(node), Mine), Mine == neuron.LIFNode,
+            )
+    """
+    done = qif_run(tmp_path, "train.py", program=program, check=False)
+    assert done.stdout == new_python(textwrap.dedent(program), folder=tmp_path).stdout
+
+
 def test_a_call_that_cannot_be_followed_says_so(tmp_path):
     program = """
         import torch

@@ -73,6 +73,7 @@ class _Flow(TorchDispatchMode):
         feeding: The neurons that feed a weight or another neuron.
         behind: Norm -> the neurons that feed it, with no weight between.
         within: The neuron that is running, whose own recurrence says nothing about its place.
+        generators: The generators that were drawn from, and their states before.
     """
 
     def __init__(self) -> None:
@@ -81,6 +82,7 @@ class _Flow(TorchDispatchMode):
         self.feeding: set[str] = set()
         self.behind: dict[str, set[str]] = {}
         self.within = ""
+        self.generators: dict[torch.Generator, Tensor] = {}
 
     def feed(self, sources: frozenset[Source]) -> None:
         if not self.within:
@@ -108,6 +110,9 @@ class _Flow(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         sources = self.of((args, kwargs))
+        generator = kwargs.get("generator")
+        if generator is not None and generator not in self.generators:
+            self.generators[generator] = generator.get_state()
         out = func(*args, **kwargs)
         name = func.overloadpacket.__name__
         if name.endswith("_like") or name.startswith("new_"):
@@ -167,6 +172,8 @@ def trace(model: nn.Module, hosts: Sequence[Host], sites: list[Site], example: A
         finally:
             for handle in handles:
                 handle.remove()
+            for generator, state in flow.generators.items():
+                generator.set_state(state)
         returned = flow.neurons(flow.of(out))
     # Hidden neurons may be returned, too, and a readout may feed itself. What feeds nothing and is not returned is read
     # as an attribute, or by a hook.
