@@ -73,8 +73,10 @@ def occupied(folder: Path, name: str = "") -> Iterator[None]:
 
     Raises:
         ValueError: Another run writes there.
-        OSError: The folder cannot be made or written to.
+        OSError: The folder cannot be made or written to, or ``name`` is a folder.
     """
+    if name and (folder / name).is_dir():
+        raise IsADirectoryError(errno.EISDIR, f"cannot write {folder / name}: it is a folder; name a file")
     made = _make(folder)
     path, owner = folder / f".{f'{name}.' if name else ''}qif-lock", os.getpid()
     try:
@@ -97,8 +99,6 @@ def check_target(path: Path) -> None:
     Raises:
         OSError: ``path`` is a folder, or its folder cannot be made or written to.
     """
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, f"cannot write {path}: it is a folder; name a file")
     with occupied(path.parent, path.name):
         pass
 

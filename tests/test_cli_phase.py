@@ -91,6 +91,7 @@ def test_command_above_the_bifurcation(tmp_path, capsys):
         (["--u1", "nan"], "u1 must be finite"),
         (["--input", "inf"], "--input must be finite"),
         (["--start", "0", "nan"], "--start must be finite"),
+        (["--a", "1e200"], "the fixed points of a=1e+200, u1=0, u2=0.5 are beyond"),
         (["--out", "phase.docx"], "phase.docx; give it one of the suffixes .eps, "),
     ],
 )

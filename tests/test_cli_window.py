@@ -161,6 +161,7 @@ def test_what_decides_the_map_is_what_decides_it_in_a_neuron(words, arguments, c
         (["--curvature", "0.4"], "pass --beta too"),
         (["--beta", "1"], "0 <= beta < 1"),
         (["--input-std", "nan"], "input_std=nan"),
+        (["--threshold", "0"], "the input's standard deviation is --threshold, got 0, unless --input-std"),
         (["--kappa", "0"], "kappa must be positive"),
         (["--alpha", "-1"], "alpha must be positive"),
     ],

@@ -208,6 +208,7 @@ def test_the_command_compares_on_shd_and_refuses_to_mix_comparisons(tmp_path, ca
     [
         (["--trials", 0], "--trials must be at least 1, got 0"),
         (["--limit", -3], "--limit must be at least 1, got -3"),
+        (["--trials", 10**20], "--trials must be at most 2147483647, got 1000"),
         (["--hidden", 0], "--hidden must be at least 1"),
         (["--dataset", "shd"], "pass the folder that holds shd_train.h5"),
     ],

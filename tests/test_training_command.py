@@ -370,6 +370,54 @@ def test_more_epochs_go_on_from_a_finished_run(trained, tmp_path, capsys):
     assert "training.epochs is 1, and the run in" in capsys.readouterr().err
 
 
+@pytest.mark.host_independent
+def test_a_run_begins_with_the_weights_of_another(trained, tmp_path, capsys):
+    def run(out, *words):
+        words = ["train", *SMALL, "--set", "training.epochs=1", "--no-tensorboard", "--out", str(out), *words]
+        assert cli.main(words) == 0
+        return capsys.readouterr().out
+
+    start = ["--init-from", str(trained / "last.pt")]
+    still = ["--set", "optimizer.lr=1e-30"]  # below what moves a float32 weight
+    assert "begins with 14 of 14 tensors of the model from" in run(tmp_path / "a", *start, *still)
+    first, begun = (load_checkpoint(path / "last.pt")["state"] for path in (trained, tmp_path / "a"))
+    for name, weight in first["model"].items():
+        if "running" not in name and "num" not in name:  # statistics go on
+            assert torch.equal(weight, begun["model"][name])
+    assert begun["model"]["hidden.1.num_batches_tracked"] == first["model"]["hidden.1.num_batches_tracked"] + 19
+    assert (begun["epoch"], begun["optimizer"]["state"][0]["step"], len(begun["history"])) == (1, 19, 1)
+
+    said = run(tmp_path / "deep", *start, *still, "--set", "model.layers=4")
+    assert "begins with 14 of 20 tensors" in said
+    assert "as drawn: hidden.6.weight, hidden.7.bias" in said
+    said = run(tmp_path / "shallow", *start, *still, "--set", "model.layers=2")
+    assert "begins with 8 of 8 tensors" in said
+    assert "not taken of the file: hidden.3.weight, hidden.4.bias" in said
+
+    before = (tmp_path / "a" / "last.pt").read_bytes()
+    assert "begins with" not in run(tmp_path / "a", *start, *still, "--resume")  # it goes on from its own checkpoint
+    assert (tmp_path / "a" / "last.pt").read_bytes() == before
+
+
+@pytest.mark.host_independent
+def test_a_run_begins_with_no_weights_of_a_file_that_has_none_for_it(trained, tmp_path, capsys):
+    content = torch.load(trained / "last.pt", weights_only=True)
+    content["state"]["model"] = {"other.weight": torch.ones(3)}
+    torch.save(content, tmp_path / "other.pt")
+    (tmp_path / "text.pt").write_text("hello")
+    for name, says in (
+        ("other.pt", "has no weights of this model"),
+        ("text.pt", "is no checkpoint of 'qif train'"),
+        ("nowhere.pt", "there is no file"),
+    ):
+        words = ["train", *SMALL, "--init-from", str(tmp_path / name), "--out", str(tmp_path / "run")]
+        assert cli.main(words) == 2
+        message = capsys.readouterr().err
+        assert says in message
+        assert message.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
 KILLED = """
 import os, signal, sys
 from qif_plugins import cli

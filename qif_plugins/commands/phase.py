@@ -33,7 +33,12 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--input must be finite, got {current}")
     starts = arguments.start or _default_starts(params, current)
     if not all(math.isfinite(start) for start in starts):
-        raise ValueError(f"--start must be finite, got {' '.join(map(str, starts))}")
+        if arguments.start:
+            raise ValueError(f"--start must be finite, got {' '.join(map(str, starts))}")
+        raise ValueError(
+            f"the fixed points of a={params.a:g}, u1={params.u1:g}, u2={params.u2:g} are beyond what floating point "
+            "holds; take smaller numbers, or pass --start"
+        )
     plot_phase(arguments.out, params, starts, arguments.steps, current)
     print(f"{describe(arguments, params)}\nconstant input {current:g}\n")
     points = fixed_points(params, current)

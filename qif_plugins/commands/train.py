@@ -12,6 +12,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from torch import nn
+
+from ..checkpoints import load_weights
 from ..files import occupied
 from ..training import Trainer
 from ..training.checkpoint import Checkpoints, load_checkpoint
@@ -47,6 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resume", action="store_true",
         help="go on from last.pt in --out, or begin if there is none; with --set training.epochs=... for more epochs",
     )  # fmt: skip
+    parser.add_argument(
+        "--init-from", type=Path, metavar="FILE",
+        help="begin with the weights of another run, its best.pt or last.pt, as far as names and shapes agree; epochs, "
+        "optimizer and schedule begin anew (default: weights drawn by training.seed)",
+    )  # fmt: skip
     parser.add_argument("--no-tensorboard", action="store_true", help="write no TensorBoard logs")
     parser.add_argument("--quiet", action="store_true", help="show neither a progress bar nor a line an epoch")
     parser.add_argument("--show", action="store_true", help="print every value of the configuration, and train nothing")
@@ -78,10 +86,11 @@ def _run(arguments: argparse.Namespace, out: Path) -> int:
     if last.exists() and earlier is None:
         raise ValueError(f"{last} exists; pass --resume to go on from it, or another --out")
     record = earlier["data"] if earlier else None
+    weights = None if earlier or arguments.init_from is None else load_checkpoint(arguments.init_from)
     model, task = prepare(config, record, ADVICE)
+    said = [] if weights is None else [_initialise(model, weights["state"]["model"], arguments.init_from)]
     store = Checkpoints(out, config.to_dict(), task.record)
     trainer = make_trainer(config, model, task, store=store)
-    said = []
     if earlier:
         trainer.load_state(earlier["state"], str(last))
         said.append(f"resumed at epoch {trainer.epoch + 1}, step {trainer.step} of {trainer.steps}")
@@ -94,6 +103,24 @@ def _run(arguments: argparse.Namespace, out: Path) -> int:
 def _earlier(arguments: argparse.Namespace, out: Path) -> dict[str, Any] | None:
     last = out / "last.pt"
     return load_checkpoint(last) if arguments.resume and last.exists() else None
+
+
+def _initialise(model: nn.Module, saved: dict[str, Any], path: Path) -> str:
+    """Give a model what of the weights of another run has the same names and shapes; what to say of it.
+
+    Raises:
+        ValueError: Nothing has.
+    """
+    own = model.state_dict()
+    taken = {name: saved[name] for name in own if getattr(saved.get(name), "shape", None) == own[name].shape}
+    if not taken:
+        raise ValueError(f"{path} has no weights of this model: none of its names and shapes is that of one here")
+    load_weights(model, {**own, **taken}, str(path))
+    said = [f"begins with {len(taken)} of {len(own)} tensors of the model from {path}"]
+    for what, names in (("as drawn", own.keys() - taken.keys()), ("not taken of the file", saved.keys() - own.keys())):
+        if names:
+            said.append(f"{what}: {', '.join(sorted(names))}")
+    return "; ".join(said)
 
 
 def _reschedule(trainer: Trainer, config: Config, before: int) -> str:

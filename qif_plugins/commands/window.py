@@ -30,6 +30,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the two tables."""
     params = neuron(arguments)
     input_std = arguments.threshold if arguments.input_std is None else arguments.input_std
+    if arguments.input_std is None and not input_std > 0:
+        raise ValueError(
+            f"the input's standard deviation is --threshold, got {input_std:g}, unless --input-std says another, and "
+            "must be positive"
+        )
     rows = [(f"{closure} closure", _closure(params, input_std, arguments.input_mean, closure)) for closure in CLOSURES]
     windows = {name: _window(name, params, input_std, arguments) for name in WINDOWS}
     usable = {name: window for name, window in windows.items() if isinstance(window, Window)}

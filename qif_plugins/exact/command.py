@@ -73,6 +73,8 @@ _NUMBERS = (
 )
 """The numbers of :class:`~.train.Settings` that are options of ``train``: name, type and help."""
 
+LARGEST = 2**31 - 1
+"""The largest count of epochs, samples or runs."""
 _UNSET = {"clip": "no limit", "pseudo_scale": "the neuron's own"}
 
 
@@ -135,8 +137,10 @@ def settings(arguments: argparse.Namespace) -> Settings:
         value = getattr(arguments if name == "limit" else chosen, name)
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"--{name.replace('_', '-')} must be positive and finite, got {value}")
-    if not 0 <= chosen.seed < 2**63:
-        raise ValueError(f"--seed must be at least 0 and below 2^63, got {chosen.seed}")
+    _check_seed(chosen.seed)
+    for name in ("epochs", "batch", "limit"):
+        if (getattr(arguments, name) or 0) > LARGEST:
+            raise ValueError(f"--{name} must be at most {LARGEST}, got {getattr(arguments, name)}")
     if chosen.epochs < 0 or any(size < 1 for size in chosen.hidden):
         raise ValueError(
             f"--epochs must not be negative and --hidden at least 1, got {chosen.epochs} and {chosen.hidden}"
@@ -146,6 +150,11 @@ def settings(arguments: argparse.Namespace) -> Settings:
             f"--latest {chosen.latest:g} lies after the trial's end; at most --duration {chosen.duration:g}"
         )
     return chosen
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"--seed must be at least 0 and below 2^63, got {seed}")
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -211,8 +220,9 @@ def _saved(checkpoints: Checkpoints, resume: bool) -> dict[str, Any] | None:
 def _compare(arguments: argparse.Namespace) -> int:
     for name in ("trials", "finalists", "seeds", "epochs", "batch", "limit"):
         value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name} must be at least 1, got {value}")
+        if value is not None and not 1 <= value <= LARGEST:
+            limit = "at least 1" if value < 1 else f"at most {LARGEST}"
+            raise ValueError(f"--{name} must be {limit}, got {value}")
     if any(size < 1 for size in arguments.hidden or ()):
         raise ValueError(f"--hidden must be at least 1, got {arguments.hidden}")
     default = DEFAULTS[arguments.dataset].get("hidden", Settings().hidden)
@@ -261,6 +271,7 @@ def _compare_in(comparison: Comparison, arguments: argparse.Namespace) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
+    _check_seed(arguments.seed)
     unknown = [name for name in arguments.names if name not in DEMOS]
     if unknown:
         raise ValueError(f"unknown demonstration {unknown[0]!r}; there are {', '.join(DEMOS)}")
