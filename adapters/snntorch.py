@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 try:
     import snntorch as snn
@@ -30,7 +31,7 @@ except ImportError as error:
     raise ImportError("qif_plugins.adapters.snntorch needs snnTorch: pip install 'snntorch>=1.0'") from error
 
 from qif_plugins.arguments import MAP, MapArguments, limited_threshold
-from qif_plugins.following import WindowMemory, same_versions, versions
+from qif_plugins.following import WindowMemory, has_storage, same_versions, versions
 from qif_plugins.functional import check_spread, qif_multi_step, qif_step
 from qif_plugins.layer import NO_NIR, QIFLayer, on_device
 from qif_plugins.names import checked_number, unknown
@@ -174,6 +175,10 @@ class QIF(QIFLayer, snn.Leaky):
     """
 
     reset_mechanism_val: Tensor
+    _varying: frozenset[str] = frozenset()
+    """Of beta and threshold, what is no constant although it requires no gradient: one that is parametrized, where no
+    gradient is taken, and one that torch.vmap has batched, which cannot be read.
+    """
     _settled = False
     """Whether an assignment is one of the user's, neither the constructor's nor that of a state that is loaded."""
 
@@ -292,7 +297,9 @@ class QIF(QIFLayer, snn.Leaky):
         """What was passed, or assigned since, that could decide the map."""
         dynamics, given, leak = self._choice
         return MapArguments(
-            dynamics, {name: getattr(self, name) for name in given}, {name: getattr(self, name) for name in leak}
+            dynamics,
+            {name: getattr(self, name) for name in given},
+            {name: getattr(self, name, None) for name in leak},  # None: deleted, and about to be assigned
         )
 
     def _choose(self, chosen: MapArguments) -> None:
@@ -438,6 +445,11 @@ class QIF(QIFLayer, snn.Leaky):
     def _derive(self) -> _Neuron:
         beta: Any
         threshold: Any
+        self._varying = frozenset(
+            name
+            for name in ("beta", "threshold")
+            if is_parametrized(self, name) or not has_storage(getattr(self, name))
+        )
         beta, threshold = self._limited()
         # Constants become floats, which the kernels take as such; learned parameters stay on their device.
         if not self._learns("beta") and beta.numel() == 1:
@@ -446,7 +458,7 @@ class QIF(QIFLayer, snn.Leaky):
             threshold = self._constant("threshold", threshold)
         params = self._params(beta, threshold, checked=not self.learns_window)
         factor = self.graded_spikes_factor
-        graded = isinstance(factor, nn.Parameter) or bool((factor != 1).any())
+        graded = isinstance(factor, nn.Parameter) or not has_storage(factor) or bool((factor != 1).any())
         given = self._spike_grad
         if isinstance(given, SpikeGradient):
             given = _shifted(given.surrogate, params.v_threshold, 1)
@@ -479,7 +491,7 @@ class QIF(QIFLayer, snn.Leaky):
 
     def _learns(self, name: str) -> bool:
         # Among the parameters functional_call puts its tensors, too.
-        return name in self._parameters or bool(getattr(self, name).requires_grad)
+        return name in self._parameters or name in self._varying or bool(getattr(self, name).requires_grad)
 
     def _limited(self) -> tuple[Tensor, Tensor]:
         """beta and threshold, kept where the neuron is stable if they are learned."""
@@ -637,7 +649,7 @@ class QIF(QIFLayer, snn.Leaky):
     # -- copies and checkpoints ------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__ | {"_seen": None, "_mem_before": None}
+        state = self.__dict__ | {"_seen": None, "_current": None, "_mem_before": None}
         state["_buffers"] = self._buffers | {"mem": self.mem.detach()}  # a copy does not share the graph
         return state
 

@@ -367,6 +367,69 @@ def test_a_functional_call_has_the_window_and_the_gradients_of_its_parameters(ma
     assert_same(window_of(neuron), window_of_fresh(make))
 
 
+class Shrunk(torch.nn.Module):
+    def forward(self, value):
+        return 0.9 * value
+
+
+def outside_parameters(neuron, name, how):
+    """A learned number in a place other than the module's parameters; returns what a gradient is asked for."""
+    if how == "parametrization":
+        torch.nn.utils.parametrize.register_parametrization(neuron, name, Shrunk())
+        return neuron.parametrizations[name].original
+    value = (0.9 * getattr(neuron, name).detach()).requires_grad_()
+    delattr(neuron, name)
+    setattr(neuron, name, value)
+    return value
+
+
+@pytest.mark.parametrize("how", ["parametrization", "a tensor in its place"])
+@pytest.mark.parametrize(
+    ("make", "name"), [(parametric, "raw_u2"), (learned_leak, "w"), (snntorch_neuron, "beta")], ids=["own", "w", "beta"]
+)
+def test_a_number_that_is_learned_outside_the_parameters_is_learned(make, name, how):
+    neuron, plain = moved(make), moved(make)
+    with torch.no_grad():
+        getattr(plain, name).mul_(0.9)
+    with torch.no_grad():
+        run(neuron, currents())
+    value = outside_parameters(neuron, name, how)
+    with torch.no_grad():
+        run(neuron, currents())  # an evaluation in between takes it for no constant
+    (found,) = torch.autograd.grad(run(neuron, currents()).square().sum(), value)
+    (expected,) = torch.autograd.grad(run(plain, currents()).square().sum(), getattr(plain, name))
+    torch.testing.assert_close(found, expected * (0.9 if how == "parametrization" else 1.0))
+    torch.testing.assert_close(window_of(neuron), window_of(plain))
+
+
+def constant_threshold():
+    return pytest.importorskip("qif_plugins.adapters.snntorch").QIF(0.7, 0.9, learn_beta=True)
+
+
+@pytest.mark.parametrize("make", [*NEURONS, constant_threshold])
+def test_an_ensemble_is_batched_with_its_buffers(make):
+    """PyTorch's own recipe, torch.func.stack_module_state, stacks the numbers that are not learned, too."""
+    members = [moved(make) for _ in range(3)]
+    for index, member in enumerate(members):
+        with torch.no_grad():
+            for parameter in member.parameters():
+                parameter.sub_(0.05 * index)
+    x, base = currents()[0], copy.deepcopy(members[0])
+    inputs = (x, 0.6 * torch.ones_like(x)) if hasattr(base, "reset_mem") else (x,)
+
+    def loss(out):
+        return sum(value.square().sum() for value in (out if isinstance(out, tuple) else (out,)))
+
+    def of_state(parameters, buffers):
+        return loss(torch.func.functional_call(base, (parameters, buffers), inputs))
+
+    found = torch.vmap(torch.func.grad(of_state))(*torch.func.stack_module_state(members))
+    for index, member in enumerate(members):
+        expected = torch.autograd.grad(loss(member(*inputs)), list(member.parameters()))
+        for (name, _), value in zip(member.named_parameters(), expected, strict=True):
+            torch.testing.assert_close(found[name][index], value)
+
+
 def window_of_fresh(make):
     neuron = make()
     run(neuron, currents())

@@ -609,9 +609,12 @@ def test_single_steps_and_chunks_have_the_gradients_of_one_sequence(surrogate_fu
         lambda node: node.detach(),
         lambda node: setattr(node, "v", node.v.detach()),
         lambda node: node.v.detach_().fill_(0.2),
+        lambda node: node.v.detach_(),
+        lambda node: node.v.detach_().requires_grad_(),
+        lambda node: setattr(node.v.detach_(), "data", torch.full((3, 4), 0.3)),
         lambda node: node.reset(),
     ],
-    ids=["detach", "assign", "in place", "reset"],
+    ids=["detach", "assign", "in place", "cut", "leaf", "data", "reset"],
 )
 def test_the_graph_behind_the_state_is_dropped_when_the_state_changes(change):
     node, x = QIFNode(), inputs(2, 3, 4, requires_grad=True)
@@ -623,6 +626,31 @@ def test_the_graph_behind_the_state_is_dropped_when_the_state_changes(change):
     assert torch.equal(spike, expected[0])
     assert torch.equal(node.v, v_next)
     (grad,) = torch.autograd.grad(node.v.sum() + spike.sum(), x)
+    assert grad[0].abs().sum() == 0
+    assert grad[1].abs().sum() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_memory_that_is_assigned_through_data_is_where_the_next_step_starts(dtype):
+    node, x = QIFNode(), inputs(2, 3, 4).to(dtype).requires_grad_()
+    node(x[0])
+    node.v.data = torch.full((3, 4), 0.3, dtype=dtype)
+    node(x[1])
+    other = QIFNode()
+    other.v = torch.full((3, 4), 0.3, dtype=dtype)
+    other(x[1])
+    assert torch.equal(node.v, other.v)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_step_does_not_go_on_behind_a_membrane_that_was_cut(backend):
+    torch.compiler.reset()
+    node, x = QIFNode(), inputs(2, 3, 4, requires_grad=True)
+    step = torch.compile(node, backend=backend)
+    step(x[0])
+    node.v.detach_()
+    step(x[1])
+    (grad,) = torch.autograd.grad(node.v.sum(), x)
     assert grad[0].abs().sum() == 0
     assert grad[1].abs().sum() > 0
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from qif_plugins.arguments import MAP, MapArguments, limited_threshold
-from qif_plugins.following import WindowMemory
+from qif_plugins.following import WindowMemory, has_storage
 from qif_plugins.functional import check_spread, qif_multi_step, qif_step
 from qif_plugins.layer import NO_NIR, QIFLayer, on_device
 from qif_plugins.names import checked_number, unknown
@@ -174,13 +174,17 @@ class _Link(NamedTuple):
 
     v: Tensor
     version: int | None
+    tracked: bool
+    place: Any
     state: Tensor
     pre_reset: bool
     threshold: tuple[Any, int | None] | None
     """A threshold that is a tensor, and its version: another one would reset the membrane otherwise."""
 
     def belongs_to(self, v: Any, threshold: Any) -> bool:
-        if v is not self.v or _version(v) != self.version:
+        if v is not self.v or v.requires_grad != self.tracked or _version(v) != self.version:
+            return False
+        if not torch.compiler.is_compiling() and _place(v) != self.place:
             return False
         return self.threshold is None or (threshold is self.threshold[0] and _version(threshold) == self.threshold[1])
 
@@ -647,10 +651,10 @@ class QIFNeuron(QIFLayer):
         if h:
             # A copy of the last step, which does not keep the others in memory.
             state = h[0] if single else h[0][-1].clone()
-            self._link = _Link(v_last, _version(v_last), state, True, _kept(threshold))
+            self._link = _Link(*_as_left(v_last), state, True, _kept(threshold))
         elif low:
             state = exact[-1].clone() if store_v_seq else exact
-            self._link = _Link(v_last, _version(v_last), state, False, _kept(threshold))
+            self._link = _Link(*_as_left(v_last), state, False, _kept(threshold))
         return spikes, v_last, v_seq
 
 
@@ -754,6 +758,15 @@ def _kept(threshold: Any) -> tuple[Any, int | None] | None:
 def _version(v: Any) -> int | None:
     # Inference tensors count no versions, and a compiler cannot trace the question.
     return None if torch.compiler.is_compiling() or v.is_inference() else v._version
+
+
+def _place(v: Tensor) -> Any:
+    """What ``detach_()`` and an assigned ``.data`` change, which counts as no new version: graph and memory."""
+    return v.grad_fn, v.data_ptr() if has_storage(v) else None
+
+
+def _as_left(v: Tensor) -> tuple[Tensor, int | None, bool, Any]:
+    return v, _version(v), v.requires_grad, None if torch.compiler.is_compiling() else _place(v)
 
 
 def _detached(value: Any) -> Any:

@@ -33,6 +33,7 @@ class LearnedLeak(ParametricQIFNeuron):
     """
 
     w: nn.Parameter
+    raw_names = ("w",)
 
     def _configure(self, params: QIFParameters, *args: Any) -> dict[str, Any]:
         return QIFNeuron._configure(self, params, *args)
@@ -55,7 +56,7 @@ class LearnedLeak(ParametricQIFNeuron):
     @property
     def params(self) -> QIFParameters:
         """The neuron as the core describes it; tensors with gradient."""
-        if "w" not in self._parameters:
+        if not self._has_raw():
             # The host's constructor runs before there are parameters.
             return self._params
         w = self.w.to(torch.promote_types(self.w.dtype, torch.float32))

@@ -21,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,7 @@ class ParametricQIFNeuron(QIFNeuron):
     raw_a: nn.Parameter
     raw_u1: nn.Parameter
     raw_u2: nn.Parameter
+    raw_names: ClassVar[tuple[str, ...]] = ("raw_a", "raw_u1", "raw_u2")
     channels: int | None
     _placed: Window | None = None
 
@@ -76,9 +77,13 @@ class ParametricQIFNeuron(QIFNeuron):
 
     # -- the parameters --------------------------------------------------------------------------
 
+    def _has_raw(self) -> bool:
+        # As attributes: a parametrization, or a tensor in its place, takes one out of _parameters.
+        return all(hasattr(self, name) for name in self.raw_names)
+
     def _numbers(self) -> tuple[Tensor, Tensor, Tensor]:
         """a, u1, u2 in float32 (float64 in a float64 module), with gradient."""
-        if "raw_a" not in self._parameters:
+        if not self._has_raw():
             # The host's constructor runs before there are parameters.
             return self._params.a, self._params.u1, self._params.u2  # type: ignore[return-value]
         dtype = torch.promote_types(self.raw_a.dtype, torch.float32)
@@ -205,7 +210,7 @@ class ParametricQIFNeuron(QIFNeuron):
 
     def _followed(self) -> Window:
         """The window of the current parameters, kept until one changes."""
-        parameters = list(self._parameters.values())
+        parameters = [getattr(self, name) for name in self.raw_names]
         return self._window_memory(parameters, lambda: self.followed_window(self.window, self.params))  # type: ignore[arg-type]
 
     def _place_window(self) -> None:

@@ -52,6 +52,9 @@ class QIFNode(QIFNeuron, neuron.BaseNode):
     :meth:`qif_plugins.QIFParameters.matching_lif`; without one the parameters are those of arXiv 2510.05168.
     Both step modes have the gradients of one call over all steps. A subclass that overrides ``neuronal_charge``,
     ``neuronal_fire``, ``neuronal_reset`` or ``single_step_forward`` runs step by step through them, as in the host.
+    For that (and for half precision) the next step starts from a membrane kept beside ``v``. A write to ``v``
+    between two steps is noticed and drops it, except one to the same memory through ``v.data`` and one in place around
+    a step under torch.compile: assign the new membrane there, ``node.v = ...``.
 
     All of them may be assigned after construction, with the effect and the checks that they have here. A
     ``v_threshold`` that is then an ``nn.Parameter``, or another tensor with gradient, is learned, and kept where the

@@ -51,6 +51,9 @@ class QIFNode(QIFNeuron, neuron.BaseNode):
     The module's own forward has the gradients of one call over all steps in either step mode. The functional
     forms chain through the state that they are given, the membrane after its reset: without ``detach_reset`` a
     single-step loop over them differs in the gradient through the reset, as their explicit state cannot carry it.
+    That gradient (and half precision) makes the next step start from a membrane kept beside ``v``. A write to ``v``
+    between two steps is noticed and drops it, except one to the same memory through ``v.data`` and one in place around
+    a step under torch.compile: assign the new membrane there, ``node.v = ...``.
 
     All of them may be assigned after construction, with the effect and the checks that they have here. A
     ``v_threshold`` that is then an ``nn.Parameter``, or another tensor with gradient, is learned, and kept where the
