@@ -331,7 +331,7 @@ PARAMS = QIFParameters()
         (
             lambda: qif_multi_step(torch.zeros(2, 3), 0.0, PARAMS, Window(torch.zeros(2, 1), 1.0)),
             ValueError,
-            "coefficient 0",
+            r"the window's lo has shape \[2, 1\]",
         ),
         (lambda: qif_multi_step(torch.zeros(2, 3), 0.0, None, SURROGATES[0]), TypeError, "QIFParameters, got None"),
         (lambda: qif_multi_step(torch.zeros(2, 3), 0.0, PARAMS, "unbiased"), TypeError, "Window.named"),
