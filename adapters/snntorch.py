@@ -526,7 +526,7 @@ class QIF(QIFLayer, snn.Leaky):
         before = self._before(input_, mem)
         neuron = self._neuron()
         self._check_spread(neuron, input_)
-        self.__dict__.pop("reset", None)
+        self._forget_reset()
         # Without the graph behind the membrane; a compiler traces no versions.
         traced = torch.compiler.is_compiling()
         self._mem_before = None if traced else (before.detach(), *versions([before])[0][1:], neuron)
@@ -575,7 +575,7 @@ class QIF(QIFLayer, snn.Leaky):
             return torch.stack(spikes), torch.stack(mems)
         neuron = self._neuron()
         self._check_spread(neuron, x_seq[0])
-        self.__dict__.pop("reset", None)
+        self._forget_reset()
         self._mem_before = None
         spk_seq, mem_seq = self._charge(x_seq, before, neuron)
         self.mem = mem_seq[-1].clone()
@@ -599,6 +599,10 @@ class QIF(QIFLayer, snn.Leaky):
         if not torch.compiler.is_compiling() and before.grad_fn is None:  # a sequence begins
             self._window_memory.doubt()
         return before
+
+    def _forget_reset(self) -> None:
+        if "reset" in self.__dict__:  # TorchDynamo traces this, and no pop
+            del self.reset
 
     @cached_property
     def reset(self) -> Tensor:

@@ -172,6 +172,14 @@ class TestAfterAForward:
         with pytest.raises(RuntimeError, match="changed in place"):
             neuron.reset  # noqa: B018
 
+    def test_a_compiled_step_leaves_no_reset_of_one_before(self):
+        torch.compiler.reset()
+        neuron, x = QIF(0.9), torch.zeros(2, 3)
+        neuron(x, torch.ones(2, 3))
+        assert neuron.reset.all()
+        torch.compile(neuron, backend="eager", fullgraph=True)(x, torch.zeros(2, 3))
+        assert not hasattr(neuron, "reset")
+
     @pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
     def test_a_membrane_of_integers(self, dtype):
         mem = torch.tensor([[0, 1, 0]], dtype=dtype)
