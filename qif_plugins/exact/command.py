@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints import save
+from ..checkpoints import check_content, save
 from ..files import finite, occupied, write_json
 from ..plot import require_matplotlib
 from ..training.checkpoint import EXACT, Checkpoints, load_checkpoint
@@ -16,7 +16,7 @@ from .data import DATASETS, load
 from .demo import DEMOS
 from .functional import EventBudgetError
 from .search import Comparison, Runs, compare, draw, summarise
-from .train import DEFAULTS, LAYERS, LIF_IMAGES, LOSSES, Settings, build, fit
+from .train import DEFAULTS, LAYERS, LIF_IMAGES, LOSSES, PARTS, Settings, build, fit
 
 __all__ = ["add_arguments", "run"]
 
@@ -204,6 +204,7 @@ def _saved(checkpoints: Checkpoints, resume: bool) -> dict[str, Any] | None:
     if not checkpoints.last.exists():
         return None
     content = load_checkpoint(checkpoints.last, EXACT)
+    check_content(checkpoints.last, content["config"], PARTS, f"checkpoint of '{EXACT}'")
     wanted = {**checkpoints.config, **checkpoints.data["source"]}
     found = {**content["config"], **content["data"].get("source", {})}
     different = [

@@ -81,12 +81,14 @@ class Settings:
     max_spikes: int = MAX_SPIKES
 
 
+PARTS: dict[str, Any] = {
+    "neuron": str, "hidden": [int], "recurrent": bool, "duration": float, "tau": float, "latest": float,
+    "loss": str, "scale": float, "rate": float, "epochs": int, "batch": int, "lr": float, "seed": int,
+    "clip": (float, type(None)), "pseudo_scale": (float, type(None)), "max_spikes": int,
+}  # fmt: skip
+"""What saved settings hold, see :func:`~qif_plugins.files.check_parts`."""
 _PARTS: dict[str, Any] = {
-    "settings": {
-        "neuron": str, "hidden": [int], "recurrent": bool, "duration": float, "tau": float, "latest": float,
-        "loss": str, "scale": float, "rate": float, "epochs": int, "batch": int, "lr": float, "seed": int,
-        "clip": (float, type(None)), "pseudo_scale": (float, type(None)), "max_spikes": int,
-    },
+    "settings": PARTS,
     "data": {"name": str, "root": (str, type(None)), "limit": (int, type(None))},
     "network": {str: Tensor},
 }  # fmt: skip
@@ -104,6 +106,9 @@ def check_saved(path: Path, content: Any) -> Settings:
     known = {one.name for one in fields(Settings)}
     if not saved.keys() <= known or saved["neuron"] not in LAYERS or saved["loss"] not in LOSSES:
         raise ValueError(f"{path} is no {kind}, or one of another version")
+    limit = content["data"]["limit"]
+    if any(size < 1 for size in saved["hidden"]) or (limit is not None and limit < 1):
+        raise ValueError(f"{path} is no {kind}: it has the layers {saved['hidden']} and the limit {limit} of samples")
     check_tensors(path, content["network"])
     return Settings(**{**saved, "hidden": tuple(saved["hidden"])})
 
