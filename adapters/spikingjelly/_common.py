@@ -461,7 +461,11 @@ class QIFNeuron(QIFLayer):
                 f"torch.fx cannot trace into {type(self).__name__}; make it a leaf of the tracer. If this is an export "
                 f"to NIR: {NO_NIR}"
             )
+        self._before_forward()
         return super().forward(*args, **kwargs)  # type: ignore[misc]
+
+    def _before_forward(self) -> None:
+        """What a neuron with learned numbers does before each pass."""
 
     def reset(self) -> None:
         super().reset()  # type: ignore[misc]

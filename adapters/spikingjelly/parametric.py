@@ -245,11 +245,9 @@ class ParametricQIFNeuron(QIFNeuron):
 
     # -- running ---------------------------------------------------------------------------------
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """One time step or all of them, as ``step_mode`` says."""
+    def _before_forward(self) -> None:
         if self._follows and not torch.compiler.is_compiling():  # which has no use for what is shown
             self._place_window()
-        return super().forward(*args, **kwargs)
 
     def _neuron(self, x_seq: Tensor, single: bool = False) -> tuple[QIFParameters, Surrogate]:
         params = self.params

@@ -115,4 +115,8 @@ def tensorboard_writer(folder: Path, steps_done: int) -> Any:
         raise ImportError(
             "TensorBoard's logs need tensorboard: pip install 'qif-plugins[train]', or pass --no-tensorboard"
         ) from None
+    # TensorBoard reads the files of a folder by their names, which begin with the second they were made in.
+    made = {path.name.split(".")[3] for path in folder.glob("events.out.tfevents.*")}
+    while str(int(time.time())) in made:
+        time.sleep(0.01)
     return SummaryWriter(str(folder), purge_step=steps_done + 1)
