@@ -31,8 +31,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from qif_plugins.bench import machine, machine_name
-from qif_plugins.files import finite, replacing, write_json
+from qif_plugins.experiments.bench.harness import machine, machine_name
+from qif_plugins.support.files import finite, replacing, write_json
 
 HERE = Path(__file__).parent
 NETWORKS = ("784-100-10", "700-128-20")
@@ -318,7 +318,7 @@ def line(record: dict[str, Any]) -> str:
 
 def draw(results: dict[str, Any], path: Path) -> None:
     """Neuron-events a second against events, batch and neurons."""
-    from qif_plugins.plot import COLOURS, require_matplotlib
+    from qif_plugins.experiments.figures import COLOURS, require_matplotlib
 
     require_matplotlib()
     from matplotlib.figure import Figure

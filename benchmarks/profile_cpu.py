@@ -20,11 +20,11 @@ from typing import Any
 import torch
 
 from qif_plugins import QIFParameters, Window, qif_multi_step
-from qif_plugins.bench import machine_name, write
+from qif_plugins.experiments.bench.harness import machine_name, write
+from qif_plugins.neuron.surrogate import Shape
 from qif_plugins.ops import cpu, memory
 from qif_plugins.ops.contract import Coefficient, Coefficients, Kind
-from qif_plugins.surrogate import Shape
-from qif_plugins.table import text_table
+from qif_plugins.support.text import text_table
 
 PARAMS = QIFParameters()
 WINDOW = Window.unbiased(PARAMS)

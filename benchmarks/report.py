@@ -14,10 +14,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from qif_plugins.bench import PASSES, QUICK, QUICK_GPU
-from qif_plugins.bench_peers import FLOOR_NEW, FLOOR_THERE, OURS
-from qif_plugins.files import replacing
-from qif_plugins.plot import COLOURS, require_matplotlib
+from qif_plugins.experiments.bench.harness import PASSES, QUICK, QUICK_GPU
+from qif_plugins.experiments.bench.peers import FLOOR_NEW, FLOOR_THERE, OURS
+from qif_plugins.experiments.figures import COLOURS, require_matplotlib
+from qif_plugins.support.files import replacing
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "benchmarks.md"

@@ -23,9 +23,9 @@ from snntorch import functional as SF
 from snntorch import surrogate, utils
 from torch import Tensor, nn
 
-from qif_plugins.bench import machine
-from qif_plugins.data import load_images
-from qif_plugins.files import finite, write_json
+from qif_plugins.experiments.bench.harness import machine
+from qif_plugins.experiments.data.images import load_images
+from qif_plugins.support.files import finite, write_json
 
 BATCH = 128
 OUT = Path(__file__).parent / "results" / "snntorch_tutorials.json"

@@ -7,16 +7,16 @@ until an adapter is.
 
 from typing import TYPE_CHECKING, Any
 
-from .functional import available_backends, qif_multi_step, qif_step
-from .moments import MomentClosureError, firing_rate, membrane_moments
-from .parameters import QIFParameters
-from .surrogate import ATan, FastSigmoid, Sigmoid, Window
+from .neuron.functional import available_backends, qif_multi_step, qif_step
+from .neuron.moments import MomentClosureError, firing_rate, membrane_moments
+from .neuron.parameters import QIFParameters
+from .neuron.surrogate import ATan, FastSigmoid, Sigmoid, Window
 
 if TYPE_CHECKING:
-    from .calibration import calibrate
     from .convert import swap
-    from .healthcheck import health
-    from .registration import register, unregister
+    from .convert.namespaces import register, unregister
+    from .diagnostics.calibration import calibrate
+    from .diagnostics.health import health
 
 __version__ = "0.1.0"
 
@@ -42,15 +42,15 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in ("register", "unregister"):
-        from . import registration
+        from .convert import namespaces as registration
 
         return getattr(registration, name)
     if name == "calibrate":
-        from .calibration import calibrate
+        from .diagnostics.calibration import calibrate
 
         return calibrate
     if name == "health":
-        from .healthcheck import health
+        from .diagnostics.health import health
 
         return health
     if name == "swap":

@@ -28,7 +28,7 @@ COMMANDS = {
     "window": (".commands.window", "membrane moments and surrogate windows, beside a simulation of the same neuron"),
     "phase": (".commands.phase", "draw the map of the neuron with its fixed points, threshold and regions"),
     "energy": (".commands.energy", "count a network's operations, and what QIF costs more energy than LIF"),
-    "exact": (".exact.command", "train with exact spike-time gradients, compare neurons, draw demonstrations"),
+    "exact": (".commands.exact", "train with exact spike-time gradients, compare neurons, draw demonstrations"),
     "landscape": (".commands.landscape", "measure and draw loss and gradient of trained networks along directions"),
     "study": (".commands.study", "experiments of several trainings: run, recorded trial by trial, written up"),
     "bench": (".commands.bench", "time the kernels beside the hosts' neurons, interleaved in one run"),

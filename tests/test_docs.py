@@ -15,7 +15,8 @@ def name(page):
     return str(page.relative_to(ROOT))
 
 
-@pytest.mark.filterwarnings("ignore::qif_plugins.calibration.CalibrationWarning")  # pages show what it is given for
+# Pages show what the warning is given for.
+@pytest.mark.filterwarnings("ignore::qif_plugins.diagnostics.calibration.CalibrationWarning")
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_code_runs(page, tmp_path, monkeypatch):
     blocks = list(BLOCK.finditer(page.read_text()))

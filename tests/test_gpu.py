@@ -16,15 +16,15 @@ from kernel_cases import Case, cases, check_against_reference
 from measured_models import MODELS
 from torch import distributed, nn
 
-from qif_plugins.bench import PASSES
-from qif_plugins.bench_peers import OURS
 from qif_plugins.cli import main
-from qif_plugins.functional import available_backends, qif_multi_step
+from qif_plugins.experiments.bench.harness import PASSES
+from qif_plugins.experiments.bench.peers import OURS
+from qif_plugins.neuron.functional import available_backends, qif_multi_step
+from qif_plugins.neuron.parameters import QIFParameters
+from qif_plugins.neuron.surrogate import ATan, FastSigmoid, Shape, Sigmoid, Window
 from qif_plugins.ops.backends import implementation, unavailable_reason
 from qif_plugins.ops.contract import Coefficient, Coefficients, Kind
 from qif_plugins.ops.library import multi_step
-from qif_plugins.parameters import QIFParameters
-from qif_plugins.surrogate import ATan, FastSigmoid, Shape, Sigmoid, Window
 
 pytestmark = [
     pytest.mark.gpu,

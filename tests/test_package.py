@@ -58,29 +58,71 @@ except ImportError as error:
     assert re.match(rf"qif_plugins\.adapters\.{host} needs \w+: pip install", run(code))
 
 
-def imports(path):
+LAYERS = [
+    "ops",
+    "support",
+    "neuron",
+    "adapters",
+    "exact",
+    "models",
+    "convert",
+    "diagnostics",
+    "experiments",
+    "commands",
+]
+"""Each layer imports only those before it."""
+
+
+def modules():
+    """``{module: path}`` of the package, the adapters where they are installed."""
+    return {
+        ".".join(("qif_plugins", *(("adapters",) if folder == "adapters" else ()), *parts[:-1], *last)): path
+        for folder in ("qif_plugins", "adapters")
+        for path in (ROOT / folder).rglob("*.py")
+        for parts in [path.relative_to(ROOT / folder).with_suffix("").parts]
+        for last in [() if parts[-1] == "__init__" else parts[-1:]]
+    }
+
+
+def imports(module, path):
+    """The modules that a module imports, anywhere in it, by their absolute names."""
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, node.col_offset) for alias in node.names)
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            base = package.rsplit(".", node.level - 1)[0]
+            yield from (f"{base}.{node.module}",) if node.module else (f"{base}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            yield ("." * node.level + (node.module or ""), node.col_offset)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def test_the_kernels_and_the_functional_api_know_neither_hosts_nor_adapters():
-    core = ["functional", "moments", "norm", "parameters", "surrogate"]
-    files = [ROOT / "qif_plugins" / f"{name}.py" for name in core] + sorted((ROOT / "qif_plugins/ops").glob("*.py"))
-    for path in files:
-        for name, _ in imports(path):
-            assert not name.startswith(HOSTS), path
-            assert "adapters" not in name, path
-    for path in (ROOT / "qif_plugins/ops").glob("*.py"):
-        assert not any(name.endswith("functional") for name, _ in imports(path)), path
+def test_each_layer_imports_only_those_above_it():
+    below = []
+    for module, path in modules().items():
+        layer = module.split(".")[1:2]
+        if not layer or layer[0] not in LAYERS:  # qif_plugins itself and qif_plugins.cli
+            continue
+        for name in imports(module, path):
+            parts = name.split(".")
+            if parts[0] == "qif_plugins" and parts[1] in LAYERS and LAYERS.index(parts[1]) > LAYERS.index(layer[0]):
+                below.append(f"{module} imports {name}")
+    assert not below, "\n".join(below)
+
+
+def test_neuron_kernels_and_tools_know_no_host():
+    with_host = tuple(f"qif_plugins.{layer}" for layer in ("adapters", "models", "convert", "experiments"))
+    for module, path in modules().items():
+        if not module.startswith(with_host):
+            assert not any(name.startswith(HOSTS) for name in imports(module, path)), path
 
 
 def test_adapters_do_not_import_each_other():
-    for path in (ROOT / "adapters").rglob("*.py"):
-        other = "snntorch" if "spikingjelly" in str(path) else "spikingjelly"
-        assert not any(name.startswith((other, f"qif_plugins.adapters.{other}")) for name, _ in imports(path)), path
+    for module, path in modules().items():
+        if module.startswith("qif_plugins.adapters."):
+            other = "snntorch" if "spikingjelly" in module else "spikingjelly"
+            others = (other, f"qif_plugins.adapters.{other}")
+            assert not any(name.startswith(others) for name in imports(module, path)), path
 
 
 def test_every_folder_is_installed():

@@ -12,15 +12,15 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from qif_plugins.arguments import MAP, MapArguments, limited_threshold
-from qif_plugins.following import WindowMemory, has_storage
-from qif_plugins.functional import check_spread, qif_multi_step, qif_step
-from qif_plugins.layer import NO_NIR, QIFLayer, on_device
-from qif_plugins.names import checked_number, unknown
+from qif_plugins.neuron.arguments import MAP, MapArguments, limited_threshold
+from qif_plugins.neuron.following import WindowMemory, has_storage
+from qif_plugins.neuron.functional import check_spread, qif_multi_step, qif_step
+from qif_plugins.neuron.module import NO_NIR, QIFLayer, on_device
+from qif_plugins.neuron.parameters import QIFParameters, holds_everywhere, is_finite
+from qif_plugins.neuron.surrogate import WINDOWS, ATan, FusedSurrogate, Sigmoid, Surrogate, Window
 from qif_plugins.ops.backends import BACKENDS
 from qif_plugins.ops.layout import wider
-from qif_plugins.parameters import QIFParameters, holds_everywhere, is_finite
-from qif_plugins.surrogate import WINDOWS, ATan, FusedSurrogate, Sigmoid, Surrogate, Window
+from qif_plugins.support.names import checked_number, unknown
 
 from .surrogate import AnalyticWindowBase
 
@@ -196,12 +196,12 @@ class QIFNeuron(QIFLayer):
     that the constructor would have made, and a window that was derived is derived anew. A value that the constructor
     would refuse is refused, and the node stays as it was. ``v_threshold`` may be a tensor that broadcasts to one time
     step, and an ``nn.Parameter`` or another tensor with gradient: the threshold is then learned, kept where the
-    membrane is stable, see :func:`qif_plugins.arguments.limited_threshold`.
+    membrane is stable, see :func:`qif_plugins.neuron.arguments.limited_threshold`.
 
     Attributes:
         v_threshold: Firing threshold θ.
         v_reset: Membrane after a spike; ``None`` means the soft reset.
-        window: How the surrogate was chosen: a name, a given :class:`~qif_plugins.surrogate.Window`, or ``None``
+        window: How the surrogate was chosen: a name, a given :class:`~qif_plugins.neuron.surrogate.Window`, or ``None``
             where ``surrogate_function`` was passed.
         tau: As passed, ``None`` if left out; read by code written for LIFNode.
         decay_input: As passed, ``None`` if left out.

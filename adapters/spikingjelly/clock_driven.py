@@ -11,8 +11,8 @@ import torch
 from spikingjelly.clock_driven import neuron, surrogate
 from torch import Tensor
 
-from qif_plugins.parameters import Number
-from qif_plugins.surrogate import Window
+from qif_plugins.neuron.parameters import Number
+from qif_plugins.neuron.surrogate import Window
 
 from ._common import QIFNeuron, fused_surrogates, resolve
 from .surrogate import CudaAnalyticWindowBase

@@ -27,9 +27,9 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.overrides import resolve_name
 
-from qif_plugins.layer import QIFLayer
+from qif_plugins.neuron.module import QIFLayer
+from qif_plugins.neuron.surrogate import Shape
 from qif_plugins.ops.library import multi_step, multi_step_backward
-from qif_plugins.surrogate import Shape
 
 __all__ = ["teach_counters"]
 

@@ -26,10 +26,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from qif_plugins.following import WindowMemory, has_storage
-from qif_plugins.moments import membrane_moments
-from qif_plugins.parameters import Number, QIFParameters
-from qif_plugins.surrogate import Surrogate, Window
+from qif_plugins.neuron.following import WindowMemory, has_storage
+from qif_plugins.neuron.moments import membrane_moments
+from qif_plugins.neuron.parameters import Number, QIFParameters
+from qif_plugins.neuron.surrogate import Surrogate, Window
 
 from ._common import RESOLVED, QIFNeuron, show
 

@@ -1,7 +1,7 @@
 """The analytic window as a surrogate module, for the surrogate base classes of every SpikingJelly version.
 
 SpikingJelly hands its surrogates h - θ, so the window's ends are relative to the threshold here, unlike in
-:class:`qif_plugins.surrogate.Window`. The mathematics is the core's.
+:class:`qif_plugins.neuron.surrogate.Window`. The mathematics is the core's.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from qif_plugins.parameters import Number, QIFParameters
-from qif_plugins.surrogate import Window, spike
+from qif_plugins.neuron.parameters import Number, QIFParameters
+from qif_plugins.neuron.surrogate import Window, spike
 
 __all__ = ["AnalyticWindowBase", "CudaAnalyticWindowBase"]
 
@@ -41,17 +41,17 @@ class AnalyticWindowBase:
 
     @classmethod
     def unbiased(cls: type[Self], params: QIFParameters, input_std: Number | None = None, **options: Any) -> Self:
-        """The window of :meth:`qif_plugins.surrogate.Window.unbiased`, with its arguments."""
+        """The window of :meth:`qif_plugins.neuron.surrogate.Window.unbiased`, with its arguments."""
         return cls.from_window(Window.unbiased(params, input_std, **options), params.v_threshold)
 
     @classmethod
     def paper(cls: type[Self], params: QIFParameters, input_std: Number | None = None, **options: Any) -> Self:
-        """The window of :meth:`qif_plugins.surrogate.Window.paper`, with its arguments."""
+        """The window of :meth:`qif_plugins.neuron.surrogate.Window.paper`, with its arguments."""
         return cls.from_window(Window.paper(params, input_std, **options), params.v_threshold)
 
     @classmethod
     def heuristic(cls: type[Self], params: QIFParameters, alpha: float = 1.0) -> Self:
-        """The window of :meth:`qif_plugins.surrogate.Window.heuristic`, with its arguments."""
+        """The window of :meth:`qif_plugins.neuron.surrogate.Window.heuristic`, with its arguments."""
         return cls.from_window(Window.heuristic(params, alpha), params.v_threshold)
 
     def follow(self, window: Window, v_threshold: Number) -> None:

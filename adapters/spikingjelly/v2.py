@@ -7,8 +7,8 @@ from typing import Any
 from spikingjelly.activation_based import neuron, surrogate
 from torch import Tensor
 
-from qif_plugins.parameters import Number
-from qif_plugins.surrogate import Window
+from qif_plugins.neuron.parameters import Number
+from qif_plugins.neuron.surrogate import Window
 
 from ._common import QIFNeuron, fused_surrogates, resolve
 from .parametric import ParametricQIFNeuron
@@ -29,7 +29,7 @@ class AnalyticWindow(AnalyticWindowBase, surrogate.SurrogateFunctionBase):
         spiking: As in the host: spikes with the window as gradient, or the integral of the window. Default True.
 
     Raises:
-        ValueError: As :class:`qif_plugins.surrogate.Window`.
+        ValueError: As :class:`qif_plugins.neuron.surrogate.Window`.
     """
 
     def __init__(self, lo: Number = -0.5, hi: Number = 0.5, height: Number = 1.0, spiking: bool = True) -> None:
@@ -75,8 +75,8 @@ class QIFNode(QIFNeuron, neuron.BaseNode):
         u2: Second root of the map. Paper's value 0.5.
         input_gain: Factor g on the input. Default 1, or 1/tau where a leak with ``decay_input`` is matched.
         dynamics: ``"paper"`` or ``"lif"`` to decide regardless of the leak, which is then set aside, as ``repr``
-            shows; see :mod:`qif_plugins.arguments`. Default: by the other arguments.
-        window: ``"unbiased"`` (default), ``"paper"``, ``"heuristic"`` or a :class:`~qif_plugins.surrogate.Window`.
+            shows; see :mod:`qif_plugins.neuron.arguments`. Default: by the other arguments.
+        window: ``"unbiased"`` (default), ``"paper"``, ``"heuristic"`` or a :class:`~qif_plugins.Window`.
         backend: ``"auto"`` (default) or an implementation by name, see :func:`qif_plugins.available_backends`.
 
     Raises:
@@ -172,7 +172,8 @@ class ParametricQIFNode(ParametricQIFNeuron, QIFNode):
     lies below the unstable point, see :mod:`qif_plugins.adapters.spikingjelly.parametric`. ``v_threshold``,
     ``v_reset`` and ``input_gain`` are not learned; ``v_reset`` stays at the given number while u1 moves.
     The windows "unbiased" and "paper" follow the parameters: they are a function of the current values, in training and
-    in evaluation, however often forward ran, see :mod:`qif_plugins.following`; ``moments`` are those behind them.
+    in evaluation, however often forward ran, see :mod:`qif_plugins.neuron.following`; ``moments`` are those they are
+    derived from.
 
     The first arguments are ParametricLIFNode's, in its order; those not named here are :class:`QIFNode`'s.
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from ..bench import FULL, QUICK, QUICK_GPU, machine_name
-from ..bench import run as measure_all
+from ..experiments.bench.harness import FULL, QUICK, QUICK_GPU, machine_name
+from ..experiments.bench.harness import run as measure_all
 from .options import at_least, device, positive
 
 __all__ = ["add_arguments", "run"]

@@ -17,15 +17,15 @@ import torch
 from torch import nn
 
 from .. import __version__
-from ..checkpoints import load
-from ..compare.checkpoint import check_content, checkpoint_name, save
-from ..compare.hosts import BETA, HOSTS, WIDTHS, host_version, installed_hosts
-from ..compare.report import print_table, summarise, write_figure, write_json
-from ..compare.training import Epoch, Settings, Training, train
-from ..data import DATA_SETS, load_images
-from ..files import occupied, read_json
-from ..plot import require_matplotlib
-from ..surrogate import WINDOWS
+from ..experiments.compare.checkpoint import check_content, checkpoint_name, save
+from ..experiments.compare.hosts import BETA, HOSTS, WIDTHS, host_version, installed_hosts
+from ..experiments.compare.report import print_table, summarise, write_figure, write_json
+from ..experiments.compare.training import Epoch, Settings, Training, train
+from ..experiments.data.images import DATA_SETS, load_images
+from ..experiments.figures import require_matplotlib
+from ..neuron.surrogate import WINDOWS
+from ..support.checkpoints import load
+from ..support.files import occupied, read_json
 from .options import at_least, device, one_of, positive
 
 __all__ = ["add_arguments", "run"]

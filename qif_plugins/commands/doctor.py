@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from .. import __version__
-from ..functional import qif_multi_step
+from ..neuron.functional import qif_multi_step
+from ..neuron.parameters import QIFParameters
+from ..neuron.surrogate import Window
 from ..ops import eager
 from ..ops.backends import BACKENDS, unavailable_reason
 from ..ops.memory import uses_huge_pages
 from ..ops.shortcuts import ENABLED, VARIABLE
 from ..ops.threads import uses_openmp, which_threads
-from ..parameters import QIFParameters
-from ..surrogate import Window
 
 __all__ = ["add_arguments", "run"]
 

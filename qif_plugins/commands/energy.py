@@ -14,12 +14,21 @@ import torch
 from torch import nn
 
 from .. import __version__
-from ..energy import LIF_UPDATES, MEMORIES, Costs, Energy, Operations, Traffic, count_operations, memory_traffic
-from ..energy_rates import StepCount, count_at_rate
-from ..files import check_target, write_json
-from ..measure import reset_state
-from ..plot import plot_overhead, require_matplotlib
-from ..table import text_table
+from ..diagnostics.energy.counting import (
+    LIF_UPDATES,
+    MEMORIES,
+    Costs,
+    Energy,
+    Operations,
+    Traffic,
+    count_operations,
+    memory_traffic,
+)
+from ..diagnostics.energy.rates import StepCount, count_at_rate
+from ..diagnostics.running import reset_state
+from ..experiments.figures import plot_overhead, require_matplotlib
+from ..support.files import check_target, write_json
+from ..support.text import text_table
 from .options import at_least
 
 __all__ = ["add_arguments", "run"]
@@ -141,11 +150,11 @@ def _sweep(arguments: argparse.Namespace, costs: Costs) -> dict[str, Any]:
 
 def _trained(arguments: argparse.Namespace, costs: Costs) -> dict[str, Any]:
     """A checkpoint's model on its test data; what to write of it."""
-    from ..checkpoints import load_weights
-    from ..training.checkpoint import load_checkpoint
-    from ..training.config import from_dict
-    from ..training.losses import SequenceLoss
-    from ..training.session import prepare
+    from ..experiments.training.checkpoint import load_checkpoint
+    from ..experiments.training.config import from_dict
+    from ..experiments.training.losses import SequenceLoss
+    from ..experiments.training.session import prepare
+    from ..support.checkpoints import load_weights
 
     checkpoint = load_checkpoint(arguments.checkpoint)
     config = from_dict(checkpoint["config"], arguments.checkpoint)

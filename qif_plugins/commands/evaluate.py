@@ -6,11 +6,11 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from ..table import text_table
-from ..training.checkpoint import load_checkpoint
-from ..training.config import DATA_SETS, Config, from_dict
-from ..training.data import expected_shape
-from ..training.session import make_trainer, prepare
+from ..experiments.training.checkpoint import load_checkpoint
+from ..experiments.training.config import DATA_SETS, Config, from_dict
+from ..experiments.training.data import expected_shape
+from ..experiments.training.session import make_trainer, prepare
+from ..support.text import text_table
 from .options import at_least
 
 __all__ = ["add_arguments", "run"]

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..files import occupied, write_json
-from ..landscape import (
+from ..experiments.figures import require_matplotlib
+from ..experiments.landscape import (
     EVENTS,
     Jump,
     Line,
@@ -28,11 +28,11 @@ from ..landscape import (
     plane_angle,
     random_direction,
 )
-from ..landscape.figures import FORMATS, Column, draw_lines, draw_planes
-from ..landscape.lines import Direction
-from ..landscape.subjects import Subject, load_subject
-from ..plot import require_matplotlib
-from ..table import text_table
+from ..experiments.landscape.figures import FORMATS, Column, draw_lines, draw_planes
+from ..experiments.landscape.lines import Direction
+from ..experiments.landscape.subjects import Subject, load_subject
+from ..support.files import occupied, write_json
+from ..support.text import text_table
 from .options import at_least, positive
 
 __all__ = ["add_arguments", "run"]

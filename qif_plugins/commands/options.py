@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from ..arguments import DYNAMICS, MAP, MapArguments
-from ..parameters import QIFParameters
+from ..neuron.arguments import DYNAMICS, MAP, MapArguments
+from ..neuron.parameters import QIFParameters
 
 __all__ = ["add_neuron_arguments", "at_least", "describe", "device", "neuron", "one_of", "positive"]
 

@@ -6,9 +6,9 @@ import argparse
 import math
 from pathlib import Path
 
-from ..parameters import QIFParameters
-from ..phase import fixed_points, regions
-from ..plot import plot_phase
+from ..experiments.figures import plot_phase
+from ..neuron.parameters import QIFParameters
+from ..neuron.phase import fixed_points, regions
 from .options import add_neuron_arguments, at_least, describe, neuron
 
 __all__ = ["add_arguments", "run"]

@@ -15,9 +15,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
-from ..patch import NAMES, Patch
-from ..surrogate import WINDOWS
-from ..watch import Rate
+from ..convert.script import NAMES, Patch
+from ..convert.watch import Rate
+from ..neuron.surrogate import WINDOWS
 
 __all__ = ["add_arguments", "run"]
 
@@ -155,7 +155,7 @@ def _spikes(rates: Iterable[Rate], window: object) -> None:
         keep = "" if window == "keep" else "'qif run --window keep' leaves each neuron its own surrogate; "
         _say(
             f"layers that hardly spike do not learn, nor do those before them. What helps: {keep}a normalization "
-            "inserted before each layer that has none (qif_plugins.norm.TDBatchNorm1d to 3d). See 'dead' in "
+            "inserted before each layer that has none (qif_plugins.neuron.norm.TDBatchNorm1d to 3d). See 'dead' in "
             "docs/does-not-learn.md"
         )
 

@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..plot import require_matplotlib
-from ..studies import STUDIES
+from ..experiments.figures import require_matplotlib
+from ..experiments.studies import STUDIES
 from .options import at_least
 
 __all__ = ["add_arguments", "run"]
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     if unknown:
         raise ValueError(f"unknown study {unknown[0]!r}; the studies are {', '.join(STUDIES)}, and all")
     require_matplotlib()  # before hours of training, not after
-    from ..studies.runner import Options, run_study
+    from ..experiments.studies.runner import Options, run_study
 
     out = arguments.out or Path("runs/studies" if arguments.quick else "docs/studies")
     options = Options(arguments.quick, arguments.seeds, arguments.results)

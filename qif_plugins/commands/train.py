@@ -14,13 +14,13 @@ from typing import Any
 
 from torch import nn
 
-from ..checkpoints import load_weights
-from ..files import occupied
-from ..training import Trainer
-from ..training.checkpoint import Checkpoints, load_checkpoint
-from ..training.config import Config, configurations, from_dict, load_config
-from ..training.progress import Progress, tensorboard_writer
-from ..training.session import follow_schedule, make_trainer, prepare
+from ..experiments.training import Trainer
+from ..experiments.training.checkpoint import Checkpoints, load_checkpoint
+from ..experiments.training.config import Config, configurations, from_dict, load_config
+from ..experiments.training.progress import Progress, tensorboard_writer
+from ..experiments.training.session import follow_schedule, make_trainer, prepare
+from ..support.checkpoints import load_weights
+from ..support.files import occupied
 
 __all__ = ["add_arguments", "run"]
 

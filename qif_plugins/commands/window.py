@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from ..moments import CLOSURES, MomentClosureError, firing_rate, membrane_moments
-from ..parameters import QIFParameters
-from ..simulate import MembraneStatistics, simulate_membrane
-from ..surrogate import WINDOWS, Window
+from ..neuron.moments import CLOSURES, MomentClosureError, firing_rate, membrane_moments
+from ..neuron.parameters import QIFParameters
+from ..neuron.simulate import MembraneStatistics, simulate_membrane
+from ..neuron.surrogate import WINDOWS, Window
 from .options import add_neuron_arguments, at_least, describe, neuron
 
 __all__ = ["add_arguments", "run"]

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from ..surrogate import WINDOWS, Window
+from ..neuron.surrogate import WINDOWS, Window
 from .find import Site, Survey, survey
 from .hosts import HOSTS, Host, Plan, Request, loaded_hosts
 from .norms import is_tdbn, to_tdbn

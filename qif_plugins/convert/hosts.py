@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..surrogate import Window
+from ..neuron.surrogate import Window
 
 if TYPE_CHECKING:
     from .rates import Dynamics
@@ -24,8 +24,8 @@ __all__ = [
 ]  # fmt: skip
 
 HOSTS = {
-    "spikingjelly": "qif_plugins.adapters.spikingjelly.swap",
-    "snntorch": "qif_plugins.adapters.snntorch_swap",
+    "spikingjelly": "qif_plugins.convert.spikingjelly",
+    "snntorch": "qif_plugins.convert.snntorch",
 }
 """Host package -> the adapter module that has its :class:`Host` as ``HOST``."""
 

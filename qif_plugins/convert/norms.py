@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..norm import TDBatchNorm1d, TDBatchNorm2d, TDBatchNorm3d, _TDBatchNorm
+from ..neuron.norm import TDBatchNorm1d, TDBatchNorm2d, TDBatchNorm3d, _TDBatchNorm
 from .hosts import Host
 
 __all__ = ["TokenTDBatchNorm1d", "is_tdbn", "to_tdbn"]
@@ -22,7 +22,7 @@ __all__ = ["TokenTDBatchNorm1d", "is_tdbn", "to_tdbn"]
 class TokenTDBatchNorm1d(TDBatchNorm1d):
     """tdBN in the place of :class:`torch.nn.BatchNorm1d`, whose three-dimensional input is ``[N, C, L]``.
 
-    :class:`~qif_plugins.norm.TDBatchNorm1d` takes three dimensions for ``[T, N, C]``.
+    :class:`~qif_plugins.neuron.norm.TDBatchNorm1d` takes three dimensions for ``[T, N, C]``.
     """
 
     _check_input_dim = nn.BatchNorm1d._check_input_dim

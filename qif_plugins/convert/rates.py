@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..parameters import QIFParameters
+from ..neuron.parameters import QIFParameters
 from .walk import Site
 
 __all__ = ["Dynamics", "Regime", "compared", "leaky", "mean_of", "quadratic", "regime"]

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..norm import TDBatchNorm1d, TDBatchNorm2d
+from ..neuron.norm import TDBatchNorm1d, TDBatchNorm2d
 
 try:
     from spikingjelly.activation_based import base, functional, layer, neuron

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..surrogate import Shape
+from ..neuron.surrogate import Shape
 from . import reference
 from .contract import LEARNABLE, Kind
 

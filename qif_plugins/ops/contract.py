@@ -65,7 +65,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..surrogate import Shape
+from ..neuron.surrogate import Shape
 
 __all__ = ["COEFFICIENT_NAMES", "LEARNABLE", "Coefficient", "Coefficients", "Kind"]
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import profiler
 
-from ..surrogate import Shape
+from ..neuron.surrogate import Shape
 from . import cpu
 from .contract import Coefficient, Coefficients, Kind
 from .library import multi_step_backward

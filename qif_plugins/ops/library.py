@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..surrogate import Shape
+from ..neuron.surrogate import Shape
 from . import batching
 from .autograd import make_differentiable
 from .backends import choose_backend, implementation

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..parameters import QIFParameters
-from ..surrogate import Shape
+from ..neuron.parameters import QIFParameters
+from ..neuron.surrogate import Shape
 from .contract import Coefficient, Coefficients, Kind
 
 __all__ = [

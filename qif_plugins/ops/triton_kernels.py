@@ -16,7 +16,7 @@ rounds twice. ``/`` is approximate in float32, hence :func:`_divide`.
 import triton
 import triton.language as tl
 
-from ..surrogate import Shape
+from ..neuron.surrogate import Shape
 
 __all__ = ["FLOAT", "NEURON", "PERIODIC", "SINGLE", "backward", "forward"]
 

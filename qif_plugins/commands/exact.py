@@ -1,0 +1,287 @@
+"""``qif exact``: train with exact gradients, compare neurons, or draw the demonstrations."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from ..exact.functional import EventBudgetError
+from ..experiments.exact.data import DATASETS, load
+from ..experiments.exact.demo import DEMOS
+from ..experiments.exact.search import Comparison, Runs, compare, draw, summarise
+from ..experiments.exact.train import DEFAULTS, LAYERS, LIF_IMAGES, LOSSES, PARTS, Settings, build, fit
+from ..experiments.figures import require_matplotlib
+from ..experiments.training.checkpoint import EXACT, Checkpoints, load_checkpoint
+from ..support.checkpoints import check_content, save
+from ..support.files import finite, occupied, write_json
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    modes = parser.add_subparsers(dest="mode", required=True, metavar="mode")
+
+    def mode(name: str, text: str) -> argparse.ArgumentParser:
+        description = f"{text[0].upper()}{text[1:]}."
+        return modes.add_parser(name, help=text, description=description, formatter_class=parser.formatter_class)
+
+    train = mode("train", "train on a data set")
+    _add_data(train)
+    train.add_argument("--neuron", choices=tuple(LAYERS), default="qif", help="neuron")
+    train.add_argument(
+        "--loss", choices=LOSSES,
+        help=f"the neuron that spikes first wins, or the one that spikes most ({_default('loss')})",
+    )  # fmt: skip
+    for name, kind, text in _NUMBERS:
+        train.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"{text} ({_default(name)})")
+    train.add_argument("--resume", action="store_true", help="go on from last.pt in --out, or begin if there is none")
+    train.add_argument("--out", type=Path, help="folder of the results (default: runs/exact-DATASET-NEURON)")
+    search = mode("compare", "search hyperparameters equally for several neurons, then test the best")
+    _add_data(search)
+    search.add_argument("--neurons", choices=tuple(LAYERS), nargs="+", help="neurons (default: lif qif)")
+    search.add_argument("--trials", type=int, default=40, help="trials of the search for each neuron")
+    search.add_argument("--finalists", type=int, default=5, help="best trials, which are trained again")
+    search.add_argument("--seeds", type=int, default=5, help="seeds of the test")
+    search.add_argument("--epochs", type=int, default=8, help="epochs of every run")
+    search.add_argument("--batch", type=int, default=50, help="batch size")
+    search.add_argument(
+        "--out", type=Path, default=Path("runs/exact-compare"),
+        help="folder of the results; runs that are there are not done again",
+    )  # fmt: skip
+    demo = mode("demo", "move, add and remove spikes by gradient, and learn from silence")
+    demo.add_argument("names", nargs="*", metavar="NAME", help=f"which ones, of {', '.join(DEMOS)}; without: all")
+    demo.add_argument("--seed", type=int, default=0, help="seed")
+    demo.add_argument("--out", type=Path, default=Path("runs/exact-demo"), help="folder of the figures")
+
+
+_NUMBERS = (
+    ("duration", float, "trial length, in the unit of the spike times (SHD: seconds)"),
+    ("tau", float, "membrane time constant, in the same unit"),
+    ("latest", float, "time at which a black pixel would spike; images alone"),
+    ("scale", float, "time, or number of spikes, that counts as one logit"),
+    ("rate", float, "mean number of spikes of a neuron at the start"),
+    ("epochs", int, "epochs"),
+    ("batch", int, "batch size"),
+    ("lr", float, "learning rate"),
+    ("seed", int, "seed of weights and batches"),
+    ("clip", float, "largest norm of a gradient, beyond which it is scaled down"),
+    ("pseudo_scale", float, "scale of the pseudospikes' drive"),
+)
+"""The numbers of :class:`~.train.Settings` that are options of ``train``: name, type and help."""
+
+LARGEST = 2**31 - 1
+"""The largest count of epochs, samples or runs."""
+_UNSET = {"clip": "no limit", "pseudo_scale": "the neuron's own"}
+
+
+def _default(name: str) -> str:
+    """What an option of ``train`` is if it is not given, for help."""
+
+    def shown(value: Any) -> str:
+        return f"{value:g}" if isinstance(value, float) else str(value)
+
+    parts = [_UNSET.get(name) or shown(getattr(Settings(), name))]
+    parts += [f"{data}: {shown(changes[name])}" for data, changes in DEFAULTS.items() if name in changes]
+    if name in LIF_IMAGES:
+        parts.append(f"lif on images: {shown(LIF_IMAGES[name])}")
+    return f"default: {'; '.join(parts)}"
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dataset", choices=DATASETS, default="digits", help="what to learn")
+    parser.add_argument("--root", type=Path, help="folder of shd_train.h5 and shd_test.h5, or SpikingJelly's SHD root")
+    parser.add_argument("--limit", type=int, help="use so many samples of the training and of the test set at most")
+    sizes = {name: " ".join(map(str, DEFAULTS[name].get("hidden", Settings().hidden))) for name in DATASETS}
+    parser.add_argument(
+        "--hidden", type=int, nargs="*",
+        help=f"sizes of the hidden layers (default: {', '.join(f'{name} {size}' for name, size in sizes.items())})",
+    )  # fmt: skip
+    parser.add_argument("--recurrent", action="store_true", help="make the hidden layers recurrent")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do it; 0 after success.
+
+    Raises:
+        ValueError: An option is out of range, a run lies in ``--out`` already, or a layer spikes without end.
+    """
+    try:
+        return {"train": _train, "compare": _compare, "demo": _demo}[arguments.mode](arguments)
+    except EventBudgetError as error:
+        raise ValueError(
+            f"a layer emits more than {error.max_spikes} spikes in one sample; lower --rate or --lr, shorten "
+            f"--duration, or limit the gradient with --clip"
+        ) from error
+
+
+def settings(arguments: argparse.Namespace) -> Settings:
+    """The run that the options ask for.
+
+    Raises:
+        ValueError: A number out of range.
+    """
+    chosen = Settings(neuron=arguments.neuron, recurrent=arguments.recurrent)
+    chosen = replace(chosen, **DEFAULTS[arguments.dataset])
+    if chosen.neuron == "lif" and arguments.dataset != "shd":
+        chosen = replace(chosen, **LIF_IMAGES)
+    names = ("loss", *(name for name, _, _ in _NUMBERS))
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    if arguments.hidden is not None:
+        given["hidden"] = tuple(arguments.hidden)
+    chosen = replace(chosen, **given)
+    for name in ("duration", "tau", "latest", "scale", "rate", "batch", "lr", "clip", "pseudo_scale", "limit"):
+        value = getattr(arguments if name == "limit" else chosen, name)
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"--{name.replace('_', '-')} must be positive and finite, got {value}")
+    _check_seed(chosen.seed)
+    for name in ("epochs", "batch", "limit"):
+        if (getattr(arguments, name) or 0) > LARGEST:
+            raise ValueError(f"--{name} must be at most {LARGEST}, got {getattr(arguments, name)}")
+    if chosen.epochs < 0 or any(size < 1 for size in chosen.hidden):
+        raise ValueError(
+            f"--epochs must not be negative and --hidden at least 1, got {chosen.epochs} and {chosen.hidden}"
+        )
+    if arguments.dataset != "shd" and chosen.latest > chosen.duration:
+        raise ValueError(
+            f"--latest {chosen.latest:g} lies after the trial's end; at most --duration {chosen.duration:g}"
+        )
+    return chosen
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"--seed must be at least 0 and below 2^63, got {seed}")
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    chosen = settings(arguments)
+    out: Path = arguments.out or Path("runs") / f"exact-{arguments.dataset}-{chosen.neuron}"
+    with occupied(out):
+        return _train_in(out, chosen, arguments)
+
+
+def _train_in(out: Path, chosen: Settings, arguments: argparse.Namespace) -> int:
+    source = {"name": arguments.dataset, "root": arguments.root and str(arguments.root), "limit": arguments.limit}
+    checkpoints = Checkpoints(out, asdict(chosen), {"source": source}, EXACT)
+    resumed = _saved(checkpoints, arguments.resume)
+    data = load(arguments.dataset, chosen.duration, chosen.latest, arguments.root, arguments.limit)
+    network = build(chosen, data.train.channels, data.classes)
+    print(f"{arguments.dataset}: {len(data.train_labels)} samples to train, {len(data.test_labels)} to test; {chosen}")
+    if resumed is not None:
+        print(f"{checkpoints.last} has {resumed['state']['epoch']} of {chosen.epochs} epochs")
+
+    def report(record: dict[str, float]) -> None:
+        print(
+            f"epoch {record['epoch']:3.0f}  loss {record['loss']:.4f}  accuracy {record['accuracy']:.4f}  silent "
+            f"{record['silent']:.3f}  rate {record['rate']:.3f}  gradient {record['grad_norm']:.3g}"
+        )
+
+    history = fit(network, data, chosen, report, checkpoints=checkpoints, resumed=resumed)
+    # JSON has no NaN: what epoch 0 lacks is left out.
+    records = [{key: value for key, value in record.items() if math.isfinite(value)} for record in history]
+    content = {"dataset": arguments.dataset, "settings": asdict(chosen), "history": records}
+    write_json(out / "exact.json", content)
+    save(out / "exact.pt", {"settings": asdict(chosen), "data": source, "network": network.state_dict()})
+    print(f"written: {out / 'exact.json'}, {out / 'exact.pt'}")
+    return 0
+
+
+def _saved(checkpoints: Checkpoints, resume: bool) -> dict[str, Any] | None:
+    """The state to go on from, of a run with the same options; ``None`` to begin.
+
+    Raises:
+        ValueError: A run lies there that is not to be resumed, or was made with other options.
+    """
+    finished = checkpoints.folder / "exact.pt"
+    if not resume:
+        for path in (checkpoints.last, finished):
+            if path.exists():
+                raise ValueError(f"{path} exists; pass --resume to go on from it, or another --out")
+    if not checkpoints.last.exists():
+        return None
+    content = load_checkpoint(checkpoints.last, EXACT)
+    check_content(checkpoints.last, content["config"], PARTS, f"checkpoint of '{EXACT}'")
+    wanted = {**checkpoints.config, **checkpoints.data["source"]}
+    found = {**content["config"], **content["data"].get("source", {})}
+    different = [
+        f"{name} (was {found.get(name)!r}, now {value!r})" for name, value in wanted.items() if found.get(name) != value
+    ]
+    if different:
+        raise ValueError(
+            f"the run in {checkpoints.folder} was made with other options: {'; '.join(different)}. Pass the same to go "
+            f"on, or another --out for a new run"
+        )
+    return content
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    for name in ("trials", "finalists", "seeds", "epochs", "batch", "limit"):
+        value = getattr(arguments, name)
+        if value is not None and not 1 <= value <= LARGEST:
+            limit = "at least 1" if value < 1 else f"at most {LARGEST}"
+            raise ValueError(f"--{name} must be {limit}, got {value}")
+    if any(size < 1 for size in arguments.hidden or ()):
+        raise ValueError(f"--hidden must be at least 1, got {arguments.hidden}")
+    default = DEFAULTS[arguments.dataset].get("hidden", Settings().hidden)
+    hidden = default if arguments.hidden is None else tuple(arguments.hidden)
+    comparison = Comparison(
+        arguments.dataset,
+        arguments.root and str(arguments.root),
+        arguments.limit,
+        hidden,
+        arguments.recurrent,
+        arguments.epochs,
+        arguments.batch,
+    )
+    require_matplotlib()  # before the search, not after
+    with occupied(arguments.out):
+        return _compare_in(comparison, arguments)
+
+
+def _compare_in(comparison: Comparison, arguments: argparse.Namespace) -> int:
+    neurons = list(dict.fromkeys(arguments.neurons or ("lif", "qif")))
+    runs = Runs(arguments.out / "runs.json", comparison)
+    if runs.records:
+        print(f"{runs.path} has {len(runs.records)} finished runs, which are not done again")
+
+    def report(record: dict[str, Any]) -> None:
+        shown = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in record["params"].items())
+        print(
+            f"{record['part']:7s} {record['neuron']:5s} trial {record['trial']:3d} seed {record['seed']:3d}  accuracy "
+            f"{record['accuracy']:.4f}  {record.get('failed', shown)}",
+            flush=True,
+        )
+
+    compare(runs, neurons, arguments.trials, arguments.finalists, seeds=arguments.seeds, report=report)
+    summary = summarise(runs, neurons)
+    for neuron, found in summary.items():
+        print(
+            f"{neuron}: test {found['test mean']:.4f} ± {found['test deviation']:.4f} over {len(found['test'])} seeds, "
+            f"validation {found['validation']:.4f}; silent neurons {found['silent at first']:.3f} at first, "
+            f"{found['silent at worst']:.3f} at worst, {found['silent at last']:.3f} at last; gradient "
+            f"{found['gradient']:.3g}, largest over mean {found['gradient largest over mean']:.3g}"
+        )
+    write_json(arguments.out / "compare.json", finite({"comparison": asdict(comparison), "neurons": summary}))
+    draw(runs, neurons, arguments.out / "compare.png")
+    print(f"written: {arguments.out / 'compare.json'}, {arguments.out / 'compare.png'}")
+    return 0
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    _check_seed(arguments.seed)
+    unknown = [name for name in arguments.names if name not in DEMOS]
+    if unknown:
+        raise ValueError(f"unknown demonstration {unknown[0]!r}; there are {', '.join(DEMOS)}")
+    require_matplotlib()
+    results = {}
+    with occupied(arguments.out):
+        for name in arguments.names or DEMOS:
+            results[name] = DEMOS[name](arguments.out, seed=arguments.seed)
+            print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in results[name].items()))
+        write_json(arguments.out / "demo.json", finite({"seed": arguments.seed, **results}))
+    print(f"written: {arguments.out}")
+    return 0

@@ -1,0 +1,323 @@
+"""snnTorch's part of :func:`qif_plugins.swap`: which neuron becomes which, and with what arguments."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import snntorch as snn
+import torch
+from torch import Tensor, nn
+
+from ..adapters.snntorch import QIF
+from ..neuron.parameters import QIFParameters
+from .hosts import NO_LEAK_BETA, Neuron, Plan, Request, Snapshot, check_arguments, never_fires, no_leak
+from .rates import Dynamics, leaky, quadratic
+from .rebuild import classify, own_code
+
+__all__ = ["HOST", "TARGETS", "LapicqueQIF", "RecurrentQIF"]
+
+
+class LapicqueQIF(QIF):
+    """QIF in the place of ``snn.Lapicque``, whose leak is 1 - Δt/RC and whose input is scaled by Δt/C."""
+
+    time_step: Tensor
+    R: Tensor
+    C: Tensor
+
+    def forward(self, input_: Tensor, mem: Tensor | None = None) -> Any:
+        """One time step; as :meth:`QIF.forward`."""
+        return super().forward(input_ * (self.time_step / self.C), mem)
+
+    def forward_sequence(self, x_seq: Tensor, mem: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """All time steps; as :meth:`QIF.forward_sequence`."""
+        return super().forward_sequence(x_seq * (self.time_step / self.C), mem)
+
+    def _limited(self) -> tuple[Tensor, Tensor]:
+        # The state_dict's beta is exp(-Δt/RC), which Lapicque does not leak with.
+        beta, threshold = super()._limited()
+        return leak_of_lapicque(self).to(beta.dtype), threshold
+
+    def init_lapicque(self) -> Tensor:
+        """The membrane at rest, under Lapicque's name for it."""
+        return self.reset_mem()
+
+
+class RecurrentQIF(QIF, snn.RLeaky):
+    """QIF in the place of ``snn.RLeaky``, with its recurrent layer, which feeds the last spikes back::
+
+        mem[t] = f(v[t-1]) + x[t] + V(spk[t-1])
+
+    It has no constructor of its own: :func:`qif_plugins.swap` makes it of a QIF and an RLeaky.
+    """
+
+    recurrent: nn.Module
+    spk: Tensor
+
+    def forward(self, input_: Tensor, spk: Tensor | None = None, mem: Tensor | None = None) -> Any:
+        """One time step.
+
+        Args:
+            input_: Input current.
+            spk: Spikes of the step before; ``None`` (default) takes the neuron's own.
+            mem: As in :meth:`QIF.forward`.
+
+        Returns:
+            As :meth:`QIF.forward`.
+        """
+        if self.init_hidden and spk is not None:
+            raise TypeError("spk cannot be passed to a neuron with init_hidden=True, which keeps its own")
+        before = self.spk if spk is None else spk
+        if before.shape != input_.shape:
+            before = torch.zeros_like(input_)
+        out = super().forward(input_ + self.recurrent(before), mem)
+        self.spk = out if isinstance(out, Tensor) else out[0]
+        return out
+
+    def forward_sequence(self, x_seq: Tensor, mem: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """All time steps, one after the other: each needs the spikes of the one before."""
+        if x_seq.dim() == 0 or len(x_seq) == 0:
+            raise ValueError(f"x_seq needs at least one time step in dimension 0, got shape {list(x_seq.shape)}")
+        if mem is not None:
+            self.mem = mem
+        steps = []
+        for x in x_seq.unbind(0):
+            out = self.forward(x)
+            steps.append((out if isinstance(out, Tensor) else out[0], self.mem))
+        spikes, mems = zip(*steps, strict=True)
+        return torch.stack(spikes), torch.stack(mems)
+
+    def reset_mem(self) -> tuple[Tensor, Tensor]:
+        """The last spikes and the membrane at rest, as RLeaky returns them."""
+        self.spk = torch.zeros_like(self.spk)
+        return self.spk, super().reset_mem()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        state["_buffers"]["spk"] = self.spk.detach()
+        return state
+
+    def init_rleaky(self) -> tuple[Tensor, Tensor]:
+        """The same under RLeaky's name for it."""
+        return self.reset_mem()
+
+
+TARGETS: dict[type[Any], type[Any]] = {snn.Leaky: QIF, snn.Lapicque: LapicqueQIF, snn.RLeaky: RecurrentQIF}
+"""The LIF family: host class -> the QIF class that takes its place."""
+
+NEURONS = (snn.SpikingNeuron, snn.LeakyParallel)
+CARRIED = ("init_hidden", "inhibition", "surrogate_disable", "reset_mechanism", "state_quant", "output", "reset_delay")
+PARAMETERS = frozenset(inspect.signature(QIF).parameters) - {"window", "dynamics"}
+RECURRENT = ("all_to_all", "learn_recurrent", "linear_features", "kernel_size", "conv2d_channels")
+"""RLeaky's attributes for its recurrent layer."""
+LEARNED = ("beta", "threshold", "graded_spikes_factor")
+_PROBES: dict[type[Any], dict[str, Any]] = {
+    QIF: {"beta": 0.5},
+    snn.Leaky: {"beta": 0.5},
+    snn.Lapicque: {"beta": 0.5},
+    snn.RLeaky: {"beta": 0.5, "all_to_all": False},
+}
+
+
+class HostGradient:
+    """A closure of ``snntorch.surrogate``, pickled by the name of the function that makes it and its argument."""
+
+    def __init__(self, function: Any, argument: dict[str, Any]) -> None:
+        self.function, self.argument = function, argument
+
+    def __reduce__(self) -> Any:
+        return _make_gradient, (self.function.__qualname__.split(".")[0], self.argument)
+
+    def __deepcopy__(self, memo: Any) -> HostGradient:
+        return self
+
+    def resolve(self, module: nn.Module) -> Any:
+        """The closure itself."""
+        return self.function
+
+
+def _make_gradient(factory: str, argument: dict[str, Any]) -> HostGradient:
+    return HostGradient(getattr(snn.surrogate, factory)(**argument), argument)
+
+
+class _SnnTorch:
+    """See :class:`qif_plugins.convert.hosts.Host`."""
+
+    def neuron(self, module: nn.Module) -> Neuron | None:
+        if isinstance(module, QIF):
+            return Neuron("qif")
+        found = classify(module, _known(type(module)), NEURONS)
+        return Neuron("lif", never_fires(module.threshold)) if found == Neuron("lif") else found
+
+    def plan(self, module: Any, request: Request, normalized: bool) -> Plan:
+        known = _known(type(module))
+        assert known is not None
+        check_arguments(QIF, request.parameters, PARAMETERS)
+        learns_leak = isinstance(module.beta, nn.Parameter) and known is not snn.Lapicque
+        refusal = ""
+        for dynamics in request.choose(normalized, learns_leak, frozenset({"beta"})):
+            notes = [f"not the paper's parameters: {refusal}"] if refusal else []
+            arguments = _carried(module, request, notes)
+            arguments |= _dynamics(module, dynamics, arguments | dict(request.parameters), notes)
+            idle = learns_leak and dynamics != "lif"
+            if learns_leak:
+                learned = "its leak beta goes on being learned" + ("" if module.beta.requires_grad else " (frozen)")
+                notes.append("beta is kept and not used" if idle else learned)
+            arguments |= request.parameters
+            try:
+                with self.apart():
+                    QIF(**arguments)
+            except ValueError as error:
+                refusal = str(error)
+                continue
+            return Plan(
+                TARGETS[known], arguments, dynamics, tuple(notes),
+                attributes={name: getattr(module, name) for name in RECURRENT if known is snn.RLeaky}
+                | {"_open_to_leak": request.chooses_map},
+                own=frozenset({"reset_mechanism_val", *(request.parameters.keys() & {"beta", "threshold"})}),
+                idle=frozenset({"beta"}) if idle else frozenset(),
+            )  # fmt: skip
+        raise ValueError(refusal)
+
+    def back(self, module: Any) -> Plan:
+        if code := own_code(module, QIF):
+            raise ValueError(f"{type(module).__name__} has code of its own ({', '.join(code)})")
+        if module.dynamics != "lif":
+            raise ValueError(no_leak(module.dynamics))
+        names = inspect.signature(snn.Leaky).parameters
+        arguments = {name: getattr(module, name) for name in names if hasattr(module, name)}
+        arguments |= {f"learn_{n}": isinstance(getattr(module, n), nn.Parameter) for n in LEARNED}
+        notes = []
+        if module.derived_window is not None:
+            del arguments["spike_grad"]
+            notes.append("the host's own surrogate in place of the window")
+        return Plan(snn.Leaky, arguments, "lif", tuple(notes))
+
+    def snapshot(self, module: Any) -> Snapshot:
+        known = QIF if isinstance(module, QIF) else _known(type(module))
+        assert known is not None
+        own = _host_attributes(known) | {n for n in vars(module) if n.startswith("_") and hasattr(type(module), n)}
+        extra = {name: value for name, value in vars(module).items() if name not in own and name != "reset"}
+        at_rest = {name: _picklable(value) for name, value in vars(module).items() if name != "reset"}
+        return Snapshot(at_rest, extra)
+
+    def construct(self, module: nn.Module, plan: Plan) -> None:
+        entered = module in snn.SpikingNeuron.instances
+        # QIF's constructor calls the host's next in line, which must be Leaky's.
+        first: Any = QIF if issubclass(plan.cls, QIF) else plan.cls
+        object.__setattr__(module, "__class__", first)
+        first.__init__(module, **plan.arguments)
+        if entered:
+            snn.SpikingNeuron.instances.pop()
+        object.__setattr__(module, "__class__", plan.cls)
+        if isinstance(module, RecurrentQIF):
+            module.register_buffer("spk", torch.zeros(0), persistent=False)
+
+    def assign(self, module: Any, changes: Mapping[str, Any]) -> None:
+        for name, value in changes.items():
+            setattr(module, name, value)
+        if "reset_mechanism" in changes:
+            # The host's setter leaves the function that its constructor chose by it.
+            ending = {"subtract": "sub", "zero": "zero", "none": "int"}[module.reset_mechanism]
+            module.state_function = getattr(module, f"_base_{ending}")
+
+    def settle(self, module: nn.Module) -> None:
+        if isinstance(module, QIF):
+            module._refresh()
+
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        entered = {id(neuron) for neuron in snn.SpikingNeuron.instances}
+        try:
+            yield
+        finally:  # copies that were freed inside have left the list
+            snn.SpikingNeuron.instances[:] = [n for n in snn.SpikingNeuron.instances if id(n) in entered]
+
+    def threshold(self, module: Any) -> float | None:
+        threshold = module.threshold
+        return None if threshold.is_meta or threshold.numel() != 1 else threshold.item()
+
+    def dynamics(self, module: Any) -> Dynamics:
+        lapicque = isinstance(module, snn.Lapicque | LapicqueQIF)
+        gain = module.time_step / module.C if lapicque else 1.0
+        if isinstance(module, QIF):
+            return quadratic(module.qif_parameters, gain)
+        beta = leak_of_lapicque(module) if lapicque else module.beta
+        resets = module.reset_mechanism == "zero"
+        subtracted = module.threshold if module.reset_mechanism == "subtract" else 0.0
+        return leaky(beta, gain, module.threshold, 0.0 if resets else None, subtracted=subtracted)
+
+    def takes_sequences(self, module: Any) -> bool:
+        return False
+
+    def tdbn(self, norm: nn.Module) -> type[nn.Module] | None:
+        return None
+
+
+HOST = _SnnTorch()
+
+
+def leak_of_lapicque(module: Any) -> Tensor:
+    """What a Lapicque neuron keeps of its membrane in a step."""
+    return 1 - module.time_step / (module.R * module.C)
+
+
+def _known(cls: type[Any]) -> type[Any] | None:
+    """The class of the LIF family that ``cls`` is or extends."""
+    # By identity: what `qif run` puts in a host's class's place compares equal to it.
+    return next((known for base in cls.__mro__ for known in TARGETS if base is known), None)
+
+
+def _carried(module: Any, request: Request, notes: list[str]) -> dict[str, Any]:
+    """The arguments that the LIF neuron gives, dynamics aside."""
+    carried = {name: getattr(module, name) for name in CARRIED if hasattr(module, name)}
+    carried |= {
+        f"learn_{name}": isinstance(getattr(module, name, None), nn.Parameter)
+        for name in ("threshold", "graded_spikes_factor")
+    }
+    if module.threshold.is_meta or module.beta.is_meta:
+        raise ValueError("its beta and threshold have no values on the meta device; load the checkpoint, then swap")
+    carried["threshold"] = module.threshold.detach()
+    carried["graded_spikes_factor"] = 1.0
+    if "reset_mechanism" in request.parameters:
+        pass
+    elif module.reset_mechanism == "none":
+        raise ValueError("it never resets, and without a reset a QIF membrane runs away")
+    elif module.reset_mechanism == "subtract":
+        carried["reset_mechanism"] = "zero"
+        notes.append("reset to zero instead of subtracting the threshold")
+    if "spike_grad" in request.parameters or module.surrogate_disable:
+        return carried
+    if request.window == "keep":
+        return carried | {"spike_grad": module.spike_grad}
+    name = getattr(module.spike_grad, "__qualname__", type(module.spike_grad).__name__).split(".")[0]
+    notes.append(f"surrogate {name} to the {request.window if isinstance(request.window, str) else 'given'} window")
+    return carried | {"window": request.window}
+
+
+def _dynamics(module: Any, dynamics: str, arguments: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+    if dynamics != "lif":
+        return {} if dynamics == "explicit" else {"dynamics": dynamics}
+    beta = (leak_of_lapicque(module) if isinstance(module, snn.Lapicque) else module.beta).detach()
+    learned = isinstance(module.beta, nn.Parameter)
+    if "beta" not in arguments and not learned and bool((beta >= 1).all()):
+        matched = QIFParameters.matching_lif(NO_LEAK_BETA, arguments["threshold"])
+        notes.append(f"it has no leak, matched at {NO_LEAK_BETA} (beta=... chooses another)")
+        return {"a": matched.a, "u1": matched.u1, "u2": matched.u2}
+    # A learned leak may have wandered out of the range that the host clamps it to, and ours, too.
+    return {"dynamics": "lif", "beta": beta.clamp(0, 0.9999) if learned else beta.clamp(min=0), "learn_beta": learned}
+
+
+def _picklable(value: Any) -> Any:
+    name = getattr(value, "__qualname__", "")
+    if getattr(value, "__module__", "") != "snntorch.surrogate" or not name.endswith("<locals>.inner"):
+        return value
+    argument = inspect.getclosurevars(value).nonlocals
+    return HostGradient(value, dict(argument)) if name.split(".")[0] in ("atan", "fast_sigmoid", "sigmoid") else value
+
+
+def _host_attributes(cls: type[Any]) -> frozenset[str]:
+    with HOST.apart():
+        return frozenset(vars(cls(**_PROBES[cls])))

@@ -1,0 +1,312 @@
+"""SpikingJelly's part of :func:`qif_plugins.swap`: which node becomes which, and with what arguments."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping
+from contextlib import nullcontext
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from spikingjelly.activation_based import layer, neuron
+from torch import Tensor, nn
+
+from ..adapters.spikingjelly import ParametricQIFNode, QIFNode
+from ..adapters.spikingjelly._common import DEFAULT_TAU
+from ..adapters.spikingjelly.parametric import ParametricQIFNeuron
+from ..neuron.module import QIFLayer
+from .hosts import NO_LEAK_BETA, Neuron, Plan, Request, Snapshot, check_arguments, never_fires, no_leak
+from .leak import LeakQIFNode, LearnedLeak
+from .rates import Dynamics, leaky, mean_of, quadratic
+from .rebuild import classify, own_code
+
+__all__ = ["HOST", "TARGETS"]
+
+TARGETS: dict[type[Any], type[Any]] = {
+    neuron.IFNode: QIFNode,
+    neuron.LIFNode: QIFNode,
+    neuron.ParametricLIFNode: LeakQIFNode,
+}
+"""The LIF family: host class -> the QIF class that takes its place."""
+BASES: tuple[type[nn.Module], ...] = (neuron.BaseNode,)
+
+if find_spec("spikingjelly.clock_driven") is not None:
+    from spikingjelly.clock_driven import neuron as clock_driven
+
+    from ..adapters.spikingjelly import clock_driven as ours
+    from .leak import ClockDrivenLeakQIFNode, MultiStepLeakQIFNode
+
+    TARGETS |= {
+        clock_driven.IFNode: ours.QIFNode,
+        clock_driven.LIFNode: ours.QIFNode,
+        clock_driven.ParametricLIFNode: ClockDrivenLeakQIFNode,
+        clock_driven.MultiStepIFNode: ours.MultiStepQIFNode,
+        clock_driven.MultiStepLIFNode: ours.MultiStepQIFNode,
+        clock_driven.MultiStepParametricLIFNode: MultiStepLeakQIFNode,
+    }
+    BASES += (clock_driven.BaseNode,)
+
+BACK: dict[type[Any], type[Any]] = {QIFNode: neuron.LIFNode, ParametricQIFNode: neuron.LIFNode}
+"""Classes that users build QIF neurons of -> the LIF class whose leak those match."""
+if find_spec("spikingjelly.clock_driven") is not None:
+    BACK |= {ours.QIFNode: clock_driven.LIFNode, ours.MultiStepQIFNode: clock_driven.MultiStepLIFNode}
+
+NEURONS = BASES + tuple(
+    value
+    for value in vars(neuron).values()
+    if inspect.isclass(value) and issubclass(value, nn.Module) and value.__module__.startswith(neuron.__name__)
+)
+CARRIED = ("v_threshold", "v_reset", "detach_reset", "step_mode", "store_v_seq", "cupy_fp32_inference")
+KEPT = ("_neuron_precision", "lava_s_cale")
+"""Attributes of the host's base class that no constructor takes."""
+LEAK_ARGUMENTS = frozenset({"tau", "decay_input"})
+
+
+class TDBatchNorm1d(layer.ThresholdDependentBatchNorm1d):
+    """The host's tdBN, with the check of dimensions that 0.0.0.0.14's lacks and cannot run without."""
+
+    _check_input_dim = nn.BatchNorm1d._check_input_dim
+
+
+class TDBatchNorm2d(layer.ThresholdDependentBatchNorm2d):
+    """As :class:`TDBatchNorm1d`."""
+
+    _check_input_dim = nn.BatchNorm2d._check_input_dim
+
+
+class TDBatchNorm3d(layer.ThresholdDependentBatchNorm3d):
+    """As :class:`TDBatchNorm1d`."""
+
+    _check_input_dim = nn.BatchNorm3d._check_input_dim
+
+
+TDBN: dict[type[Any], type[Any]] = {
+    layer.BatchNorm1d: TDBatchNorm1d,
+    layer.BatchNorm2d: TDBatchNorm2d,
+    layer.BatchNorm3d: TDBatchNorm3d,
+}
+"""The host's batch norms -> tdBN in their place."""
+
+
+class _SpikingJelly:
+    """See :class:`qif_plugins.convert.hosts.Host`."""
+
+    def neuron(self, module: nn.Module) -> Neuron | None:
+        if isinstance(module, QIFLayer) and isinstance(module, BASES):
+            return Neuron("qif")
+        found = classify(module, _known(type(module)), NEURONS)
+        if found == Neuron("lif") and getattr(module, "backend", None) == "lava":
+            return Neuron("other", "runs on Lava, which has no QIF neuron")
+        if found == Neuron("lif"):
+            return Neuron("lif", never_fires(module.v_threshold))
+        return found
+
+    def plan(self, module: Any, request: Request, normalized: bool) -> Plan:
+        known = _known(type(module))
+        assert known is not None
+        learns_leak = issubclass(TARGETS[known], LearnedLeak)
+        refusal = ""
+        for dynamics in request.choose(normalized, learns_leak, LEAK_ARGUMENTS):
+            cls = TARGETS[known]
+            if learns_leak and dynamics != "lif":
+                cls = cls.__bases__[1]
+            notes = [f"not the paper's parameters: {refusal}"] if refusal else []
+            arguments = _carried(module, request, notes) | _dynamics(module, dynamics, notes)
+            if learns_leak:
+                learned = "its leak w goes on being learned" + ("" if module.w.requires_grad else " (frozen)")
+                notes.append(learned if dynamics == "lif" else "w is kept and not used")
+            check_arguments(cls, request.parameters, _arguments(cls) - {"window", "dynamics"})
+            given = dict(request.parameters)
+            if issubclass(cls, LearnedLeak):
+                notes += [
+                    f"{name} not used, as it follows w" for name in ("tau", "input_gain") if given.pop(name, None)
+                ]
+            arguments |= given
+            arguments = {name: value for name, value in arguments.items() if name in _arguments(cls)}
+            try:
+                cls(**arguments)
+            except ValueError as error:
+                refusal = str(error)
+                continue
+            attributes = {name: vars(module)[name] for name in KEPT if name in vars(module)}
+            attributes["_open_to_leak"] = request.chooses_map
+            idle = frozenset({"w"}) if learns_leak and dynamics != "lif" else frozenset[str]()
+            return Plan(cls, arguments, dynamics, tuple(notes), attributes=attributes, idle=idle)
+        raise ValueError(refusal)
+
+    def back(self, module: Any) -> Plan:
+        base = _ours(type(module))
+        code = own_code(module, base)
+        if base not in BACK or code:
+            raise ValueError(f"{type(module).__name__} has code of its own ({', '.join(code)})")
+        if module._arguments.map.decided != "lif":
+            raise ValueError(no_leak(module._arguments.map.decided))
+        tau, learned, notes = DEFAULT_TAU if module.tau is None else module.tau, frozenset[str](), []
+        if isinstance(module, ParametricQIFNeuron):
+            tau, learned = _tau_by_now(module), frozenset({name for name in module._parameters if "raw_" in name})
+            notes.append(f"tau={tau:.4g} as learned so far; {', '.join(sorted(learned))} are kept and not used")
+        values = {name: getattr(module, name) for name in CARRIED if hasattr(module, name)}
+        values |= {"tau": tau, "decay_input": module.decay_input is not False}
+        gain, lif = mean_of(module.params.input_gain), mean_of(1 / tau) if values["decay_input"] else 1.0
+        if abs(gain - lif) > 1e-6 * lif:
+            notes.append(f"input gain {lif:.4g}, LIF's, instead of {gain:.4g}")
+        if module.derived_window is None:
+            values["surrogate_function"] = module.surrogate_function
+        else:
+            notes.append("the host's own surrogate in place of the window")
+        if module.backend == "cupy":
+            values["backend"] = "cupy"
+        attributes = {name: vars(module)[name] for name in KEPT if name in vars(module)}
+        for name in ("tau", "v_threshold", "v_reset"):
+            if isinstance(values[name], Tensor):  # which the host's constructor does not take
+                value = values.pop(name)
+                attributes |= {name: value} if name not in module._parameters | module._buffers else {}
+        names = inspect.signature(BACK[base]).parameters
+        arguments = {name: value for name, value in values.items() if name in names}
+        return Plan(BACK[base], arguments, "lif", tuple(notes), attributes, idle=learned)
+
+    def snapshot(self, module: Any) -> Snapshot:
+        known = _ours(type(module)) if isinstance(module, QIFLayer) else _known(type(module))
+        assert known is not None
+        attributes = dict(vars(module))
+        attributes["_memories"] = {
+            name: copy.deepcopy(module._memories_rv[name])
+            if isinstance(value, Tensor) or name in ("v", "v_seq")
+            else value
+            for name, value in module._memories.items()
+        }
+        if "v_seq" in attributes:
+            attributes["v_seq"] = None
+        own = _host_attributes(known)
+        private = {name for name in attributes if name.startswith("_") and hasattr(type(module), name)}
+        return Snapshot(attributes, {n: v for n, v in attributes.items() if n not in own | private})
+
+    def construct(self, module: nn.Module, plan: Plan) -> None:
+        object.__setattr__(module, "__class__", plan.cls)
+        plan.cls.__init__(module, **plan.arguments)
+
+    def assign(self, module: Any, changes: Mapping[str, Any]) -> None:
+        for name, value in changes.items():
+            ours = name == "backend" and value not in getattr(module, "supported_backends", ("torch", "cupy"))
+            if name != "v_seq" and not ours:
+                setattr(module, name, value)
+
+    def settle(self, module: nn.Module) -> None:
+        if isinstance(module, LearnedLeak):
+            module._window_changed()
+        for name in (*module._parameters, *module._buffers):
+            vars(module).pop(name, None)  # a threshold that is learned, in place of the constructor's
+
+    def apart(self) -> nullcontext[None]:
+        return nullcontext()
+
+    def threshold(self, module: Any) -> float | None:
+        return float(module.v_threshold) if isinstance(module.v_threshold, int | float) else None
+
+    def dynamics(self, module: Any) -> Dynamics:
+        if isinstance(module, QIFLayer):
+            return quadratic(module.qif_parameters)
+        leak = _leak(module)
+        beta = 1 - 1 / leak["tau"] if leak else 1.0
+        gain = 1 / leak["tau"] if leak and leak["decay_input"] else 1.0
+        return leaky(
+            beta, gain, module.v_threshold, module.v_reset, rest=0.0 if module.v_reset is None else module.v_reset,
+            subtracted=beta * module.v_threshold,
+        )  # fmt: skip
+
+    def takes_sequences(self, module: Any) -> bool:
+        if isinstance(module, neuron.BaseNode):
+            return bool(module.step_mode == "m")
+        return any(cls.__name__.startswith("MultiStep") for cls in type(module).__mro__)
+
+    def tdbn(self, norm: nn.Module) -> type[nn.Module] | None:
+        if type(norm) in TDBN and norm.step_mode != "m":
+            raise ValueError(
+                "tdBN normalizes over time, and this norm sees one step at a time; call "
+                "functional.set_step_mode(model, 'm') first"
+            )
+        return TDBN.get(type(norm))
+
+
+HOST = _SpikingJelly()
+
+
+def _known(cls: type[Any]) -> type[Any] | None:
+    """The class of the LIF family that ``cls`` is or extends."""
+    # By identity: what `qif run` puts in a host's class's place compares equal to it.
+    return next((known for base in cls.__mro__ for known in TARGETS if base is known), None)
+
+
+def _ours(cls: type[Any]) -> type[Any]:
+    """The class of this package that ``cls`` is or extends."""
+    package = __name__.rpartition(".")[0]
+    return next(base for base in cls.__mro__ if base.__module__.startswith(f"{package}."))
+
+
+def _tau_by_now(module: Any) -> float:
+    """LIF's time constant for the slope that a learned map has at its resting point.
+
+    Raises:
+        ValueError: It is no leak, or not one number.
+    """
+    params = module.qif_parameters
+    beta = torch.as_tensor(params.map_derivative(params.fixed_points()[0]), dtype=torch.float64).detach()
+    if bool((beta.max() - beta.min()) > 1e-6):
+        raise ValueError("its leak differs from channel to channel by now, and LIFNode has one tau")
+    if not 0 < beta.mean() < 1:
+        raise ValueError(f"the slope of its map at rest is {beta.mean().item():.4g} by now, which is no leak")
+    return 1 / (1 - beta.mean().item())
+
+
+def _carried(module: Any, request: Request, notes: list[str]) -> dict[str, Any]:
+    """The arguments that the LIF neuron gives, dynamics aside."""
+    carried = {name: getattr(module, name) for name in CARRIED if hasattr(module, name)}
+    if not isinstance(module.v_threshold, int | float):
+        raise ValueError("its threshold is a tensor; pass v_threshold=<number>")
+    carried["v_threshold"] = float(module.v_threshold)
+    if module.v_reset is None and "v_reset" not in request.parameters:
+        carried["v_reset"] = 0.0
+        notes.append("reset to 0 instead of subtracting the threshold")
+    if getattr(module, "backend", None) == "cupy":
+        carried["backend"] = "cupy"  # "torch", the default there, is what "auto" does faster with the same bits
+    chosen, name = module.surrogate_function, type(module.surrogate_function).__name__
+    if "surrogate_function" in request.parameters:
+        return carried
+    if request.window == "keep":
+        return carried | {"surrogate_function": chosen}
+    if any(True for _ in (*chosen.parameters(), *chosen.buffers())) or not getattr(chosen, "spiking", True):
+        notes.append(f"surrogate {name} stays: {'it learns' if getattr(chosen, 'spiking', True) else 'not spiking'}")
+        return carried | {"surrogate_function": chosen}
+    shown = request.window if isinstance(request.window, str) else "given"
+    notes.append(f"surrogate {name} to the {shown} window")
+    return carried | {"window": request.window}
+
+
+def _dynamics(module: Any, dynamics: str, notes: list[str]) -> dict[str, Any]:
+    leak = _leak(module)
+    if dynamics == "lif" and not leak:
+        leak = {"tau": 1 / (1 - NO_LEAK_BETA), "decay_input": False}
+        notes.append(f"it has no leak, matched at {NO_LEAK_BETA} (tau=... chooses another)")
+    return leak if dynamics == "explicit" else leak | {"dynamics": dynamics}
+
+
+def _leak(module: Any) -> dict[str, Any]:
+    """LIFNode's arguments for the leak that a neuron has now; empty for one that has none."""
+    leak = {name: getattr(module, name) for name in ("tau", "decay_input") if hasattr(module, name)}
+    if hasattr(module, "w"):
+        leak["tau"] = 1 / module.w.detach().sigmoid().item() if not module.w.is_meta else 2.0
+    return leak
+
+
+def _arguments(cls: type[Any]) -> frozenset[str]:
+    """Names of the constructor's arguments, those of the base that it hands others to included."""
+    parameters = inspect.signature(cls).parameters.values()
+    names = frozenset(p.name for p in parameters if p.kind is not p.VAR_KEYWORD)
+    takes_more = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    return names | _arguments(cls.__bases__[1]) if takes_more else names
+
+
+def _host_attributes(cls: type[Any]) -> frozenset[str]:
+    return frozenset(vars(cls()))

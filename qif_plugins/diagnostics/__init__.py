@@ -1,0 +1,1 @@
+"""Measure networks: health, calibration, firing rates, energy."""

@@ -1,0 +1,400 @@
+"""Windows from what the layers of a model really receive.
+
+The analytic windows assume the input that tdBN makes, g·x ~ N(0, θ²). A layer without tdBN receives something else.
+:func:`calibrate` measures it on real batches and derives every layer's window from the measurement.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..neuron.module import QIFLayer
+from ..neuron.moments import MomentClosureError, firing_rate, membrane_moments
+from ..neuron.observe import Observation, Seen, watching
+from ..neuron.parameters import QIFParameters
+from ..support.text import plus_minus, text_table
+from .running import (
+    ONE_STEP,
+    REACH,
+    Batches,
+    Moments,
+    average,
+    bare,
+    batches_of,
+    check_steps,
+    derives,
+    effective_input,
+    preserved,
+    qif_layers,
+    run,
+    runaway,
+    tdbn_before,
+)
+
+__all__ = ["CalibratedLayer", "CalibrationReport", "CalibrationWarning", "calibrate"]
+
+SKEWNESS_LIMIT = 1.0
+KURTOSIS_LIMIT = 3.0
+MEAN_LIMIT = 0.25
+"""Largest tolerated |predicted - measured| of the membrane's mean, in measured deviations."""
+STD_LIMIT = 1.25
+"""Largest tolerated ratio of the membrane's predicted and measured deviations, either way."""
+
+
+class CalibrationWarning(UserWarning):
+    """A layer's input or membrane is not what its window assumes."""
+
+
+@dataclass(frozen=True)
+class CalibratedLayer:
+    """What was measured at one layer, and what became of its window.
+
+    Attributes:
+        name: The module's name in the model.
+        samples: Neuron-steps measured.
+        input_mean, input_std: Of g·x.
+        skewness, kurtosis: Of g·x; 0 and 0 (excess) for a normal distribution.
+        membrane_mean, membrane_std: Measured, of the membrane before its reset.
+        predicted_mean, predicted_std: The closure's, for the measured input; NaN where it does not converge.
+        rate: Spikes per neuron-step, measured.
+        predicted_rate: The same after the closure.
+        window: The window's ends, ``(lo, hi)``; those of all channels with ``per="channel"``; ``None`` where the
+            layer's surrogate is not derived.
+        changed: Whether the window was set.
+        note: What to know about this layer, or ``""``.
+    """
+
+    name: str
+    samples: int = 0
+    input_mean: float = math.nan
+    input_std: float = math.nan
+    skewness: float = math.nan
+    kurtosis: float = math.nan
+    membrane_mean: float = math.nan
+    membrane_std: float = math.nan
+    predicted_mean: float = math.nan
+    predicted_std: float = math.nan
+    rate: float = math.nan
+    predicted_rate: float = math.nan
+    window: tuple[float, float] | None = None
+    changed: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class CalibrationReport:
+    """What :func:`calibrate` measured and set; ``str()`` is a table.
+
+    Attributes:
+        layers: One entry a layer, in the model's order.
+    """
+
+    layers: tuple[CalibratedLayer, ...]
+
+    def __str__(self) -> str:
+        header = (
+            "layer", "input", "skew", "kurt", "membrane", "predicted", "spikes/step", "predicted", "window",
+        )  # fmt: skip
+        rows = [
+            (
+                row.name, plus_minus(row.input_mean, row.input_std), f"{row.skewness:.2f}", f"{row.kurtosis:.2f}",
+                plus_minus(row.membrane_mean, row.membrane_std), plus_minus(row.predicted_mean, row.predicted_std),
+                f"{row.rate:.4f}", f"{row.predicted_rate:.4f}",
+                "given" if row.window is None else f"[{row.window[0]:.3g}, {row.window[1]:.3g}]",
+            )
+            for row in self.layers
+        ]  # fmt: skip
+        notes = [f"{row.name}: {row.note}" for row in self.layers if row.note]
+        return "\n".join([text_table(header, rows), *([""] if notes else []), *notes])
+
+
+class _Recorder:
+    """Statistics of one layer."""
+
+    def __init__(self, per: str) -> None:
+        self.input, self.membrane = Moments(), Moments()
+        self.input_channels = Moments() if per == "channel" else None
+        self.membrane_channels = Moments() if per == "channel" else None
+        self.step_dims = 0
+        self.steps = 0
+        self.runs = 0
+        self.spikes = 0
+
+    def add(self, seen: Observation, params: QIFParameters) -> None:
+        x_seq = effective_input(params, seen.x_seq.detach())
+        self.step_dims = x_seq.dim() - 1
+        self.steps += x_seq.shape[0]
+        self.spikes += int((seen.spike_seq != 0).sum().item())
+        for x, h in zip(x_seq, seen.h_seq.detach(), strict=True):
+            self.input.update(x.reshape(-1, 1))
+            self.membrane.update(h.reshape(-1, 1))
+            if self.input_channels is not None and self.membrane_channels is not None:
+                self.input_channels.update(_by_channel(x))
+                self.membrane_channels.update(_by_channel(h))
+
+    @property
+    def rate(self) -> float:
+        return self.spikes / self.input.n
+
+    def streams(self) -> list[Moments]:
+        return [s for s in (self.input, self.membrane, self.input_channels, self.membrane_channels) if s is not None]
+
+
+def calibrate(
+    model: nn.Module,
+    batches: Batches,
+    per: Literal["layer", "channel"] = "layer",
+    *,
+    moments: Literal["closure", "measured"] = "closure",
+    steps: int = 1,
+) -> CalibrationReport:
+    """Measure the input of every QIF layer on real batches and derive the layers' windows from it.
+
+    The model runs as it is (training or evaluation mode, without gradient), each batch from reset membranes.
+    Everything but the windows is left as found: modes, membranes, batch-norm statistics, hooks, random numbers. If
+    anything fails, or a warning is made an error, so are the windows. A layer whose surrogate was given
+    (``surrogate_function``, ``spike_grad``, a ``Window``) keeps it. So does one whose threshold is out of reach, more
+    than three deviations from the mean of the membrane: a window fitted there is narrow and far from every membrane,
+    and no gradient would pass. Calibrate once the layers spike. Under DistributedDataParallel call it in every
+    process; the measurements are pooled.
+
+    The measured moments become part of the model's state_dict, see :mod:`qif_plugins.neuron.module`.
+
+    Args:
+        model: A model with QIF layers, of either host.
+        batches: Batches to run the model on: tensors, or tuples or lists whose first element is the input, such as
+            those of a DataLoader; a single one; or a callable that takes the model and runs it in its own way, such
+            as over time. The callable resets the state itself.
+        per: ``"layer"`` (default), or ``"channel"``: one window for each entry of the first dimension after the batch.
+            A channel that does not vary, or whose threshold is out of reach, gets the moments of the layer.
+        moments: ``"closure"`` (default): the membrane's moments follow from the measured input. ``"measured"``:
+            those measured at the membrane itself, for layers whose input is far from independent in time, so
+            that no closure fits. A layer that learns its parameters needs the closure, which follows them.
+        steps: How often to call the model on each batch, without a reset in between; for models that take one time
+            step a call. Default 1.
+
+    Returns:
+        What was measured and set; ``str()`` is a table.
+
+    Raises:
+        ValueError: No QIF layer, no batch or only empty ones, an input that is not finite, or an unknown option.
+        TypeError: ``batches`` holds something else, or the model takes more than one input.
+
+    Warns:
+        CalibrationWarning: A layer's input is far from normal (skewness above 1 or excess kurtosis above 3 either
+            way), the closure misses the measured membrane (its mean by more than a quarter of a deviation, its
+            deviation by a factor of more than 1.25) or does not converge, the threshold is out of reach, a membrane is
+            not finite, or a layer was not reached. A layer that saw one time step a batch is warned of that instead of
+            its membrane, which had no time to leave rest.
+    """
+    for name, value, known in (("per", per, ("layer", "channel")), ("moments", moments, ("closure", "measured"))):
+        if value not in known:
+            raise ValueError(f"unknown {name} {value!r}; there are {' and '.join(map(repr, known))}")
+    check_steps(steps)
+    inner = bare(model)
+    layers = qif_layers(inner)
+    recorders = {name: _Recorder(per) for name in layers}
+
+    def see(seen: Seen) -> None:
+        for observation in seen.runs:
+            recorders[seen.name].add(observation, layers[seen.name].qif_parameters)
+
+    with preserved(inner), torch.no_grad(), watching(layers, see, membranes=True):
+        if callable(batches) and not isinstance(batches, nn.Module):
+            count = 1
+            batches(inner)
+        else:
+            count = 0
+            for batch in batches_of(batches):
+                run(inner, batch, steps)
+                count += 1
+            if not count:
+                raise ValueError("there is no batch to calibrate on; an exhausted iterator has none either")
+    for recorder in recorders.values():
+        recorder.runs = count
+    if inner is not model and isinstance(model, nn.parallel.DistributedDataParallel):
+        _pool(list(recorders.values()))
+    if any(r.steps for r in recorders.values()) and not any(r.input.n for r in recorders.values()):
+        raise ValueError("every batch is empty: no neuron received a value. Pass one with at least one sample.")
+    return _set(layers, recorders, moments, tdbn_before(inner, layers))
+
+
+def _set(
+    layers: dict[str, QIFLayer], recorders: dict[str, _Recorder], moments: str, tdbn: dict[str, str]
+) -> CalibrationReport:
+    before = {name: layer.measured_moments for name, layer in layers.items()}
+    try:
+        rows = [_set_layer(name, layer, recorders[name], moments, tdbn[name]) for name, layer in layers.items()]
+        for row in rows:
+            if row.note:
+                warnings.warn(f"{row.name}: {row.note}", CalibrationWarning, stacklevel=3)
+    except BaseException:
+        for name, layer in layers.items():
+            layer.measured_moments = before[name]
+        raise
+    return CalibrationReport(tuple(rows))
+
+
+def _set_layer(name: str, layer: QIFLayer, seen: _Recorder, moments: str, tdbn: str) -> CalibratedLayer:
+    if not seen.input.n:
+        note = "the batches did not reach it, or a subclass computes its own steps; its window is left as it was"
+        return CalibratedLayer(name, window=_window(layer), note=note)
+    mean, std = seen.input.mean.item(), seen.input.std.item()
+    if not (math.isfinite(mean) and math.isfinite(std)):
+        raise ValueError(
+            f"layer {name} received an input that is not finite; look for the NaN where the model runs before it"
+        )
+    membrane = seen.membrane.mean.item(), seen.membrane.std.item()
+    predicted, predicted_rate = (math.nan, math.nan), math.nan
+    one_step = 0 < seen.steps <= seen.runs
+    derived = derives(layer)
+    # A learned window needs the closure, which follows its parameters.
+    by_membrane = moments == "measured" and not layer.learns_window
+    notes = [ONE_STEP] if one_step else []
+    problem, usable = "", by_membrane and membrane[1] > 0
+    if not all(map(math.isfinite, membrane)):
+        problem = runaway(layer, *membrane).rstrip(".")
+    elif not std > 0:
+        problem = "" if usable else f"its input is constantly {mean:g}"
+    else:
+        notes += _unlike_normal(seen.input)
+        try:
+            predicted, predicted_rate = _predict(layer, mean, std)
+            if not one_step:
+                notes += _misfit(layer, membrane, predicted, moments)
+        except MomentClosureError as error:
+            problem = "" if usable else str(error)
+    if not problem:
+        problem = _out_of_reach(layer, membrane, predicted, by_membrane, one_step, tdbn)
+    changed = False
+    if derived and not problem:
+        try:
+            found, strays = _found(layer, seen, by_membrane)
+            layer.measured_moments = found
+            changed = True
+            if strays:
+                notes.append(f"in {strays} channels the threshold is out of reach: they have the moments of the layer")
+        except MomentClosureError as error:
+            problem = f"in a channel, {error}"
+    if problem:
+        notes.append(f"{problem}; its window is left as it was")
+    return CalibratedLayer(
+        name, seen.input.n, mean, std, seen.input.skewness.item(), seen.input.kurtosis.item(), *membrane, *predicted,
+        seen.rate, predicted_rate, _window(layer), changed, "; ".join(notes) if derived else "",
+    )  # fmt: skip
+
+
+def _found(layer: QIFLayer, seen: _Recorder, by_membrane: bool) -> tuple[dict[str, Tensor], int]:
+    """The moments to derive the window from, and how many channels got those of the layer for being out of reach."""
+    kind, pooled, channels = "input", seen.input, seen.input_channels
+    if by_membrane:
+        kind, pooled, channels = "membrane", seen.membrane, seen.membrane_channels
+    # Learned parameters take the closure along with them, one for all channels.
+    if channels is None or layer.learns_window:
+        return {f"{kind}_mean": pooled.mean[0], f"{kind}_std": pooled.std[0]}, 0
+    still = channels.std <= 1e-6 * pooled.std
+    far = _far_channels(layer, seen.membrane_channels) & ~still  # type: ignore[arg-type]
+    mean, std = (
+        torch.where(still | far, whole, own)
+        for whole, own in ((pooled.mean, channels.mean), (pooled.std, channels.std))
+    )
+    shape = (-1, *[1] * max(seen.step_dims - 2, 0))
+    return {f"{kind}_mean": mean.view(shape), f"{kind}_std": std.view(shape)}, int(far.sum())
+
+
+def _far_channels(layer: QIFLayer, membrane: Moments) -> Tensor:
+    """Which channels have their threshold out of reach."""
+    threshold = torch.as_tensor(layer.qif_parameters.v_threshold, dtype=torch.float64, device="cpu").flatten()
+    if threshold.numel() != membrane.mean.numel():
+        threshold = threshold.mean()
+    return (threshold - membrane.mean).abs() > REACH * membrane.std
+
+
+def _predict(layer: QIFLayer, mean: float, std: float) -> tuple[tuple[float, float], float]:
+    """The closure's membrane moments and rate, pooled over neurons where the parameters differ between them."""
+    params = layer.qif_parameters
+    mu, sigma = membrane_moments(params, std, mean)
+    rate = firing_rate(params, mu, sigma)
+    if not isinstance(mu, Tensor) or not isinstance(sigma, Tensor):
+        return (float(mu), float(sigma)), float(rate)
+    pooled = mu.mean().item(), (sigma.square().mean() + mu.var(correction=0)).sqrt().item()
+    return pooled, average(rate)
+
+
+def _unlike_normal(seen: Moments) -> list[str]:
+    skewness, kurtosis = seen.skewness.item(), seen.kurtosis.item()
+    if abs(skewness) <= SKEWNESS_LIMIT and abs(kurtosis) <= KURTOSIS_LIMIT:
+        return []
+    return [
+        f"its input is far from normal: skewness {skewness:.2f} and excess kurtosis {kurtosis:.2f}, where a normal "
+        "distribution has 0 and 0. The closure assumes a normal one; a batch norm before the neuron brings it closer"
+    ]
+
+
+def _misfit(layer: QIFLayer, membrane: tuple[float, float], predicted: tuple[float, float], moments: str) -> list[str]:
+    if moments == "measured" and not layer.learns_window:
+        return []
+    shift = abs(predicted[0] - membrane[0]) / membrane[1] if membrane[1] > 0 else math.inf
+    ratio = predicted[1] / membrane[1] if membrane[1] > 0 else math.inf
+    if shift <= MEAN_LIMIT and 1 / STD_LIMIT <= ratio <= STD_LIMIT:
+        return []
+    remedy = "" if layer.learns_window else ". Calibrate with moments='measured' to take the membrane's own"
+    return [
+        f"its closure does not fit: it predicts a membrane of {plus_minus(*predicted)}; {plus_minus(*membrane)} was "
+        f"measured (off by {shift:.2f} deviations and a factor of {ratio:.2f}){remedy}"
+    ]
+
+
+def _out_of_reach(
+    layer: QIFLayer, membrane: tuple[float, float], predicted: tuple[float, float], by_membrane: bool, one_step: bool,
+    tdbn: str,
+) -> str:  # fmt: skip
+    """Why no window is fitted: the threshold is far from the membrane, measured, or as the window would assume it."""
+    threshold = average(layer.qif_parameters.v_threshold)
+    judged = [membrane] if by_membrane else [predicted] if one_step else [membrane, predicted]
+    distances = [(threshold - mean) / std if std > 0 else math.inf for mean, std in judged]
+    farthest = max(distances, key=abs)
+    if abs(farthest) <= REACH:
+        return ""
+    if one_step:
+        return "hardly a membrane came near the threshold"
+    return (
+        f"its threshold {threshold:.3g} is {farthest:.1f} deviations from the mean of its membrane, so that a window "
+        f"fitted to it would pass hardly any gradient. Bring the input to the threshold's scale first: {tdbn}, or take "
+        "another gain. Or keep a surrogate with tails (swap(model, window='keep')) until the layer spikes"
+    )
+
+
+def _window(layer: QIFLayer) -> tuple[float, float] | None:
+    if layer.derived_window is None:
+        return None
+    window = layer.derive_window(layer.derived_window, layer.qif_parameters)
+    return tuple(average(end) for end in (window.lo, window.hi))  # type: ignore[return-value]
+
+
+def _by_channel(x: Tensor) -> Tensor:
+    """One step ``[N, C, *]`` or ``[C]`` as ``[values, C]``."""
+    return x.unsqueeze(0) if x.dim() < 2 else x.movedim(1, -1).reshape(-1, x.shape[1])
+
+
+def _pool(recorders: list[_Recorder]) -> None:
+    """Merge the statistics of all processes, in every process."""
+    mine = [([(s.n, s.sums) for s in r.streams()], (r.spikes, r.steps, r.runs)) for r in recorders]
+    everyone: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everyone, mine)
+    for index, recorder in enumerate(recorders):
+        # All of it, so that every process decides alike.
+        counts = [other[index][1] for other in everyone]
+        recorder.spikes, recorder.steps, recorder.runs = (sum(column) for column in zip(*counts, strict=True))
+        for position, stream in enumerate(recorder.streams()):
+            stream.n, stream.sums = 0, None
+            for other in everyone:
+                n, sums = other[index][0][position]
+                if n:
+                    stream.merge(n, sums)

@@ -1,0 +1,1 @@
+"""Count a network's operations and estimate their energy."""

@@ -1,0 +1,465 @@
+"""Operations and energy of a spiking network, counted on what really flows through it.
+
+Per inference and in the arithmetic alone::
+
+    E = MACs · E_MAC + SynOps · E_AC + neuron-steps · E_update
+    E_update(LIF) = 1 multiplication + 2 additions: h = β v + x, and the comparison with the threshold
+    E_update(QIF) = E_update(LIF) + 1 multiplication + 1 addition
+
+- A *SynOp* is one spike arriving at one target: every spike counts as often as it is used, at the borders of a
+  convolution less often than inside.
+- *MACs* are counted where a layer's input is not binary, decided by looking at its values, call by call: the input
+  layer of images, and layers behind an average pooling. As usual they include the multiplications with padding.
+- A *neuron-step* is one neuron updated once.
+
+Default energies are those of 45 nm CMOS at 32 bit floating point: M. Horowitz, *Computing's energy problem (and what we
+can do about it)*, ISSCC 2014, doi 10.1109/ISSCC.2014.6757323. Left out are biases and normalizations (folded into
+weights), pooling, additions of branches and, unless asked for by :func:`memory_traffic`, all movement of data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ...convert.find import neurons
+from ...convert.hosts import loaded_hosts
+from ...neuron.observe import Seen, watching
+from ..running import Batches, bare, batches_of, check_steps, preserved, run
+
+__all__ = [
+    "LIF_UPDATES",
+    "MEMORIES",
+    "Costs",
+    "Energy",
+    "LayerCount",
+    "NeuronCount",
+    "Operations",
+    "Traffic",
+    "count_operations",
+    "memory_traffic",
+]
+
+LIF_UPDATES = {"none": (0, 0), "charge": (1, 1), "compare": (1, 2)}
+"""What a LIF update is taken to be: multiplications and additions. ``"charge"`` is h = β v + x, ``"compare"`` counts
+the comparison with the threshold too, as an addition; a reset to a constant is a selection and costs nothing."""
+
+MEMORIES = {"8 KB SRAM": 5.0, "32 KB SRAM": 10.0, "1 MB SRAM": 50.0, "DRAM": 650.0}
+"""pJ for one access to 32 bits. Horowitz gives 10, 20 and 100 pJ for 64 bits of caches of these sizes and 1.3 to
+2.6 nJ for DRAM: halved, and of DRAM the lower one."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Energies of the operations in pJ.
+
+    Attributes:
+        mac: A multiply-accumulate. Default 4.6.
+        ac: An accumulate. Default 0.9.
+        mult: A multiplication. Default 3.7.
+        add: An addition. Default 0.9.
+        lif_update: What a LIF update consists of, of :data:`LIF_UPDATES`. Default ``"compare"``.
+
+    Raises:
+        ValueError: An energy that is negative or not finite, or an unknown update.
+    """
+
+    mac: float = 4.6
+    ac: float = 0.9
+    mult: float = 3.7
+    add: float = 0.9
+    lif_update: str = "compare"
+
+    def __post_init__(self) -> None:
+        for field in fields(self)[:-1]:
+            value = getattr(self, field.name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"the energy of {field.name} must be finite and not negative, got {value} pJ")
+        if self.lif_update not in LIF_UPDATES:
+            raise ValueError(f"unknown lif_update {self.lif_update!r}; there are {', '.join(LIF_UPDATES)}")
+
+    @property
+    def lif(self) -> float:
+        """pJ of a neuron-step of LIF."""
+        mults, adds = LIF_UPDATES[self.lif_update]
+        return mults * self.mult + adds * self.add
+
+    @property
+    def qif_extra(self) -> float:
+        """pJ that a neuron-step of QIF costs more: f(v) = (a v + b) v where LIF has β v."""
+        return self.mult + self.add
+
+
+@dataclass(frozen=True)
+class LayerCount:
+    """What the weights of one module did.
+
+    Attributes:
+        name: The module's name.
+        macs: Multiply-accumulates, in the calls whose input was not binary.
+        synops: Spikes times the targets that each reached, in the other calls.
+        connections: ``synops`` as they would be if every input had spiked.
+        padded: ``connections`` with those to padding, which is what papers call the layer's FLOPs.
+        weights: How many weights.
+    """
+
+    name: str
+    macs: int
+    synops: int
+    connections: int
+    padded: int
+    weights: int
+
+
+@dataclass(frozen=True)
+class NeuronCount:
+    """What one layer of neurons did.
+
+    Attributes:
+        name: The module's name.
+        kind: ``"QIF"``, ``"LIF"`` or the class of another neuron.
+        steps: Neurons times time steps times samples.
+        spikes: How many spikes.
+    """
+
+    name: str
+    kind: str
+    steps: int
+    spikes: int
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Totals over everything that ran, and their parts.
+
+    Attributes:
+        layers: The modules with weights, in the order in which they first ran.
+        neurons: The layers of neurons that ran, in the model's order.
+    """
+
+    layers: tuple[LayerCount, ...]
+    neurons: tuple[NeuronCount, ...]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates."""
+        return sum(layer.macs for layer in self.layers)
+
+    @property
+    def input_macs(self) -> int:
+        """Those of the layer that ran first."""
+        return self.layers[0].macs if self.layers else 0
+
+    @property
+    def synops(self) -> int:
+        """Synaptic operations."""
+        return sum(layer.synops for layer in self.layers)
+
+    @property
+    def connections(self) -> int:
+        """Synaptic operations if every input had spiked."""
+        return sum(layer.connections for layer in self.layers)
+
+    @property
+    def padded(self) -> int:
+        """Connections, with those to padding."""
+        return sum(layer.padded for layer in self.layers)
+
+    @property
+    def weights(self) -> int:
+        """Weights that were used."""
+        return sum(layer.weights for layer in self.layers)
+
+    @property
+    def neuron_steps(self) -> int:
+        """Neuron updates."""
+        return sum(neuron.steps for neuron in self.neurons)
+
+    @property
+    def firing_rate(self) -> float:
+        """Spikes per neuron-step."""
+        return sum(neuron.spikes for neuron in self.neurons) / self.neuron_steps
+
+    @property
+    def synaptic_rate(self) -> float:
+        """SynOps per connection: the firing rate weighted by the fan-out of the neurons, which sets the energy."""
+        return self.synops / self.connections if self.connections else 0.0
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Arithmetic energy in pJ, part by part.
+
+    Attributes:
+        macs: Multiply-accumulates.
+        synops: Accumulates of spikes.
+        lif: Neuron updates, were every neuron LIF.
+        qif_extra: What they cost more, were every neuron QIF.
+    """
+
+    macs: float
+    synops: float
+    lif: float
+    qif_extra: float
+
+    @classmethod
+    def of(cls, macs: float, synops: float, neuron_steps: float, costs: Costs) -> Energy:
+        """The energy of these many operations."""
+        return cls(macs * costs.mac, synops * costs.ac, neuron_steps * costs.lif, neuron_steps * costs.qif_extra)
+
+    def scaled(self, factor: float) -> Energy:
+        """Every part times ``factor``."""
+        return Energy(*(factor * part for part in (self.macs, self.synops, self.lif, self.qif_extra)))
+
+    @property
+    def total_lif(self) -> float:
+        """All of it with LIF."""
+        return self.macs + self.synops + self.lif
+
+    @property
+    def total_qif(self) -> float:
+        """All of it with QIF."""
+        return self.total_lif + self.qif_extra
+
+    @property
+    def overhead(self) -> float:
+        """What QIF adds, as a fraction of the energy with LIF; NaN where nothing costs anything."""
+        if not self.total_lif:
+            return math.inf if self.qif_extra else math.nan
+        return self.qif_extra / self.total_lif
+
+
+def count_operations(model: nn.Module, batches: Batches, steps: int = 1) -> Operations:
+    """Run a model on batches, in evaluation mode and without gradient, and count what it does.
+
+    Counted are ``linear``, ``conv1d`` to ``conv3d`` and ``conv_transpose1d`` to ``conv_transpose3d``, wherever they are
+    called. A batch that is binary by chance, such as an image of zeros, counts as spikes. Everything is left as found:
+    modes, membranes, hooks, random numbers.
+
+    Args:
+        model: A model with spiking neurons, of either host.
+        batches: Batches to run the model on: tensors, or tuples or lists whose first element is the input, such as
+            those of a DataLoader; a single one; or a callable that takes the model and runs it in its own way. The
+            callable resets the state itself.
+        steps: How often to call the model on each batch, without a reset in between; for models that take one time
+            step a call. Default 1.
+
+    Returns:
+        The counts, summed over batches and steps.
+
+    Raises:
+        ValueError: No spiking neuron, no batch or only empty ones, or values that are not finite in front of a weight.
+        TypeError: ``batches`` holds something else, or the model takes more than one input.
+
+    Warns:
+        UserWarning: Products of other kinds ran, such as attention's, and are not in the counts.
+    """
+    check_steps(steps)
+    inner = bare(model)
+    sites = neurons(inner, loaded_hosts())
+    if not sites:
+        raise ValueError(
+            f"{type(inner).__name__} has no spiking neuron of SpikingJelly or snnTorch, so there is nothing to compare"
+        )
+    names = {module: name or "(model)" for name, module in inner.named_modules()}
+    counts = {site.name: [0, 0] for site in sites}
+
+    def see(seen: Seen) -> None:
+        counts[seen.name][0] += seen.spikes.numel()
+        counts[seen.name][1] += int(seen.spikes.count_nonzero())
+
+    counter = _Counter()
+    with preserved(inner), torch.no_grad(), contextlib.ExitStack() as stack:
+        inner.eval()
+        for module, name in names.items():
+            stack.enter_context(_running(module, name, counter.running))
+        stack.enter_context(watching({site.name: site.module for site in sites}, see))
+        stack.enter_context(counter)
+        if callable(batches) and not isinstance(batches, nn.Module):
+            batches(inner)
+        elif not sum(bool(run(inner, batch, steps)) for batch in batches_of(batches)):
+            raise ValueError("there is no batch to count on; an exhausted iterator has none either")
+    if not any(steps for steps, _ in counts.values()):
+        raise ValueError("no neuron received a value: the batches are empty or do not reach one")
+    if counter.uncounted:
+        warnings.warn(f"not counted, and it costs energy: {', '.join(counter.uncounted)}", stacklevel=2)
+    kinds = {"qif": "QIF", "lif": "LIF"}
+    return Operations(
+        tuple(counter.layers()),
+        tuple(
+            NeuronCount(site.name or "(model)", kinds.get(site.neuron.role, type(site.module).__name__), *count)
+            for site in sites
+            if (count := counts[site.name])[0]
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """32-bit words that move.
+
+    Attributes:
+        weights: Weights read.
+        sums: Input sums of neurons read and written.
+        membranes: Membranes read and written, the same for LIF and QIF, whose parameters are constants.
+    """
+
+    weights: float
+    sums: float
+    membranes: float
+
+    def energy(self, access: float) -> float:
+        """pJ, at ``access`` pJ a word."""
+        return access * (self.weights + self.sums + self.membranes)
+
+
+def memory_traffic(used: float, weights: float, neuron_steps: float, reuse: bool) -> Traffic:
+    """Words to and from memory, at one end or the other of what hardware may do.
+
+    Args:
+        used: SynOps and MACs.
+        weights: Weights, times the time steps in which they are used.
+        neuron_steps: Neuron updates.
+        reuse: ``False``: event by event, each SynOp and MAC reads its weight, and reads and writes its target's sum.
+            ``True``: each weight is read once a time step, and sums stay in registers. Either way a neuron-step reads
+            and writes the membrane.
+    """
+    membranes = 2 * neuron_steps
+    return Traffic(weights, 0, membranes) if reuse else Traffic(used, 2 * used, membranes)
+
+
+# -- hooks ------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _running(module: nn.Module, name: str, stack: list[str]) -> Iterator[None]:
+    """While the module runs, its name is the last of ``stack``."""
+    handles = [
+        module.register_forward_pre_hook(lambda *_: stack.append(name)),
+        module.register_forward_hook(lambda *_: (stack.pop(), None)[1]),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+# -- operations with weights ------------------------------------------------------------------------------------------
+
+_ARGUMENTS: dict[Any, tuple[str, ...]] = {
+    F.linear: ("input", "weight", "bias"),
+    **dict.fromkeys(
+        (F.conv1d, F.conv2d, F.conv3d), ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+    ),
+    **dict.fromkeys(
+        (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
+        ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
+    ),
+}
+_TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+_UNCOUNTED = {
+    torch.matmul: "matmul", Tensor.matmul: "matmul", Tensor.__matmul__: "matmul", torch.mm: "mm", torch.bmm: "bmm",
+    Tensor.mm: "mm", Tensor.bmm: "bmm", torch.einsum: "einsum", torch.addmm: "addmm", torch.baddbmm: "baddbmm",
+    torch.bilinear: "bilinear", F.scaled_dot_product_attention: "scaled_dot_product_attention",
+    F.multi_head_attention_forward: "multi_head_attention_forward",
+}  # fmt: skip
+
+
+class _Counter(TorchFunctionMode):
+    """Counts the calls of functions with weights, under the name of the module that runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.running: list[str] = []
+        self.uncounted: dict[str, None] = {}
+        self._counts: dict[str, list[int]] = {}
+        self._weights: dict[str, dict[Any, int]] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = self.running[-1] if self.running else "(model)"
+        if func in _ARGUMENTS:
+            given = dict(zip(_ARGUMENTS[func], args, strict=False)) | (kwargs or {})
+            counts = self._counts.setdefault(name, [0, 0, 0, 0])
+            for index, count in enumerate(_count(func, given, out, name)):
+                counts[index] += count
+            weight = given["weight"]
+            # One that is computed anew for every call is another tensor each time.
+            key = id(weight) if isinstance(weight, nn.Parameter) else tuple(weight.shape)
+            self._weights.setdefault(name, {})[key] = weight.numel()
+        elif func in _UNCOUNTED:
+            self.uncounted[f"{_UNCOUNTED[func]} in {name}"] = None
+        return out
+
+    def layers(self) -> Iterator[LayerCount]:
+        """What was counted, in order of the first call."""
+        for name, (macs, synops, connections, padded) in self._counts.items():
+            yield LayerCount(name, macs, synops, connections, padded, sum(self._weights[name].values()))
+
+
+def _count(func: Any, given: dict[str, Any], out: Tensor, name: str) -> tuple[int, int, int, int]:
+    """MACs, SynOps, connections and those with padding of one call."""
+    x, weight = given["input"], given["weight"]
+    padded = (x if func in _TRANSPOSED else out).numel() * math.prod(weight.shape[1:])
+    if not _binary(x):
+        if not bool(x.isfinite().all()):
+            raise ValueError(
+                f"layer {name} received a value that is not finite; look for it where the model runs first"
+            )
+        return padded, 0, 0, 0
+    if func is F.linear:
+        return 0, int(x.count_nonzero()) * weight.shape[0], padded, padded
+    transposed = func in _TRANSPOSED
+    groups = given.get("groups", 1)
+    targets = weight.shape[1] if transposed else weight.shape[0] // groups
+    dims = weight.dim() - 2
+    fan_outs = _fan_outs(given, x.shape[-dims:], out.shape[-dims:], weight.shape[-dims:], transposed)
+    uses = fan_outs[0]
+    for fan_out in fan_outs[1:]:
+        uses = uses[..., None] * fan_out
+    spikes = x.count_nonzero(dim=tuple(range(x.dim() - dims))).cpu()
+    sources = x.numel() // math.prod(x.shape[-dims:])
+    return 0, targets * int((spikes * uses).sum()), targets * sources * int(uses.sum()), padded
+
+
+def _binary(x: Tensor) -> bool:
+    return x.dtype == torch.bool or bool(((x == 0) | (x == 1)).all())
+
+
+def _fan_outs(
+    given: dict[str, Any], inputs: Sequence[int], outputs: Sequence[int], kernel: Sequence[int], transposed: bool
+) -> list[Tensor]:
+    """For each spatial dimension, how many pairs of kernel and output position use each input position."""
+    dims = len(kernel)
+    stride = _per_dimension(given.get("stride", 1), dims)
+    dilation = _per_dimension(given.get("dilation", 1), dims)
+    padding = given.get("padding", 0)
+    if padding == "same":
+        # As PyTorch pads: the odd one at the end.
+        left = [d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True)]
+    else:
+        left = _per_dimension(0 if padding == "valid" else padding, dims)
+    found = []
+    for n_in, n_out, k, s, d, p in zip(inputs, outputs, kernel, stride, dilation, left, strict=True):
+        coarse, fine = (n_in, n_out) if transposed else (n_out, n_in)
+        # The coarse position i and the kernel position j meet at the fine position i s - p + j d.
+        meets = torch.arange(coarse, device="cpu")[:, None] * s - p + torch.arange(k, device="cpu") * d
+        valid = (meets >= 0) & (meets < fine)
+        found.append(valid.sum(1) if transposed else torch.bincount(meets[valid], minlength=fine))
+    return found
+
+
+def _per_dimension(value: Any, dims: int) -> list[int]:
+    return [value] * dims if isinstance(value, int) else list(value) * (dims if len(value) == 1 else 1)

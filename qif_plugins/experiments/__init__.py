@@ -1,0 +1,1 @@
+"""Train networks and compare them: what the commands run."""

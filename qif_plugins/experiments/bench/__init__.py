@@ -1,0 +1,1 @@
+"""Time the kernels beside the neurons that a user would otherwise run."""

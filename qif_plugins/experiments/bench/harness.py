@@ -1,0 +1,345 @@
+"""The benchmark harness: peers interleaved on one input, medians and ratios, one results file a machine.
+
+Every repetition runs each peer once, one after another, so that whatever else the machine does meets all of them.
+What counts are ratios to ours within a run; a machine's milliseconds are written beside them.
+
+``seconds`` and ``ratio`` are call time, what the caller waits for. On a GPU ``device_seconds`` and ``device_ratio``
+stand beside them, the GPU's own time without Python's, and ``queued``, the share of repetitions in which that is so
+(:mod:`.peers` says how). The share of the copy bandwidth is judged by device time, a comparison with another neuron by
+both.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ... import __version__
+from ...neuron.functional import available_backends
+from ...support.files import finite, occupied, read_json, write_json
+from ...support.text import text_table
+from .peers import (
+    OURS,
+    PASSES,
+    OldHost,
+    OldRunner,
+    Runner,
+    Times,
+    draw,
+    dtype_name,
+    installed,
+    moved_bytes,
+    peers_for,
+    release,
+)
+
+__all__ = [
+    "FULL",
+    "PASSES",
+    "QUICK",
+    "QUICK_GPU",
+    "format_case",
+    "machine",
+    "machine_name",
+    "measure",
+    "read_results",
+    "run",
+    "write",
+]
+
+QUICK = (
+    (4, 2**10), (4, 2**14), (4, 2**18), (4, 2**21), (1, 2**21), (16, 2**10), (16, 2**15), (16, 2**19), (64, 2**17),
+)  # fmt: skip
+"""(T, N) that show cost against N, cost against T, and the sizes that the targets name."""
+QUICK_GPU = (*QUICK, (1, 2**22), (4, 2**22), (16, 2**22), (4, 2**25))
+"""The same for a GPU, whose memory is busy from 2^22 neurons up."""
+FULL = tuple((steps, 2**power) for steps in (1, 4, 16, 64) for power in range(10, 26))
+"""(T, N), as far as memory allows."""
+LEAST = 3
+"""Repetitions, however long they take."""
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the numbers depend on."""
+    packages = ("torch", "numba", "triton", "cupy-cuda12x", "cupy-cuda13x", "spikingjelly", "snntorch", "numpy")
+    return {
+        "name": machine_name(device),
+        "device": device.type,
+        "cpu": _cpu(),
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": {"qif-plugins": __version__, **{p: v for p in packages if (v := installed(p)) is not None}},
+        "backend": available_backends(device)[0],
+    }
+
+
+def machine_name(device: torch.device) -> str:
+    """A name for the results file: the GPU, or the CPU and the number of threads."""
+    what = (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else f"{_cpu()} {torch.get_num_threads()} threads"
+    )
+    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", what.lower())).strip("-")
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return " ".join(line.split(":", 1)[1].split())
+    return platform.processor() or platform.machine()
+
+
+def measure(
+    steps: int,
+    neurons: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    hosts: tuple[str, ...],
+    old: OldHost | None = None,
+    seconds: float = 10.0,
+    repeats: int = 100,
+) -> dict[str, Any]:
+    """Every peer on one input.
+
+    Args:
+        steps: T.
+        neurons: N.
+        dtype: Type of the input.
+        device: Where.
+        hosts: Which of ``"spikingjelly"`` and ``"snntorch"`` are installed.
+        old: A second version of SpikingJelly, if wanted.
+        seconds: Time to spend; at least three repetitions are made.
+        repeats: Repetitions at most.
+
+    Returns:
+        T, N, dtype, the number of repetitions, and for each peer median seconds and median ratio to ours of each pass,
+        its peak memory, and where it is known how many bytes it must move; or why it could not run.
+
+    Raises:
+        ValueError: The input does not fit, or our own neuron cannot run it.
+    """
+    runners: dict[str, Runner | OldRunner] = {}
+    results: dict[str, dict[str, Any]] = {}
+    release()  # what the last case held
+    if old is not None:
+        old.ask(do="forget")
+    shape = (steps, neurons, dtype, device)
+    try:
+        x, gradient = draw(*shape)
+    except RuntimeError as error:
+        raise _cannot(shape, _one_line(error)) from error
+    plans: dict[str, Callable[[], Runner | OldRunner]] = {
+        name: partial(Runner, name, x, gradient) for name in peers_for(device, hosts)
+    }
+    if old is not None:
+        for name in ("SpikingJelly LIFNode", *(["SpikingJelly LIFNode, cupy"] if device.type == "cuda" else [])):
+            plans[f"{name}, {old.version}"] = partial(OldRunner, old, name, *shape)
+    for name, build in plans.items():
+        started = _start(build)
+        if isinstance(started, str):  # a peer that cannot run this input says so in the table
+            results[name] = {"error": started}
+        else:
+            runners[name], peak = started
+            moved = moved_bytes(name, x)
+            results[name] = {"peak_bytes": peak, **({} if moved is None else {"moved_bytes": moved})}
+    if OURS not in runners:
+        raise _cannot(shape, results[OURS]["error"])
+
+    times: dict[str, list[Times]] = {name: [] for name in runners}
+    gc.collect()
+    began = time.perf_counter()
+    while len(times[OURS]) < LEAST or (len(times[OURS]) < repeats and time.perf_counter() - began < seconds):
+        for name, runner in runners.items():
+            times[name].append(runner.repeat())
+    for name, rows in times.items():
+        results[name] |= {which: _medians(rows, times[OURS], which) for which in PASSES}
+    return {
+        "T": steps,
+        "N": neurons,
+        "dtype": dtype_name(dtype),
+        "repeats": len(times[OURS]),
+        "peers": results,
+    }
+
+
+def _medians(rows: list[Times], ours: list[Times], which: str) -> dict[str, float]:
+    """Seconds and ratio to ours of one pass, by each clock."""
+    medians = {}
+    for clock, prefix in (("call", ""), ("device", "device_")):
+        if clock in rows[0]:
+            taken, own = ([row[clock][which] for row in some] for some in (rows, ours))
+            medians[f"{prefix}seconds"] = statistics.median(taken)
+            medians[f"{prefix}ratio"] = statistics.median(a / b for a, b in zip(taken, own, strict=True))
+    if "queued" in rows[0]:
+        medians["queued"] = statistics.mean(row["queued"][which] for row in rows)
+    return medians
+
+
+def _cannot(shape: tuple[int, int, torch.dtype, torch.device], why: str) -> ValueError:
+    steps, neurons, dtype, device = shape
+    return ValueError(
+        f"our own neuron cannot run T = {steps}, N = {neurons}, {dtype_name(dtype)} on {device}: {why}; choose a "
+        "smaller --size or --most if memory ran out, and see what qif doctor says of the backends otherwise"
+    )
+
+
+def _start(build: Callable[[], Runner | OldRunner]) -> tuple[Runner | OldRunner, int] | str:
+    """A peer that has run, which compiles and loads, with its peak memory; or why it cannot."""
+    try:
+        runner = build()
+        return runner, runner.peak_bytes()
+    except Exception as error:
+        return f"{type(error).__name__}: {_one_line(error)}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def run(
+    sizes: Iterable[tuple[int, int]],
+    dtypes: Iterable[torch.dtype],
+    device: torch.device,
+    path: Path,
+    command: str,
+    old_folder: Path | None = None,
+    seconds: float = 10.0,
+    report: Callable[[str], None] = print,
+    resume: bool = False,
+    minutes: float = float("inf"),
+) -> int:
+    """Measure all ``sizes`` (T, N), writing ``path`` after each.
+
+    Args:
+        sizes: (T, N).
+        dtypes: Types of the input.
+        device: Where.
+        path: Results file.
+        command: What was typed, for the file.
+        old_folder: Folder with a second SpikingJelly.
+        seconds: Time for each size, as in :func:`measure`.
+        report: Receives each case as text.
+        resume: Whether to keep what ``path`` holds and to measure only what it lacks.
+        minutes: Time after which no further size is begun; one is measured at least.
+
+    Returns:
+        How many cases are left to measure.
+
+    Raises:
+        ValueError: ``path`` is of another machine or of other versions, or no results file at all; or our own neuron
+            cannot run a size.
+    """
+    with occupied(path.parent, path.name):
+        return _run(sizes, dtypes, device, path, command, old_folder, seconds, report, resume, minutes)
+
+
+def _run(
+    sizes: Iterable[tuple[int, int]], dtypes: Iterable[torch.dtype], device: torch.device, path: Path, command: str,
+    old_folder: Path | None, seconds: float, report: Callable[[str], None], resume: bool, minutes: float,
+) -> int:  # fmt: skip
+    hosts = tuple(host for host in ("spikingjelly", "snntorch") if installed(host) is not None)
+    began = time.monotonic()
+    results = _begun(path, device, command) if resume and path.exists() else _new(device, command)
+    done = {(case["T"], case["N"], case["dtype"]) for case in results["cases"]}
+    left = [
+        (steps, neurons, dtype)
+        for dtype in dtypes
+        for steps, neurons in sizes
+        if (steps, neurons, dtype_name(dtype)) not in done
+    ]
+    old = OldHost(old_folder) if old_folder is not None and left else None
+    try:
+        first = True
+        while left and (first or time.monotonic() - began < 60 * minutes):
+            first = False
+            steps, neurons, dtype = left.pop(0)
+            case = measure(steps, neurons, dtype, device, hosts, old, seconds)
+            results["cases"].append(case)
+            results["cases"].sort(key=_order)
+            write(path, results)
+            report(format_case(case))
+    finally:
+        if old is not None:
+            old.close()
+    return len(left)
+
+
+def _new(device: torch.device, command: str) -> dict[str, Any]:
+    date = time.strftime("%Y-%m-%d", time.gmtime())
+    return {"machine": machine(device), "command": command, "date": date, "cases": []}
+
+
+def _begun(path: Path, device: torch.device, command: str) -> dict[str, Any]:
+    """The results in ``path``, to go on with."""
+    here, results = machine(device), read_results(path)
+    there = results["machine"]
+    other = [key for key in ("name", "versions", "backend") if here[key] != there[key]]
+    results["cases"].sort(key=_order)
+    if other:
+        raise ValueError(
+            f"{path} cannot be resumed: its {other[0]} is {there[other[0]]}, here it is {here[other[0]]}; leave out "
+            "--resume, or name another file with --out"
+        )
+    if command not in results["command"].split("; "):
+        results["command"] += f"; {command}"
+    return results
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """What :func:`write` wrote.
+
+    Raises:
+        ValueError: It is no results file, or a damaged one.
+    """
+    results: dict[str, Any] = read_json(
+        path, "no results file of qif bench", _FILE, "take another copy, name another file with --out, or move it away"
+    )
+    return results
+
+
+_FILE = {
+    "machine": {"name": str, "backend": str, "versions": {str: str}},
+    "command": str,
+    "cases": [{"T": int, "N": int, "dtype": str, "repeats": int, "peers": {str: {str: object}}}],
+}
+
+
+def _order(case: dict[str, Any]) -> tuple[bool, str, int, int]:
+    return case["dtype"] != "float32", case["dtype"], case["T"], case["N"]
+
+
+def write(path: Path, results: dict[str, Any]) -> None:
+    """Write ``results`` as JSON; the file is complete or the one before."""
+    write_json(path, finite(results))
+
+
+def format_case(case: dict[str, Any]) -> str:
+    """One case as a table: milliseconds, time over ours, memory; on a GPU also the GPU's own time."""
+    on_gpu = "device_seconds" in case["peers"][OURS]["both"]
+    rows = []
+    for name, result in case["peers"].items():
+        if "error" in result:
+            rows.append([name, *["-"] * (6 if on_gpu else 4), result["error"][:40]])
+            continue
+        both = result["both"]
+        passes = [f"{result[which]['seconds'] * 1e3:.3g}" for which in PASSES]
+        device = [f"{both['device_seconds'] * 1e3:.3g}", f"{both['device_ratio']:.2f}"] if on_gpu else []
+        rows.append([name, *passes, f"{both['ratio']:.2f}", *device, f"{result['peak_bytes'] / 2**20:.3g}"])
+    device = ["device ms", "over qif"] if on_gpu else []
+    header = ["", "forward ms", "backward ms", "both ms", "over qif", *device, "peak MiB"]
+    title = f"T = {case['T']}, N = {case['N']}, {case['dtype']}, median of {case['repeats']}"
+    return f"\n{title}\n{text_table(header, rows)}"

@@ -1,0 +1,210 @@
+"""The network of the comparison, in each host's own layers.
+
+:func:`build` is the same code for every host and every neuron: the neuron is one argument, the host another. What
+differs between hosts is how a layer is spread over time, how a neuron is stepped, and how its state is cleared.
+
+The leak of the LIF neurons is β = 1/2 without decay of the input (tdBN brings the input to the threshold's scale, so
+a decayed one would hardly ever fire); everything else is the host's default: its surrogate, its reset.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...neuron.norm import TDBatchNorm2d
+
+__all__ = ["BETA", "HOSTS", "Host", "build", "host_version", "installed_hosts"]
+
+BETA = 0.5
+WIDTHS = (16, 32, 32)
+
+
+class Host:
+    """How one host spells the parts of the network. Sequences are ``[T, N, C, H, W]``, time first."""
+
+    def conv(self, channels: int, width: int) -> nn.Module:
+        """A 3 x 3 convolution over every time step."""
+        raise NotImplementedError
+
+    def norm(self, width: int) -> nn.Module:
+        """tdBN for a threshold of 1."""
+        raise NotImplementedError
+
+    def pool(self) -> nn.Module:
+        """2 x 2 mean over every time step."""
+        raise NotImplementedError
+
+    def readout(self, features: int, classes: int) -> nn.Module:
+        """Flatten and a linear layer over every time step."""
+        raise NotImplementedError
+
+    def spiking(self, neuron: Callable[[], nn.Module]) -> nn.Module:
+        """A layer of neurons that takes and returns a sequence."""
+        raise NotImplementedError
+
+    def clear(self, network: nn.Module) -> None:
+        """Forget the state that the last sequence left."""
+
+    def lif(self) -> Callable[[], nn.Module]:
+        """The host's LIF neuron."""
+        raise NotImplementedError
+
+    def qif(self, window: str) -> Callable[[], nn.Module]:
+        """Our QIF neuron for this host, with the paper's parameters."""
+        raise NotImplementedError
+
+
+class SpikingJelly(Host):
+    """SpikingJelly, 2.x and 0.0.0.0.14, in multi-step mode."""
+
+    def __init__(self) -> None:
+        from spikingjelly.activation_based import functional, layer, neuron
+
+        self.functional, self.layer, self.neuron = functional, layer, neuron
+
+    def conv(self, channels: int, width: int) -> nn.Module:
+        return self.layer.Conv2d(channels, width, 3, padding=1, bias=False, step_mode="m")
+
+    def norm(self, width: int) -> nn.Module:
+        own = self.layer.ThresholdDependentBatchNorm2d
+        # That of 0.0.0.0.14 does not define the check of dimensions and raises NotImplementedError when called.
+        if own._check_input_dim is nn.modules.batchnorm._NormBase._check_input_dim:
+            return TDBatchNorm2d(width)
+        return own(1.0, 1.0, width)
+
+    def pool(self) -> nn.Module:
+        return self.layer.AvgPool2d(2, step_mode="m")
+
+    def readout(self, features: int, classes: int) -> nn.Module:
+        return nn.Sequential(self.layer.Flatten(step_mode="m"), self.layer.Linear(features, classes, step_mode="m"))
+
+    def spiking(self, neuron: Callable[[], nn.Module]) -> nn.Module:
+        node = neuron()
+        self.functional.set_step_mode(node, "m")
+        return node
+
+    def clear(self, network: nn.Module) -> None:
+        self.functional.reset_net(network)
+
+    def lif(self) -> Callable[[], nn.Module]:
+        return partial(self.neuron.LIFNode, tau=1 / (1 - BETA), decay_input=False)
+
+    def qif(self, window: str) -> Callable[[], nn.Module]:
+        adapter: Any = importlib.import_module("qif_plugins.adapters.spikingjelly")
+        return partial(adapter.QIFNode, window=window)
+
+
+class SnnTorch(Host):
+    """snnTorch, whose layers are PyTorch's and whose neurons take one step at a time."""
+
+    def __init__(self) -> None:
+        import snntorch
+
+        self.snntorch = snntorch
+
+    def conv(self, channels: int, width: int) -> nn.Module:
+        return _EveryStep(nn.Conv2d(channels, width, 3, padding=1, bias=False))
+
+    def norm(self, width: int) -> nn.Module:
+        return TDBatchNorm2d(width)
+
+    def pool(self) -> nn.Module:
+        return _EveryStep(nn.AvgPool2d(2))
+
+    def readout(self, features: int, classes: int) -> nn.Module:
+        return _EveryStep(nn.Sequential(nn.Flatten(), nn.Linear(features, classes)))
+
+    def spiking(self, neuron: Callable[[], nn.Module]) -> nn.Module:
+        return _Unrolled(neuron())
+
+    def lif(self) -> Callable[[], nn.Module]:
+        return partial(self.snntorch.Leaky, beta=BETA)
+
+    def qif(self, window: str) -> Callable[[], nn.Module]:
+        adapter: Any = importlib.import_module("qif_plugins.adapters.snntorch")
+        return partial(adapter.QIF, window=window)
+
+
+class _EveryStep(nn.Module):
+    """A stateless layer applied to every time step at once."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x_seq: Tensor) -> Tensor:
+        return self.layer(x_seq.flatten(0, 1)).unflatten(0, x_seq.shape[:2])
+
+
+class _Unrolled(nn.Module):
+    """A snnTorch neuron over a sequence, from rest: in one call where it has one, else step by step."""
+
+    def __init__(self, neuron: nn.Module) -> None:
+        super().__init__()
+        self.neuron = neuron
+
+    def forward(self, x_seq: Tensor) -> Tensor:
+        neuron: Any = self.neuron
+        mem = neuron.reset_mem()
+        if hasattr(neuron, "forward_sequence"):
+            return neuron.forward_sequence(x_seq)[0]
+        spikes = []
+        for x in x_seq:
+            spike, mem = neuron(x, mem)
+            spikes.append(spike)
+        # snnTorch's own surrogates return float32 spikes whatever the membrane is.
+        return torch.stack(spikes).to(x_seq.dtype)
+
+
+def build(
+    host: Host, neuron: Callable[[], nn.Module], channels: int, size: int, classes: int
+) -> tuple[nn.Module, list[nn.Module]]:
+    """Three blocks of convolution, tdBN, neurons and (twice) pooling, then a linear readout.
+
+    Args:
+        host: Whose layers.
+        neuron: Makes one neuron layer; the one argument in which LIF and QIF differ.
+        channels: Channels of the image.
+        size: Height and width of the image, a multiple of 4.
+        classes: Outputs.
+
+    Returns:
+        The network, ``[T, N, C, H, W]`` to ``[T, N, classes]``, and its spiking layers.
+    """
+    layers: list[nn.Module] = []
+    spiking: list[nn.Module] = []
+    for index, width in enumerate(WIDTHS):
+        spiking.append(host.spiking(neuron))
+        layers += [host.conv(channels, width), host.norm(width), spiking[-1]]
+        if index < 2:
+            layers.append(host.pool())
+        channels = width
+    layers.append(host.readout(channels * (size // 4) ** 2, classes))
+    return nn.Sequential(*layers), spiking
+
+
+HOSTS: dict[str, Callable[[], Host]] = {"spikingjelly": SpikingJelly, "snntorch": SnnTorch}
+"""Hosts by the name of their package."""
+
+
+def host_version(name: str) -> str | None:
+    """The installed version of a host, ``None`` if it is not installed."""
+    if importlib.util.find_spec(name) is None:
+        return None
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown version"
+
+
+def installed_hosts() -> tuple[str, ...]:
+    """The hosts of :data:`HOSTS` that are installed."""
+    return tuple(name for name in HOSTS if host_version(name) is not None)

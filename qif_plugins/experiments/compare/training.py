@@ -1,0 +1,172 @@
+"""Training and evaluation of one network; everything random follows from the seed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+from ...diagnostics.spiking import FiringRates
+from ..data.images import Images
+from .hosts import HOSTS, build
+
+__all__ = ["Epoch", "Settings", "Training", "encoder", "train"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every training of one comparison shares.
+
+    Attributes:
+        epochs: Passes over the training images.
+        steps: Time steps T; the image is the input current of every one.
+        batch_size: Images a step of the optimizer (Adam).
+        learning_rate: At the start; a cosine takes it to 0.
+        device: Where to train.
+    """
+
+    epochs: int
+    steps: int
+    batch_size: int
+    learning_rate: float
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """After one epoch.
+
+    Attributes:
+        loss: Mean cross entropy over the epoch's training batches.
+        accuracy: Share of test images classified correctly.
+        spikes: Spikes per neuron-step on the test images.
+    """
+
+    loss: float
+    accuracy: float
+    spikes: float
+
+
+@dataclass
+class Training:
+    """One network's training.
+
+    Attributes:
+        host: Name of the host.
+        neuron: ``"LIF"`` or ``"QIF"``.
+        window: The QIF neuron's window; for LIF the host's own surrogate.
+        seed: Seed of the weights and of the order of the images.
+        epochs: One entry an epoch.
+        step_ms: Median wall time of a training step in milliseconds.
+    """
+
+    host: str
+    neuron: str
+    window: str
+    seed: int
+    epochs: list[Epoch] = field(default_factory=list)
+    step_ms: float = float("nan")
+
+
+def train(
+    images: Images,
+    host_name: str,
+    window: str | None,
+    seed: int,
+    settings: Settings,
+    progress: Callable[[Training], None] = lambda training: None,
+    keep: Callable[[Training, nn.Module], None] = lambda training, network: None,
+) -> Training:
+    """Train one network.
+
+    Args:
+        images: The data, on ``settings.device``.
+        host_name: One of :data:`~qif_plugins.experiments.compare.hosts.HOSTS`.
+        window: The window of a QIF neuron by name; ``None`` trains the host's LIF neuron.
+        seed: Decides the initial weights and the order of the images; the same for every host and neuron.
+        settings: Everything else.
+        progress: Called after every epoch.
+        keep: Called with the trained network.
+
+    Returns:
+        The accuracies and times measured.
+    """
+    host = HOSTS[host_name]()
+    neuron = host.lif() if window is None else host.qif(window)
+    torch.manual_seed(seed)
+    _, channels, size, _ = images.train.shape
+    network, spiking = build(host, neuron, channels, size, images.classes)
+    network.to(settings.device)
+    optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
+    order = torch.Generator().manual_seed(seed)
+    batches = -(-len(images.train) // settings.batch_size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs * batches)
+    encode = encoder(images, settings.steps)
+    result = Training(host_name, "LIF" if window is None else "QIF", window or _surrogate_name(spiking[0]), seed)
+    times: list[float] = []
+    for _ in range(settings.epochs):
+        network.train()
+        losses: list[float] = []
+        for batch in torch.randperm(len(images.train), generator=order, device="cpu").split(settings.batch_size):
+            batch = batch.to(settings.device)
+            x_seq, labels = encode(images.train[batch]), images.train_labels[batch]
+            began = time.perf_counter()
+            host.clear(network)
+            loss = nn.functional.cross_entropy(network(x_seq).mean(0), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.item())  # waits for the device, so that the clock sees the whole step
+            times.append(time.perf_counter() - began)
+        accuracy, spikes = _evaluate(host.clear, network, spiking, images, encode, settings)
+        result.epochs.append(Epoch(sum(losses) / len(losses), accuracy, spikes))
+        progress(result)
+    result.step_ms = 1000 * median(times)
+    keep(result, network)
+    return result
+
+
+def encoder(images: Images, steps: int) -> Callable[[Tensor], Tensor]:
+    """A function from images to sequences: normalized, and the same at every of ``steps`` time steps."""
+    mean, std = images.normalization()
+
+    def encode(batch: Tensor) -> Tensor:
+        x = (batch.float() - mean) / std
+        return x.expand(steps, *x.shape)
+
+    return encode
+
+
+@torch.no_grad()
+def _evaluate(
+    clear: Callable[[nn.Module], None],
+    network: nn.Module,
+    spiking: list[nn.Module],
+    images: Images,
+    encode: Callable[[Tensor], Tensor],
+    settings: Settings,
+) -> tuple[float, float]:
+    """Accuracy, and spikes per neuron-step, on the test images."""
+    rates = FiringRates({str(index): layer for index, layer in enumerate(spiking)})
+    network.eval()
+    correct = 0
+    with rates.measuring():
+        for x, labels in zip(images.test.split(256), images.test_labels.split(256), strict=True):
+            clear(network)
+            correct += int((network(encode(x)).mean(0).argmax(1) == labels).sum())
+        clear(network)
+    return correct / len(images.test), rates.mean() or 0.0
+
+
+def _surrogate_name(layer: nn.Module) -> str:
+    """What the host calls the surrogate of its LIF neuron."""
+    neuron = getattr(layer, "neuron", layer)
+    surrogate = getattr(neuron, "surrogate_function", None) or neuron.spike_grad
+    name = getattr(surrogate, "__name__", None) or type(surrogate).__name__
+    owner = getattr(surrogate, "__qualname__", name).split(".")[0]
+    return owner.lower()

@@ -1,0 +1,1 @@
+"""Train networks of exact spike times, search their settings and draw them."""

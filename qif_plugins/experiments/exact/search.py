@@ -1,0 +1,373 @@
+"""LIF against QIF with hyperparameters searched equally for both: what ``qif exact compare`` runs.
+
+In three parts, each the same for every neuron:
+
+    search    Optuna's TPE sampler proposes settings from one space; each trial trains on four fifths of the training
+              set and is worth its accuracy on the last fifth. The test set is not looked at.
+    confirm   the best few trials are trained with further seeds, and the best on average is taken
+    test      trained on the whole training set over seeds that no search saw, and measured on the test set
+
+Every finished run is kept at once in one file, and a run that is there is not done again, so that a killed comparison
+goes on where it was. The sampler is seeded for each trial anew, so that it then proposes what it would have proposed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ...exact.functional import EventBudgetError
+from ...exact.initialisation import InactiveError
+from ...support.files import finite, read_json, write_json
+from ..figures import figure
+from ..tpe import propose
+from ..training import NonFiniteError
+from .data import Data, load, select
+from .train import DEFAULTS, Settings, build, fit
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+__all__ = ["Comparison", "Runs", "compare", "draw", "space", "summarise", "validation_split"]
+
+Record = dict[str, Any]
+
+MOST_SPIKES = 200
+"""Spikes in a sample, for each neuron of the largest hidden layer, at which a run counts as failed."""
+
+TEST_SEEDS = 100
+"""The first seed of the test; the search and its confirmation count up from 0."""
+
+
+_FILE = {
+    "comparison": {str: object},
+    "runs": [
+        {"part": str, "neuron": str, "trial": int, "seed": int, "params": {str: (float, str)}, "accuracy": float,
+         "history": [{"silent": float, "unanswered": float, "accuracy": float, str: float}]},
+    ],
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared, apart from how long.
+
+    Attributes:
+        dataset: One of :data:`~qif_plugins.experiments.exact.data.DATASETS`.
+        root: Folder of ``"shd"``.
+        limit: Samples of the training and of the test set at most; ``None``: all.
+        hidden: Sizes of the hidden layers.
+        recurrent: Whether hidden layers are recurrent.
+        epochs, batch: Of every run.
+    """
+
+    dataset: str = "digits"
+    root: str | None = None
+    limit: int | None = None
+    hidden: tuple[int, ...] = (100,)
+    recurrent: bool = False
+    epochs: int = 8
+    batch: int = 50
+
+    def settings(self, neuron: str, params: Mapping[str, Any], seed: int) -> Settings:
+        """A run of ``neuron`` with the searched ``params``, see :func:`space`."""
+        base = Settings(**{**DEFAULTS[self.dataset], "neuron": neuron, "recurrent": self.recurrent})
+        base = replace(base, epochs=self.epochs, batch=self.batch, hidden=self.hidden, seed=seed)
+        chosen = replace(base, **params, max_spikes=MOST_SPIKES * max(self.hidden, default=10))
+        if "latest" in params:
+            chosen = replace(chosen, latest=chosen.latest * chosen.duration)
+        return replace(chosen, scale=chosen.scale * chosen.tau) if chosen.loss == "first" else chosen
+
+
+def space(dataset: str) -> dict[str, BaseDistribution]:
+    """The search space, which does not depend on the neuron.
+
+    Args:
+        dataset: One of :data:`~qif_plugins.experiments.exact.data.DATASETS`.
+
+    Returns:
+        Distributions by name. ``latest`` is a fraction of ``duration``, and ``scale`` with the loss ``"first"`` is in
+        units of ``tau``. Images have no unit of time, so their trial length is searched at tau 1; recorded events have
+        one, and tau is searched.
+
+    Raises:
+        ImportError: Optuna is missing.
+    """
+    try:
+        from optuna.distributions import CategoricalDistribution, FloatDistribution
+    except ImportError as error:
+        raise ImportError("the search needs Optuna: pip install 'qif-plugins[study]'") from error
+    timing: dict[str, BaseDistribution] = {"tau": FloatDistribution(0.02, 0.5, log=True)}
+    if dataset != "shd":
+        timing = {"duration": FloatDistribution(0.5, 8, log=True), "latest": FloatDistribution(0.2, 1)}
+    return {
+        **timing,
+        "loss": CategoricalDistribution(("first", "count")),
+        "scale": FloatDistribution(0.02, 2, log=True),
+        "rate": FloatDistribution(0.3, 5, log=True),
+        "pseudo_scale": FloatDistribution(0.1, 30, log=True),
+        "lr": FloatDistribution(1e-4, 1e-1, log=True),
+        "clip": FloatDistribution(1e-2, 1e2, log=True),
+    }
+
+
+def validation_split(data: Data, fraction: float = 0.2) -> Data:
+    """The training set alone, its own samples held out as the test set.
+
+    Args:
+        data: A task.
+        fraction: Of the training set to hold out. Default 0.2.
+
+    Returns:
+        Two disjoint parts that make up ``data.train``; which, is fixed.
+
+    Raises:
+        ValueError: One of the parts would be empty.
+    """
+    count = len(data.train_labels)
+    held_out = round(count * fraction)
+    if not 0 < held_out < count:
+        raise ValueError(f"{count} samples to train are too few to hold out {fraction:g} of them for validation")
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0), device="cpu")
+    kept, rest = order[held_out:], order[:held_out]
+    return Data(
+        select(data.train, kept), data.train_labels[kept], select(data.train, rest), data.train_labels[rest],
+        data.classes,
+    )  # fmt: skip
+
+
+@dataclass
+class Runs:
+    """The finished runs, in a file that is replaced as a whole after each of them.
+
+    Args:
+        path: The file; what it holds is taken over.
+        comparison: What the runs belong to.
+
+    Raises:
+        ValueError: The file holds runs of another comparison, or no runs at all.
+    """
+
+    path: Path
+    comparison: Comparison
+    records: list[Record] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        if not self.path.exists():
+            return
+        saved = read_json(
+            self.path, "not a file of 'qif exact compare'", _FILE, "take another copy, remove it or pass another --out"
+        )
+        found, records = saved["comparison"], saved["runs"]
+        wanted = json.loads(json.dumps(asdict(self.comparison)))
+        for name, value in wanted.items():
+            if found.get(name) != value:
+                raise ValueError(
+                    f"{self.path} holds runs with {name}={found.get(name)}, not {value}; pass another --out, or the "
+                    f"same options to go on"
+                )
+        self.records = records
+
+    def of(self, part: str, neuron: str, **wanted: Any) -> list[Record]:
+        """The runs of a part in order, with these entries."""
+        return [
+            record
+            for record in self.records
+            if (record["part"], record["neuron"]) == (part, neuron)
+            and all(record[name] == value for name, value in wanted.items())
+        ]
+
+    def add(self, record: Record) -> None:
+        """Keep a run."""
+        self.records.append(record)
+        write_json(self.path, finite({"comparison": asdict(self.comparison), "runs": self.records}))
+
+
+def compare(
+    runs: Runs,
+    neurons: Sequence[str] = ("lif", "qif"),
+    trials: int = 40,
+    finalists: int = 5,
+    confirmations: int = 2,
+    seeds: int = 5,
+    report: Callable[[Record], None] = lambda record: None,
+) -> None:
+    """Do what is not in ``runs`` yet.
+
+    Args:
+        runs: The finished runs; added to.
+        neurons: Which ones. Default LIF and QIF.
+        trials: Of the search, for each neuron. Default 40.
+        finalists: Best trials that are trained again. Default 5.
+        confirmations: With so many further seeds. Default 2.
+        seeds: Of the test. Default 5.
+        report: Called with every run once it is done.
+
+    Raises:
+        ImportError: Optuna is missing.
+        FileNotFoundError: The data set's files are missing.
+    """
+    comparison = runs.comparison
+    root = None if comparison.root is None else Path(comparison.root)
+
+    @lru_cache(maxsize=1)
+    def whole(duration: float, latest: float) -> Data:
+        return load(comparison.dataset, duration, latest, root, comparison.limit)
+
+    def run(part: str, neuron: str, trial: int, seed: int, params: Mapping[str, Any]) -> None:
+        if runs.of(part, neuron, trial=trial, seed=seed):
+            return
+        settings = comparison.settings(neuron, params, seed)
+        data = whole(settings.duration, settings.latest)
+        data = data if part == "test" else validation_split(data)
+        record = {"part": part, "neuron": neuron, "trial": trial, "seed": seed, "params": dict(params)}
+        record.update(_train(settings, data))
+        runs.add(record)
+        report(record)
+
+    for trial in range(trials):
+        for neuron in neurons:
+            if not runs.of("search", neuron, trial=trial):
+                finished = ((record["params"], record["accuracy"]) for record in runs.of("search", neuron))
+                run("search", neuron, trial, 0, propose(space(comparison.dataset), finished, seed=trial))
+    for neuron in neurons:
+        for record in _best_first(runs, neuron)[:finalists]:
+            for seed in range(1, confirmations + 1):
+                run("confirm", neuron, record["trial"], seed, record["params"])
+    for seed in range(TEST_SEEDS, TEST_SEEDS + seeds):
+        for neuron in neurons:
+            best = chosen(runs, neuron)
+            run("test", neuron, best["trial"], seed, best["params"])
+
+
+def chosen(runs: Runs, neuron: str) -> Record:
+    """The trial with the best mean validation accuracy among the confirmed ones, or among all if none is."""
+    ranked = _best_first(runs, neuron)
+    confirmed = [record for record in ranked if runs.of("confirm", neuron, trial=record["trial"])]
+    return max(confirmed or ranked, key=lambda record: validation(runs, record))
+
+
+def validation(runs: Runs, record: Record) -> float:
+    """The mean validation accuracy of a trial over its seeds."""
+    again = runs.of("confirm", record["neuron"], trial=record["trial"])
+    return statistics.fmean([record["accuracy"], *(one["accuracy"] for one in again)])
+
+
+def _best_first(runs: Runs, neuron: str) -> list[Record]:
+    return sorted(runs.of("search", neuron), key=lambda record: -record["accuracy"])
+
+
+def _train(settings: Settings, data: Data) -> Record:
+    """A run's accuracy at its end, 0 if it failed, with its history or the reason."""
+    history: list[dict[str, float]] = []
+
+    def keep(row: dict[str, float]) -> None:
+        history.append({name: value for name, value in row.items() if math.isfinite(value)})
+
+    result: Record = {}
+    try:
+        fit(build(settings, data.train.channels, data.classes), data, settings, keep)
+    except (EventBudgetError, InactiveError, NonFiniteError) as error:
+        result["failed"] = str(error)
+    accuracy = 0.0 if "failed" in result else history[-1]["accuracy"]
+    return {**result, "accuracy": accuracy, "history": history}
+
+
+def summarise(runs: Runs, neurons: Sequence[str]) -> dict[str, Record]:
+    """What came out, by neuron.
+
+    Args:
+        runs: Of a comparison that is done.
+        neurons: Which ones.
+
+    Returns:
+        For each its settings, the validation accuracy that chose them, how many of the trials failed and the median
+        accuracy of all, the test accuracies with mean and sample standard deviation, and over epochs and seeds of the
+        test the silent neurons (mean at the start, at the end and at the worst epoch), and the gradient's norm (mean
+        over epochs and seeds; largest batch over mean, the median of epochs and seeds).
+    """
+    summary = {}
+    for neuron in neurons:
+        best, trials = chosen(runs, neuron), runs.of("search", neuron)
+        tests = runs.of("test", neuron, trial=best["trial"])
+        sound = [record["history"] for record in tests if "failed" not in record]
+        epochs = [row for history in sound for row in history[1:]]
+        accuracies = [record["accuracy"] for record in tests]
+        summary[neuron] = {
+            "params": best["params"],
+            "validation": validation(runs, best),
+            "trials": len(trials),
+            "trials failed": sum("failed" in record for record in trials),
+            "trials median": statistics.median(record["accuracy"] for record in trials),
+            "trials above 0.9": sum(record["accuracy"] > 0.9 for record in trials),
+            "test": accuracies,
+            "test mean": statistics.fmean(accuracies),
+            "test deviation": statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0,
+            "silent at first": _mean(history[0]["silent"] for history in sound),
+            "silent at last": _mean(history[-1]["silent"] for history in sound),
+            "silent at worst": _mean(max(row["silent"] for row in history) for history in sound),
+            "unanswered at last": _mean(history[-1]["unanswered"] for history in sound),
+            "gradient": _mean(row["grad_norm"] for row in epochs),
+            "gradient largest over mean": statistics.median(
+                [row["grad_norm_max"] / row["grad_norm"] for row in epochs if row["grad_norm"]] or [0.0]
+            ),
+            "seconds an epoch": _mean(row["seconds"] for row in epochs),
+        }
+    return summary
+
+
+def _mean(values: Any) -> float:
+    listed = list(values)
+    return statistics.fmean(listed) if listed else 0.0
+
+
+def draw(runs: Runs, neurons: Sequence[str], path: Path) -> None:
+    """The trials' accuracies in order, and error, silent neurons and gradient norms over epochs of the test.
+
+    Args:
+        runs: Of a comparison that is done.
+        neurons: Which ones.
+        path: The image to write; the bands are the seeds' extremes, and a dotted line is the largest batch.
+
+    Raises:
+        ImportError: Matplotlib is not installed.
+    """
+    with figure(path, (14, 3.2), dpi=130) as drawn:
+        _draw(runs, neurons, drawn.subplots(1, 4))
+
+
+def _draw(runs: Runs, neurons: Sequence[str], axes: Any) -> None:
+    for neuron, colour in zip(neurons, ("tab:orange", "tab:blue", "tab:green"), strict=False):
+        trials = sorted((record["accuracy"] for record in runs.of("search", neuron)), reverse=True)
+        axes[0].plot(range(1, len(trials) + 1), trials, ".-", color=colour, label=neuron.upper())
+        tests = runs.of("test", neuron, trial=chosen(runs, neuron)["trial"])
+        histories = [record["history"] for record in tests if "failed" not in record]
+        for axis, name, style in (
+            (axes[1], "accuracy", "-"),
+            (axes[2], "silent", "-"),
+            (axes[3], "grad_norm", "-"),
+            (axes[3], "grad_norm_max", ":"),
+        ):
+            rows = np.array([[row.get(name, math.nan) for row in history] for history in histories])
+            rows = 1 - rows if name == "accuracy" else rows[:, 1:] if name.startswith("grad") else rows
+            if not rows.size:
+                continue
+            epochs = np.arange(runs.comparison.epochs + 1)[-rows.shape[1] :]
+            axis.plot(epochs, rows.mean(0), style, color=colour, label=neuron.upper() if style == "-" else None)
+            if style == "-":
+                axis.fill_between(epochs, rows.min(0), rows.max(0), color=colour, alpha=0.2, linewidth=0)
+    axes[0].set(title="search", xlabel="trial, best first", ylabel="validation accuracy", ylim=(0, 1))
+    axes[1].set(title="test error", xlabel="epoch", yscale="log")
+    axes[2].set(title="silent hidden neurons", xlabel="epoch", ylim=(0, None))
+    axes[3].set(title="gradient norm (dotted: largest)", xlabel="epoch", yscale="log")
+    for axis in axes:
+        axis.legend()

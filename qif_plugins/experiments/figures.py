@@ -1,0 +1,235 @@
+"""Figures. Matplotlib is imported when one is drawn, with a backend that needs no display."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ..neuron.parameters import QIFParameters
+from ..neuron.phase import fixed_points, regions, trajectory
+from ..support.files import replacing
+
+__all__ = ["Curve", "figure", "plot_curves", "plot_overhead", "plot_phase", "require_matplotlib"]
+
+# Colours that stay apart for colour-blind readers and in grey (Okabe and Ito).
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_REGION_COLOURS = {"rebound": "#CC79A7", "rest": "#009E73", "fire": "#E69F00", "runaway": "#D55E00"}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of :func:`plot_curves`.
+
+    Attributes:
+        panel: Title of the panel it belongs to.
+        label: Its name in the legend.
+        mean: One value an epoch.
+        deviation: Half-height of its band at each epoch.
+    """
+
+    panel: str
+    label: str
+    mean: Sequence[float]
+    deviation: Sequence[float]
+
+
+def plot_curves(path: Path, curves: Iterable[Curve], title: str, y_label: str) -> None:
+    """Curves over epochs with their deviation bands, one panel a host, in the format that the suffix of ``path`` names.
+
+    Args:
+        path: The file to write.
+        curves: What to draw; curves of one label have one colour in every panel.
+        title: Title of the figure.
+        y_label: Label of the vertical axis.
+
+    Raises:
+        ImportError: Matplotlib is not installed.
+    """
+    curves = list(curves)
+    panels = list(dict.fromkeys(curve.panel for curve in curves))
+    labels = list(dict.fromkeys(curve.label for curve in curves))
+    with _figure(path, (1.2 + 4.4 * len(panels), 4.2), columns=len(panels)) as (figure, all_axes):
+        for panel, axes in zip(panels, all_axes, strict=True):
+            for curve in (curve for curve in curves if curve.panel == panel):
+                index = labels.index(curve.label)
+                colour, marker = COLOURS[index % len(COLOURS)], "osD^vP*"[index % 7]
+                epochs = range(1, len(curve.mean) + 1)
+                low = [mean - deviation for mean, deviation in zip(curve.mean, curve.deviation, strict=True)]
+                high = [mean + deviation for mean, deviation in zip(curve.mean, curve.deviation, strict=True)]
+                axes.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
+                axes.plot(epochs, curve.mean, color=colour, marker=marker, markersize=4, label=curve.label)
+            axes.set_title(panel)
+            axes.set_xlabel("epoch")
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.grid(alpha=0.3)
+        all_axes[0].set_ylabel(y_label)
+        all_axes[-1].legend(loc="lower right", framealpha=0.9)
+        figure.suptitle(title)
+
+
+def plot_phase(
+    path: Path,
+    params: QIFParameters,
+    starts: Sequence[float],
+    steps: int = 12,
+    current: float = 0.0,
+) -> None:
+    """Cobweb plot of v -> f(v) + I with fixed points, threshold, regions and trajectories, to a PNG.
+
+    Args:
+        path: The file to write.
+        params: The neuron; every number a float.
+        starts: Membrane potentials at which trajectories start.
+        steps: Steps of each trajectory. Default 12.
+        current: The constant input I. Default 0.
+
+    Raises:
+        ImportError: Matplotlib is not installed.
+    """
+    points = fixed_points(params, current)
+    theta = float(params.v_threshold)
+    # Without fixed points: where the map comes closest to the diagonal.
+    closest = (params.u1 + params.u2 + 1 / params.a) / 2
+    passage = [] if points else [closest, params.map(closest) + current]
+    shown = [*starts, theta, *passage, *(point.v for point in points)]
+    span = max(shown) - min(shown) or 1.0
+    lo, hi = min(shown) - 0.5 * span, max(shown) + 0.15 * span
+    with _figure(path, (8.4, 7.6)) as (_, (axes,)):
+        grid = [lo + (hi - lo) * k / 400 for k in range(401)]
+        images = [params.map(v) + current for v in grid]
+        axes.plot(grid, images, color="black", linewidth=2, label=f"h = f(v) {current:+g}" if current else "h = f(v)")
+        axes.plot(grid, grid, color="0.5", linewidth=1, label="h = v")
+        axes.axvline(theta, color="0.2", linewidth=1.2, linestyle="--", label=f"threshold {theta:g}")
+        axes.axhline(theta, color="0.2", linewidth=1.2, linestyle="--")
+        for index, start in enumerate(starts):
+            _draw_cobweb(axes, trajectory(params, start, steps, current), COLOURS[index % len(COLOURS)])
+        for point in points:
+            kind, fill = ("stable", "black") if point.stable else ("unstable", "white")
+            axes.plot(
+                point.v, point.v, "o", markersize=9, color="black", markerfacecolor=fill, zorder=6,
+                label=f"{kind} fixed point {point.v:.4g}, slope {point.slope:.4g}",
+            )  # fmt: skip
+        named: set[str] = set()
+        for region in regions(params, current):
+            if max(region.lo, lo) < min(region.hi, hi):
+                axes.axvspan(
+                    max(region.lo, lo), min(region.hi, hi), color=_REGION_COLOURS[region.name], alpha=0.15, linewidth=0,
+                    label=f"_{region.meaning}" if region.meaning in named else region.meaning,
+                )  # fmt: skip
+                named.add(region.meaning)
+        axes.set_xlim(lo, hi)
+        axes.set_ylim(min(*images, *shown) - 0.1 * span, hi)
+        axes.set_xlabel("membrane before the step, v")
+        axes.set_ylabel("membrane after the step, h")
+        axes.set_title(f"Map of the QIF neuron, a = {params.a:g}, u1 = {params.u1:g}, u2 = {params.u2:g}")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2, frameon=False)
+
+
+def plot_overhead(
+    path: Path,
+    rates: Sequence[float],
+    curves: Mapping[str, Sequence[float]],
+    points: Sequence[tuple[float, float]],
+    reported: tuple[float, float],
+    title: str,
+) -> None:
+    """Energy of QIF over LIF against the firing rate, to a PNG.
+
+    Args:
+        path: The file to write.
+        rates: Spikes per connection.
+        curves: Overhead at each rate, as a fraction, by label.
+        points: Measured rates and overheads.
+        reported: The range of overheads that the paper reports.
+        title: Title of the figure.
+
+    Raises:
+        ImportError: Matplotlib is not installed.
+    """
+    with _figure(path, (7.2, 5.4)) as (figure, (axes,)):
+        axes.axhspan(
+            *(100 * value for value in reported), color="0.5", alpha=0.2, linewidth=0, label="arXiv 2510.05168 reports"
+        )
+        for index, (label, overheads) in enumerate(curves.items()):
+            axes.plot(rates, [100 * value for value in overheads], color=COLOURS[index % len(COLOURS)], label=label)
+        axes.plot(
+            *zip(*((rate, 100 * overhead) for rate, overhead in points), strict=True), "o", markersize=5,
+            color=COLOURS[-1], markerfacecolor="none", label="arithmetic, measured",
+        )  # fmt: skip
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter("{x:g}")
+        axes.set_xlabel("spikes per connection and time step")
+        axes.set_ylabel("energy of QIF over LIF (%)")
+        axes.set_title(title)
+        axes.grid(alpha=0.3, which="both")
+        figure.legend(loc="outside lower center", ncols=2, frameon=False)
+
+
+def require_matplotlib(*paths: Path) -> None:
+    """Raise an error that says what to do, if figures cannot be drawn to ``paths``; for before the work that they show.
+
+    Raises:
+        ImportError: Matplotlib is not installed.
+        ValueError: The suffix of a path is no format that Matplotlib writes.
+    """
+    if find_spec("matplotlib") is None:
+        raise ImportError("drawing a figure needs matplotlib; install it with: pip install 'qif-plugins[run]'")
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    formats = FigureCanvasBase.get_supported_filetypes()
+    for path in paths:
+        if path.suffix[1:].lower() not in formats:
+            raise ValueError(
+                f"cannot draw to {path}; give it one of the suffixes {', '.join(f'.{f}' for f in formats)}"
+            )
+
+
+@contextmanager
+def figure(path: Path, size: tuple[float, float], dpi: int = 150) -> Iterator[Any]:
+    """An empty Matplotlib figure that is written to ``path``, in the format of its suffix, if the block succeeds.
+
+    Needs no display and leaves ``matplotlib.pyplot`` alone. A PDF or SVG holds no date.
+
+    Args:
+        path: The file to write.
+        size: Width and height in inches.
+        dpi: Pixels an inch. Default 150.
+
+    Raises:
+        ImportError: Matplotlib is not installed.
+        ValueError: The suffix of ``path`` is no format that Matplotlib writes.
+    """
+    require_matplotlib(path)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=size, dpi=dpi, layout="constrained")
+    FigureCanvasAgg(drawn)
+    yield drawn
+    form = path.suffix[1:].lower()
+    undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(form)
+    with replacing(path) as beside:
+        drawn.savefig(beside, format=form, metadata=undated)
+
+
+@contextmanager
+def _figure(path: Path, size: tuple[float, float], columns: int = 1) -> Iterator[tuple[Any, Any]]:
+    """The same with ``columns`` panels side by side."""
+    with figure(path, size) as drawn:
+        yield drawn, drawn.subplots(1, columns, sharey=True, squeeze=False)[0]
+
+
+def _draw_cobweb(axes: Any, path: Sequence[float], colour: str) -> None:
+    """From the diagonal vertically to the map, then horizontally back to the diagonal; a square at the start."""
+    corners = [(path[0], path[0])]
+    for v, h in itertools.pairwise(path):
+        corners += [(v, h), (h, h)]
+    axes.plot(*zip(*corners, strict=True), color=colour, linewidth=1.4, label=f"without reset, from v = {path[0]:.4g}")
+    axes.plot(*corners[0], marker="s", markersize=6, color=colour, zorder=5)

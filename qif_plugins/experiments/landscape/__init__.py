@@ -1,0 +1,37 @@
+"""Loss and gradient along directions in parameter space, and numbers for how fragmented they are.
+
+For any network and any loss of it: exact networks, whose gradient is that of the loss, and surrogate-trained ones of
+both hosts, whose gradient is the surrogate's.
+
+    directions = [random_direction(network, seed=0), random_direction(network, seed=1)]
+    line = along(network, loss, directions[0], positions)     loss and slope on a line
+    fragmentation(line)                                       numbers
+    locate_jumps(network, loss, directions[0], line)          where it jumps, and which spikes change there
+    over_plane(network, loss, directions, (positions, positions))      the same over a plane
+
+The network is measured in the mode (training or evaluation) that it is in. Parameters, buffers, modes, membranes, hooks
+and random numbers are as before afterwards, whatever happens; membranes are cleared, buffers restored and PyTorch's
+random numbers started anew before every evaluation, so that dropout or a random encoding draws the same everywhere.
+"""
+
+from ...diagnostics.spiking import spiking_layers
+from .directions import between, gradient_direction, random_direction
+from .jumps import EVENTS, Jump, locate_jumps
+from .lines import Line, Plane, along, over_plane
+from .numbers import fragmentation, plane_angle
+
+__all__ = [
+    "EVENTS",
+    "Jump",
+    "Line",
+    "Plane",
+    "along",
+    "between",
+    "fragmentation",
+    "gradient_direction",
+    "locate_jumps",
+    "over_plane",
+    "plane_angle",
+    "random_direction",
+    "spiking_layers",
+]

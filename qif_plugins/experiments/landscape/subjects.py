@@ -1,0 +1,187 @@
+"""What ``qif landscape`` measures: trained networks from files, and networks that a function returns."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...support import checkpoints
+from ...support.files import read_json
+from ..compare import checkpoint as comparison
+from ..compare.training import encoder
+from ..data.images import load_images
+
+__all__ = ["Subject", "load_subject"]
+
+ADVICE = "pass --data-folder where they lie"
+_FORMS = (
+    "a folder that 'qif exact train' or 'qif train' wrote, a file of 'qif compare --save' or of 'qif train', or "
+    "package.module:function"
+)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network with a loss to measure.
+
+    Attributes:
+        source: Where it comes from, as given.
+        title: For people.
+        network: In evaluation mode.
+        loss: The mean loss over samples by their numbers in the training set.
+        samples: How many there are; 0 where the loss is over samples of its own.
+        about: What else is known: settings, accuracy.
+    """
+
+    source: str
+    title: str
+    network: nn.Module
+    loss: Callable[[list[int]], Tensor]
+    samples: int
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+def load_subject(source: str, data_folder: Path | None = None) -> Subject:
+    """The network that ``source`` names.
+
+    Args:
+        source: A folder with ``exact.pt`` or ``best.pt``, a file of ``qif compare --save`` or ``qif train``, or
+            ``package.module:function``, which is called without arguments and returns (network, loss), the loss a
+            function without arguments, as :func:`~.lines.along` takes it. Networks of files are
+            computed in float64, in which no threshold is crossed by rounding.
+        data_folder: Where the data lie, of the networks of ``qif compare`` and ``qif train``. Default: ``"data"``, and
+            as in training.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: It is none of these.
+        ImportError: A package is missing.
+    """
+    path = Path(source)
+    if not path.exists() and ":" in source:
+        return _from_function(source)
+    if path.is_dir():
+        path = next((path / name for name in ("exact.pt", "best.pt") if (path / name).is_file()), path)
+    if not path.is_file():
+        problem = "holds no exact.pt and no best.pt" if path.is_dir() else "does not exist"
+        raise FileNotFoundError(f"{path} {problem}; pass {_FORMS}")
+    what = "checkpoint of this package"
+    content = checkpoints.load(path, what, f"pass {_FORMS}")
+    if isinstance(content, dict):
+        if content.get("kind") == comparison.KIND:
+            return _of_comparison(source, path, content, data_folder)
+        if "format" in content:
+            from ..training.checkpoint import check_checkpoint
+
+            check_checkpoint(path, content)
+            return _of_training(source, path, content, data_folder)
+        if content.keys() & {"settings", "network"}:
+            return _exact(source, path, content)
+    raise ValueError(f"{path} is not a {what}; pass {_FORMS}")
+
+
+def _exact(source: str, path: Path, content: dict[str, Any]) -> Subject:
+    from ...exact.functional import EventBudgetError
+    from ..exact.data import load, select
+    from ..exact.train import build, check_saved, classification_loss
+
+    settings = check_saved(path, content)
+    saved = content["data"]
+    data = load(
+        saved["name"], settings.duration, settings.latest, saved["root"] and Path(saved["root"]), saved["limit"]
+    )
+    network = build(settings, data.train.channels, data.classes)
+    checkpoints.load_weights(network, content["network"], str(path))
+
+    def loss(samples: list[int]) -> Tensor:
+        chosen = torch.tensor(samples, device="cpu")
+        try:
+            out = network(select(data.train, chosen))
+        except EventBudgetError as error:
+            raise ValueError(
+                f"{source} emits more than {error.max_spikes} spikes in one sample; pass a smaller --radius"
+            ) from error
+        return classification_loss(out, data.train_labels[chosen], settings)
+
+    about = {"kind": "exact", "data": saved["name"], "settings": content["settings"]}
+    history = path.with_name("exact.json")
+    if history.is_file():
+        parts = {"history": [{"accuracy": float}]}
+        about["accuracy"] = read_json(history, "no file of 'qif exact train'", parts)["history"][-1]["accuracy"]
+    return Subject(source, f"{settings.neuron.upper()}, exact", network.eval(), loss, len(data.train_labels), about)
+
+
+def _of_comparison(source: str, path: Path, content: dict[str, Any], data_folder: Path | None) -> Subject:
+    comparison.check_content(path, content)
+    images = load_images(content["data"], data_folder or "data", advice=ADVICE)
+    host, network = comparison.rebuild(path, content, images)
+    network.double()
+    encode = encoder(images, content["steps"])
+
+    def loss(samples: list[int]) -> Tensor:
+        host.clear(network)
+        logits = network(encode(images.train[samples]).double()).mean(0)
+        return F.cross_entropy(logits, images.train_labels[samples])
+
+    names = ("host", "neuron", "window", "seed", "epochs", "steps", "data")
+    about = {"kind": "surrogate", **{name: content[name] for name in names}}
+    about["accuracy"] = content["last_epoch"]["accuracy"]
+    title = f"{content['neuron']} ({content['window']}), {content['host']}"
+    return Subject(source, title, network, loss, len(images.train), about)
+
+
+def _of_training(source: str, path: Path, content: dict[str, Any], data_folder: Path | None) -> Subject:
+    from ..training.config import from_dict
+    from ..training.losses import mean_cross_entropy, tet
+    from ..training.session import prepare
+
+    trained = from_dict(content["config"], path)
+    # The samples as they are.
+    data = replace(trained.data, augment=(), folder=str(data_folder or trained.data.folder))
+    config = replace(trained, data=data)
+    network, task = prepare(config, content["data"], (ADVICE, ""), train=False)
+    checkpoints.load_weights(network, content["state"]["model"], str(path))
+    network.double()
+    steps, chosen = (None if config.data.name == "cifar10dvs" else config.data.steps), config.loss
+
+    def loss(samples: list[int]) -> Tensor:
+        x, labels = task.train.fetch(torch.tensor(samples, device="cpu"), 0)
+        x_seq = (x.transpose(0, 1) if steps is None else x.expand(steps, *x.shape)).double()
+        logits = network(x_seq)
+        if chosen.name == "tet":
+            return tet(logits, labels, chosen.regularization, chosen.target)
+        return mean_cross_entropy(logits, labels)
+
+    about = {"kind": "surrogate", "host": "spikingjelly", "config": content["config"]}
+    history = content["state"]["history"]
+    if history and "test_accuracy" in history[-1]:
+        about["accuracy"] = history[-1]["test_accuracy"]
+    title = f"{config.neuron.get('name', 'qif').upper()}, {config.model['name']}"
+    return Subject(source, title, network.eval(), loss, task.train.count, about)
+
+
+def _from_function(source: str) -> Subject:
+    module_name, _, name = source.partition(":")
+    # As python -m does: modules beside where the command runs.
+    sys.path.insert(0, "")
+    try:
+        function = getattr(importlib.import_module(module_name), name, None)
+    finally:
+        sys.path.remove("")
+    if not callable(function):
+        raise ValueError(f"{module_name} has no function {name!r}; pass package.module:function")
+    made = function()
+    if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module) and callable(made[1])):
+        raise ValueError(f"{source} must return (network, loss), a module and a function without arguments")
+    network, loss = made
+    return Subject(
+        source, f"{type(network).__name__}, {name}", network, lambda samples: loss(), 0, {"kind": "function"}
+    )

@@ -1,0 +1,206 @@
+"""Study 5: LIF against QIF, each after the same number of trials of the same search."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from ..figures import COLOURS, figure
+from ..tpe import propose
+from .page import Body, table
+from .records import Records, Result, Setting, Trial
+from .runner import Options
+from .stats import deviation, interval, mean_pm, paired, sign, welch
+from .trial import train
+
+try:
+    import optuna
+except ImportError as error:
+    raise ImportError("the budget study needs optuna: pip install 'qif-plugins[study]'") from error
+
+__all__ = ["QUESTION", "TITLE", "plan", "report", "run"]
+
+TITLE = "LIF against QIF at equal budget"
+QUESTION = (
+    "Both neurons are tuned alike, with the same number of trials over the same ranges; the best setting of each is "
+    "then trained anew with seeds that the search has not used, on all training images. Which is more accurate on the "
+    "test images, which no trial of the search has seen?"
+)
+
+NEURONS = ("lif", "qif")
+STARTUP = 8
+"""Trials at random before the sampler models what they found."""
+FINAL_SEED = 100
+"""First seed of the final trainings; the search uses 0."""
+VERDICTS = {1: "QIF is more accurate", 0: "the two cannot be told apart", -1: "LIF is more accurate"}
+
+
+def space(neuron: str) -> dict[str, optuna.distributions.BaseDistribution]:
+    """What the search varies: seven dimensions for each neuron, the last one its own."""
+    d = optuna.distributions
+    return {
+        "lr": d.FloatDistribution(3e-4, 2e-2, log=True),
+        "weight_decay": d.FloatDistribution(1e-5, 1e-1, log=True),
+        "surrogate": d.CategoricalDistribution(("unbiased", "heuristic", "atan", "paper")),
+        "surrogate_width": d.FloatDistribution(0.5, 2.0, log=True),
+        "detach_reset": d.CategoricalDistribution((False, True)),
+        "tau": d.FloatDistribution(1.1, 4.0, log=True),
+        **(
+            {"decay_input": d.CategoricalDistribution((False, True))}
+            if neuron == "lif"
+            else {"dynamics": d.CategoricalDistribution(("paper", "lif", "lif, decayed input"))}
+        ),
+    }
+
+
+def plan(options: Options, done: Records) -> list[Setting]:
+    """Of each neuron the trials so far and the next; once the search is over, the final trainings of the best."""
+    trials, seeds = (3, 2) if options.quick else (30, 10)
+    settings = []
+    for neuron in NEURONS:
+        searched: list[tuple[Setting, Trial]] = []
+        for number in range(trials):
+            setting = {
+                "kind": "search", "number": number, "validation": True, "seed": 0, **_common(neuron, options.quick),
+                **_as_setting(neuron, _ask(neuron, number, searched)),
+            }  # fmt: skip
+            settings.append(setting)
+            trial = done.get(setting)
+            if trial is None:
+                break
+            searched.append((setting, trial))
+        else:
+            best = _best([trial for _, trial in searched]).setting
+            kept = {name: value for name, value in best.items() if name not in ("kind", "number", "validation", "seed")}
+            settings += [
+                {"kind": "final", "validation": False, "seed": FINAL_SEED + seed, **kept}
+                for seed in range(options.seeds or seeds)
+            ]
+    return settings
+
+
+def run(setting: Setting) -> Result:
+    """One training."""
+    return train(setting)
+
+
+def _common(neuron: str, quick: bool) -> Setting:
+    size = (
+        {"data": "digits", "layers": 2, "width": 32, "epochs": 1}
+        if quick
+        else {"data": "mnist5k", "layers": 3, "width": 128, "epochs": 6}
+    )
+    return {"neuron": neuron, **size, "norm": "tdbn", "steps": 4, "batch_size": 64, "optimizer": "adam"}
+
+
+def _as_setting(neuron: str, values: dict[str, Any]) -> Setting:
+    """The sampled values as :func:`~qif_plugins.experiments.studies.trial.train` takes them."""
+    setting = {name: value for name, value in values.items() if name not in ("tau", "decay_input", "dynamics")}
+    if neuron == "lif":
+        setting["neuron_args"] = {"tau": values["tau"], "decay_input": values["decay_input"]}
+    elif values["dynamics"] == "paper":
+        setting["neuron_args"] = {"dynamics": "paper"}
+    else:
+        setting["neuron_args"] = {"tau": values["tau"], "decay_input": values["dynamics"] == "lif, decayed input"}
+    return {**setting, "sampled": values}
+
+
+def _ask(neuron: str, number: int, searched: Sequence[tuple[Setting, Trial]]) -> dict[str, Any]:
+    """The values of trial ``number``, decided by the trials before it alone."""
+    finished = ((setting["sampled"], trial.result["accuracy"]) for setting, trial in searched)
+    return propose(space(neuron), finished, seed=number, startup=STARTUP)
+
+
+def _best(trials: Sequence[Trial]) -> Trial:
+    return max(trials, key=lambda trial: trial.result["accuracy"])
+
+
+def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
+    """Final accuracies with their intervals, the settings found, and the course of the search."""
+    search = {n: [t for t in trials if t.setting["neuron"] == n and t.setting["kind"] == "search"] for n in NEURONS}
+    final = {n: [t for t in trials if t.setting["neuron"] == n and t.setting["kind"] == "final"] for n in NEURONS}
+    _draw(search, final, picture)
+    accuracies = {n: [trial.result["accuracy"] for trial in final[n]] for n in NEURONS}
+    rows = [
+        [
+            n.upper(), mean_pm(accuracies[n], 2, 100), str(len(final[n])),
+            mean_pm([t.result["rate"] for t in final[n] if "rate" in t.result], 3),
+            f"{100 * _best(search[n]).result['accuracy']:.2f}" if search[n] else "–", str(len(search[n])),
+        ]
+        for n in NEURONS
+    ]  # fmt: skip
+    names = list(dict.fromkeys(name for n in NEURONS for name in space(n)))
+    found = [
+        [n.upper(), *(_value(_best(search[n]).setting["sampled"].get(name)) for name in names)]
+        for n in NEURONS
+        if search[n]
+    ]
+    sections = [
+        table(["", "test accuracy, %", "seeds", "spikes a neuron-step", "best validation accuracy, %", "trials"], rows),
+        "The settings found:",
+        table(["", *names], found),
+    ]
+    if all(len(accuracies[n]) > 1 for n in NEURONS):
+        sections.insert(1, _intervals(accuracies))
+    setting = trials[0].setting
+    method = (
+        f"Perceptrons of {setting['layers']} layers, {setting['width']} neurons each, under tdBN on {setting['data']}, "
+        f"T = {setting['steps']}, {setting['epochs']} epochs of Adam with decoupled weight decay, the learning rate "
+        f"taken to 0 by a cosine. The search (Optuna's TPE, {STARTUP} trials at random first) trains on four fifths of "
+        "the training images with seed 0 and is judged on the last fifth. Learning rate, weight decay, surrogate, its "
+        "width, detached reset and τ have the same ranges for both; the seventh dimension is whether LIF decays its "
+        "input; for QIF, whether it has the paper's parameters (which leave τ without effect), those matched to τ, or "
+        "those with decayed input."
+    )
+    seeds = sorted({trial.setting["seed"] for trial in trials})
+    return Body(_finding(accuracies, search), sections, seeds, method)
+
+
+def _intervals(accuracies: dict[str, list[float]]) -> str:
+    lif, qif = accuracies["lif"], accuracies["qif"]
+    same = len(lif) == len(qif)
+    both = [("Welch", welch(lif, qif)), *([("paired by seed", paired(lif, qif))] if same else [])]
+    return f"QIF less LIF: {'; '.join(f'{name} {interval(found)}' for name, found in both)}."
+
+
+def _finding(accuracies: dict[str, list[float]], search: dict[str, list[Trial]]) -> str:
+    counts = {n: len(search[n]) for n in NEURONS}
+    if not all(len(accuracies[n]) > 1 for n in NEURONS):
+        return f"The search is under way: {counts['lif']} trials of LIF and {counts['qif']} of QIF are done."
+    found = welch(accuracies["lif"], accuracies["qif"])
+    return (
+        f"After {counts['lif']} trials of LIF and {counts['qif']} of QIF, {VERDICTS[sign(found)]}: LIF "
+        f"{mean_pm(accuracies['lif'], 2, 100)} %, QIF {mean_pm(accuracies['qif'], 2, 100)} % over "
+        f"{len(accuracies['lif'])} and {len(accuracies['qif'])} seeds, {interval(found)} by Welch."
+    )
+
+
+def _value(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else "–" if value is None else str(value)
+
+
+def _draw(search: dict[str, list[Trial]], final: dict[str, list[Trial]], path: Path) -> None:
+    """Left the best validation accuracy so far, right the final test accuracies."""
+    with figure(path, (9, 4), dpi=110) as drawn:
+        left, right = drawn.subplots(1, 2)
+        for index, neuron in enumerate(NEURONS):
+            values = [100 * trial.result["accuracy"] for trial in search[neuron]]
+            course = [max(values[: end + 1]) for end in range(len(values))]
+            numbers = range(1, len(values) + 1)
+            left.plot(numbers, values, linestyle="", marker=".", alpha=0.5, color=COLOURS[index])
+            left.plot(numbers, course, color=COLOURS[index], label=neuron.upper())
+            tested = [100 * trial.result["accuracy"] for trial in final[neuron]]
+            if tested:
+                right.plot([index] * len(tested), tested, linestyle="", marker="o", alpha=0.4, color=COLOURS[index])
+                spread = deviation(tested) if len(tested) > 1 else 0.0
+                right.errorbar([index + 0.15], [fmean(tested)], [spread], marker="D", capsize=4, color=COLOURS[index])
+        left.set_xlabel("trial of the search")
+        left.set_ylabel("validation accuracy (%)")
+        left.legend()
+        right.set_xticks(range(len(NEURONS)), [neuron.upper() for neuron in NEURONS])
+        right.set_xlim(-0.5, len(NEURONS) - 0.5)
+        right.set_ylabel("test accuracy of the best setting (%)")
+        for axes in (left, right):
+            axes.grid(alpha=0.3)

@@ -1,0 +1,145 @@
+"""Runs what is missing of a study, stores every trial as it finishes, and writes the page."""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...support.files import occupied
+from . import STUDIES
+from .page import write_index, write_page
+from .records import Records, Result, Setting, key_of
+
+__all__ = ["Options", "run_study"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a study is asked for.
+
+    Attributes:
+        quick: A tiny version on scikit-learn's digits, to see that it runs.
+        seeds: Seeds 0, 1, ...; ``None`` means the study's own number.
+        results: Folder with the files of ``qif bench``, for ``latency``.
+    """
+
+    quick: bool = False
+    seeds: int | None = None
+    results: Path = Path("benchmarks/results")
+
+
+def run_study(
+    name: str,
+    options: Options,
+    out: Path,
+    command: str,
+    jobs: int = 1,
+    threads: int = 1,
+    train: bool = True,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Run a study as far as its trials are not recorded yet, and write its page.
+
+    Args:
+        name: One of :data:`STUDIES`.
+        options: What to run.
+        out: Folder of ``<name>.json``, ``<name>.md`` and ``<name>.png``.
+        command: Written into the page.
+        jobs: Trials at a time, each in a process of its own.
+        threads: CPU threads of each.
+        train: Whether to run trials; without, the page is written from those there are.
+        say: Called with a line of progress.
+
+    Returns:
+        The page.
+
+    Raises:
+        ValueError: Unknown study, no trial to write about, or a record file that is none.
+    """
+    if name not in STUDIES:
+        raise ValueError(f"unknown study {name!r}; the studies are {', '.join(STUDIES)}")
+    study: Any = importlib.import_module(f".{name}", __package__)
+    with occupied(out):
+        return _run_study(study, name, options, out, command, jobs, threads, train, say)
+
+
+def _run_study(
+    study: Any, name: str, options: Options, out: Path, command: str, jobs: int, threads: int, train: bool,
+    say: Callable[[str], None],
+) -> Path:  # fmt: skip
+    records = Records(out / f"{name}.json")
+    while train and (missing := _missing(study, options, records)):
+        for done, (setting, result, seconds) in enumerate(_finished(name, missing, jobs, threads), 1):
+            records.add(setting, result, seconds)
+            say(f"{name}: {done} of {len(missing)}, {seconds:.0f} s: {_short(setting)}")
+    with _reading(records):
+        wanted = [records.get(setting) for setting in study.plan(options, records)]
+    trials = [trial for trial in wanted if trial is not None]
+    if wanted and not trials:
+        raise ValueError(f"{records.path} holds no trial of this study yet; run it without --page-only")
+    page = out / f"{name}.md"
+    with _reading(records):
+        body = study.report(options, trials, page.with_suffix(".png"))
+    write_page(page, study.TITLE, study.QUESTION, body, trials, records, command)
+    write_index(out)
+    return page
+
+
+@contextmanager
+def _reading(records: Records) -> Iterator[None]:
+    """Every study has results of its own; what it misses in those of a file is said of the file."""
+    try:
+        yield
+    except (KeyError, TypeError, IndexError) as error:
+        raise ValueError(
+            f"{records.path} holds trials without all that this study records ({type(error).__name__}: {error}); take "
+            "another copy, or move it away to start anew"
+        ) from error
+
+
+def _missing(study: Any, options: Options, records: Records) -> list[Setting]:
+    with _reading(records):
+        wanted = {key_of(setting): setting for setting in study.plan(options, records)}
+    return [setting for setting in wanted.values() if setting not in records]
+
+
+def _finished(
+    name: str, settings: Sequence[Setting], jobs: int, threads: int
+) -> Iterator[tuple[Setting, Result, float]]:
+    """The trials in the order in which they finish."""
+    if jobs == 1:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            for setting in settings:
+                yield setting, *_run(name, setting)
+        finally:
+            torch.set_num_threads(before)
+        return
+    context = multiprocessing.get_context("spawn")  # a fork would copy the locks of PyTorch's threads
+    with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (threads,)) as pool:
+        waiting = {pool.submit(_run, name, setting): setting for setting in settings}
+        try:
+            for future in as_completed(waiting):
+                yield waiting[future], *future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _run(name: str, setting: Setting) -> tuple[Result, float]:
+    began = time.process_time()
+    result: Result = importlib.import_module(f".{name}", __package__).run(setting)
+    return result, time.process_time() - began
+
+
+def _short(setting: Setting) -> str:
+    return ", ".join(f"{name}={value}" for name, value in setting.items() if value is not None)

@@ -1,0 +1,198 @@
+"""One training, as every study runs it: a perceptron on a small image set, described by a setting of plain JSON."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...models import build
+from ...neuron.parameters import QIFParameters
+from ..data.images import Images, load_images
+from ..training import Batches, NonFiniteError, Trainer
+
+try:
+    from spikingjelly.activation_based import functional, surrogate
+except ImportError as error:
+    raise ImportError("the studies train SpikingJelly's layers: pip install 'qif-plugins[study]'") from error
+
+_adapter: Any = importlib.import_module("qif_plugins.adapters.spikingjelly")
+AnalyticWindow, QIFNode = _adapter.AnalyticWindow, _adapter.QIFNode
+
+__all__ = ["GOAL", "Data", "Observer", "data_of", "make", "outputs", "surrogate_named", "train"]
+
+GOAL = 0.9
+"""Accuracy whose first epoch is recorded."""
+LIF_TAU = 2.0
+LIMIT = 1e-6
+"""Curvature at which the QIF map stands for LIF's: QIFParameters.matching_lif is LIF in the limit 0."""
+
+Observer = Callable[[nn.Module, int], None]
+"""Called with the network before training (epoch 0) and after every epoch."""
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Normalized images ``[N, features]`` with their classes."""
+
+    x: Tensor
+    y: Tensor
+    test_x: Tensor
+    test_y: Tensor
+    shape: tuple[int, int, int]
+    classes: int
+
+
+@lru_cache(maxsize=2)
+def data_of(name: str, validation: bool = False) -> Data:
+    """A data set of :mod:`qif_plugins.experiments.data.images`.
+
+    Args:
+        name: ``"digits"`` or ``"mnist5k"``.
+        validation: Whether to hold back the last fifth of the training images and test on it, so that a search never
+            sees the test images.
+    """
+    images = load_images(name)
+    if validation:
+        images = _held_back(images)
+    mean, std = images.normalization()
+    x, test_x = (((part.float() - mean) / std).flatten(1) for part in (images.train, images.test))
+    _, channels, height, width = images.train.shape
+    return Data(x, images.train_labels, test_x, images.test_labels, (channels, height, width), images.classes)
+
+
+def _held_back(images: Images) -> Images:
+    cut = len(images.train) * 4 // 5
+    return replace(
+        images,
+        train=images.train[:cut],
+        train_labels=images.train_labels[:cut],
+        test=images.train[cut:],
+        test_labels=images.train_labels[cut:],
+    )
+
+
+def surrogate_named(name: str, width: float, params: QIFParameters) -> nn.Module:
+    """A surrogate for a neuron whose input tdBN scales to the threshold.
+
+    Args:
+        name: ``"paper"``, ``"unbiased"``, ``"heuristic"`` or ``"atan"``.
+        width: Of the window relative to what its name stands for (the unbiased one has κ = width/2); of ``"atan"``,
+            SpikingJelly's default α = 2 over the width. ``"paper"`` has no width to choose.
+        params: The neuron as a QIF map; a LIF neuron as its limit, see :data:`LIMIT`.
+
+    Raises:
+        ValueError: Unknown name.
+    """
+    input_std = params.input_gain * params.v_threshold
+    if name == "atan":
+        module: nn.Module = surrogate.ATan(alpha=2.0 / width)
+        return module
+    if name == "heuristic":
+        return AnalyticWindow.heuristic(params, alpha=width)
+    if name == "unbiased":
+        return AnalyticWindow.unbiased(params, input_std, kappa=width / 2)
+    if name == "paper":
+        return AnalyticWindow.paper(params, input_std)
+    raise ValueError(f"unknown surrogate {name!r}; there are paper, unbiased, heuristic and atan")
+
+
+def make(setting: dict[str, Any]) -> nn.Module:
+    """The network of a setting, its weights drawn from its seed.
+
+    ``neuron`` is a name of :data:`qif_plugins.models.NEURONS`, ``neuron_args`` its arguments, ``surrogate`` and
+    ``surrogate_width`` as :func:`surrogate_named` takes them (left out: the window that QIFNode derives).
+    """
+    data = data_of(setting["data"])
+    arguments: dict[str, Any] = {"detach_reset": setting["detach_reset"], **setting.get("neuron_args", {})}
+    if "surrogate" in setting:
+        params = as_map(setting["neuron"], arguments)
+        arguments["surrogate_function"] = surrogate_named(
+            setting["surrogate"], setting.get("surrogate_width", 1.0), params
+        )
+    torch.manual_seed(setting["seed"])
+    return build(
+        "perceptron", data.shape, data.classes, setting["neuron"], layers=setting["layers"], width=setting["width"],
+        norm=setting["norm"], **arguments,
+    )  # fmt: skip
+
+
+def as_map(neuron: str, arguments: dict[str, Any]) -> QIFParameters:
+    """The neuron as a QIF map: QIF's own parameters, LIF as the limit of vanishing curvature."""
+    if neuron == "lif":
+        tau = arguments.get("tau", LIF_TAU)
+        gain = 1 / tau if arguments.get("decay_input", False) else 1.0
+        return QIFParameters.matching_lif(
+            1 - 1 / tau, arguments.get("v_threshold", 1.0), curvature=LIMIT, input_gain=gain
+        )
+    kept = ("tau", "decay_input", "v_threshold", "dynamics")
+    return QIFNode(**{name: arguments[name] for name in kept if name in arguments}).params
+
+
+def outputs(model: nn.Module, x: Tensor, steps: int) -> Tensor:
+    """Mean output over ``steps`` steps of the constant input ``x``, from membranes at rest: ``[N, classes]``."""
+    functional.reset_net(model)
+    result: Tensor = model(x.expand(steps, *x.shape)).mean(0)
+    return result
+
+
+def train(setting: dict[str, Any], observe: Observer | None = None, model: nn.Module | None = None) -> dict[str, Any]:
+    """Train and test one network.
+
+    Args:
+        setting: ``data``, ``validation``, ``neuron`` (see :func:`make`), ``layers``, ``width``, ``norm``, ``steps``,
+            ``epochs``, ``batch_size``, ``optimizer`` (``"adam"`` with decoupled weight decay, or ``"sgd"`` with
+            momentum 0.9), ``lr``, which a cosine takes to 0, ``weight_decay``, ``detach_reset``, ``seed``.
+        observe: Sees the network before training and after every epoch.
+        model: The network of :func:`make`, if the caller has made it already.
+
+    Returns:
+        ``accuracy`` on the test (or validation) images after the last epoch, ``accuracies`` and ``losses`` by epoch,
+        ``rate`` in spikes a neuron-step, ``epochs_to_goal`` (``None`` if not reached); ``diverged`` instead, with the
+        layer, where a value stopped being finite. The accuracy is then that of guessing.
+    """
+    data = data_of(setting["data"], setting.get("validation", False))
+    model = make(setting) if model is None else model
+    steps = setting["steps"]
+
+    def loss(model: nn.Module, batch: Sequence[Tensor]) -> tuple[Tensor, dict[str, float]]:
+        x, labels = batch
+        scores = outputs(model, x, steps)
+        accuracy = (scores.argmax(1) == labels).float().mean()
+        return nn.functional.cross_entropy(scores, labels), {"accuracy": float(accuracy)}
+
+    batches = Batches.of(data.x, data.y, batch_size=setting["batch_size"], seed=setting["seed"])
+    test = Batches.of(data.test_x, data.test_y, batch_size=500, shuffle=False)
+    optimizer = _optimizer(setting, model)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, setting["epochs"] * len(batches))
+    trainer = Trainer(
+        model, optimizer, loss, batches, test=test, scheduler=schedule, epochs=setting["epochs"], train_rates=False,
+        on_epoch=None if observe is None else lambda trainer, row: observe(trainer.model, int(row["epoch"])),
+    )  # fmt: skip
+    if observe is not None:
+        observe(model, 0)
+    try:
+        rows = trainer.fit()
+    except NonFiniteError as error:
+        return {"accuracy": 1 / data.classes, "epochs_to_goal": None, "diverged": error.layer}
+    accuracies = [row["test_accuracy"] for row in rows]
+    return {
+        "accuracy": accuracies[-1],
+        "accuracies": accuracies,
+        "losses": [row["loss"] for row in rows],
+        "rate": rows[-1]["test_rate"],
+        "epochs_to_goal": next((epoch for epoch, value in enumerate(accuracies, 1) if value >= GOAL), None),
+    }
+
+
+def _optimizer(setting: dict[str, Any], model: nn.Module) -> torch.optim.Optimizer:
+    if setting["optimizer"] == "sgd":
+        return torch.optim.SGD(
+            model.parameters(), setting["lr"], momentum=0.9, weight_decay=setting.get("weight_decay", 0.0)
+        )
+    return torch.optim.AdamW(model.parameters(), setting["lr"], weight_decay=setting.get("weight_decay", 0.0))

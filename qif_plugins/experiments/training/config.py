@@ -1,0 +1,408 @@
+"""Configurations: a TOML file a run, every value of it checked before anything is touched."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import math
+import sys
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from .augmentation import EVENT_AUGMENTATIONS, IMAGE_AUGMENTATIONS
+from .losses import LOSSES
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    try:
+        import tomli as tomllib
+    except ImportError:
+        raise ImportError(
+            "configurations need tomli with Python 3.10; install it with: pip install 'qif-plugins[train]'"
+        ) from None
+
+__all__ = ["COUNT", "LARGEST", "Config", "configurations", "from_dict", "load_config", "shown"]
+
+FOLDER = Path(__file__).parent / "configs"
+IN_MEMORY = ("digits", "mnist5k", "mnist", "fashion-mnist")
+COUNT, WORKERS, SEED = 2**31 - 1, 1024, 2**63 - 1
+"""The largest count, number of processes or threads, and seed (PyTorch's generators take int64)."""
+LARGEST = 3.4028234663852886e38
+"""The largest number that float32 holds."""
+DATA_SETS = (*IN_MEMORY, "cifar10", "cifar100", "imagenet", "cifar10dvs")
+
+
+@dataclass(frozen=True)
+class Data:
+    """``[data]``.
+
+    Attributes:
+        name: ``"digits"`` and ``"mnist5k"`` come with packages; ``"mnist"``, ``"fashion-mnist"``, ``"cifar10"``,
+            ``"cifar100"`` and ``"imagenet"`` (folders ``train`` and ``val``, in each a folder a class) are read by
+            torchvision, ``"cifar10dvs"`` by SpikingJelly.
+        folder: Where the data lie. Default ``"data"``.
+        download: Whether to fetch any of those but ImageNet if it is not there. Default False.
+        steps: T: how often a static image is repeated, or into how many frames of equal event counts CIFAR10-DVS is
+            cut.
+        size: Height and width; 0 for the data's own.
+        augment: What to do to training samples, see :mod:`~qif_plugins.experiments.training.augmentation`.
+        cutout_size: Side of the square of ``"cutout"``. Default 16.
+        workers: Processes that load data, beside each training process. Default 0.
+        split_seed: Of the division of CIFAR10-DVS, which has none: 9 of 10 samples of a class to train; below 2^63.
+            Default 0.
+    """
+
+    name: str
+    folder: str = "data"
+    download: bool = False
+    steps: int = 4
+    size: int = 0
+    augment: tuple[str, ...] = ()
+    cutout_size: int = 16
+    workers: int = 0
+    split_seed: int = 0
+
+
+@dataclass(frozen=True)
+class Loss:
+    """``[loss]``.
+
+    Attributes:
+        name: ``"tet"``: cross entropy of every step; ``"mean"``: cross entropy of the mean logits.
+        regularization: λ of TET, from 0 to 1. Default 0.
+        target: What TET's second term pulls the logits to. Default 1.
+    """
+
+    name: str = "tet"
+    regularization: float = 0.0
+    target: float = 1.0
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """``[optimizer]``.
+
+    Attributes:
+        name: ``"sgd"``, ``"adam"`` or ``"adamw"``.
+        lr: Largest learning rate.
+        momentum: Of SGD, below 1. Default 0.9.
+        weight_decay: Default 0.
+        clip_norm: Largest norm of the gradient. Default none.
+        schedule: ``"cosine"`` to 0 over all steps, ``"steps"`` (times ``gamma`` at each of ``milestones``, in epochs)
+            or ``"constant"``. Default cosine.
+        warmup_epochs: Epochs of a linear rise before it, at most all. Default 0.
+        milestones: Of ``"steps"``. Default none.
+        gamma: Of ``"steps"``, above 0 and at most 1. Default 0.1.
+    """
+
+    name: str = "adam"
+    lr: float = 1e-3
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+    schedule: str = "cosine"
+    warmup_epochs: float = 0.0
+    milestones: tuple[float, ...] = ()
+    gamma: float = 0.1
+
+
+@dataclass(frozen=True)
+class Training:
+    """``[training]``.
+
+    Attributes:
+        epochs: How many.
+        batch_size: Samples a step of the optimizer, over all processes and accumulated batches.
+        accumulation: Into how many batches, one after another, a step is cut. Default 1.
+        precision: ``"no"``, ``"bf16"`` or ``"fp16"``. Default ``"no"``.
+        seed: Of the weights, the order of the data and its augmentation; below 2^63. Default 0.
+        save_every: Steps between checkpoints within an epoch; 0 for one at each epoch's end alone. Default 0.
+        sync_batch_norm: Whether batch norms take their statistics over all processes. Default False.
+        threads: CPU threads a process; 0 as PyTorch sets them. Default 0.
+    """
+
+    epochs: int = 10
+    batch_size: int = 128
+    accumulation: int = 1
+    precision: str = "no"
+    seed: int = 0
+    save_every: int = 0
+    sync_batch_norm: bool = False
+    threads: int = 0
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run.
+
+    Attributes:
+        data, loss, optimizer, training: See there.
+        model: ``name``, one of ``qif_plugins.models.MODELS``, and the model's own arguments.
+        neuron: ``name``, one of ``qif_plugins.models.NEURONS``, and the neuron's arguments; ``surrogate_function`` by
+            the name of a surrogate of SpikingJelly. TOML has no null: in both, ``"none"`` stands for ``None``.
+    """
+
+    data: Data
+    model: dict[str, Any]
+    neuron: dict[str, Any] = field(default_factory=lambda: {"name": "qif"})
+    loss: Loss = field(default_factory=Loss)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    training: Training = field(default_factory=Training)
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """In plain values, tuples as lists, options that are off left out."""
+        return _plain(asdict(self))
+
+
+def configurations() -> tuple[str, ...]:
+    """Names of the configurations that come with the package."""
+    return tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
+
+
+def load_config(source: str | Path | Mapping[str, Any], changes: Sequence[str] = ()) -> Config:
+    """Read a configuration and change values in it.
+
+    Args:
+        source: A name among :func:`configurations`, the path of a TOML file, or nested dictionaries such as
+            :meth:`Config.to_dict` returns.
+        changes: Each ``table.key=value``; the value as in TOML, quotes around a word optional, ``none`` for an option
+            that is off.
+
+    Raises:
+        ValueError: Anything unknown or out of range; the message says what there is.
+        FileNotFoundError: No such name and no such file.
+    """
+    tables = copy.deepcopy(dict(source)) if isinstance(source, Mapping) else _read(source)
+    for change in changes:
+        _change(tables, change)
+    return from_dict(tables)
+
+
+def _read(source: str | Path) -> dict[str, Any]:
+    path = FOLDER / f"{source}.toml"
+    if str(source) not in configurations():
+        path = Path(source)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"there is no configuration {str(source)!r}: neither a file nor one of {', '.join(configurations())}"
+            )
+    try:
+        return tomllib.loads(path.read_bytes().decode())  # UTF-8, whatever the locale
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not TOML: {error}") from error
+
+
+def from_dict(tables: Mapping[str, Any], source: str | Path = "") -> Config:
+    """A configuration from nested dictionaries.
+
+    Args:
+        tables: Such as :meth:`Config.to_dict` returns.
+        source: The checkpoint that they were read from, where no table may be missing. Default none.
+
+    Raises:
+        ValueError: Anything unknown, missing, of a wrong type or out of range.
+    """
+    try:
+        config: Config = _build(Config, tables, "")
+        for table in get_type_hints(Config):
+            if str(source) and table not in tables:
+                raise ValueError(f"{table} is missing from the configuration")
+    except ValueError as error:
+        if not str(source):
+            raise
+        raise ValueError(f"the configuration in {source} is none: {error}") from error
+    return config
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def _build(kind: Any, values: Any, prefix: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{prefix.rstrip('.')} must be a table, got {shown(values)}")
+    hints = get_type_hints(kind)
+    for key in values:
+        if key not in hints:
+            raise _unknown(prefix + key)
+    required = [f.name for f in fields(kind) if f.name in ("data", "model") or (kind is Data and f.name == "name")]
+    for key in required:
+        if key not in values:
+            raise ValueError(f"{prefix + key} is missing from the configuration")
+    return kind(**{key: _value(hints[key], value, prefix + key) for key, value in values.items()})
+
+
+def _value(hint: Any, value: Any, name: str) -> Any:
+    if is_dataclass(hint):
+        return _build(hint, value, f"{name}.")
+    if get_origin(hint) in (Union, types.UnionType):
+        return None if value is None else _value(next(h for h in get_args(hint) if h is not type(None)), value, name)
+    if get_origin(hint) is dict:
+        if not isinstance(value, Mapping) or not isinstance(value.get("name", ""), str):
+            raise ValueError(f"{name} must be a table with a name, got {shown(value)}")
+        return dict(value)
+    if get_origin(hint) is tuple:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{name} must be a list, got {shown(value)}")
+        return tuple(_value(get_args(hint)[0], part, name) for part in value)
+    if hint is float and type(value) is int and abs(value) <= LARGEST:
+        return float(value)
+    if type(value) is not hint and not (hint is float and type(value) is int):
+        kinds = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
+        raise ValueError(f"{name} must be {kinds[hint]}, got {shown(value)}")
+    if hint is float and LARGEST < abs(value) < math.inf:
+        raise ValueError(f"{name} must be at most {LARGEST:.3g} in magnitude, got {shown(value)}")
+    return value
+
+
+def shown(value: Any) -> str:
+    """A value for an error, cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no number of more than 4300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
+
+
+def _change(tables: dict[str, Any], change: str) -> None:
+    name, equals, text = change.partition("=")
+    name = name.strip()
+    if not equals or not name:
+        raise ValueError(f"--set {change!r} is not of the form table.key=value, such as training.epochs=5")
+    table, dot, key = name.partition(".")
+    if table not in get_type_hints(Config) or not dot or not key:
+        raise _unknown(name)
+    hint = get_type_hints(Config)[table]
+    if is_dataclass(hint) and key not in get_type_hints(hint):
+        raise _unknown(name)
+    place = tables.setdefault(table, {})
+    *path, last = key.split(".")
+    for part in path:
+        place = place.setdefault(part, {})
+        if not isinstance(place, dict):
+            raise ValueError(f"--set {change!r}: {part} is a value, not a table")
+    if text.strip().lower() == "none" and is_dataclass(hint):
+        place.pop(last, None)
+    else:
+        place[last] = _parse(text.strip())
+
+
+def _parse(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except (ValueError, RecursionError):  # no TOML, or a number of thousands of digits
+        return text
+
+
+def _unknown(name: str) -> ValueError:
+    known = _known()
+    leaf = name.rpartition(".")[2]
+    close = [k for k in known if k.rpartition(".")[2] == leaf]
+    close += [k for k in difflib.get_close_matches(name, known, 3, 0.6) if k not in close]
+    leaves = difflib.get_close_matches(leaf, [k.rpartition(".")[2] for k in known], 3, 0.7)
+    close += [k for k in known if k.rpartition(".")[2] in leaves and k not in close]
+    hint = f"did you mean {' or '.join(close)}?" if close else f"the tables are {', '.join(get_type_hints(Config))}"
+    return ValueError(f"unknown configuration key {name!r}; {hint}")
+
+
+def _known() -> list[str]:
+    names = []
+    for table, hint in get_type_hints(Config).items():
+        keys = [f.name for f in fields(hint)] if is_dataclass(hint) else ["name"]
+        names += [f"{table}.{key}" for key in keys]
+    return names
+
+
+# -- checks ------------------------------------------------------------------------------------------------------------
+
+
+def _check(config: Config) -> None:
+    data, loss, optimizer, training = config.data, config.loss, config.optimizer, config.training
+    _one_of("data.name", data.name, DATA_SETS)
+    _one_of("loss.name", loss.name, LOSSES)
+    _one_of("optimizer.name", optimizer.name, ("sgd", "adam", "adamw"))
+    _one_of("optimizer.schedule", optimizer.schedule, ("cosine", "steps", "constant"))
+    _one_of("training.precision", training.precision, ("no", "bf16", "fp16"))
+    in_memory = data.name in IN_MEMORY
+    allowed = () if in_memory else EVENT_AUGMENTATIONS if data.name == "cifar10dvs" else IMAGE_AUGMENTATIONS
+    for name in data.augment:
+        _one_of(f"data.augment of {data.name}", name, allowed)
+    _check_numbers(config)
+    if training.batch_size % training.accumulation:
+        raise ValueError(
+            f"training.batch_size {training.batch_size} must be a multiple of training.accumulation "
+            f"{training.accumulation}"
+        )
+    if in_memory and data.size:
+        raise ValueError(f"data.size must be 0 for {data.name}, whose images keep their size, got {data.size}")
+    if "name" not in config.model:
+        raise ValueError("model.name is missing from the configuration")
+
+
+def _check_numbers(config: Config) -> None:
+    data, loss, optimizer, training = config.data, config.loss, config.optimizer, config.training
+    for key, value, least, most in (
+        ("data.steps", data.steps, 1, COUNT),
+        ("data.size", data.size, 0, COUNT),
+        ("data.cutout_size", data.cutout_size, 1, COUNT),
+        ("data.workers", data.workers, 0, WORKERS),
+        ("data.split_seed", data.split_seed, 0, SEED),
+        ("training.epochs", training.epochs, 1, COUNT),
+        ("training.batch_size", training.batch_size, 1, COUNT),
+        ("training.accumulation", training.accumulation, 1, COUNT),
+        ("training.seed", training.seed, 0, SEED),
+        ("training.save_every", training.save_every, 0, COUNT),
+        ("training.threads", training.threads, 0, WORKERS),
+        ("loss.regularization", loss.regularization, 0, 1),
+    ):
+        if not value >= least:
+            raise ValueError(f"{key} must be at least {least}, got {shown(value)}")
+        if value > most:
+            raise ValueError(f"{key} must be at most {most}, got {shown(value)}")
+    if not math.isfinite(loss.target):
+        raise ValueError(f"loss.target must be finite, got {loss.target}")
+    for key, number in (
+        ("optimizer.weight_decay", optimizer.weight_decay),
+        ("optimizer.momentum", optimizer.momentum),
+        ("optimizer.warmup_epochs", optimizer.warmup_epochs),
+        *(("each of optimizer.milestones", milestone) for milestone in optimizer.milestones),
+    ):
+        if not (math.isfinite(number) and number >= 0):
+            raise ValueError(f"{key} must be at least 0 and finite, got {number}")
+    for key, rate in (
+        ("optimizer.lr", optimizer.lr),
+        ("optimizer.clip_norm", optimizer.clip_norm),
+        ("optimizer.gamma", optimizer.gamma),
+    ):
+        if rate is not None and not (math.isfinite(rate) and rate > 0):
+            off = "; 'none' clips nothing" if key == "optimizer.clip_norm" else ""
+            raise ValueError(f"{key} must be positive and finite, got {rate}{off}")
+    if optimizer.momentum >= 1:
+        raise ValueError(f"optimizer.momentum must be below 1, got {optimizer.momentum}; 0.9 is usual")
+    if optimizer.gamma > 1:
+        raise ValueError(f"optimizer.gamma must be at most 1, got {optimizer.gamma}: it lowers the learning rate")
+    if optimizer.warmup_epochs > training.epochs:
+        raise ValueError(
+            f"optimizer.warmup_epochs must be at most training.epochs, {training.epochs}, got "
+            f"{optimizer.warmup_epochs}; lower it, or train longer"
+        )
+
+
+def _one_of(name: str, value: str, known: Sequence[str]) -> None:
+    if value in known:
+        return
+    close = difflib.get_close_matches(value, known, 1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise ValueError(f"unknown {name} {shown(value)}; {hint}choose of: {', '.join(known) or 'none, leave it empty'}")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items() if part is not None}
+    return [_plain(part) for part in value] if isinstance(value, tuple | list) else value

@@ -1,0 +1,580 @@
+"""Training on Hugging Face Accelerate: one process or many, any model, any batch.
+
+The trainer knows nothing of images or of time steps. It takes batches from :class:`~.batches.Batches`, hands the model
+and a batch to a loss, and steps the optimizer. It prints nothing, writes nothing unless given a place, and draws no
+random numbers of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from itertools import islice
+from typing import Any, NoReturn, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ...diagnostics.health import health
+from ...diagnostics.spiking import spiking_layers
+from ...neuron.module import QIFLayer
+from ...support.checkpoints import load_weights
+from .batches import Batches
+from .diagnosis import NonFiniteError, find_non_finite
+from .firing import FiringRates
+from .randomness import random_state, set_random_state, set_torch_random, torch_random
+from .state import check_state
+
+try:
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+    from accelerate.utils import convert_to_fp32, gather_object, send_to_device
+except ImportError:
+    raise ImportError(
+        "training needs accelerate, which is not installed; install it with: pip install 'qif-plugins[train]'"
+    ) from None
+
+__all__ = ["Store", "Trainer", "main_process_first"]
+
+PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+Loss = Callable[[nn.Module, Any], Any]
+ADVICE = "Lower the learning rate, or scale large gradients down to a smaller norm."
+HEALTH = "qif_plugins.health(model, batch) shows membranes, rates and windows layer by layer and says what to change."
+MOST_ADVICE = 3
+
+
+class Store(Protocol):
+    """Where a trainer puts its state; :class:`~.checkpoint.Checkpoints` is one."""
+
+    def save(self, trainer: Trainer, *, best: bool) -> None:
+        """Keep the state of a trainer; called in every process."""
+
+
+class Trainer:
+    """Trains a model in place.
+
+    Args:
+        model: Any module.
+        optimizer: Over its parameters.
+        loss: Called with the model and a batch, in training and (without gradient, in evaluation mode) in testing.
+            Returns a scalar, the mean over the samples of the batch, or a tuple of that and a dictionary of further
+            such means by name, such as ``{"accuracy": ...}``.
+        train: Batches to learn from.
+        test: Batches to evaluate after every epoch. Default none.
+        evaluate_loss: What to call instead of ``loss`` in evaluation. Default ``loss``.
+        scheduler: Stepped after every step of the optimizer. Default none.
+        epochs: How many. Default 1.
+        accumulation: Batches of ``train`` a step of the optimizer. Default 1.
+        precision: ``"no"``, ``"bf16"`` or ``"fp16"`` (with loss scaling, on GPUs): the autocast of the model's forward
+            while this trainer runs it; its outputs are float32 again. Default ``"no"``.
+        clip_norm: Largest norm of the gradient; larger ones are scaled down to it. Default none.
+        reset: Called with the model before every batch, to clear the state of neurons. Default none.
+        layers: Modules by name whose outputs are spikes, to measure rates of. Default: the neurons that are found,
+            see :func:`~qif_plugins.diagnostics.spiking.spiking_layers`.
+        train_rates: Whether to measure rates in training too, one sum a layer and call. Default True.
+        on_step: Called with the trainer and the step's measurements after every step of the optimizer.
+        on_epoch: Called with the trainer and the epoch's row of the history.
+        store: Where to save the state, see :class:`~.checkpoint.Checkpoints`. Default nowhere.
+        save_every: Steps between savings within an epoch; 0 for none but at the end of each epoch. Default 0.
+        monitor: The measurement whose largest value marks the best epoch; a loss, the smallest.
+            Default ``"test_accuracy"``.
+        cpu: Whether to stay on the CPU where there is a GPU. Default: if the model's parameters are on the CPU and
+            this is the only process.
+
+    Attributes:
+        history: A dictionary an epoch: epoch (from 1), loss and what else ``loss`` measured, rate, gradient_norm (mean
+            over steps, before clipping), lr (of the last step), seconds, and the same of ``test`` as test_...
+        epoch, step: Epochs finished, and steps of the optimizer finished in the epoch under way.
+        rates: Firing rate of each layer in the last evaluation.
+
+    Raises:
+        ValueError: An unknown precision, one that the device does not have, a number below its limit, a batch too small
+            to be divided among processes, or another Accelerator in several processes, whose settings are others.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss: Loss,
+        train: Batches,
+        *,
+        test: Batches | None = None,
+        evaluate_loss: Loss | None = None,
+        scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+        epochs: int = 1,
+        accumulation: int = 1,
+        precision: str = "no",
+        clip_norm: float | None = None,
+        reset: Callable[[nn.Module], Any] | None = None,
+        layers: Mapping[str, nn.Module] | None = None,
+        train_rates: bool = True,
+        on_step: Callable[[Trainer, dict[str, float]], Any] | None = None,
+        on_epoch: Callable[[Trainer, dict[str, float]], Any] | None = None,
+        store: Store | None = None,
+        save_every: int = 0,
+        monitor: str = "test_accuracy",
+        cpu: bool | None = None,
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise ValueError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
+        for name, value, least in (
+            ("epochs", epochs, 0),
+            ("accumulation", accumulation, 1),
+            ("save_every", save_every, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        if clip_norm is not None and not clip_norm > 0:
+            raise ValueError(f"clip_norm must be positive, got {clip_norm}; leave it out for none")
+        self.accelerator, wrapped = _prepared(model, _on_cpu(model) if cpu is None else cpu)
+        self.processes, self.process = self.accelerator.num_processes, self.accelerator.process_index
+        kind = self.accelerator.device.type
+        if precision == "fp16" and kind == "cpu":
+            raise ValueError("precision 'fp16' scales the loss on a GPU, and this runs on the CPU; use 'bf16' or 'no'")
+        if any(train.size(batch) < self.processes for batch in (0, len(train) - 1)):
+            raise ValueError(
+                f"a batch of {train.size(len(train) - 1)} samples cannot be divided among {self.processes} processes; "
+                "use a larger batch size, or drop_last if the last batch is the small one"
+            )
+        self.model, self.loss, self.evaluate_loss = model, loss, evaluate_loss or loss
+        self.train, self.test, self.scheduler = train, test, scheduler
+        self.epochs, self.accumulation, self.clip_norm, self.reset = epochs, accumulation, clip_norm, reset
+        self.on_step, self.on_epoch = on_step, on_epoch
+        self.store, self.save_every, self.monitor = store, save_every, monitor
+        self.history: list[dict[str, float]] = []
+        self.epoch = self.step = 0
+        self.rates: dict[str, float] = {}
+        layers = spiking_layers(model) if layers is None else layers
+        self.train_rates = FiringRates(layers if train_rates else {})
+        self._test_rates = FiringRates(layers)
+        self._means = Means()
+        self._seconds = self._last_lr = 0.0
+        self._asked = self._agreed = False
+        self._wrapped: nn.Module = wrapped
+        self._forward_in_half = _in_half(model.forward, kind, PRECISIONS[precision])
+        self._scaler = torch.amp.GradScaler(kind) if precision == "fp16" else None
+        self._optimizer = optimizer
+        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    @property
+    def steps(self) -> int:
+        """Steps of the optimizer an epoch."""
+        return -(-len(self.train) // self.accumulation)
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that prints and writes."""
+        return bool(self.process == 0)
+
+    def stop(self) -> None:
+        """Make :meth:`fit` return after the step under way, with the state saved if there is a store.
+
+        From a callback, a signal handler or another thread, and in any one of the processes.
+        """
+        self._asked = True
+
+    @property
+    def stopped(self) -> bool:
+        """Whether all processes know that one was asked to stop."""
+        return self._agreed or (self._asked and self.processes == 1)
+
+    def fit(self) -> list[dict[str, float]]:
+        """Train until ``epochs`` are finished, from where the state stands.
+
+        Returns:
+            The history.
+
+        Raises:
+            NonFiniteError: The loss or a gradient is not finite. Raised before the optimizer steps; the message names
+                the layer that made it. Nothing is saved after the last good step.
+        """
+        self.model.train()
+        self._optimizer.zero_grad()
+        while self.epoch < self.epochs and not self.stopped:
+            self._run_epoch()
+        return self.history
+
+    def evaluate(self, batches: Batches) -> dict[str, float]:
+        """The means of the loss and of what it measures over some batches, and the firing rate.
+
+        The model runs without gradient in evaluation mode and is put back into its modes. :attr:`rates` tells the
+        layers apart afterwards.
+        """
+        modes = [(module, module.training) for module in self.model.modules()]
+        self._test_rates.clear()
+        means = Means()
+        try:
+            self.model.eval()
+            with torch.no_grad(), self._test_rates.measuring():
+                for number, batch in enumerate(batches.epoch(0, 0, self.process, self.processes)):
+                    size = _share(batches.size(number), self.process, self.processes)
+                    if size:
+                        loss, measured = self._forward(self.model, self.evaluate_loss, batch)
+                        means.add(size, {"loss": loss, **measured})
+        finally:
+            for module, training in modes:
+                module.training = training
+        means = Means.merged(self._gathered(means.plain()))
+        self._test_rates.restore(self._summed(self._test_rates.sums()))
+        self.rates = self._test_rates.rates()
+        return _row(means, self._test_rates)
+
+    def state(self) -> dict[str, Any]:
+        """Everything that a run needs to go on bit by bit, in tensors and plain values.
+
+        Called in every process; only the main one's result is complete.
+        """
+        rates = self._summed(self.train_rates.sums())
+        # From here on the spikes of all processes are counted in the main one.
+        self.train_rates.restore(rates if self.main else [0.0] * len(rates))
+        optimizer = self._optimizer.state_dict()
+        weights = [number for group in optimizer["param_groups"] for number in group["params"]]
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": optimizer,
+            # Weights without a gradient so far, so that an entry that is missing is known to be.
+            "unmoved": [number for number in weights if number not in optimizer["state"]],
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "scaler": None if self._scaler is None else self._scaler.state_dict(),
+            "random": self._gathered(random_state(self.accelerator.device)),
+            "epoch": self.epoch,
+            "step": self.step,
+            "means": self._means.plain(),
+            "rates": rates,
+            "seconds": self._seconds,
+            "history": [dict(row) for row in self.history],
+        }
+
+    def load_state(self, state: Mapping[str, Any], source: str = "the saved state") -> None:
+        """Go on from what :meth:`state` returned.
+
+        With another number of processes the order of the data stays the same, and random numbers drawn in the model,
+        such as those of dropout, do not.
+
+        Args:
+            state: The state.
+            source: Where it comes from, for the error. Default ``"the saved state"``.
+
+        Raises:
+            ValueError: The state is another model's or another run's, or a part of it is missing or of another kind;
+                nothing is changed.
+        """
+        own = {"optimizer": self._optimizer, "scheduler": self.scheduler, "scaler": self._scaler}
+        parts = {name: part for name, part in own.items() if part is not None}
+        try:
+            check_state(state, self._optimizer, self.scheduler, self._scaler, self.steps)
+            random = random_state(self.accelerator.device)
+            before = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
+            try:
+                if self.process < len(state["random"]):
+                    set_random_state(self.accelerator.device, state["random"][self.process])
+                for name, part in parts.items():
+                    part.load_state_dict(state[name])
+                self.load_model(state, "it")
+            except BaseException:
+                set_random_state(self.accelerator.device, random)
+                for name, part in parts.items():
+                    part.load_state_dict(before[name])
+                raise
+        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+            raise ValueError(f"{source} cannot be gone on from: {error}") from error
+        self.epoch, self.step, self._seconds = state["epoch"], state["step"], state["seconds"]
+        self.history = [dict(row) for row in state["history"]]
+        self._means = Means.merged([state["means"]])
+        if len(state["rates"]) == len(self.train_rates.sums()):
+            self.train_rates.restore(state["rates"] if self.main else [0.0] * len(state["rates"]))
+
+    def load_model(self, state: Mapping[str, Any], source: str = "the saved state") -> None:
+        """Take the model alone from what :meth:`state` returned, such as to evaluate it.
+
+        Args:
+            state: The state.
+            source: Where it comes from, for the error. Default ``"the saved state"``.
+
+        Raises:
+            ValueError: The state is another model's; nothing is changed.
+        """
+        load_weights(self.model, state["model"], source)
+
+    def so_far(self) -> dict[str, float]:
+        """The means of the epoch under way, over what this process has seen."""
+        return _row(self._means, self.train_rates)
+
+    def best(self) -> bool:
+        """Whether the last epoch is the best so far, by ``monitor``; of equals, the first."""
+        values = [row[self.monitor] for row in self.history if self.monitor in row]
+        sign = -1 if self.monitor.endswith("loss") else 1
+        return bool(values) and all(sign * values[-1] > sign * value for value in values[:-1])
+
+    # -- one epoch -----------------------------------------------------------------------------------------------------
+
+    def _run_epoch(self) -> None:
+        began = time.perf_counter() - self._seconds
+        batches = self.train.epoch(self.epoch, self.step * self.accumulation, self.process, self.processes)
+        with self.train_rates.measuring():
+            while self.step < self.steps:
+                measured = self._run_step(list(islice(batches, self.accumulation)))
+                self.step += 1
+                self._seconds = time.perf_counter() - began
+                if self.on_step is not None:
+                    self.on_step(self, measured)
+                due = bool(self.save_every) and self.step % self.save_every == 0
+                if self.store is not None and (due or self.stopped) and self.step < self.steps:
+                    self.store.save(self, best=False)
+                if self.stopped and self.step < self.steps:
+                    return
+        self.train_rates.restore(self._summed(self.train_rates.sums()))
+        row = {
+            "epoch": self.epoch + 1.0,
+            **_row(self._means, self.train_rates),
+            "lr": self._last_lr,
+            "seconds": self._seconds,
+        }
+        if self.test is not None:
+            row.update({f"test_{name}": value for name, value in self.evaluate(self.test).items()})
+        self.history.append(row)
+        self.epoch, self.step, self._seconds, self._means = self.epoch + 1, 0, 0.0, Means()
+        self.train_rates.clear()
+        if self.on_epoch is not None:
+            self.on_epoch(self, row)
+        self._agreed = any(self._gathered(self._asked))
+        if self.store is not None:
+            self.store.save(self, best=self.best())
+
+    def _run_step(self, group: list[Any]) -> dict[str, float]:
+        first = self.step * self.accumulation
+        total = sum(self.train.size(first + place) for place in range(len(group)))
+        random_before = torch_random(self.accelerator.device)
+        sums: dict[str, Any] = {}
+        for place, batch in enumerate(group):
+            weight = _share(self.train.size(first + place), self.process, self.processes) / total
+            last = place == len(group) - 1
+            alone = last or self.processes == 1
+            with contextlib.nullcontext() if alone else self.accelerator.no_sync(self._wrapped):
+                loss, measured = self._forward(self._wrapped, self.loss, batch)
+                # DistributedDataParallel takes the mean over processes; this makes it the mean over samples.
+                scale = weight * self.processes
+                self._backward(loss if scale == 1 else loss * scale)
+            for name, value in (("loss", loss.detach()), *measured.items()):
+                value = value if weight == 1 else value * weight
+                sums[name] = sums[name] + value if name in sums else value
+        scaler = self._scaler
+        if scaler is not None:
+            scaler.unscale_(self._optimizer)
+        measured, norm = self._measure(sums)
+        # With loss scaling, gradients that overflow skip the step and lower the scale, while there is one to lower.
+        skipped = scaler is not None and not math.isfinite(norm) and scaler.get_scale() > 1
+        if not math.isfinite(measured["loss"]) or not (math.isfinite(norm) or skipped):
+            self._fail(group, random_before, measured["loss"], norm)
+        if not skipped:
+            measured["gradient_norm"] = norm
+            if self.clip_norm is not None and norm > self.clip_norm:
+                torch._foreach_mul_(self._gradients(), self.clip_norm / norm)
+        self._last_lr = float(self._optimizer.param_groups[0]["lr"])
+        if scaler is None:
+            self._optimizer.step()
+        else:
+            scaler.step(self._optimizer)
+            scaler.update()
+        self._optimizer.zero_grad()
+        if self.scheduler is not None and not skipped:
+            self.scheduler.step()
+        self._means.add(total, measured)
+        return measured
+
+    def _backward(self, loss: Tensor) -> None:
+        (loss if self._scaler is None else self._scaler.scale(loss)).backward()
+
+    def _measure(self, sums: dict[str, Any]) -> tuple[dict[str, float], float]:
+        """The step's means over all processes and the norm of the gradient, in one transfer from the device; and
+        whether any process was asked to stop."""
+        gradients = self._gradients()
+        if not gradients:
+            raise ValueError(
+                "no parameter that the optimizer was given has a gradient: the loss does not depend on any of them"
+            )
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        if norm.dtype != torch.float64:  # whose norms may be beyond float32's
+            norm = norm.float()
+        if self.processes == 1 and norm.device.type == "cpu":
+            return {name: float(value) for name, value in sums.items()}, norm.item()
+        values = [*sums.values(), float(self._asked)]
+        vector = torch.stack([torch.as_tensor(v, dtype=torch.float32, device=norm.device).detach() for v in values])
+        if self.processes > 1:
+            vector = self.accelerator.reduce(vector, reduction="sum")
+        *numbers, asked, length = torch.cat([vector.to(norm.dtype), norm[None]]).tolist()
+        self._agreed = asked > 0
+        return dict(zip(sums, numbers, strict=True)), length
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self._parameters if p.grad is not None]
+
+    def _fail(self, group: list[Any], random_before: list[Tensor], loss: float, norm: float) -> NoReturn:
+        set_torch_random(self.accelerator.device, random_before)
+        findings = [
+            find_non_finite(self.model, batch, lambda m, b: self._forward(m, self.loss, b)[0]) for batch in group
+        ]
+        finding = next(filter(None, findings), None)
+        self.model.zero_grad(set_to_none=True)
+        advice = f"{ADVICE}{self._health(group[0])}"
+        where = f"training stopped at epoch {self.epoch + 1}, step {self.step + 1}"
+        what = f"the loss is {loss:.4g}" if not math.isfinite(loss) else f"the norm of the gradient is {norm}"
+        if finding is None:
+            reason = "a batch of another process" if self.processes > 1 else "the same batch gave finite values again"
+            raise NonFiniteError(f"{where}: {what} ({reason}). {advice}", "", "forward")
+        raise NonFiniteError(
+            f"{where}: {what}. It began in the {finding.phase} pass: {finding.what}. {advice}",
+            finding.layer, finding.phase,
+        )  # fmt: skip
+
+    def _health(self, batch: Any) -> str:
+        """What :func:`~qif_plugins.health` has to say about the layers that stand out, if there are QIF layers."""
+        if not any(isinstance(module, QIFLayer) for module in self.model.modules()):
+            return ""
+        try:
+            report = health(self.model, lambda model: self._forward(model, self.loss, batch)[0])
+        except (ValueError, TypeError, RuntimeError):
+            return f" {HEALTH}"
+        lines = [f"{row.name}: {sentence}" for row in report.layers for sentence in row.advice]
+        return " ".join(["", HEALTH, *lines[:MOST_ADVICE]])
+
+    def _forward(self, model: nn.Module, loss: Loss, batch: Any) -> tuple[Tensor, Mapping[str, Any]]:
+        if self.accelerator.device.type != "cpu":
+            batch = send_to_device(batch, self.accelerator.device, non_blocking=True)
+        if self.reset is not None:
+            self.reset(self.model)
+        with _forward_is(self.model, self._forward_in_half):
+            result = loss(model, batch)
+        return result if isinstance(result, tuple) else (result, {})
+
+    def _gathered(self, value: Any) -> list[Any]:
+        """The value of every process, in their order."""
+        return gather_object([value]) if self.processes > 1 else [value]
+
+    def _summed(self, values: list[float]) -> list[float]:
+        return [sum(parts) for parts in zip(*self._gathered(values), strict=True)]
+
+
+class Means:
+    """Running means by name, each over the samples that it was measured on."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, float] = {}
+        self.totals: dict[str, Any] = {}
+
+    @classmethod
+    def merged(cls, parts: Iterable[Mapping[str, Sequence[float]]]) -> Means:
+        """One of several, each as :meth:`plain` returned it."""
+        means = cls()
+        for part in parts:
+            for name, (count, total) in part.items():
+                means.counts[name] = means.counts.get(name, 0) + count
+                means.totals[name] = means.totals.get(name, 0.0) + total
+        return means
+
+    def add(self, count: float, means: Mapping[str, Any]) -> None:
+        """Add the means over ``count`` further samples; numbers or scalar tensors, which stay on their device."""
+        for name, mean in means.items():
+            self.counts[name] = self.counts.get(name, 0) + count
+            self.totals[name] = self.totals.get(name, 0.0) + mean * count
+
+    def plain(self) -> dict[str, list[float]]:
+        """Count and total by name."""
+        return {name: [count, float(self.totals[name])] for name, count in self.counts.items()}
+
+
+def _row(means: Means, rates: FiringRates) -> dict[str, float]:
+    row = {name: total / count for name, (count, total) in means.plain().items()}
+    rate = rates.mean()
+    return row if rate is None else {**row, "rate": rate}
+
+
+def _share(samples: int, process: int, processes: int) -> int:
+    """How many of a batch's samples :meth:`Batches.epoch` gives one process."""
+    return samples // processes + (process < samples % processes)
+
+
+def _on_cpu(model: nn.Module) -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) == 1 and all(
+        parameter.device.type == "cpu" for parameter in model.parameters()
+    )
+
+
+def _in_half(forward: Callable[..., Any], device: str, dtype: torch.dtype | None) -> Callable[..., Any] | None:
+    """A model's forward in autocast, its outputs in float32 again; ``None`` where it runs as it is."""
+    if dtype is None:
+        return None
+
+    @functools.wraps(forward)
+    def half(*args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(device, dtype):
+            output = forward(*args, **kwargs)
+        return convert_to_fp32(output)
+
+    return half
+
+
+@contextlib.contextmanager
+def _forward_is(model: nn.Module, forward: Callable[..., Any] | None) -> Iterator[None]:
+    """Inside, the model runs ``forward``; the model is the user's, and afterwards it runs its own."""
+    if forward is None:
+        yield
+        return
+    attributes = vars(model)
+    before = attributes.get("forward")
+    attributes["forward"] = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del attributes["forward"]
+        else:
+            attributes["forward"] = before
+
+
+def _prepared(model: nn.Module, cpu: bool) -> tuple[Any, Any]:
+    """An accelerator, and the model as it trains: on its device, and copied if there are several processes.
+
+    Accelerate keeps one state a process, which decides the device of all its accelerators, and a new one's settings
+    overwrite it. Several processes have to agree on it. Alone, a trainer has a state of its own: that of the user's
+    accelerators, and of other trainers, is as before.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 or (dist.is_available() and dist.is_initialized()):
+        try:
+            accelerator = Accelerator(mixed_precision="no", cpu=cpu or _gloo())
+        except ValueError as error:
+            raise ValueError(
+                f"these processes have an Accelerator that a trainer cannot share: {error} Make it with "
+                "mixed_precision='no' and on the same device; a trainer's precision is its own"
+            ) from error
+        return accelerator, accelerator.prepare_model(model)
+    states = [(kind, vars(kind)["_shared_state"]) for kind in (PartialState, AcceleratorState, GradientState)]
+    try:
+        for kind, _ in states:
+            kind._shared_state = {}
+        accelerator = Accelerator(mixed_precision="no", cpu=cpu)
+        return accelerator, accelerator.prepare_model(model)
+    finally:
+        for kind, state in states:
+            kind._shared_state = state
+
+
+def main_process_first() -> AbstractContextManager[None]:
+    """A block that the main process goes through before the others, such as to convert a data set once."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return contextlib.nullcontext()
+    return PartialState(cpu=_gloo()).main_process_first()
+
+
+def _gloo() -> bool:
+    """Whether there are several processes and nothing but CPUs for them: Accelerate has to be told."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return several and not (torch.cuda.is_available() or torch.xpu.is_available())

@@ -1,0 +1,251 @@
+"""From a configuration to a trainer: model, optimizer, schedule, data, loss."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from .arguments import arguments_of, checked
+from .batches import seed_of
+from .config import Config, Optimizer, shown
+from .data import ADVICE, Advice, Task, expected_shape, load_task, samples_of
+from .engine import Trainer, main_process_first
+from .losses import SequenceLoss
+from .sizes import activations, check_memory, memory_here, weights
+from .synchronized import synchronize_batch_norm
+
+try:
+    from spikingjelly.activation_based import functional, surrogate
+except ImportError as error:
+    raise ImportError(
+        "the models that are trained are built on SpikingJelly: pip install 'qif-plugins[train]'"
+    ) from error
+
+from ...models import MODELS, NEURONS, build
+
+__all__ = ["build_model", "follow_schedule", "make_optimizer", "make_schedule", "make_trainer", "prepare"]
+
+
+def build_model(config: Config, shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """The model of a configuration, its weights drawn by the configuration's seed.
+
+    Raises:
+        ValueError: The model or the neuron does not know a key, or refuses its value.
+    """
+    seed = config.training.seed
+    own, neuron = _nulls(config.model), _nulls(config.neuron)
+    name, spiking_neuron = own.pop("name"), neuron.pop("name", "qif")
+    both = sorted(own.keys() & neuron.keys())
+    if both:
+        raise ValueError(f"{both[0]} stands in both [model] and [neuron]; keep the one that is meant")
+    if name in MODELS and spiking_neuron in NEURONS:  # build says what there is
+        of_neuron = {**arguments_of(NEURONS[spiking_neuron][0]), "per_channel": bool}
+        has_channels = bool(of_neuron.pop("channels", False))  # each layer has its own number of them
+        own = checked("model", own, {**arguments_of(MODELS[name]), **of_neuron})
+        neuron = checked("neuron", neuron, of_neuron)
+        if (own | neuron).get("per_channel") and not has_channels:
+            raise ValueError(f"neuron.per_channel needs a neuron with numbers per channel, got {spiking_neuron!r}")
+    for table in (own, neuron):
+        if table.get("surrogate_function") is not None:
+            table["surrogate_function"] = _surrogate(table["surrogate_function"])
+    try:
+        _check_size(config, build, name, shape, classes, spiking_neuron, **own, **neuron)
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+        model: nn.Module = build(name, shape, classes, spiking_neuron, **own, **neuron)
+    except (TypeError, AssertionError, AttributeError, ArithmeticError) as error:  # as hosts refuse arguments
+        reason = str(error) or f"refuses {', '.join(f'{key} = {value!r}' for key, value in (own | neuron).items())}"
+        raise ValueError(f"model {name!r} with neuron {spiking_neuron!r}: {reason}") from error
+    return synchronize_batch_norm(model) if config.training.sync_batch_norm else model
+
+
+def _check_size(config: Config, make: Callable[..., nn.Module], *args: Any, **kwargs: Any) -> None:
+    """Raise ``ValueError`` if the weights of a model, their gradients and what the optimizer keeps do not fit."""
+    sizes = {f"model.{key}": value for key, value in config.model.items() if type(value) in (int, list)}
+    sizes |= {"data.size": config.data.size} if config.data.size else {}
+    given = ", ".join(f"{key} = {shown(value)}" for key, value in sizes.items()) or f"model.name = {args[0]!r}"
+    try:
+        with torch.device("meta"):
+            needed: float = weights(make(*args, **kwargs))
+    except RuntimeError:  # more bytes than PyTorch counts
+        needed = math.inf
+    moments = {"sgd": int(config.optimizer.momentum > 0)}.get(config.optimizer.name, 2)
+    check_memory(
+        needed * (2 + moments), f"{given}: the weights, their gradients and what the optimizer keeps of them take",
+        "lower it, or leave it at its default",
+    )  # fmt: skip
+
+
+def prepare(
+    config: Config, record: Mapping[str, Any] | None = None, advice: Advice = ADVICE, *, train: bool = True
+) -> tuple[nn.Module, Task]:
+    """The model and the data of a configuration.
+
+    What the model and the neuron have to say against their arguments, they say before the data are touched.
+
+    Args:
+        config: The run.
+        record: Of the :class:`~.data.Task` to divide the data as, from a checkpoint. Default none.
+        advice: What the error says where the data are not there: how to name their folder, and how to fetch them.
+        train: Whether to train it, which takes memory for what a batch leaves for the backward pass. Default True.
+
+    Raises:
+        ValueError: The model or the neuron refuses an argument, or there is too little memory.
+        FileNotFoundError: The data are not where they should be.
+    """
+    model = build_model(config, *expected_shape(config.data))
+    training = config.training
+    if train:
+        _check_batch(config, model)
+    with main_process_first():
+        batch_size = training.batch_size // training.accumulation
+        task = load_task(config.data, batch_size, training.seed, dict(record or {}), advice)
+    if (task.shape, task.classes) != expected_shape(config.data):
+        model = build_model(config, task.shape, task.classes)
+    return model, task
+
+
+def _check_batch(config: Config, model: nn.Module) -> None:
+    """Raise ``ValueError`` for a batch beyond the data, or one whose forward pass leaves more than fits."""
+    data, training = config.data, config.training
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if training.batch_size > samples_of(data):
+        raise ValueError(
+            f"training.batch_size must be at most {samples_of(data)}, the training samples of {data.name}, got "
+            f"{training.batch_size}"
+        )
+    samples = -(-training.batch_size // (training.accumulation * processes))
+    size = 2 if training.precision in ("bf16", "fp16") else 4
+    image = expected_shape(data)[0]
+    numbers: float = math.prod(image)
+    if size * numbers < memory_here():
+        try:
+            numbers = activations(model, image, functional.reset_net)
+        except RuntimeError:  # not even one sample fits
+            numbers = math.inf
+    shape = f"data.size = {data.size}, " if data.size else ""
+    check_memory(
+        size * data.steps * samples * numbers,
+        f"{shape}data.steps = {data.steps} and training.batch_size = {training.batch_size}: {samples} samples of "
+        f"{data.steps} steps take",
+        "lower one of them, or raise training.accumulation",
+    )
+
+
+def make_trainer(config: Config, model: nn.Module, task: Task, **options: Any) -> Trainer:
+    """A trainer of a model on a task.
+
+    Args:
+        config: The run.
+        model: From :func:`prepare`.
+        task: From :func:`prepare`.
+        options: Further arguments of :class:`~.engine.Trainer`.
+    """
+    training, data = config.training, config.data
+    if training.threads:
+        torch.set_num_threads(training.threads)
+    # A resumed run goes the same way on GPUs too.
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    optimizer = make_optimizer(config.optimizer, model)
+    loss = config.loss
+    steps = -(-len(task.train) // training.accumulation)
+    trainer = Trainer(
+        model,
+        optimizer,
+        SequenceLoss(loss.name, None if data.name == "cifar10dvs" else data.steps, loss.regularization, loss.target),
+        task.train,
+        test=task.test,
+        scheduler=make_schedule(config.optimizer, optimizer, steps, training.epochs),
+        epochs=training.epochs,
+        accumulation=training.accumulation,
+        precision=training.precision,
+        clip_norm=config.optimizer.clip_norm,
+        reset=functional.reset_net,
+        save_every=training.save_every,
+        cpu=False,
+        **options,
+    )
+    # What a model draws while it runs, such as dropout, differs between processes.
+    torch.manual_seed(seed_of(training.seed, trainer.process))
+    return trainer
+
+
+def make_optimizer(settings: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of a configuration, over all parameters of a model."""
+    if settings.name == "sgd":
+        return torch.optim.SGD(
+            model.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+        )
+    kind = torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW
+    return kind(model.parameters(), settings.lr, weight_decay=settings.weight_decay)
+
+
+def make_schedule(
+    settings: Optimizer, optimizer: torch.optim.Optimizer, steps: int, epochs: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """The learning rate's schedule, a step of the optimizer at a time.
+
+    Args:
+        settings: Which.
+        optimizer: Whose.
+        steps: Steps an epoch.
+        epochs: How many epochs the whole takes.
+    """
+    warmup = settings.warmup_epochs * steps
+    after = max(1.0, epochs * steps - warmup)
+
+    def cosine(step: int) -> float:
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / after)))
+
+    def stairs(step: int) -> float:
+        return settings.gamma ** sum(step >= milestone * steps for milestone in settings.milestones)
+
+    shapes: dict[str, Callable[[int], float]] = {"cosine": cosine, "steps": stairs, "constant": lambda step: 1.0}
+    shape = shapes[settings.schedule]
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: (step + 1) / (warmup + 1) if step < warmup else shape(step)
+    )
+
+
+def follow_schedule(trainer: Trainer) -> tuple[float, float]:
+    """Set the learning rate that the schedule has for the step to come, after a state that had another schedule.
+
+    Args:
+        trainer: From :func:`make_trainer`, its state loaded.
+
+    Returns:
+        The learning rate as the state had it, and as it is now.
+    """
+    schedule = cast(torch.optim.lr_scheduler.LambdaLR, trainer.scheduler)
+    old = schedule.optimizer.param_groups[0]["lr"]
+    for group, base, shape in zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+        group["lr"] = base * shape(schedule.last_epoch)
+    return float(old), float(schedule.optimizer.param_groups[0]["lr"])
+
+
+def _nulls(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: None if value == "none" else value for key, value in table.items()}
+
+
+def _surrogate(value: Any) -> Any:
+    """A surrogate of SpikingJelly from its name, or from a table of its name and arguments."""
+    table = dict(value) if isinstance(value, Mapping) else {"name": value}
+    name = table.pop("name", None)
+    kind = getattr(surrogate, str(name), None)
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)) or kind.__name__.endswith("Base"):
+        raise ValueError(
+            f"unknown surrogate {name!r}; name a class of spikingjelly.activation_based.surrogate such as ATan or "
+            "Sigmoid, or leave surrogate_function out for the analytic window"
+        )
+    try:
+        return kind(**checked("neuron.surrogate_function", table, arguments_of(kind)))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"surrogate {name!r}: {error}") from error

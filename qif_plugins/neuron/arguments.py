@@ -1,0 +1,147 @@
+"""What decides the map of a neuron where several arguments could: one rule for both hosts and for ``qif window``.
+
+1. ``dynamics``: ``"paper"`` takes the a, u1 and u2 of arXiv 2510.05168, ``"lif"`` matches the leak.
+2. Otherwise any of ``a``, ``u1``, ``u2``; those left out are the paper's. Together with ``dynamics`` they are refused.
+3. Otherwise a leak (``tau`` and ``decay_input`` in SpikingJelly, ``beta`` in snnTorch): it is matched.
+4. Otherwise the paper's.
+
+A leak that was passed and does not decide is set aside, which ``repr`` shows: so a model that passes its own leak can
+be given another neuron. After construction the last assignment decides, except that a leak assigned to a neuron that
+was given ``dynamics="paper"`` or a map is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ..support.names import unknown
+from .parameters import Number
+
+__all__ = ["DYNAMICS", "MAP", "PAPER", "MapArguments", "limited_threshold"]
+
+DYNAMICS = ("paper", "lif")
+MAP = ("a", "u1", "u2")
+PAPER: dict[str, Number] = {"a": 0.25, "u1": 0.0, "u2": 0.5}
+
+MIN_DISTANCE = 1e-6
+"""How near the threshold of a matched neuron may be learned to come to the resting point, which it must lie above."""
+MAX_REACH = 0.99
+"""How far towards the unstable point of a given map a threshold may be learned to go, from the resting point."""
+
+
+@dataclass(frozen=True, eq=False)
+class MapArguments:
+    """What was passed, or assigned since, that could decide the map.
+
+    Attributes:
+        dynamics: ``"paper"``, ``"lif"``, or ``None`` where it was left out.
+        given: Those of a, u1 and u2 that were passed.
+        leak: What was passed of the leak, by the host's names.
+
+    Raises:
+        ValueError: An unknown ``dynamics``, or one together with a, u1 or u2.
+    """
+
+    dynamics: str | None = None
+    given: Mapping[str, Number] = field(default_factory=dict)
+    leak: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.dynamics is not None and self.dynamics not in DYNAMICS:
+            raise ValueError(unknown("dynamics", self.dynamics, DYNAMICS, "pass a, u1, u2"))
+        if self.dynamics is not None and self.given:
+            raise ValueError(
+                f"dynamics={self.dynamics!r} contradicts {', '.join(self.given)}: both decide the map; pass one of them"
+            )
+
+    @property
+    def decided(self) -> str:
+        """``"paper"``, ``"explicit"`` or ``"lif"``."""
+        if self.dynamics is not None:
+            return self.dynamics
+        return "explicit" if self.given else "lif" if self.leak else "paper"
+
+    @property
+    def roots(self) -> dict[str, Number]:
+        """a, u1 and u2 where no leak is matched."""
+        return {} if self.decided == "lif" else PAPER | dict(self.given)
+
+    @property
+    def set_aside(self) -> dict[str, Any]:
+        """The leak that was passed and does not decide."""
+        return {} if self.decided == "lif" else dict(self.leak)
+
+    def describe_set_aside(self) -> str:
+        """What ``repr`` appends: the leak that was set aside, if any."""
+        shown = ", ".join(f"{name}={_show(value)}" for name, value in self.set_aside.items())
+        return f", {shown} set aside" if shown else ""
+
+    def with_map(self, current: Mapping[str, Number], **changes: Number) -> MapArguments:
+        """After an assignment to a, u1 or u2: the map is given, and the others stay as they are.
+
+        Args:
+            current: The map's present a, u1 and u2.
+            **changes: What is assigned.
+        """
+        return MapArguments(None, {**{name: current[name] for name in MAP}, **changes}, self.leak)
+
+    def with_dynamics(self, dynamics: str | None, current: Mapping[str, Number]) -> MapArguments:
+        """After an assignment to ``dynamics``.
+
+        Args:
+            dynamics: ``"paper"`` or ``"lif"``, which put a given map aside; ``"explicit"`` keeps the present map;
+                ``None`` leaves it to the other arguments.
+            current: The map's present a, u1 and u2.
+        """
+        if dynamics == "explicit":
+            return self if self.decided == "explicit" else self.with_map(current)
+        return MapArguments(dynamics, self.given if dynamics is None else {}, self.leak)
+
+    def with_leak(self, open_to_it: bool = False, **changes: Any) -> MapArguments:
+        """After an assignment to the leak, which is matched from now on; ``None`` takes an argument back.
+
+        Args:
+            open_to_it: Whether :func:`~qif_plugins.swap` chose the map, not the user. Default False.
+            **changes: What is assigned.
+
+        Raises:
+            ValueError: ``dynamics="paper"`` or a, u1, u2 were given, so that the leak would have no effect.
+        """
+        if not open_to_it and (self.dynamics == "paper" or self.given):
+            what = "dynamics='paper'" if self.dynamics else ", ".join(self.given)
+            shown = ", ".join(f"{name}={_show(value)}" for name, value in changes.items())
+            raise ValueError(
+                f"{shown} would have no effect: the neuron was given {what}, which decides the map. Assign "
+                "dynamics='lif' first, and it matches the leak"
+            )
+        leak = {name: value for name, value in {**self.leak, **changes}.items() if value is not None}
+        return MapArguments(None, {}, leak) if open_to_it else dataclasses.replace(self, leak=leak)
+
+
+def limited_threshold(threshold: Tensor, resting: Number, unstable: Number | None = None) -> Tensor:
+    """A learned threshold, kept where the membrane is stable.
+
+    Args:
+        threshold: The threshold as learned.
+        resting: The map's resting point.
+        unstable: The map's unstable point; ``None`` (default) where the map matches a leak, so that it moves with the
+            threshold.
+
+    Returns:
+        At least 1e-6 above the resting point for a matched neuron; otherwise at most 99 % of the way from the resting
+        to the unstable point. Beyond, it passes no gradient.
+    """
+    if unstable is None:
+        return threshold.clamp(min=resting + MIN_DISTANCE)
+    return threshold.clamp(max=resting + MAX_REACH * (unstable - resting))
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{value.item():g}" if value.numel() == 1 else f"tensor{tuple(value.shape)}"
+    return f"{value:g}" if isinstance(value, float) else repr(value)

@@ -1,0 +1,244 @@
+"""Stationary mean and deviation of the QIF membrane under normal input.
+
+Under threshold-dependent batch normalization the input g·x[t] is close to N(m, σ_I²). Two closures
+approximate the mean μ and deviation σ of the pre-reset membrane h ~ N(μ, σ²) that result:
+
+* ``"free"``, the membrane without its reset, the assumption of arXiv 2510.05168. With S = u1 + u2
+  and P = u1 u2::
+
+      μ  = a (σ² + μ² - S μ + P) + m
+      σ² = a² (2 σ⁴ + 4 μ² σ² + S² σ² - 4 S μ σ²) + σ_I²
+
+* ``"reset"``, this package's, the same with the reset in it: below the threshold the charge is
+  f(h), above it f of the membrane after the reset, each weighted by its part of the normal density.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..support.names import checked_number
+from .parameters import Number, QIFParameters
+
+__all__ = ["CLOSURES", "MomentClosureError", "closure_step", "firing_rate", "membrane_moments"]
+
+CLOSURES = ("reset", "free")
+_TOLERANCE = 1e-13
+_MAX_ITERATIONS = 500
+_MAX_NEWTON_STEPS = 50
+
+
+class MomentClosureError(ValueError):
+    """A moment closure has no fixed point that iteration from the input's moments reaches."""
+
+
+def membrane_moments(
+    params: QIFParameters, input_std: Number, input_mean: Number = 0.0, closure: str = "reset"
+) -> tuple[Number, Number]:
+    """Stationary mean and standard deviation of the pre-reset membrane h.
+
+    Args:
+        params: The neuron.
+        input_std: Standard deviation σ_I of g·x, > 0; a float or a tensor (per channel, per neuron).
+        input_mean: Mean m of g·x. Default 0.
+        closure: ``"reset"`` (default) or ``"free"``, see the module's docstring.
+
+    Returns:
+        ``(mean, std)``: floats where every argument is one, else float64 tensors of the
+        broadcast shape, without gradient.
+
+    Raises:
+        MomentClosureError: The closure does not converge; it never hands NaN on.
+        ValueError: Unknown closure, or an ``input_std`` that is not positive and finite.
+    """
+    if closure not in CLOSURES:
+        raise ValueError(f"unknown closure {closure!r}; the closures are {', '.join(CLOSURES)}")
+    input_std, input_mean = checked_number("input_std", input_std), checked_number("input_mean", input_mean)
+    if params.is_uniform and not isinstance(input_std, Tensor) and not isinstance(input_mean, Tensor):
+        return _uniform_moments(params, float(input_std), float(input_mean), closure)
+    return _iterate(params, input_std, input_mean, closure)
+
+
+@lru_cache(maxsize=256)
+def _uniform_moments(params: QIFParameters, input_std: float, input_mean: float, closure: str) -> tuple[float, float]:
+    mean, std = _iterate(params, input_std, input_mean, closure)
+    return mean.item(), std.item()
+
+
+@torch.no_grad()
+def _iterate(params: QIFParameters, input_std: Number, input_mean: Number, closure: str) -> tuple[Tensor, Tensor]:
+    values = (*params.numbers().values(), input_std, input_mean)
+    device = next((v.device for v in values if isinstance(v, Tensor) and v.dim() > 0), torch.device("cpu"))
+    # On the host, where asking for convergence after every iteration costs nothing.
+    params = QIFParameters.unchecked(
+        **{name: _float64(value) for name, value in params.numbers().items()}, reset=params.reset
+    )
+    input_std, input_mean = _float64(input_std), _float64(input_mean)
+    if not bool(torch.all(torch.isfinite(input_std) & (input_std > 0) & torch.isfinite(input_mean))):
+        raise ValueError(
+            f"the input's moments must be finite and its deviation positive, got input_mean={input_mean.tolist()}, "
+            f"input_std={input_std.tolist()}"
+        )
+    tensors = [*params.numbers().values(), input_std, input_mean]
+    shape = torch.broadcast_shapes(*(t.shape for t in tensors if isinstance(t, Tensor)))
+    mean, std = input_mean.expand(shape).clone(), input_std.expand(shape).clone()
+    for _ in range(_MAX_ITERATIONS):
+        new_mean, new_std = closure_step(params, mean, std, input_std, input_mean, closure)
+        change = torch.maximum((new_mean - mean).abs(), (new_std - std).abs())
+        mean, std = new_mean, new_std
+        if not bool(torch.isfinite(change).all()):
+            break
+        if bool((change <= _TOLERANCE * (1 + std)).all()):
+            return _to(mean, device), _to(std, device)
+    else:
+        # A long leak lets the iteration settle as slowly as the membrane does; Newton's method does not wait for it.
+        settled = _newton(lambda m, s: closure_step(params, m, s, input_std, input_mean, closure), mean, std)
+        if settled is not None:
+            return _to(settled[0], device), _to(settled[1], device)
+    raise MomentClosureError(
+        f"the {closure!r} closure does not converge for a threshold of {_range(params.v_threshold)}, input mean "
+        f"{_range(input_mean)} and input deviation {_range(input_std)} (a={_range(params.a)}, u1={_range(params.u1)}, "
+        f"u2={_range(params.u2)}): the membrane's deviation grows without bound. Use a smaller input deviation or a"
+        + (", or closure='reset'" if closure == "free" else "")
+        + ", match a leak, or take a surrogate that needs no moments: the window 'heuristic' or a given Window(lo, hi)."
+    )
+
+
+def _newton(step: Any, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The fixed point of ``step`` near ``(mean, std)``; ``None`` if there is none that the iteration would approach."""
+    for _ in range(_MAX_NEWTON_STEPS):
+        next_mean, next_std = step(mean, std)
+        by_mean, by_std = 1e-6 * (1 + mean.abs()), 1e-6 * std
+        j11, j21 = (
+            (new - old) / by_mean for new, old in zip(step(mean + by_mean, std), (next_mean, next_std), strict=True)
+        )
+        j12, j22 = (
+            (new - old) / by_std for new, old in zip(step(mean, std + by_std), (next_mean, next_std), strict=True)
+        )
+        trace, determinant = j11 + j22, j11 * j22 - j12 * j21
+        solvable = 1 - trace + determinant
+        residual_mean, residual_std = next_mean - mean, next_std - std
+        change_mean = ((1 - j22) * residual_mean + j12 * residual_std) / solvable
+        change_std = ((1 - j11) * residual_std + j21 * residual_mean) / solvable
+        mean, std = mean + change_mean, std + change_std
+        if not bool((torch.isfinite(mean) & torch.isfinite(std) & (std > 0)).all()):
+            return None
+        if bool((torch.maximum(change_mean.abs(), change_std.abs()) <= 1e-12 * (1 + std)).all()):
+            attracts = (determinant < 1) & (trace.abs() < 1 + determinant)
+            return (mean, std) if bool(attracts.all()) else None
+    return None
+
+
+def closure_step(
+    params: QIFParameters,
+    mean: Tensor,
+    std: Tensor,
+    input_std: Number,
+    input_mean: Number = 0.0,
+    closure: str = "reset",
+) -> tuple[Tensor, Tensor]:
+    """One iteration of a closure: the moments one time step after ``(mean, std)``.
+
+    No value is read back from the device, so a neuron whose parameters are learned can follow its
+    moments inside a training step.
+
+    Args:
+        params: The neuron.
+        mean: Mean of h before the step.
+        std: Standard deviation of h before the step.
+        input_std: Standard deviation of g·x.
+        input_mean: Mean of g·x.
+        closure: ``"reset"`` or ``"free"``.
+
+    Returns:
+        ``(mean, std)`` after the step, of the broadcast shape.
+    """
+    a, s, p = params.a, params.u1 + params.u2, params.u1 * params.u2
+    var = std * std
+    if closure == "free":
+        new_mean = a * (var + mean * mean - s * mean + p) + input_mean
+        new_var = a * a * var * (2 * var + 4 * mean * mean + s * s - 4 * s * mean)
+        return new_mean, torch.sqrt(new_var + input_std * input_std)
+
+    z = (params.v_threshold - mean) / std
+    below = _lower_moments(z)
+    square, linear, constant = _charge_polynomial(params, mean, std)
+    first, second = _polynomial_moments(square, linear, constant, below)
+    if params.reset == "hard":
+        fired = params.map(params.v_reset)
+        above = 1 - below[0]
+        first = first + fired * above
+        second = second + fired * fired * above
+    else:
+        full = (1.0, 0.0, 1.0, 0.0, 3.0)
+        above_moments = tuple(whole - part for whole, part in zip(full, below, strict=True))
+        shifted = _charge_polynomial(params, mean - params.v_threshold, std)
+        first_above, second_above = _polynomial_moments(*shifted, above_moments)
+        first, second = first + first_above, second + second_above
+    return first + input_mean, torch.sqrt(second - first * first + input_std * input_std)
+
+
+def firing_rate(params: QIFParameters, mean: Number, std: Number) -> Number:
+    """Probability of a spike a step, P(h >= θ) = 1 - Φ((θ - μ)/σ), for h ~ N(mean, std²).
+
+    Args:
+        params: The neuron.
+        mean: Mean of h.
+        std: Standard deviation of h.
+
+    Returns:
+        Spikes per neuron-step, a float where every argument is one.
+    """
+    z = (params.v_threshold - mean) / std
+    if isinstance(z, Tensor):
+        return 0.5 * torch.erfc(z / math.sqrt(2))
+    return 0.5 * math.erfc(z / math.sqrt(2))
+
+
+def _charge_polynomial(params: QIFParameters, mean: Any, std: Tensor) -> tuple[Any, Any, Any]:
+    """f(mean + std z) as a polynomial in z: its coefficients of z², z and 1."""
+    s, p = params.u1 + params.u2, params.u1 * params.u2
+    return (
+        params.a * std * std,
+        params.a * (2 * mean - s) * std,
+        params.a * (mean * mean - s * mean + p),
+    )
+
+
+def _lower_moments(z: Tensor) -> tuple[Tensor, ...]:
+    """E[Z^k; Z < z] of a standard normal Z for k = 0..4."""
+    density = torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
+    cumulative = 0.5 * torch.erfc(-z / math.sqrt(2))
+    return (
+        cumulative,
+        -density,
+        cumulative - z * density,
+        -(z * z + 2) * density,
+        3 * cumulative - (z**3 + 3 * z) * density,
+    )
+
+
+def _polynomial_moments(a: Any, b: Any, c: Any, m: tuple[Any, ...]) -> tuple[Any, Any]:
+    """First and second moment of a z² + b z + c under the partial moments m of z."""
+    first = a * m[2] + b * m[1] + c * m[0]
+    second = a * a * m[4] + 2 * a * b * m[3] + (b * b + 2 * a * c) * m[2] + 2 * b * c * m[1] + c * c * m[0]
+    return first, second
+
+
+def _float64(value: Any) -> Tensor:
+    return torch.as_tensor(value, dtype=torch.float64, device="cpu")
+
+
+def _to(value: Tensor, device: torch.device) -> Tensor:
+    # Apple's GPUs have no float64.
+    return value.to(device, torch.float32 if device.type == "mps" else torch.float64)
+
+
+def _range(value: Any) -> str:
+    low, high = value.min().item(), value.max().item()
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"

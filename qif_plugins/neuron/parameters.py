@@ -1,0 +1,363 @@
+"""Parameters of the discretized quadratic integrate-and-fire neuron.
+
+The map of one time step, from the membrane after the reset, v[t-1], and the input x[t]::
+
+    f(v) = a (v - u1)(v - u2)
+    h[t] = f(v[t-1]) + g x[t]          charge, g the input gain
+    s[t] = 1 if h[t] >= theta else 0   fire
+    v[t] = v_reset if s[t] else h[t]   hard reset
+    v[t] = h[t] - theta s[t]           soft reset
+
+Source: Jahns et al., *Discretized Quadratic Integrate-and-Fire Neuron Model for Deep Spiking Neural
+Networks*, arXiv 2510.05168; the input gain and :meth:`QIFParameters.matching_lif` are this package's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..support.names import checked_number, unknown
+
+__all__ = ["Number", "QIFParameters", "holds_everywhere", "is_finite", "same_number"]
+
+Number = float | Tensor
+"""A float, or a tensor that broadcasts to one time step of the input (per channel, per neuron)."""
+
+RESETS = ("hard", "soft")
+
+
+@dataclass(frozen=True, eq=False)
+class QIFParameters:
+    """The numbers that define a discrete QIF neuron, validated on construction.
+
+    Every number may be a float or a tensor that broadcasts to one time step of the input, such as
+    ``[C, 1, 1]`` for one value a channel of ``[N, C, H, W]``; tensors are checked elementwise.
+
+    Args:
+        a: Curvature of the map, > 0. Default 0.25.
+        u1: First root of the map. Default 0.
+        u2: Second root of the map. Default 0.5.
+        v_threshold: Firing threshold θ. Must lie below the unstable fixed point of the map, or the
+            membrane runs away before it can spike. Default 1.
+        v_reset: Membrane after a spike under ``reset="hard"``. ``None`` (default) means ``u1``, so
+            that f(v_reset) = 0. Must lie in the basin of the resting point.
+        reset: ``"hard"`` sets the membrane to ``v_reset``; ``"soft"`` subtracts the threshold. Under a
+            soft reset the QIF membrane is unbounded: a large h stays large after the subtraction, f
+            squares it, and the potential explodes. It exists because the hosts offer it.
+        input_gain: Factor g on the input. Default 1.
+
+    Raises:
+        ValueError: A number is not finite, ``a <= 0``, the map has no fixed point, the threshold is
+            not below the unstable fixed point (the message names both), ``v_reset`` is outside the
+            basin of the resting point, or ``reset`` is unknown.
+        TypeError: A number is neither real nor a floating-point tensor.
+    """
+
+    a: Number = 0.25
+    u1: Number = 0.0
+    u2: Number = 0.5
+    v_threshold: Number = 1.0
+    v_reset: Number | None = None
+    reset: Literal["hard", "soft"] = "hard"
+    input_gain: Number = 1.0
+
+    def __post_init__(self) -> None:
+        self._normalise()
+        self._check()
+
+    @classmethod
+    def unchecked(cls, **numbers: Any) -> QIFParameters:
+        """Construct without the checks, hence without reading any tensor back from its device.
+
+        For parameters that are valid by construction, such as those of
+        ``ParametricQIFNode`` inside a training step.
+
+        Args:
+            **numbers: The constructor's arguments.
+
+        Returns:
+            The parameters.
+
+        Raises:
+            TypeError: An argument that the constructor does not have.
+        """
+        self = object.__new__(cls)
+        for name, default in _DEFAULTS.items():
+            object.__setattr__(self, name, numbers.pop(name, default))
+        if numbers:
+            raise TypeError(f"QIFParameters has no field named {', '.join(sorted(numbers))}")
+        self._normalise()
+        return self
+
+    @classmethod
+    def matching_lif(
+        cls,
+        beta: Number,
+        v_threshold: Number = 1.0,
+        curvature: float = 0.5,
+        input_gain: Number = 1.0,
+        v_rest: Number = 0.0,
+        v_reset: Number | None = None,
+        reset: Literal["hard", "soft"] = "hard",
+        *,
+        checked: bool = True,
+    ) -> QIFParameters:
+        """Parameters that match a leaky integrate-and-fire neuron near rest.
+
+        With y = v - v_rest the map is f(v) = v_rest + β y + a y²: LIF with leak β near rest, plus the
+        quadratic spike initiation. a = c (1 - β) / (θ - v_rest) puts the unstable fixed point at
+        v_rest + (θ - v_rest) / c.
+
+        Args:
+            beta: LIF's membrane decay a step, 0 <= β < 1. SpikingJelly's LIFNode has 1 - 1/tau.
+            v_threshold: Firing threshold θ, above ``v_rest``. Default 1.
+            curvature: c, 0 < c < 1: where the threshold lies between the resting point (0) and the
+                unstable fixed point (1). Default 0.5.
+            input_gain: Factor on the input. LIFNode with ``decay_input`` has 1/tau. Default 1.
+            v_rest: Potential that the LIF neuron leaks to. Default 0.
+            v_reset: As in the constructor, but ``None`` means ``v_rest``.
+            reset: As in the constructor.
+            checked: Whether to check the numbers. ``False`` reads no tensor back from its device (with a
+                float ``v_rest``), for a β and θ that are kept in range while they are learned. Default True.
+
+        Returns:
+            The matched parameters.
+
+        Raises:
+            ValueError: β or c outside its range, θ or ``v_rest`` not finite, θ not above ``v_rest``, or a ``v_rest``
+                for which the matched map has no real roots u1, u2.
+            TypeError: A number is neither real nor a tensor.
+        """
+        beta, v_threshold, v_rest = (
+            checked_number(name, value)
+            for name, value in (("beta", beta), ("v_threshold", v_threshold), ("v_rest", v_rest))
+        )
+        curvature = checked_number("curvature", curvature, "a number between 0 and 1")
+        for name, value in (("v_threshold", v_threshold), ("v_rest", v_rest)):
+            if checked and not holds_everywhere(value, is_finite):
+                raise ValueError(f"{name} must be finite, got {_show(value)}")
+        if checked and not holds_everywhere(beta, lambda b: (b >= 0) & (b < 1)):
+            raise ValueError(
+                f"matching a LIF neuron needs 0 <= beta < 1, got beta={_show(beta)}. A neuron without leak "
+                "(beta = 1) has no resting point for a QIF map to match; pass a beta just below 1, or a, u1, u2."
+            )
+        if not 0 < curvature < 1:
+            raise ValueError(
+                f"curvature must lie between 0 and 1, got {curvature}: at 1 or above the threshold would "
+                "not be below the unstable fixed point. The default is 0.5."
+            )
+        reach = v_threshold - v_rest
+        if checked and not holds_everywhere(reach, lambda r: r > 0):
+            raise ValueError(
+                f"v_threshold={_show(v_threshold)} must lie above the resting potential v_rest={_show(v_rest)}."
+            )
+        a = curvature * (1 - beta) / reach
+        # Roots of v_rest + β y + a y². The larger one by the form that does not cancel for small a.
+        at_zero = holds_everywhere(v_rest, lambda r: r == 0)
+        discriminant = beta * beta - 4 * a * v_rest
+        if checked and not at_zero and not holds_everywhere(discriminant, lambda d: d >= 0):
+            raise ValueError(
+                f"no real roots u1, u2 match beta={_show(beta)} with v_rest={_show(v_rest)} and "
+                f"v_threshold={_show(v_threshold)}. Shift the potentials so that the neuron rests at 0, or pass a "
+                "larger beta."
+            )
+        # Resting at 0 the root is β itself, whose derivative, unlike the square root's, is finite at β = 0.
+        root = beta if at_zero else _sqrt(discriminant)
+        lower = v_rest - (beta + root) / (2 * a)
+        if at_zero:
+            upper: Number = v_rest
+        else:
+            # beta + root is 0 only where v_rest is, too; a tensor may hold both kinds of entries.
+            upper = v_rest - (beta - root) / (2 * a)
+        matched = cls.unchecked(
+            a=a, u1=upper, u2=lower, v_threshold=v_threshold, v_reset=v_rest, reset=reset, input_gain=input_gain
+        )
+        if checked:
+            matched._check_match(beta)
+        if v_reset is not None:
+            object.__setattr__(matched, "v_reset", v_reset)
+            matched._normalise()
+        if checked:
+            matched._check()
+        return matched
+
+    # -- the map ---------------------------------------------------------------------------------
+
+    def map(self, v: Any) -> Any:
+        """f(v) = a (v - u1)(v - u2), in the kernels' order of operations.
+
+        Args:
+            v: Membrane after the reset, a float or a tensor.
+
+        Returns:
+            The charge that it contributes to the next step, of the broadcast shape.
+        """
+        return (self.a * (v - self.u1)) * (v - self.u2)
+
+    def map_derivative(self, v: Any) -> Any:
+        """f'(v) = a (2v - u1 - u2).
+
+        Args:
+            v: Membrane after the reset, a float or a tensor.
+
+        Returns:
+            The slope of the map there, of the broadcast shape.
+        """
+        return self.a * ((v - self.u1) + (v - self.u2))
+
+    def fixed_points(self) -> tuple[Number, Number]:
+        """Fixed points of the map without input.
+
+        The roots of a u² - (a (u1 + u2) + 1) u + a u1 u2. At the lower one f' = 1 - √D, at the upper
+        one f' = 1 + √D > 1, where D is the discriminant.
+
+        Returns:
+            ``(resting, unstable)``, floats, or tensors where a number is one.
+        """
+        half = self._linear_term() / 2
+        root = _sqrt(half * half - self.a * self.u1 * self.a * self.u2)
+        unstable = (half + root) / self.a
+        # The lower root through the product of the roots, u1 u2, where half - root would cancel.
+        if isinstance(half, Tensor):
+            resting: Number = torch.where(half > 0, self.u1 * self.u2 / unstable, (half - root) / self.a)
+        else:
+            resting = self.u1 * self.u2 / unstable if half > 0 else (half - root) / self.a
+        return resting, unstable
+
+    @property
+    def is_stable(self) -> bool:
+        """Whether the resting point is stable, |f'| < 1, in every element."""
+        return holds_everywhere(self.map_derivative(self.fixed_points()[0]), lambda slope: abs(slope) < 1)
+
+    # -- plumbing --------------------------------------------------------------------------------
+
+    def numbers(self) -> dict[str, Number]:
+        """The numeric fields by name, ``v_reset`` resolved."""
+        return {name: getattr(self, name) for name in _DEFAULTS if name != "reset"}
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether every number is a plain float."""
+        return not any(isinstance(value, Tensor) for value in self.numbers().values())
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, QIFParameters):
+            return NotImplemented
+        return self.reset == other.reset and all(
+            same_number(mine, theirs)
+            for mine, theirs in zip(self.numbers().values(), other.numbers().values(), strict=True)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.reset, *(v for v in self.numbers().values() if not isinstance(v, Tensor))))
+
+    def _linear_term(self) -> Number:
+        return self.a * (self.u1 + self.u2) + 1
+
+    def _normalise(self) -> None:
+        if self.v_reset is None:
+            object.__setattr__(self, "v_reset", self.u1)
+        for name, value in self.numbers().items():
+            if isinstance(value, Tensor):
+                if not value.is_floating_point():
+                    raise TypeError(f"{name} must be a floating-point tensor, got {value.dtype}")
+            elif isinstance(value, bool) or not isinstance(value, (int, float)):  # older TorchDynamo traces no union
+                object.__setattr__(self, name, checked_number(name, value))
+            else:
+                object.__setattr__(self, name, float(value))
+
+    @torch.no_grad()
+    def _check_match(self, beta: Number) -> None:
+        """Refuse a leak whose map float arithmetic cannot hold, in terms of the leak."""
+        numbers = (self.a, self.u1, self.u2)
+        if any(isinstance(value, Tensor) and value.is_meta for value in numbers):
+            return
+        representable = all(holds_everywhere(value, is_finite) for value in numbers) and holds_everywhere(
+            self.a, lambda a: a > 0
+        )
+        if not (representable and holds_everywhere(self.fixed_points()[1] - self.v_threshold, lambda d: d > 0)):
+            raise ValueError(
+                f"no map in floating point matches beta={_show(beta)} with v_threshold={_show(self.v_threshold)}: the "
+                "leak is too near 1, or the threshold out of scale. Pass a smaller beta, or scale the potentials."
+            )
+
+    @torch.no_grad()
+    def _check(self) -> None:
+        if self.reset not in RESETS:
+            raise ValueError(unknown("reset", self.reset, RESETS))
+        numbers = self.numbers()
+        if any(isinstance(value, Tensor) and value.is_meta for value in numbers.values()):
+            return  # no values to check
+        for name, value in numbers.items():
+            if not holds_everywhere(value, is_finite):
+                raise ValueError(f"{name} must be finite, got {_show(value)}")
+        if not holds_everywhere(self.a, lambda a: a > 0):
+            raise ValueError(f"a must be positive, got a={_show(self.a)}: the map must open upwards to initiate spikes")
+        half = self._linear_term() / 2
+        if not holds_everywhere(half * half - self.a * self.u1 * self.a * self.u2, lambda d: d > 0):
+            raise ValueError(
+                f"the map with a={_show(self.a)}, u1={_show(self.u1)}, u2={_show(self.u2)} has no resting point: "
+                "every membrane runs away without input. Decrease a, or move u1 or u2 towards 0."
+            )
+        _, unstable = self.fixed_points()
+        if not holds_everywhere(unstable - self.v_threshold, lambda room: room > 0):
+            raise ValueError(
+                f"v_threshold={_show(self.v_threshold)} is not below the unstable fixed point {_show(unstable)} of the "
+                f"map (a={_show(self.a)}, u1={_show(self.u1)}, u2={_show(self.u2)}): the membrane would run away "
+                "before it spikes. Lower v_threshold, or decrease a."
+            )
+        assert self.v_reset is not None
+        if self.reset == "hard":
+            mirror = self.u1 + self.u2 - unstable  # f(mirror) = f(unstable)
+            inside = holds_everywhere(unstable - self.v_reset, lambda d: d > 0) and holds_everywhere(
+                self.v_reset - mirror, lambda d: d > 0
+            )
+            if not inside:
+                raise ValueError(
+                    f"v_reset={_show(self.v_reset)} lies outside the basin of the resting point, "
+                    f"({_show(mirror)}, {_show(unstable)}): the membrane would run away after every spike."
+                )
+
+
+# As plain values: TorchDynamo does not trace dataclasses.fields.
+_DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(QIFParameters)}
+
+
+def holds_everywhere(value: Any, condition: Callable[[Any], Any]) -> bool:
+    """Whether ``condition`` is true of a number, of a tensor in every element."""
+    return bool(torch.all(condition(value.detach()))) if isinstance(value, Tensor) else bool(condition(value))
+
+
+def is_finite(value: Any) -> Any:
+    """Whether a number is neither infinite nor NaN, of a tensor elementwise."""
+    return torch.isfinite(value) if isinstance(value, Tensor) else math.isfinite(value)
+
+
+def _sqrt(value: Any) -> Any:
+    return value.sqrt() if isinstance(value, Tensor) else math.sqrt(value)
+
+
+def same_number(mine: Number, theirs: Number) -> bool:
+    """Whether two numbers are equal, tensors in every element and on the same device."""
+    if isinstance(mine, Tensor) or isinstance(theirs, Tensor):
+        return (
+            isinstance(mine, Tensor)
+            and isinstance(theirs, Tensor)
+            and mine.device == theirs.device
+            and torch.equal(mine, theirs)
+        )
+    return mine == theirs
+
+
+def _show(value: Number) -> str:
+    if isinstance(value, Tensor):
+        if value.numel() == 1:
+            return f"{value.item():g}"
+        return f"tensor of shape {list(value.shape)} in [{value.min().item():g}, {value.max().item():g}]"
+    return f"{value:g}"

@@ -1,0 +1,393 @@
+"""Surrogate derivatives of the spike, and the analytically derived window.
+
+The spike s = Θ(h - θ) has no useful derivative, so backward uses w(h) in its place. The rectangular
+window w(h) = height · 1[lo <= h <= hi], inclusive at both ends, is derived from the stationary
+membrane h ~ N(μ, σ²) (:mod:`qif_plugins.neuron.moments`) in one of three ways:
+
+* ``"paper"``: [μ - σ, μ + σ], height 1, as arXiv 2510.05168 states it;
+* ``"unbiased"``, this package's and the default: [θ - κσ, θ + κσ], its height such that the mean
+  surrogate E[w(h)] equals p_h(θ), the true sensitivity of the firing probability;
+* ``"heuristic"``: |h - θ| <= α/2, height 1/α, what LIF code uses.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..support.names import checked_number, unknown
+from .moments import membrane_moments
+from .parameters import Number, QIFParameters, holds_everywhere, is_finite, same_number
+
+__all__ = ["WINDOWS", "ATan", "FastSigmoid", "FusedSurrogate", "Shape", "Sigmoid", "Surrogate", "Window", "spike"]
+
+WINDOWS = ("unbiased", "paper", "heuristic")
+
+
+class Shape(IntEnum):
+    """The surrogates that every kernel implements."""
+
+    WINDOW = 0
+    ATAN = 1
+    SIGMOID = 2
+    FAST_SIGMOID = 3
+
+
+class FusedSurrogate:
+    """A surrogate that the kernels implement.
+
+    Attributes:
+        shape: Which formula.
+        strict: Whether the spike needs h > θ instead of h >= θ. Ours fire at equality; the surrogates of
+            snnTorch do not, and are used as passed.
+    """
+
+    shape: ClassVar[Shape]
+    strict: bool = False
+
+    def coefficients(self) -> tuple[Number, Number, Number]:
+        """The numbers of the kernels' formula.
+
+        Returns:
+            s0, s1 and s2 of :mod:`qif_plugins.ops.contract`, unused ones 0.
+        """
+        raise NotImplementedError
+
+    def derivative(self, h: Tensor, v_threshold: Number) -> Tensor:
+        """w(h), elementwise.
+
+        Args:
+            h: Pre-reset membrane.
+            v_threshold: Threshold θ, broadcastable to ``h``.
+
+        Returns:
+            A tensor of ``h``'s shape and dtype.
+        """
+        raise NotImplementedError
+
+
+Surrogate = FusedSurrogate | Callable[[Tensor], Tensor]
+"""A fused surrogate, or any callable that takes h - θ and returns the spike with a surrogate backward."""
+
+
+@dataclass(frozen=True, eq=False)
+class Window(FusedSurrogate):
+    """The rectangular surrogate w(h) = height · 1[lo <= h <= hi].
+
+    Args:
+        lo: Lower end, in units of the membrane (not relative to the threshold).
+        hi: Upper end, above ``lo``.
+        height: Value inside, > 0. Default 1.
+
+    Each may be a float or a tensor that broadcasts to one time step.
+
+    Raises:
+        ValueError: An end is not finite, ``lo >= hi``, or ``height <= 0``.
+        TypeError: An end or the height is neither a number nor a tensor.
+    """
+
+    lo: Number
+    hi: Number
+    height: Number = 1.0
+
+    shape = Shape.WINDOW
+
+    def __post_init__(self) -> None:
+        for name in ("lo", "hi", "height"):
+            checked_number(name, getattr(self, name))
+        finite = all(_holds(value, is_finite) for value in (self.lo, self.hi, self.height))
+        if not (finite and _holds(self.hi - self.lo, lambda d: d > 0) and _holds(self.height, lambda h: h > 0)):
+            raise ValueError(
+                f"a window needs finite ends with lo < hi and a positive height, got lo={self.lo}, hi={self.hi}, "
+                f"height={self.height}"
+            )
+
+    @classmethod
+    def unchecked(cls, lo: Number, hi: Number, height: Number = 1.0) -> Window:
+        """Construct without the checks, hence without reading a tensor back from its device."""
+        self = object.__new__(cls)
+        for name, value in (("lo", lo), ("hi", hi), ("height", height)):
+            object.__setattr__(self, name, value)
+        return self
+
+    @classmethod
+    def named(cls, name: str, params: QIFParameters, input_std: Number | None = None, **options: Any) -> Window:
+        """The window called ``name``.
+
+        Args:
+            name: ``"unbiased"``, ``"paper"`` or ``"heuristic"``.
+            params: The neuron.
+            input_std: Standard deviation of g·x; ``None`` means θ. The heuristic window has no use for it.
+            **options: As :meth:`unbiased`, :meth:`paper` and :meth:`heuristic` take them.
+
+        Returns:
+            The window, in units of the membrane.
+
+        Raises:
+            ValueError: Unknown name; the message lists those that exist.
+            TypeError: ``params`` are none.
+        """
+        if not isinstance(params, QIFParameters):
+            raise TypeError(f"params must be QIFParameters, got {params!r}")
+        if name == "heuristic":
+            return cls.heuristic(params, **options)
+        if name == "paper":
+            return cls.paper(params, input_std, **options)
+        if name == "unbiased":
+            return cls.unbiased(params, input_std, **options)
+        raise ValueError(unknown("window", name, WINDOWS, "pass a Window(lo, hi)"))
+
+    @classmethod
+    def paper(
+        cls,
+        params: QIFParameters,
+        input_std: Number | None = None,
+        input_mean: Number = 0.0,
+        closure: str = "reset",
+    ) -> Window:
+        """[μ - σ, μ + σ] with height 1, as arXiv 2510.05168 states it.
+
+        Args:
+            params: The neuron.
+            input_std: Standard deviation of g·x. ``None`` (default) means θ, that of tdBN with α = 1.
+            input_mean: Mean of g·x. Default 0.
+            closure: How μ and σ are found, see :func:`~qif_plugins.neuron.moments.membrane_moments`. The paper's
+                assumption is ``"free"``, which diverges where ``"reset"`` (default) does not.
+
+        Returns:
+            The window, in units of the membrane.
+
+        Raises:
+            MomentClosureError: The closure does not converge.
+        """
+        mean, std = _moments(params, input_std, input_mean, closure)
+        return cls(mean - std, mean + std)
+
+    @classmethod
+    def unbiased(
+        cls,
+        params: QIFParameters,
+        input_std: Number | None = None,
+        input_mean: Number = 0.0,
+        kappa: float = 0.5,
+        closure: str = "reset",
+    ) -> Window:
+        """[θ - κσ, θ + κσ] with height p_h(θ) / P(lo <= h <= hi), for h ~ N(μ, σ²).
+
+        Args:
+            params: The neuron.
+            input_std: Standard deviation of g·x. ``None`` (default) means θ, that of tdBN with α = 1.
+            input_mean: Mean of g·x. Default 0.
+            kappa: Half-width in units of σ, > 0. Default 0.5.
+            closure: How μ and σ are found. Default ``"reset"``.
+
+        Returns:
+            The window, in units of the membrane.
+
+        Raises:
+            MomentClosureError: The closure does not converge.
+            ValueError: ``kappa`` is not positive.
+        """
+        kappa = checked_number("kappa", kappa, "a positive number")
+        if not (kappa > 0 and math.isfinite(kappa)):
+            raise ValueError(f"kappa must be positive and finite, got {kappa}; the default is 0.5")
+        mean, std = _moments(params, input_std, input_mean, closure)
+        return cls(*unbiased_window(params.v_threshold, mean, std, kappa))
+
+    @classmethod
+    def heuristic(cls, params: QIFParameters, alpha: float = 1.0) -> Window:
+        """|h - θ| <= α/2 with height 1/α.
+
+        Args:
+            params: The neuron.
+            alpha: Width of the window, > 0. Default 1.
+
+        Returns:
+            The window, in units of the membrane.
+
+        Raises:
+            ValueError: ``alpha`` is not positive.
+        """
+        alpha = checked_number("alpha", alpha, "a positive number")
+        if not (alpha > 0 and math.isfinite(alpha)):
+            raise ValueError(f"alpha must be positive and finite, got {alpha}; the default is 1")
+        return cls(params.v_threshold - alpha / 2, params.v_threshold + alpha / 2, 1 / alpha)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Window):
+            return NotImplemented
+        return all(same_number(*pair) for pair in zip(self.coefficients(), other.coefficients(), strict=True))
+
+    def __hash__(self) -> int:
+        return hash(tuple(value for value in self.coefficients() if not isinstance(value, Tensor)))
+
+    def coefficients(self) -> tuple[Number, Number, Number]:
+        return self.lo, self.hi, self.height
+
+    def derivative(self, h: Tensor, v_threshold: Number) -> Tensor:
+        inside = (h >= _like(self.lo, h)) & (h <= _like(self.hi, h))
+        return inside.to(h.dtype) * _like(self.height, h)
+
+
+@dataclass(frozen=True)
+class ATan(FusedSurrogate):
+    """w(h) = (α/2) / (1 + (π/2 · α · (h - θ))²): ATan of SpikingJelly, atan of snnTorch (``strict=True``).
+
+    Args:
+        alpha: Sharpness, > 0. Default 2.
+        strict: Fire at h > θ instead of h >= θ. Default False.
+    """
+
+    alpha: float = 2.0
+    strict: bool = False
+
+    shape = Shape.ATAN
+
+    def __post_init__(self) -> None:
+        _check_sharpness(self, "alpha", self.alpha)
+
+    def coefficients(self) -> tuple[Number, Number, Number]:
+        return math.pi / 2 * self.alpha, self.alpha / 2, 0.0
+
+    def derivative(self, h: Tensor, v_threshold: Number) -> Tensor:
+        x = (math.pi / 2 * self.alpha) * (h - _like(v_threshold, h))
+        return (self.alpha / 2) / (1 + x * x)
+
+
+@dataclass(frozen=True)
+class Sigmoid(FusedSurrogate):
+    """w(h) = α p (1 - p) with p = sigmoid(α (h - θ)): Sigmoid of SpikingJelly.
+
+    Args:
+        alpha: Sharpness, > 0. Default 4.
+        strict: Fire at h > θ instead of h >= θ. Default False.
+    """
+
+    alpha: float = 4.0
+    strict: bool = False
+
+    shape = Shape.SIGMOID
+
+    def __post_init__(self) -> None:
+        _check_sharpness(self, "alpha", self.alpha)
+
+    def coefficients(self) -> tuple[Number, Number, Number]:
+        return self.alpha, 0.0, 0.0
+
+    def derivative(self, h: Tensor, v_threshold: Number) -> Tensor:
+        p = torch.sigmoid(self.alpha * (h - _like(v_threshold, h)))
+        return self.alpha * p * (1 - p)
+
+
+@dataclass(frozen=True)
+class FastSigmoid(FusedSurrogate):
+    """w(h) = 1 / (slope · |h - θ| + 1)²: fast_sigmoid of snnTorch (``strict=True``).
+
+    Args:
+        slope: Sharpness, > 0. Default 25.
+        strict: Fire at h > θ instead of h >= θ. Default False.
+    """
+
+    slope: float = 25.0
+    strict: bool = False
+
+    shape = Shape.FAST_SIGMOID
+
+    def __post_init__(self) -> None:
+        _check_sharpness(self, "slope", self.slope)
+
+    def coefficients(self) -> tuple[Number, Number, Number]:
+        return self.slope, 0.0, 0.0
+
+    def derivative(self, h: Tensor, v_threshold: Number) -> Tensor:
+        return 1 / (self.slope * (h - _like(v_threshold, h)).abs() + 1) ** 2
+
+
+def spike(h: Tensor, v_threshold: Number, surrogate: FusedSurrogate) -> Tensor:
+    """Θ(h - θ) forward, ``surrogate`` backward, with respect to h and to a tensor θ.
+
+    Args:
+        h: Pre-reset membrane, any shape.
+        v_threshold: Threshold, a float or a tensor broadcastable to ``h``.
+        surrogate: The derivative used backward.
+
+    Returns:
+        0 and 1 in ``h``'s dtype. NaN does not spike.
+    """
+    threshold = v_threshold if isinstance(v_threshold, Tensor) else None
+    return _Spike.apply(h, threshold, None if threshold is not None else v_threshold, surrogate)
+
+
+class _Spike(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, tensor: Tensor | None, number: float | None, surrogate: FusedSurrogate) -> Tensor:
+        threshold: Any = tensor if tensor is not None else number
+        ctx.save_for_backward(h, tensor)
+        ctx.number, ctx.surrogate = number, surrogate
+        return (h > threshold if surrogate.strict else h >= threshold).to(h.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        h, tensor = ctx.saved_tensors
+        threshold = tensor if tensor is not None else ctx.number
+        through = grads[0] * ctx.surrogate.derivative(h, threshold)
+        to_threshold = -through.sum_to_size(tensor.shape) if ctx.needs_input_grad[1] else None
+        return through, to_threshold, None, None
+
+
+def unbiased_window(threshold: Number, mean: Number, std: Number, kappa: float = 0.5) -> tuple[Number, Number, Number]:
+    """``(lo, hi, height)`` of the unbiased window for h ~ N(mean, std²), reading nothing back from a device."""
+    z = (threshold - mean) / std
+    # The height p(θ)/P(lo <= h <= hi) with exp(-z²/2) divided out of both, so that it stays finite
+    # where the threshold is so far in the tail that density and probability underflow:
+    # ∫_{-κ}^{κ} exp(-z t - t²/2) dt, by Gauss-Legendre.
+    ratio = sum(w * _exp(-z * (kappa * t) - 0.5 * (kappa * t) ** 2) for t, w in _LEGENDRE) * kappa
+    return threshold - kappa * std, threshold + kappa * std, 1 / (std * ratio)
+
+
+def _legendre() -> tuple[tuple[float, float], ...]:
+    from numpy.polynomial.legendre import leggauss
+
+    nodes, weights = leggauss(16)
+    return tuple(zip(nodes.tolist(), weights.tolist(), strict=True))
+
+
+_LEGENDRE = _legendre()
+
+
+def _moments(
+    params: QIFParameters, input_std: Number | None, input_mean: Number, closure: str
+) -> tuple[Number, Number]:
+    if input_std is None:
+        input_std = params.v_threshold
+        if not _holds(input_std, lambda theta: theta > 0):
+            raise ValueError(
+                "a window assumes an input whose standard deviation is v_threshold, which must then be positive, got "
+                f"v_threshold={input_std}; pass a positive one, the input's own deviation (calibrate measures it), or "
+                "a Window(lo, hi)"
+            )
+    return membrane_moments(params, input_std, input_mean, closure)
+
+
+def _exp(value: Any) -> Any:
+    return torch.exp(value) if isinstance(value, Tensor) else math.exp(value)
+
+
+def _like(value: Number, h: Tensor) -> Any:
+    return value.to(dtype=h.dtype, device=h.device) if isinstance(value, Tensor) else value
+
+
+def _holds(value: Any, condition: Callable[[Any], Any]) -> bool:
+    # On the meta device there are no values to check.
+    return (isinstance(value, Tensor) and value.is_meta) or holds_everywhere(value, condition)
+
+
+def _check_sharpness(owner: object, name: str, value: float) -> None:
+    if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
+        raise ValueError(f"{type(owner).__name__} needs a positive, finite {name}, got {value!r}")

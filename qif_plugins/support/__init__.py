@@ -1,0 +1,1 @@
+"""Files and text, shared by every layer below."""

@@ -1,0 +1,297 @@
+import copy
+import math
+
+import pytest
+import torch
+from measured_models import MODELS
+from torch import nn
+
+import qif_plugins
+from qif_plugins import QIFParameters, Window, calibrate, health, membrane_moments, qif_multi_step
+from qif_plugins.neuron.functional import _notice
+from qif_plugins.neuron.module import QIFLayer
+from qif_plugins.neuron.phase import regions
+
+HOSTS = pytest.mark.parametrize("host", MODELS)
+
+
+def node(**options):
+    return pytest.importorskip("qif_plugins.adapters.spikingjelly").QIFNode(step_mode="m", **options)
+
+
+@HOSTS
+def test_the_numbers(host):
+    """Against the operator run by hand on the first layer's input."""
+    model, batches = MODELS[host]()
+    linear = next(module for module in model.modules() if isinstance(module, nn.Linear))
+    name, first = next((n, m) for n, m in model.named_modules() if isinstance(m, QIFLayer))
+    x = linear(batches[0]).detach()
+    window = Window.unbiased(QIFParameters())
+    spikes, _, h = qif_multi_step(x, 0.0, QIFParameters(), window, store_h_seq=True)
+    row = health(model, batches[0]).layers[0]
+    assert row.name == name
+    assert row.input_std == pytest.approx(x.std(correction=0).item(), rel=1e-5)
+    assert row.membrane_mean == pytest.approx(h.double().mean().item(), abs=1e-6)
+    assert row.membrane_std == pytest.approx(h.double().std(correction=0).item(), rel=1e-6)
+    assert (row.predicted_mean, row.predicted_std) == membrane_moments(first.qif_parameters, 1.0)
+    assert row.rate == pytest.approx(spikes.mean().item(), abs=1e-6)
+    assert row.window_share == pytest.approx(((h >= window.lo) & (h <= window.hi)).float().mean().item())
+    per_neuron = spikes.sum((0, 1))
+    assert row.silent == pytest.approx((per_neuron == 0).float().mean().item())
+    assert row.saturated == pytest.approx((per_neuron >= 0.95 * 6 * 16).float().mean().item())
+
+
+def test_the_share_of_the_gradient():
+    """One layer and a loss that is linear in its spikes: the arriving gradient is the loss's own."""
+    neuron = node()
+    x = torch.randn(5, 20, 6)
+    weight = torch.randn(5, 20, 6)
+    row = health(neuron, x, loss=lambda spikes, _: (spikes * weight).sum()).layers[0]
+    h = qif_multi_step(x, 0.0, QIFParameters(), Window(0, 1), store_h_seq=True)[-1]
+    window = Window.unbiased(QIFParameters())
+    inside = (h >= window.lo) & (h <= window.hi)
+    assert row.gradient_share == pytest.approx((weight.abs() * inside).sum().item() / weight.abs().sum().item())
+    assert row.gradient == pytest.approx(weight.abs().mean().item())
+
+
+@HOSTS
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_model_is_left_as_found(host, fails):
+    model, batches = MODELS[host]()
+    model(batches[1])
+    before = copy.deepcopy(model.state_dict())
+    next(model.parameters()).grad = torch.ones_like(next(model.parameters()))
+    rng = torch.get_rng_state()
+    membranes = [_copied(m) for m in model.modules()]
+
+    def loss(output, target):
+        if fails:
+            raise RuntimeError("broken loss")
+        return output.sum()
+
+    if fails:
+        with pytest.raises(RuntimeError, match="broken loss"):
+            health(model, batches[0], loss=loss)
+    else:
+        health(model, batches[0], loss=loss)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert torch.equal(next(model.parameters()).grad, torch.ones_like(next(model.parameters())))
+    assert all(p.grad is None for p in list(model.parameters())[1:])
+    assert torch.equal(torch.get_rng_state(), rng)
+    for module, then in zip(model.modules(), membranes, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(_copied(module), then, strict=True))
+
+
+def _copied(module):
+    values = [*getattr(module, "_memories", {}).values(), getattr(module, "mem", None)]
+    return [value.detach().clone() for value in values if isinstance(value, torch.Tensor)]
+
+
+@HOSTS
+def test_targets_losses_and_callables(host):
+    model, batches = MODELS[host]()
+    target = torch.randint(0, 4, (16,))
+    seen = []
+
+    def loss(output, given):
+        seen.append(given)
+        return nn.functional.cross_entropy(output.mean(0), target)
+
+    with_target = health(model, (batches[0], target), loss=loss)
+    assert torch.equal(seen[0], target)
+    assert health(model, lambda net: net(batches[0]), loss=loss).layers[0].gradient > 0
+    assert with_target.layers[0].gradient > 0
+    assert health(model, batches[0]) == health(model, batches[0])  # the default direction is fixed
+
+
+def test_frozen_parameters_and_many_steps():
+    model, batches = MODELS["spikingjelly"](per_step=True)
+    model.requires_grad_(False)
+    row = health(model, batches[0], steps=4).layers[0]
+    assert row.gradient > 0
+
+
+def test_given_surrogates():
+    from spikingjelly.activation_based import surrogate
+
+    x = torch.randn(4, 10, 6)
+    smooth = health(node(surrogate_function=surrogate.ATan()), x).layers[0]
+    assert smooth.window_share == 1
+    _notice.cache_clear()  # given once a process, perhaps to an earlier test
+    with pytest.warns(UserWarning, match="no fused kernel"):
+        pieces = health(node(surrogate_function=surrogate.PiecewiseQuadratic()), x).layers[0]
+    assert 0 < pieces.window_share < 1
+    assert pieces.gradient > 0
+
+
+def test_healthy():
+    report = health(node(), torch.randn(10, 50, 20))
+    assert report.healthy
+    assert "Nothing stands out." in str(report)
+    assert report.rows()[0]["rate"] == report.layers[0].rate
+    assert str(report).splitlines()[0].split()[:3] == ["layer", "input", "membrane"]
+
+
+@pytest.mark.parametrize(
+    ("x", "options", "found"),
+    [
+        (lambda: 0.1 * torch.randn(8, 40, 20), {}, "dead: 100.0 % of its neurons never spike; its input is"),
+        (lambda: 3 + 0.1 * torch.randn(8, 40, 20), {}, "saturated: 100.0 % of its neurons"),
+        (lambda: torch.randn(8, 40, 20), {"window": Window(6.0, 6.1)}, "starved: 0.0 % of its membranes"),
+        (lambda: 0.5 * torch.randn(8, 40, 20), {}, "its window assumes a membrane of 0.158 ± 1.05"),
+        (lambda: torch.full((2, 3, 4), math.nan), {}, "input is not finite"),
+        (lambda: 2.5 * torch.randn(200, 3, 8), {"v_reset": None}, "membrane is not finite (inf ± nan), though its inp"),
+        (lambda: 20 * torch.randn(20, 30, 8), {}, "of its membranes lie below -1.77, where the parabola"),
+    ],
+)
+def test_advice(x, options, found):
+    report = health(node(**options), x())
+    assert not report.healthy
+    assert any(found in sentence for sentence in report.layers[0].advice)
+    assert found in str(report)
+
+
+def test_calibration_removes_the_advice_it_gives():
+    neuron = node()
+    x = 0.5 * torch.randn(8, 400, 20)
+    assert "calibrate(model, batches)" in str(health(neuron, x))
+    calibrate(neuron, x)
+    assert health(neuron, x).healthy
+
+
+@pytest.mark.parametrize("scale", [0.1, 20.0])
+def test_no_calibration_where_the_input_is_the_problem(scale):
+    assert "calibrate" not in str(health(node(), scale * torch.randn(20, 30, 8)))
+
+
+def test_the_rebound_is_that_of_the_phase_portrait():
+    x = 3 * torch.randn(6, 40, 20)
+    h = qif_multi_step(x, 0.0, QIFParameters(), Window(0, 1), store_h_seq=True)[-1]
+    point = regions(QIFParameters())[0].hi
+    row = health(node(), x).layers[0]
+    assert row.rebound == pytest.approx((h < point).float().mean().item())
+    assert f"below {point:.3g}," in str(row.advice)
+
+
+def test_what_to_do_depends_on_the_norm_before_the_layer():
+    from spikingjelly.activation_based import functional, layer
+
+    def advice(*norm):
+        net = nn.Sequential(layer.Linear(8, 8), *norm, node(), layer.Linear(8, 2))
+        functional.set_step_mode(net, "m")
+        net[0].weight.data.mul_(1e-3), net[0].bias.data.zero_()
+        return str(health(net.eval(), torch.randn(4, 10, 8)))
+
+    assert "insert tdBN before it, as no normalization feeds it" in advice()
+    batch_norm = nn.Flatten(0, 1), nn.BatchNorm1d(8), nn.Unflatten(0, (4, 10))
+    assert "make tdBN of 2, which feeds it (swap(model, norm='tdbn'))" in advice(*batch_norm)
+    for norm in (qif_plugins.neuron.norm.TDBatchNorm1d(8), nn.LayerNorm(8)):
+        nn.init.constant_(norm.weight, 0.1)
+        assert "change the scale of 1, which feeds it" in advice(norm)
+    shared = nn.ModuleDict({"norm": nn.BatchNorm1d(8), "one": node(), "two": node()})
+    told = str(health(shared, lambda net: net["two"](net["one"](0.1 * torch.randn(4, 10, 8).requires_grad_()))))
+    assert "makes tdBN of a batch norm that is there, and inserts none" in told
+
+
+def test_a_gradient_that_is_not_finite():
+    row = health(node(), torch.randn(5, 20, 6), loss=lambda spikes, _: (spikes * math.nan).sum()).layers[0]
+    assert row.advice[0].startswith("the gradient that arrives at its spikes is not finite (nan)")
+
+
+def test_a_loss_that_fails_says_what_it_was_called_with():
+    cross_entropy, x = nn.CrossEntropyLoss(), torch.randn(4, 8, 5)
+    with pytest.raises(TypeError, match=r"a tensor \[4, 8, 5\] and None; there was no target: pass \(x, target\)"):
+        health(node(), x, loss=cross_entropy)
+    with pytest.raises(TypeError, match=r"list of 2 \(first a tensor \[4, 8, 5\]\).*steps=2.*torch.stack\(outputs\)"):
+        health(node(), (x, torch.zeros(4).long()), loss=cross_entropy, steps=2)
+    with pytest.raises(ValueError, match=r"the loss failed: .* takes these two"):
+        health(node(), (x, torch.zeros(8).long()), loss=cross_entropy)
+
+
+def test_no_gradient_arrives():
+    model = nn.ModuleDict({"used": node(), "aside": node()})
+
+    def drive(net):
+        net["aside"](torch.randn(4, 20, 5))
+        return net["used"](torch.randn(4, 20, 5).requires_grad_())
+
+    report = health(model, drive)
+    assert report.layers[0].advice == ()
+    assert "no gradient arrives" in report.layers[1].advice[0]
+
+
+def test_one_step_is_told_and_not_diagnosed():
+    """A weak input that adds up over the steps: dead over one of them, and over fifteen not."""
+    neuron = type(node())(tau=20.0, decay_input=False)
+    x = 0.2 + 0.02 * torch.randn(40, 20)
+    row = health(neuron, x).layers[0]
+    assert row.silent == 1
+    assert row.advice[0].startswith("measured over one time step; pass steps=T or a callable")
+    assert len(row.advice) == 1
+    assert not any("one time step" in sentence for sentence in health(neuron, x, steps=15).layers[0].advice)
+    assert any(sentence.startswith("dead") for sentence in health(neuron, 0 * x, steps=2).layers[0].advice)
+    # The second layer, still at rest, passes no gradient to the first.
+    between = nn.Linear(20, 20)
+    nn.init.constant_(between.weight, 1e-3)
+    nn.init.zeros_(between.bias)
+    before = type(neuron)(window=Window(0.0, 2.0))
+    first, second = health(nn.Sequential(before, between, neuron), x + 1).layers
+    assert math.isnan(first.gradient_share)
+    assert all(row.advice[0].startswith("measured over one time step") for row in (first, second))
+    assert not any("no gradient" in sentence for sentence in first.advice)
+
+
+def test_one_step_of_snntorch():
+    snn = pytest.importorskip("snntorch")
+    from qif_plugins.adapters.snntorch import QIF
+
+    model = nn.Sequential(
+        nn.Linear(12, 40),
+        QIF(beta=0.9, init_hidden=True),
+        nn.Linear(40, 4),
+        snn.Leaky(0.9, init_hidden=True, output=True),
+    )
+    x, target = 0.1 * torch.randn(16, 12), torch.randint(0, 4, (16,))
+
+    def loss(outputs, target):
+        return sum(nn.functional.cross_entropy(mem, target) for _, mem in outputs)
+
+    assert health(model, x).layers[0].advice[0].startswith("measured over one time step")
+    row = health(model, (x, target), loss=loss, steps=5).layers[0]
+    assert row.gradient > 0
+    assert not any("one time step" in sentence for sentence in row.advice)
+
+
+def test_a_model_of_two_inputs():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.node = node()
+
+        def forward(self, a, b):
+            return self.node(a + b)
+
+    a = torch.randn(4, 30, 5).requires_grad_()
+    with pytest.raises(TypeError, match=r"missing 1 required.*lambda model: model\(a, b\)") as caught:
+        health(Both(), (a, a))
+    assert isinstance(caught.value.__cause__, TypeError)
+    assert health(Both(), lambda model: model(a, a)).layers[0].gradient > 0
+
+
+def test_a_loader_and_an_empty_batch():
+    with pytest.raises(TypeError, match=r"got DataLoader; pass one batch: next\(iter\(loader\)\)"):
+        health(node(), torch.utils.data.DataLoader([torch.randn(3, 2)]))
+    with pytest.raises(ValueError, match="the batch is empty"):
+        health(node(), torch.randn(3, 0, 2))
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="no QIF layer"):
+        health(nn.Linear(2, 2), torch.randn(3, 2))
+    with pytest.raises(TypeError, match="callable"):
+        health(node(), {"x": torch.randn(3, 2)})
+    with pytest.raises(ValueError, match="carries no gradient"):
+        health(node(), torch.randn(3, 2, 2), loss=lambda output, _: output.detach().sum())
+    with pytest.raises(ValueError, match="at least 1"):
+        health(node(), torch.randn(3, 2, 2), steps=0)
+    assert qif_plugins.health is health
