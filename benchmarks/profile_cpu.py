@@ -3,7 +3,7 @@
     python benchmarks/profile_cpu.py [--size 4x2097152] [--threads 2]
 
 Prints, for one size, what the kernels take on memory that is already there, what the page faults of new memory add,
-what huge pages save of them, the same for three copies of the tensor, and what a call costs besides on a small layer.
+what huge pages save of them, the same for three copies of the tensor, and what a call on a small layer costs.
 ``benchmarks/report.py`` puts the results file that it writes onto ``docs/benchmarks.md``.
 """
 
@@ -21,9 +21,9 @@ import torch
 
 from qif_plugins import QIFParameters, Window, qif_multi_step
 from qif_plugins.experiments.bench.harness import machine_name, write
-from qif_plugins.neuron.surrogate import Shape
-from qif_plugins.ops import cpu, memory
-from qif_plugins.ops.contract import Coefficient, Coefficients, Kind
+from qif_plugins.ops import numba_backend
+from qif_plugins.ops.contract import Coefficient, Coefficients, Kind, Shape
+from qif_plugins.ops.shortcuts.memory import on_huge_pages
 from qif_plugins.support.text import text_table
 
 PARAMS = QIFParameters()
@@ -61,14 +61,14 @@ def profile(steps: int, neurons: int, repeats: int) -> list[dict[str, Any]]:
     small_gradient = torch.randn(4, 64)
 
     def kernels(spike: torch.Tensor, h: torch.Tensor, grad_x: torch.Tensor) -> None:
-        cpu.forward(x, 0.0, c, kind, spike, v, None, h)
-        cpu.backward(gradient, None, None, h, 0.0, None, c, kind, grad_x, None, (False,) * 6)
+        numba_backend.forward(x, 0.0, c, kind, spike, v, None, h)
+        numba_backend.backward(gradient, None, None, h, 0.0, None, c, kind, grad_x, None, (False,) * 6)
 
     def new() -> torch.Tensor:
         return torch.empty_like(x)
 
     def huge() -> torch.Tensor:
-        return memory.on_huge_pages(torch.empty_like(x))
+        return on_huge_pages(torch.empty_like(x))
 
     def call(x: torch.Tensor, gradient: torch.Tensor) -> None:
         x.grad = None

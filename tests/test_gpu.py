@@ -21,9 +21,9 @@ from qif_plugins.experiments.bench.harness import PASSES
 from qif_plugins.experiments.bench.peers import OURS
 from qif_plugins.neuron.functional import available_backends, qif_multi_step
 from qif_plugins.neuron.parameters import QIFParameters
-from qif_plugins.neuron.surrogate import ATan, FastSigmoid, Shape, Sigmoid, Window
+from qif_plugins.neuron.surrogate import ATan, FastSigmoid, Sigmoid, Window
 from qif_plugins.ops.backends import implementation, unavailable_reason
-from qif_plugins.ops.contract import Coefficient, Coefficients, Kind
+from qif_plugins.ops.contract import Coefficient, Coefficients, Kind, Shape
 from qif_plugins.ops.library import multi_step
 
 pytestmark = [

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.overrides import resolve_name
 
 from qif_plugins.neuron.module import QIFLayer
-from qif_plugins.neuron.surrogate import Shape
+from qif_plugins.ops.contract import Shape
 from qif_plugins.ops.library import multi_step, multi_step_backward
 
 __all__ = ["teach_counters"]

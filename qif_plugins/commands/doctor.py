@@ -16,11 +16,11 @@ from .. import __version__
 from ..neuron.functional import qif_multi_step
 from ..neuron.parameters import QIFParameters
 from ..neuron.surrogate import Window
-from ..ops import eager
 from ..ops.backends import BACKENDS, unavailable_reason
-from ..ops.memory import uses_huge_pages
-from ..ops.shortcuts import ENABLED, VARIABLE
-from ..ops.threads import uses_openmp, which_threads
+from ..ops.shortcuts import ENABLED, VARIABLE, eager
+from ..ops.shortcuts.memory import uses_huge_pages
+from ..ops.shortcuts.openmp import uses_openmp
+from ..ops.threads import which_threads
 
 __all__ = ["add_arguments", "run"]
 

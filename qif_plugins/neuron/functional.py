@@ -30,12 +30,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..ops import eager
 from ..ops.backends import available_backends, choose_backend
 from ..ops.contract import LEARNABLE, Kind
 from ..ops.layout import in_layout_of, wider
 from ..ops.library import multi_step
-from ..ops.reference import autograd_multi_step, composed_multi_step, name_of
+from ..ops.shortcuts import eager
+from ..ops.unfused import autograd_multi_step, composed_multi_step, name_of
 from .observe import Observation, observers
 from .parameters import QIFParameters
 from .surrogate import WINDOWS, FusedSurrogate, Surrogate
@@ -179,7 +179,7 @@ def _are_floats(numbers: tuple[Any, ...]) -> bool:
 
 
 def _is_plain(x: Tensor, v: Tensor | float, call: _Call) -> bool:
-    """Whether :mod:`.ops.eager` serves the call."""
+    """Whether :mod:`..ops.shortcuts.eager` serves the call."""
     return (
         call.chosen == "numba"
         and len(call.numbers) == 9
@@ -217,11 +217,13 @@ def _run_operator(
     if not fused or _is_exported_to_onnx():
         if fused:
             kind = Kind(params.reset == "soft", detach_reset, surrogate.strict, surrogate.shape, pre_reset)
-            spike_seq, v_seq, h_seq = composed_multi_step(wide, v, params, kind)
+            spike_seq, v_seq, h_seq = composed_multi_step(wide, v, numbers[:6], kind)
         else:
             if not torch.compiler.is_compiling():  # TorchDynamo cannot trace how a notice is given once
                 _notice(name_of(surrogate))
-            spike_seq, v_seq, h_seq = autograd_multi_step(wide, v, params, surrogate, detach_reset, pre_reset)
+            spike_seq, v_seq, h_seq = autograd_multi_step(
+                wide, v, numbers, params.reset == "soft", surrogate, detach_reset, pre_reset
+            )
         v_out = (v_seq if store_v_seq else v_seq[-1]).to(v_dtype)
         spike_seq = spike_seq.to(x_seq.dtype)
         if not _is_exported_to_onnx():  # which knows no layouts

@@ -15,28 +15,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from ..ops.contract import Shape
 from ..support.names import checked_number, unknown
 from .moments import membrane_moments
 from .parameters import Number, QIFParameters, holds_everywhere, is_finite, same_number
 
-__all__ = ["WINDOWS", "ATan", "FastSigmoid", "FusedSurrogate", "Shape", "Sigmoid", "Surrogate", "Window", "spike"]
+__all__ = ["WINDOWS", "ATan", "FastSigmoid", "FusedSurrogate", "Sigmoid", "Surrogate", "Window", "spike"]
 
 WINDOWS = ("unbiased", "paper", "heuristic")
-
-
-class Shape(IntEnum):
-    """The surrogates that every kernel implements."""
-
-    WINDOW = 0
-    ATAN = 1
-    SIGMOID = 2
-    FAST_SIGMOID = 3
 
 
 class FusedSurrogate:

@@ -13,8 +13,8 @@ __all__ = ["BACKENDS", "available_backends", "choose_backend", "implementation",
 
 logger = logging.getLogger("qif_plugins")
 
-BACKENDS = {"numba": "cpu", "triton": "triton", "cupy": "cuda", "torch": "reference"}
-"""Implementations by public name, best first on any device, and the module of this package that holds each."""
+BACKENDS = ("numba", "triton", "cupy", "torch")
+"""Implementations by public name, best first on any device; each is the module ``NAME_backend`` of this package."""
 
 
 @lru_cache(maxsize=16)
@@ -26,7 +26,7 @@ def implementation(backend: str) -> ModuleType:
     """
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}; the backends are 'auto', {', '.join(map(repr, BACKENDS))}")
-    return importlib.import_module(f".{BACKENDS[backend]}", __package__)
+    return importlib.import_module(f".{backend}_backend", __package__)
 
 
 @lru_cache(maxsize=64)

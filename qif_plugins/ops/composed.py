@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..neuron.surrogate import Shape
-from . import reference
-from .contract import LEARNABLE, Kind
+from . import torch_backend
+from .contract import LEARNABLE, Kind, Shape
 
 __all__ = ["multi_step_backward"]
 
@@ -144,7 +143,7 @@ class _Neuron(NamedTuple):
             share = torch.sigmoid(s0 * z)
             smooth = s0 * share * (1 - share)
             # The kernels' bits, whose exponential has no derivative that PyTorch knows.
-            return reference.derivative(self.kind.shape, h, self.numbers.threshold, s0, s1, s2).detach() + (
+            return torch_backend.derivative(self.kind.shape, h, self.numbers.threshold, s0, s1, s2).detach() + (
                 smooth - smooth.detach()
             )
         y = s0 * z.abs() + 1

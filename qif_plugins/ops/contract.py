@@ -49,7 +49,7 @@ the definition that makes all implementations bit-identical; `?:` selects, it do
         atan          y = s0 z;   s1 / (1 + y y)                       s0 = π α / 2, s1 = α / 2
         sigmoid       e = exp_(s0 |z|);   (s0 e) / ((1 + e) (1 + e))   s0 = α
         fast sigmoid  y = s0 |z| + 1;   1 / (y y)                      s0 = slope
-        exp_(y) = e^-y from additions and multiplications alone, see ``reference.exp_negative``
+        exp_(y) = e^-y from additions and multiplications alone, see ``torch_backend.exp_negative``
 
     gradients of the numbers, v the membrane after the reset before this step; each term in float32, the sum
     over steps and neurons in float64, in any order:
@@ -61,13 +61,12 @@ the definition that makes all implementations bit-identical; `?:` selects, it do
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import NamedTuple
 
 from torch import Tensor
 
-from ..neuron.surrogate import Shape
-
-__all__ = ["COEFFICIENT_NAMES", "LEARNABLE", "Coefficient", "Coefficients", "Kind"]
+__all__ = ["COEFFICIENT_NAMES", "LEARNABLE", "Coefficient", "Coefficients", "Kind", "Shape"]
 
 
 class Coefficient(NamedTuple):
@@ -102,6 +101,15 @@ class Coefficients(NamedTuple):
 
 COEFFICIENT_NAMES = Coefficients._fields
 LEARNABLE = COEFFICIENT_NAMES[:6]
+
+
+class Shape(IntEnum):
+    """The surrogates that every kernel implements."""
+
+    WINDOW = 0
+    ATAN = 1
+    SIGMOID = 2
+    FAST_SIGMOID = 3
 
 
 class Kind(NamedTuple):

@@ -15,13 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..neuron.surrogate import Shape
 from . import batching
 from .autograd import make_differentiable
 from .backends import choose_backend, implementation
-from .contract import Coefficient, Coefficients, Kind
+from .contract import Coefficient, Coefficients, Kind, Shape
 from .layout import coefficient, coefficient_gradient, empty_like, flatten, give_back, make_room, memory_order
-from .memory import on_huge_pages
+from .shortcuts.memory import on_huge_pages
 
 __all__ = ["multi_step"]
 
@@ -49,7 +48,7 @@ multi_step = torch.ops.qif.multi_step.default
 multi_step_backward = torch.ops.qif.multi_step_backward.default
 
 
-def _undisturbed(function: Callable[..., Any]) -> Callable[..., Any]:
+def _hidden_from_dynamo(function: Callable[..., Any]) -> Callable[..., Any]:
     """``function`` hidden from TorchDynamo, which would trace into it; without importing TorchDynamo for that."""
     disabled: list[Callable[..., Any]] = []
 
@@ -63,7 +62,7 @@ def _undisturbed(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-@_undisturbed
+@_hidden_from_dynamo
 def _forward(
     x_seq: Tensor,
     v: Tensor | None,
@@ -125,7 +124,7 @@ def _forward_fake(
     return _allocate(x_seq, v_dtype, store_v_seq, save_h)
 
 
-@_undisturbed
+@_hidden_from_dynamo
 def _backward(
     grad_spike: Tensor | None,
     grad_v: Tensor | None,

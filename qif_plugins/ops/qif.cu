@@ -169,7 +169,7 @@ template <int V> struct Numbers {
     }
 };
 
-// e^-y, the operations of reference.exp_negative.
+// e^-y, the operations of torch_backend.exp_negative.
 __device__ inline float exp_negative(float y) {
     y = y < 80.0f ? y : 80.0f;
     const float n = floorf(y * -1.44269504088896341f + 0.5f);

@@ -16,7 +16,7 @@ rounds twice. ``/`` is approximate in float32, hence :func:`_divide`.
 import triton
 import triton.language as tl
 
-from ..neuron.surrogate import Shape
+from .contract import Shape
 
 __all__ = ["FLOAT", "NEURON", "PERIODIC", "SINGLE", "backward", "forward"]
 
@@ -105,7 +105,7 @@ def _reset(h, fired, threshold, v_reset, SOFT: tl.constexpr):
 
 @triton.jit
 def _exp_negative(y):
-    """e^-y, the operations of reference.exp_negative."""
+    """e^-y, the operations of torch_backend.exp_negative."""
     y = tl.where(y < 80.0, y, 80.0)
     # Triton's floor flushes subnormal numbers; a difference from 0.5 is never one.
     n = tl.floor(y * -1.44269504088896341 + 0.5)

@@ -302,7 +302,7 @@ def test_op_counter_backward(shape, reset, detach_reset, learned, watched_forwar
     from spikingjelly.activation_based import op_counter
 
     from qif_plugins import QIFParameters, qif_multi_step
-    from qif_plugins.ops import reference
+    from qif_plugins.ops import torch_backend
     from qif_plugins.ops.contract import Coefficient, Coefficients, Kind
 
     steps, neurons = 3, 500
@@ -329,7 +329,7 @@ def test_op_counter_backward(shape, reset, detach_reset, learned, watched_forwar
     gradients = torch.ones_like(x), torch.ones_like(x[0]), None
     [expected] = counted(
         [op_counter.FlopCounter()],
-        lambda: reference.backward(*gradients, x, 0.1, x, c, kind, torch.empty_like(x), None, needs),
+        lambda: torch_backend.backward(*gradients, x, 0.1, x, c, kind, torch.empty_like(x), None, needs),
     )
     there = expected.get_total() / x.numel()
     if learned:

@@ -7,8 +7,10 @@ import torch
 
 from qif_plugins import available_backends
 from qif_plugins.cli import main
-from qif_plugins.ops import memory, shortcuts, threads
+from qif_plugins.ops import shortcuts
 from qif_plugins.ops.backends import BACKENDS, unavailable_reason
+from qif_plugins.ops.shortcuts.memory import uses_huge_pages
+from qif_plugins.ops.shortcuts.openmp import uses_openmp
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +48,8 @@ def test_shortcuts_and_how_to_turn_them_off(report):
         assert line.split(maxsplit=1)[1] == "off by QIF_PLUGINS_SHORTCUTS=0"
         return
     assert line.endswith("; QIF_PLUGINS_SHORTCUTS=0 turns them off")
-    assert ("huge pages" in on) == memory.uses_huge_pages()
-    assert ("PyTorch's own threads" in on) == threads.uses_openmp()
+    assert ("huge pages" in on) == uses_huge_pages()
+    assert ("PyTorch's own threads" in on) == uses_openmp()
 
 
 def test_every_backend_runs_or_says_why(report):

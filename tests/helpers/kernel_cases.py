@@ -19,9 +19,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qif_plugins.neuron.surrogate import Shape
-from qif_plugins.ops import reference
-from qif_plugins.ops.contract import COEFFICIENT_NAMES, LEARNABLE, Coefficient, Coefficients, Kind
+from qif_plugins.ops import torch_backend as reference
+from qif_plugins.ops.contract import COEFFICIENT_NAMES, LEARNABLE, Coefficient, Coefficients, Kind, Shape
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 

@@ -15,9 +15,9 @@ import torch
 from hypothesis import given, settings
 from kernel_cases import Case, cases, check_against_reference
 
-from qif_plugins.neuron.surrogate import Shape
-from qif_plugins.ops import cuda, sums
-from qif_plugins.ops.contract import Kind
+from qif_plugins.ops import cupy_backend as cuda
+from qif_plugins.ops import sums
+from qif_plugins.ops.contract import Kind, Shape
 
 pytestmark = pytest.mark.host_independent
 

@@ -16,9 +16,10 @@ from kernel_cases import Case, cases, check_against_reference
 
 from qif_plugins.neuron.functional import qif_multi_step
 from qif_plugins.neuron.parameters import QIFParameters
-from qif_plugins.neuron.surrogate import Shape, Window
-from qif_plugins.ops import cpu, shortcuts, threads
-from qif_plugins.ops.contract import Coefficient, Coefficients, Kind
+from qif_plugins.neuron.surrogate import Window
+from qif_plugins.ops import numba_backend, shortcuts, threads
+from qif_plugins.ops.contract import Coefficient, Coefficients, Kind, Shape
+from qif_plugins.ops.shortcuts import openmp
 
 pytest.importorskip("numba", reason="Numba is not installed")
 pytestmark = pytest.mark.host_independent
@@ -30,7 +31,7 @@ WINDOW = Window.unbiased(PARAMS)
 @settings(max_examples=300)
 @given(cases())
 def test_bits_of_the_reference(case):
-    check_against_reference(cpu, case)
+    check_against_reference(numba_backend, case)
 
 
 @pytest.mark.parametrize("blocks", [(1, 1, 50_001), (3, 5, 4096), (40_007, 1, 1), (7, 2, 3001), (2, 17_000, 1)])
@@ -43,7 +44,7 @@ def test_many_chunks(blocks, layout):
         start=torch.float32, store_v_seq=False, save_h=True, specials=False, gradients=(True, True, False),
         needs=(layout != "float",) * 6, needs_v0=True, seed=3,
     )  # fmt: skip
-    check_against_reference(cpu, case)
+    check_against_reference(numba_backend, case)
 
 
 def run(neurons=1 << 17, dtype=torch.float32):
@@ -66,10 +67,10 @@ def two_threads(request, monkeypatch):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     if request.param == "pool":
-        monkeypatch.setattr(threads, "_start_team", None)
-    elif threads._start_team is None:
+        monkeypatch.setattr(openmp, "_start_team", None)
+    elif openmp._start_team is None:
         pytest.skip("PyTorch runs on no OpenMP that speaks GNU's language here")
-    monkeypatch.setattr(threads, "_team_again", 0.0)
+    monkeypatch.setattr(openmp, "_team_again", 0.0)
     yield request.param
     torch.set_num_threads(before)
 
@@ -93,14 +94,14 @@ def test_the_team_is_there_and_rests_after_it_was_late(monkeypatch):
         pytest.skip("PyTorch runs on GNU's OpenMP on Linux only")
     if not shortcuts.ENABLED:
         pytest.skip("shortcuts are off")
-    monkeypatch.setattr(threads, "_team_again", 0.0)
-    monkeypatch.setattr(threads, "LATE", 10.0)
+    monkeypatch.setattr(openmp, "_team_again", 0.0)
+    monkeypatch.setattr(openmp, "LATE", 10.0)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
         assert not of_our_pool()
-        monkeypatch.setattr(threads, "LATE", 0.0)
-        monkeypatch.setattr(threads, "APART", 1000.0)
+        monkeypatch.setattr(openmp, "LATE", 0.0)
+        monkeypatch.setattr(openmp, "PAUSE", 1000.0)
         caller = threading.get_ident()
         threads.for_each_chunk(
             2 * 16384, 16384, 100 * 16384, lambda *_: time.sleep(0.05 if threading.get_ident() == caller else 0.3)
@@ -202,7 +203,7 @@ def _sums(_=None):
 def test_workers_that_fork_after_the_parent_used_the_kernel(two_threads):
     """With two threads allowed in the worker too. (PyTorch's own operators would wait there for ever.)"""
     wanted = _sums()
-    assert (threads._executor if two_threads == "pool" else threads._start_team) is not None
+    assert (threads._executor if two_threads == "pool" else openmp._start_team) is not None
     with multiprocessing.get_context("fork").Pool(2) as pool:
         assert pool.map_async(_sums, range(4)).get(timeout=100) == [wanted] * 4
 
@@ -269,15 +270,15 @@ def test_more_than_two_to_the_31_elements(two_threads):
         x = torch.from_numpy(np.zeros((steps, neurons), np.int16)).view(torch.bfloat16)
         x[:, -3:] = ends
         spike, v = torch.empty_like(x), torch.empty(neurons, dtype=torch.bfloat16)
-        cpu.forward(x, 0.0, c, kind, spike, v, None, None)
+        numba_backend.forward(x, 0.0, c, kind, spike, v, None, None)
         outcome = [spike[:, -3:].clone(), v[-3:].clone(), spike[:, 5].clone(), v[5].clone()]
         grad_x, h = spike, torch.from_numpy(np.zeros((steps, neurons), np.float32))
         h[:, -3:] = ends.float()
-        cpu.backward(x, None, None, h, 0.0, None, c, kind, grad_x, None, (False,) * 6)
+        numba_backend.backward(x, None, None, h, 0.0, None, c, kind, grad_x, None, (False,) * 6)
         return [*outcome, grad_x[:, -3:].clone(), grad_x[:, 5].clone()]
 
     assert_same(passes(neurons), passes(100))
 
 
 def test_other_devices_are_refused():
-    assert "CPU" in cpu.unavailable(torch.device("meta"))
+    assert "CPU" in numba_backend.unavailable(torch.device("meta"))

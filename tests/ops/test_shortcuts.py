@@ -20,7 +20,8 @@ from qif_plugins.neuron import functional
 from qif_plugins.neuron.functional import qif_multi_step, qif_step
 from qif_plugins.neuron.parameters import QIFParameters
 from qif_plugins.neuron.surrogate import ATan, Window
-from qif_plugins.ops import eager, memory, plain, shortcuts, threads
+from qif_plugins.ops import shortcuts
+from qif_plugins.ops.shortcuts import eager, memory, openmp
 
 pytest.importorskip("numba", reason="Numba is not installed")
 pytestmark = pytest.mark.host_independent
@@ -58,7 +59,7 @@ def assert_same(got, wanted):
 
 
 def test_a_plain_call_goes_past_the_dispatcher(monkeypatch):
-    if not (plain._known and shortcuts.ENABLED):
+    if not (eager._known and shortcuts.ENABLED):
         pytest.skip("shortcuts are off, or this version of PyTorch does not say what is plain")
     monkeypatch.setattr(functional, "multi_step", None)
     x = torch.randn(3, 5, requires_grad=True)
@@ -103,7 +104,7 @@ def test_both_ways_give_the_same(x_dtype, v_dtype, reset, options, seed):
 def test_a_negated_view_is_no_plain_tensor():
     x = torch.randn(3, 5, dtype=torch.complex64).conj().imag
     assert x.is_neg()
-    assert not plain.is_plain(x)
+    assert not eager.is_plain(x)
     assert_same(qif_multi_step(x, 0.0, PARAMS, WINDOW), qif_multi_step(x.clone(), 0.0, PARAMS, WINDOW))
 
 
@@ -300,7 +301,7 @@ def test_a_pytorch_without_a_team_to_start_has_our_threads(lacking, monkeypatch)
     if lacking == "file":
         monkeypatch.delattr(torch._C, "__file__")
     elif lacking == "switched off":
-        monkeypatch.setattr(threads, "ENABLED", False)
+        monkeypatch.setattr(openmp, "ENABLED", False)
     else:
 
         def load(name):
@@ -309,7 +310,7 @@ def test_a_pytorch_without_a_team_to_start_has_our_threads(lacking, monkeypatch)
             return object()
 
         monkeypatch.setattr(ctypes, "CDLL", load)
-    assert threads._openmp() is None
+    assert openmp._find_team() is None
 
 
 FALLBACK = """
@@ -321,7 +322,7 @@ import qif_plugins.ops.autograd as derivatives
 function._SingleLevelFunction = kept
 assert not derivatives.TAKES_TRANSFORMS
 from qif_plugins import ATan, QIFParameters, Window, qif_multi_step
-from qif_plugins.ops import plain
+from qif_plugins.ops.shortcuts import eager
 def run():
     torch.manual_seed(0)
     x, a = torch.randn(3, 4, 5, requires_grad=True), torch.full((5,), 0.25, requires_grad=True)
@@ -332,7 +333,7 @@ def run():
 for backend in ("torch", "auto"):
     results = run()
     print([round(float(result.detach().double().sum()), 4) for result in results])
-plain._known = False  # as in a version that does not say
+eager._known = False  # as in a version that does not say
 x, a = torch.linspace(-1, 2, 12).view(3, 4).requires_grad_(), torch.tensor(0.25, requires_grad=True)
 def loss(x):
     return (qif_multi_step(x, 0.0, QIFParameters.unchecked(a=a), ATan())[1] ** 3).sum()
@@ -402,9 +403,9 @@ import os
 os.environ["QIF_PLUGINS_SHORTCUTS"] = "0"
 import torch
 from qif_plugins import QIFParameters, Window, qif_multi_step
-from qif_plugins.ops import eager, memory, threads
+from qif_plugins.ops.shortcuts import eager, memory, openmp
 x = torch.randn(4, 1 << 19, requires_grad=True)
-assert not eager.applies(x, 0.0) and not memory.uses_huge_pages() and not threads.uses_openmp()
+assert not eager.applies(x, 0.0) and not memory.uses_huge_pages() and not openmp.uses_openmp()
 spikes, _ = qif_multi_step(x, 0.0, QIFParameters(), Window(0.5, 1.5))
 spikes.sum().backward()
 y = x.detach().clone().requires_grad_()

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from qif_plugins.neuron.surrogate import Shape
-from qif_plugins.ops import triton as kernels
-from qif_plugins.ops.contract import Coefficient, Coefficients, Kind
+from qif_plugins.ops import triton_backend as kernels
+from qif_plugins.ops.contract import Coefficient, Coefficients, Kind, Shape
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 pytestmark = pytest.mark.host_independent

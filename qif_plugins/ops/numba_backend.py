@@ -1,6 +1,6 @@
 """The Numba implementation: CPU; float16, bfloat16 and float32; parallel over neurons.
 
-The kernels are in :mod:`.cpu_kernels`; each call runs on one thread, without the interpreter lock, and
+The kernels are in :mod:`.numba_kernels`; each call runs on one thread, without the interpreter lock, and
 :mod:`.threads` hands ranges of neurons to threads. Numba's own threading layers are not used: the one that is
 always there aborts the process when two Python threads enter it, the others do not survive a fork or are not always
 there, and all would share the cores with PyTorch's threads.
@@ -31,7 +31,7 @@ def unavailable(device: torch.device) -> str | None:
     if device.type != "cpu":
         return f"it runs on CPUs and the device is {device.type}; use 'auto' or a backend for that device."
     try:
-        from . import cpu_kernels  # noqa: F401
+        from . import numba_kernels  # noqa: F401
     except ImportError as error:
         return f"Numba cannot be imported ({error}); pip install 'qif-plugins[cpu]'."
     return None
@@ -63,7 +63,7 @@ def forward(
     steps: int | None = None,
 ) -> None:
     """See :mod:`.contract`; given ``steps``, the contiguous tensors may have any shape."""
-    from . import cpu_kernels as kernels
+    from . import numba_kernels as kernels
 
     steps, neurons = _sizes(x, steps)
     table = c if isinstance(c, Table) else tabulate(c, neurons)
@@ -92,7 +92,7 @@ def backward(
     steps: int | None = None,
 ) -> list[Tensor | None]:
     """See :mod:`.contract`; given ``steps``, the contiguous tensors may have any shape."""
-    from . import cpu_kernels as kernels
+    from . import numba_kernels as kernels
 
     steps, neurons = _sizes(h, steps)
     table = c if isinstance(c, Table) else tabulate(c, neurons)
@@ -116,7 +116,7 @@ def backward(
 
 def tabulate(c: Coefficients, neurons: int) -> Table:
     """The coefficients of ``neurons`` neurons, in a form that lasts as long as they do."""
-    from .cpu_kernels import RUN
+    from .numba_kernels import RUN
 
     if c.is_uniform:
         return _uniform(c)
@@ -153,7 +153,7 @@ def _sums(rows: Any, needs: tuple[bool, ...], neurons: int, chunk: int) -> tuple
 
 
 _TYPES = {torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
-"""``cpu_kernels.FLOAT, HALF, BFLOAT``; 0 is ``NONE``."""
+"""``numba_kernels.FLOAT, HALF, BFLOAT``; 0 is ``NONE``."""
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -169,7 +169,7 @@ def _start(v0: Tensor | float) -> tuple[int, int, Any]:
 
 def _streams(spike: Tensor, h: Tensor | None, steps: int, neurons: int) -> bool:
     """Whether spikes and h go past the caches, for which they are too large anyway."""
-    from .cpu_kernels import BURST, VECTOR
+    from .numba_kernels import BURST, VECTOR
 
     if h is None or spike.dtype != torch.float32 or steps * neurons < STREAMED or neurons % BURST:
         return False
@@ -178,7 +178,7 @@ def _streams(spike: Tensor, h: Tensor | None, steps: int, neurons: int) -> bool:
 
 def _share(steps: int) -> int:
     """Neurons that a thread takes at least at a time: whole blocks, and only where no sum depends on the size."""
-    from .cpu_kernels import BLOCK
+    from .numba_kernels import BLOCK
 
     return -(-SHARE // (steps * BLOCK)) * BLOCK
 

@@ -1,6 +1,6 @@
-"""The way past PyTorch's dispatcher, for a plain call on a CPU.
+"""Call the kernels without PyTorch's dispatcher, for a plain call on a CPU.
 
-On a small layer the operator of :mod:`.library` spends its time on the way to the kernel: each of its passes enters
+On a small layer the operator of :mod:`..library` spends its time on the way to the kernel: each of its passes enters
 Python twice through the dispatcher, with 22 arguments. Where nothing but autograd would listen on that way, the same
 kernels are called directly, with the same results. Whatever is not plain takes the operator: tracing, modes,
 transforms, the profiler, tensors of other kinds and layouts, numbers that are tensors, other backends.
@@ -12,25 +12,46 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
-from torch.autograd import profiler
+from torch import _C, Tensor, nn
+from torch.autograd import forward_ad, profiler
 
-from ..neuron.surrogate import Shape
-from . import cpu
-from .contract import Coefficient, Coefficients, Kind
-from .library import multi_step_backward
+from .. import numba_backend
+from ..contract import Coefficient, Coefficients, Kind, Shape
+from ..library import multi_step_backward
+from . import ENABLED
 from .memory import on_huge_pages
-from .plain import is_plain
-from .shortcuts import ENABLED
 
-__all__ = ["Job", "applies", "job", "multi_step"]
+__all__ = ["Job", "applies", "is_plain", "job", "multi_step"]
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _NONE_NEEDED = (False,) * 6
+_TYPES = (Tensor, nn.Parameter)
+
+
+def _bits(*names: str) -> int:
+    keys = _C.DispatchKeySet(getattr(_C.DispatchKey, names[0]))
+    for name in names[1:]:
+        keys = keys | _C.DispatchKeySet(getattr(_C.DispatchKey, name))
+    return int(keys.raw_repr())
+
+
+# None of this is public. In a version that lacks a name no call counts as plain, and the operator serves them all.
+try:
+    _AUTOGRAD = _bits("CPU", "ADInplaceOrView", "AutogradCPU", "AutocastCPU")
+    _KEYS = frozenset((_AUTOGRAD, _bits("CPU", "AutocastCPU")))
+    """Of an ordinary tensor on the CPU, and of one that was made in inference mode. Any other kind has more."""
+    _STATES = frozenset((_bits("BackendSelect", "ADInplaceOrView"), _bits("BackendSelect")))
+    """Of a thread without modes, transforms, tracers and compilers."""
+    _state: Any = _C._dispatch_tls_local_include_set
+    _keys: Any = _C._dispatch_keys
+    _function_modes: Any = _C._len_torch_function_stack
+    _known = isinstance(forward_ad._current_level, int)
+except AttributeError:
+    _known = False
 
 
 class Job(NamedTuple):
-    """All of a call that is no tensor.
+    """The arguments of a call that are not tensors.
 
     Attributes:
         numbers: The nine coefficients.
@@ -42,7 +63,7 @@ class Job(NamedTuple):
     """
 
     numbers: tuple[float, ...]
-    table: cpu.Table
+    table: numba_backend.Table
     kind: Kind
     store_v_seq: bool
     return_h: bool
@@ -54,8 +75,8 @@ def job(
     numbers: tuple[float, ...], soft: bool, detach_reset: bool, strict: bool, shape: int, pre_reset: bool,
     store_v_seq: bool, return_h: bool, single: bool,
 ) -> Job:  # fmt: skip
-    """What does not depend on the tensors; ``numbers`` are the nine coefficients."""
-    table = cpu.tabulate(Coefficients(*map(Coefficient, numbers)), 1)
+    """Prepare what does not depend on the tensors; ``numbers`` are the nine coefficients."""
+    table = numba_backend.tabulate(Coefficients(*map(Coefficient, numbers)), 1)
     kind = Kind(soft, detach_reset, strict, Shape(shape), pre_reset)
     return Job(numbers, table, kind, store_v_seq, return_h, single)
 
@@ -70,6 +91,17 @@ def applies(x: Tensor, v: Tensor | float) -> bool:
         and x.is_contiguous()
         and x.numel() > 0
         and (not isinstance(v, Tensor) or (v.dtype in _DTYPES and v.is_contiguous()))
+    )
+
+
+def is_plain(*tensors: Any) -> bool:
+    """Whether all ``tensors`` (other arguments are skipped) are ordinary CPU tensors and nothing watches operators."""
+    if not _known or torch.compiler.is_compiling():
+        return False
+    if _state().raw_repr() not in _STATES or _function_modes() or forward_ad._current_level >= 0:
+        return False
+    return all(
+        type(tensor) in _TYPES and _keys(tensor).raw_repr() in _KEYS for tensor in tensors if isinstance(tensor, Tensor)
     )
 
 
@@ -89,7 +121,7 @@ def _forward(
     h = on_huge_pages(torch.empty_like(x, dtype=torch.float32)) if with_h else None
     v_out = on_huge_pages(torch.empty_like(x if job.single or job.store_v_seq else x[0], dtype=v_dtype))
     v_last, v_seq = (None, v_out) if job.store_v_seq else (v_out, None)
-    cpu.forward(x, v, job.table, job.kind, spike, v_last, v_seq, h, steps)
+    numba_backend.forward(x, v, job.table, job.kind, spike, v_last, v_seq, h, steps)
     return spike, v_out, h
 
 
@@ -116,7 +148,7 @@ class _MultiStep(torch.autograd.Function):
         grad_x = on_huge_pages(torch.empty_like(h, dtype=ctx.x_dtype))
         grad_v0 = None if v is None else torch.empty_like(v)
         steps = 1 if job.single else h.shape[0]
-        cpu.backward(
+        numba_backend.backward(
             grad_spike, grad_v, grad_h, h, ctx.start if v is None else v, None, job.table, job.kind, grad_x, grad_v0,
             _NONE_NEEDED, steps,
         )  # fmt: skip

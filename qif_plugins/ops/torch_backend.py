@@ -1,30 +1,24 @@
-"""The PyTorch implementation: any device and dtype, and the definition the others are held to.
+"""The implementation in PyTorch, for any device and dtype: the reference, whose bits the others reproduce.
 
-:func:`forward` and :func:`backward` follow :mod:`.contract` operation by operation.
-:func:`autograd_multi_step` serves surrogates that no kernel knows, by PyTorch's own autograd;
-:func:`composed_multi_step` serves exporters that know PyTorch's operators alone.
+It follows :mod:`.contract` operation by operation.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..neuron.parameters import QIFParameters
-from ..neuron.surrogate import Shape
-from .contract import Coefficient, Coefficients, Kind
+from .contract import Coefficient, Coefficients, Kind, Shape
 
-__all__ = [
-    "autograd_multi_step", "backward", "composed_multi_step", "derivative", "exp_negative", "forward", "unavailable",
-]  # fmt: skip
+__all__ = ["backward", "compute_dtype", "derivative", "exp_negative", "forward", "initial", "steps", "unavailable"]
 
 
 def unavailable(device: torch.device) -> str | None:
-    """The reference runs wherever PyTorch does."""
+    """Say why this machine lacks ``device``; the reference runs wherever PyTorch does."""
     if device.type == "cuda" and not torch.cuda.is_available():
         return "PyTorch finds no CUDA device here."
     return None
@@ -41,9 +35,9 @@ def forward(
     h: Tensor | None,
 ) -> None:
     """See :mod:`.contract`."""
-    dtype = _compute_dtype(x)
+    dtype = compute_dtype(x)
     numbers = _spread(c, x.shape[1], dtype, x.device)[:6]
-    for t, (membrane, fired, v) in enumerate(_steps(x, _initial(v0, x, dtype), numbers, kind)):
+    for t, (membrane, fired, v) in enumerate(steps(x, initial(v0, x, dtype), numbers, kind)):
         spike[t] = fired
         if h is not None:
             h[t] = membrane
@@ -67,22 +61,22 @@ def backward(
     needs: tuple[bool, ...],
 ) -> list[Tensor | None]:
     """See :mod:`.contract`."""
-    dtype, steps = h.dtype, h.shape[0]
+    dtype, last = h.dtype, h.shape[0] - 1
     a, u1, u2, threshold, v_reset, gain, s0, s1, s2 = _spread(c, h.shape[1], dtype, h.device)
     zero = torch.zeros_like(h[0])
     # Apple's GPUs have no float64.
     wide = torch.float32 if h.device.type == "mps" else torch.float64
     sums = [zero.new_zeros(zero.shape if needed else 0, dtype=wide) for needed in needs]
     after = (a * (v_reset - u1)) * (v_reset - u2)
-    start = _initial(v0, h, dtype)
+    start = initial(v0, h, dtype)
 
     def incoming(gradient: Tensor | None, t: int) -> Tensor:
-        if gradient is None or t < 0 or (gradient.dim() == 1 and t != steps - 1):
+        if gradient is None or t < 0 or (gradient.dim() == 1 and t != last):
             return zero
         return (gradient if gradient.dim() == 1 else gradient[t]).to(dtype)
 
     back = k0 = zero
-    for t in range(steps - 1, -2 if kind.pre_reset else -1, -1):
+    for t in range(last, -2 if kind.pre_reset else -1, -1):
         membrane = h[t] if t >= 0 else start
         fired, v = _fire_and_reset(membrane, threshold, v_reset, kind)
         gs, gv, gh = (incoming(gradient, t) for gradient in (grad_spike, grad_v, grad_h))
@@ -146,96 +140,11 @@ def exp_negative(y: Tensor) -> Tensor:
     return p * ((n.to(torch.int32) + 127) << 23).view(torch.float32)
 
 
-def autograd_multi_step(
-    x_seq: Tensor,
-    v: Tensor | float,
-    params: QIFParameters,
-    surrogate: Callable[[Tensor], Tensor],
-    detach_reset: bool,
-    pre_reset: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The same neuron for any surrogate callable, differentiated by PyTorch.
+def steps(x_seq: Tensor, v: Tensor, numbers: Sequence[Any], kind: Kind) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield the membrane before the reset, the spike and the membrane after it, step by step.
 
-    Args:
-        x_seq: Input ``[T, ...]``.
-        v: Membrane before the first step, of one time step's shape or a float.
-        params: The neuron.
-        surrogate: Takes h - θ, returns the spike. One with an attribute ``spiking`` that is false, as the hosts'
-            smooth surrogates have, returns any number: the membrane is then reset in part, and differentiated so.
-        detach_reset: Whether the reset passes no gradient to the spike.
-        pre_reset: Whether ``v`` is the membrane before its reset.
-
-    Returns:
-        ``(spike_seq, v_seq, h_seq)``, each ``[T, ...]`` in the computation's dtype.
+    ``numbers`` are the six of the neuron, each of which broadcasts to one step.
     """
-    dtype = _compute_dtype(x_seq)
-    numbers = {
-        name: value.to(dtype) if isinstance(value, Tensor) else value for name, value in params.numbers().items()
-    }
-    p = QIFParameters.unchecked(**numbers, reset=params.reset)
-    v_reset: Any = p.v_reset
-    folded = p.reset == "hard" and getattr(surrogate, "spiking", True)
-
-    def fire(h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The spike, the membrane after the reset, and the charge that it contributes to the next step."""
-        s = surrogate(h - p.v_threshold)
-        if not isinstance(s, Tensor):
-            raise TypeError(
-                f"the surrogate {name_of(surrogate)} takes h - θ and returns the spike, a tensor; this one returned "
-                f"{s!r}. If it makes surrogates, as snnTorch's surrogate.atan does, pass what it returns."
-            )
-        gate = (s.detach() if detach_reset else s).to(dtype)
-        after = h - gate * p.v_threshold if p.reset == "soft" else (1 - gate) * h + gate * v_reset
-        if folded:
-            return s, after, (1 - gate) * p.map(h) + gate * p.map(v_reset)
-        return s, after, p.map(after)
-
-    start = _initial(v, x_seq, dtype)
-    charge = fire(start)[2] if pre_reset else p.map(start)
-    spikes, v_seq, h_seq = [], [], []
-    for x in x_seq.to(dtype).unbind(0):
-        h = charge + p.input_gain * x
-        s, after, charge = fire(h)
-        spikes.append(s)
-        v_seq.append(after)
-        h_seq.append(h)
-    return torch.stack(spikes), torch.stack(v_seq), torch.stack(h_seq)
-
-
-def composed_multi_step(
-    x_seq: Tensor, v: Tensor | float, params: QIFParameters, kind: Kind
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The forward pass as a graph of PyTorch's own operators, none of which writes into memory.
-
-    Args:
-        x_seq: Input ``[T, ...]``; the graph repeats the step T times.
-        v: Membrane before the first step, of one time step's shape or a float.
-        params: The neuron.
-        kind: Of which the reset, the comparison and ``pre_reset`` matter.
-
-    Returns:
-        As :func:`autograd_multi_step`, with the bits of :func:`forward`; the spikes are bool.
-    """
-    dtype = _compute_dtype(x_seq)
-    numbers = [
-        number.to(dtype) if isinstance(number, Tensor) else torch.full((), number, dtype=dtype, device=x_seq.device)
-        for number in params.numbers().values()
-    ]
-    h_seq, spikes, v_seq = zip(*_steps(x_seq, _initial(v, x_seq, dtype), numbers, kind), strict=True)
-    return torch.stack(spikes), torch.stack(v_seq), torch.stack(h_seq)
-
-
-def name_of(surrogate: Any) -> str:
-    """A surrogate that is any callable, as messages call it."""
-    owner = getattr(surrogate, "__self__", None)  # of autograd.Function's apply
-    named: Any = (
-        owner if isinstance(owner, type) else surrogate if hasattr(surrogate, "__qualname__") else type(surrogate)
-    )
-    return f"{named.__module__}.{named.__qualname__}"
-
-
-def _steps(x_seq: Tensor, v: Tensor, numbers: Sequence[Any], kind: Kind) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Membrane before the reset, spike, membrane after it, of every step; ``numbers`` are the neuron's six."""
     a, u1, u2, threshold, v_reset, gain = numbers
     if kind.pre_reset:
         _, v = _fire_and_reset(v, threshold, v_reset, kind)
@@ -265,11 +174,13 @@ def derivative(shape: Shape, h: Tensor, threshold: Any, s0: Any, s1: Any, s2: An
     return 1 / (y * y)
 
 
-def _compute_dtype(x: Tensor) -> torch.dtype:
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that an input ``x`` is computed in."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _initial(v0: Tensor | float, x: Tensor, dtype: torch.dtype) -> Tensor:
+def initial(v0: Tensor | float, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The membrane before the first step as a tensor of one time step of ``x``."""
     return v0.to(dtype) if isinstance(v0, Tensor) else torch.full_like(x[0], v0, dtype=dtype)
 
 

@@ -1,4 +1,4 @@
-"""The kernels of :mod:`.cpu`, in Numba. See :mod:`.contract` for the arithmetic, operation by operation.
+"""The kernels of :mod:`.numba_backend`, in Numba. See :mod:`.contract` for the arithmetic, operation by operation.
 
 Numba compiles without ``fastmath``, so LLVM neither reorders nor contracts. Every literal here is a float32
 constant, since Numba computes a float32 with a Python number in float64.
@@ -268,7 +268,7 @@ def fires(strict, h, threshold):
 
 @plain
 def exp_negative(y):
-    """See ``reference.exp_negative``."""
+    """See ``torch_backend.exp_negative``."""
     y = y if y < np.float32(80) else np.float32(80)
     n = np.floor(y * np.float32(-1.44269504088896341) + F05)
     r = (-y - n * np.float32(0.693359375)) - n * np.float32(-2.12194440e-4)

@@ -1,4 +1,4 @@
-"""Large tensors in main memory on huge pages: fewer page faults.
+"""Place large tensors in main memory on huge pages, which take fewer page faults.
 
 PyTorch's allocator takes a tensor of more than 32 MiB fresh from the operating system and gives it back when it is
 freed. The first touch of each page of 4 KiB is then a fault, which costs several times what the kernels do with the
@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from .shortcuts import ENABLED
+from . import ENABLED
 
 __all__ = ["on_huge_pages", "uses_huge_pages"]
 

@@ -1,0 +1,111 @@
+"""The neuron as a graph of PyTorch's own operators, for calls that no kernel serves.
+
+:func:`autograd_multi_step` takes any surrogate that is a function of h - θ, and leaves its derivative to autograd.
+:func:`composed_multi_step` serves exporters, which know PyTorch's operators alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .contract import Kind
+from .torch_backend import compute_dtype, initial, steps
+
+__all__ = ["autograd_multi_step", "composed_multi_step", "name_of"]
+
+
+def autograd_multi_step(
+    x_seq: Tensor,
+    v: Tensor | float,
+    numbers: Sequence[Tensor | float],
+    soft: bool,
+    surrogate: Callable[[Tensor], Tensor],
+    detach_reset: bool,
+    pre_reset: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run the neuron with any surrogate callable, to be differentiated by PyTorch.
+
+    Args:
+        x_seq: Input ``[T, ...]``.
+        v: Membrane before the first step, of one time step's shape or a float.
+        numbers: The six of the neuron, in the order of :data:`.contract.LEARNABLE`.
+        soft: Whether the reset subtracts the threshold.
+        surrogate: Takes h - θ, returns the spike. One with an attribute ``spiking`` that is false, as the hosts'
+            smooth surrogates have, returns any number: the membrane is then reset in part, and differentiated so.
+        detach_reset: Whether the reset passes no gradient to the spike.
+        pre_reset: Whether ``v`` is the membrane before its reset.
+
+    Returns:
+        ``(spike_seq, v_seq, h_seq)``, each ``[T, ...]`` in the computation's dtype.
+
+    Raises:
+        TypeError: The surrogate returns no tensor.
+    """
+    dtype = compute_dtype(x_seq)
+    cast: list[Any] = [number.to(dtype) if isinstance(number, Tensor) else number for number in numbers]
+    a, u1, u2, threshold, v_reset, gain = cast
+    folded = not soft and getattr(surrogate, "spiking", True)
+
+    def contribute(v: Any) -> Any:
+        return (a * (v - u1)) * (v - u2)
+
+    def fire(h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The spike, the membrane after the reset, and the charge that it contributes to the next step."""
+        s = surrogate(h - threshold)
+        if not isinstance(s, Tensor):
+            raise TypeError(
+                f"the surrogate {name_of(surrogate)} takes h - θ and returns the spike, a tensor; this one returned "
+                f"{s!r}. If it makes surrogates, as snnTorch's surrogate.atan does, pass what it returns."
+            )
+        gate = (s.detach() if detach_reset else s).to(dtype)
+        after = h - gate * threshold if soft else (1 - gate) * h + gate * v_reset
+        if folded:
+            return s, after, (1 - gate) * contribute(h) + gate * contribute(v_reset)
+        return s, after, contribute(after)
+
+    start = initial(v, x_seq, dtype)
+    charge = fire(start)[2] if pre_reset else contribute(start)
+    spikes, v_seq, h_seq = [], [], []
+    for x in x_seq.to(dtype).unbind(0):
+        h = charge + gain * x
+        s, after, charge = fire(h)
+        spikes.append(s)
+        v_seq.append(after)
+        h_seq.append(h)
+    return torch.stack(spikes), torch.stack(v_seq), torch.stack(h_seq)
+
+
+def composed_multi_step(
+    x_seq: Tensor, v: Tensor | float, numbers: Sequence[Tensor | float], kind: Kind
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run the forward pass by operators of PyTorch, none of which writes into memory.
+
+    Args:
+        x_seq: Input ``[T, ...]``; the graph repeats the step T times.
+        v: Membrane before the first step, of one time step's shape or a float.
+        numbers: The six of the neuron, in the order of :data:`.contract.LEARNABLE`.
+        kind: The reset, the comparison and ``pre_reset``; the rest is not used.
+
+    Returns:
+        As :func:`autograd_multi_step`, with the bits of the reference; the spikes are bool.
+    """
+    dtype = compute_dtype(x_seq)
+    cast = [
+        number.to(dtype) if isinstance(number, Tensor) else torch.full((), number, dtype=dtype, device=x_seq.device)
+        for number in numbers
+    ]
+    h_seq, spikes, v_seq = zip(*steps(x_seq, initial(v, x_seq, dtype), cast, kind), strict=True)
+    return torch.stack(spikes), torch.stack(v_seq), torch.stack(h_seq)
+
+
+def name_of(surrogate: Any) -> str:
+    """The name of a surrogate that is any callable, for messages."""
+    owner = getattr(surrogate, "__self__", None)  # of autograd.Function's apply
+    named: Any = (
+        owner if isinstance(owner, type) else surrogate if hasattr(surrogate, "__qualname__") else type(surrogate)
+    )
+    return f"{named.__module__}.{named.__qualname__}"
