@@ -241,8 +241,7 @@ def _known(cls: type[Any]) -> type[Any] | None:
 
 def _ours(cls: type[Any]) -> type[Any]:
     """The class of this package that ``cls`` is or extends."""
-    package = __name__.rpartition(".")[0]
-    return next(base for base in cls.__mro__ if base.__module__.startswith(f"{package}."))
+    return next(base for base in cls.__mro__ if base.__module__.startswith("qif_plugins."))
 
 
 def _tau_by_now(module: Any) -> float:

@@ -175,7 +175,7 @@ FULL = """
 import resource, signal, sys
 from pathlib import Path
 import torch
-from qif_plugins import checkpoints
+from qif_plugins.support import checkpoints
 from qif_plugins.support.files import write_json
 folder = Path(sys.argv[1])
 checkpoints.save(folder / "a.pt", torch.ones(2))
