@@ -1,4 +1,4 @@
-"""How the QIF layers of a model are doing on a batch: what a user looks at when training stalls."""
+"""Check the QIF layers of a model on one batch: input, membranes, spikes, gradients, and what to do about them."""
 
 from __future__ import annotations
 
@@ -15,21 +15,18 @@ from ..neuron.moments import MomentClosureError
 from ..neuron.observe import Observation, Seen, watching
 from ..neuron.parameters import Number, QIFParameters
 from ..neuron.surrogate import FusedSurrogate
-from ..support.text import plus_minus, text_table
+from ..support.text import percent, plus_minus, text_table
+from .advice import advise
 from .running import (
-    ONE_STEP,
-    REACH,
     Moments,
     average,
     bare,
     check_steps,
-    derives,
     effective_input,
     input_of,
     preserved,
     qif_layers,
     run_on,
-    runaway,
     tdbn_before,
 )
 
@@ -37,12 +34,6 @@ __all__ = ["HealthReport", "LayerHealth", "health"]
 
 SATURATED_RATE = 0.95
 """A neuron that spikes in this share of its steps, or more, is saturated."""
-DEAD = 0.9
-"""A layer with this share of silent neurons, or more, is dead."""
-STARVED = 0.02
-"""A layer with less than this share of its membranes, or of its gradient, inside the window is starved."""
-REBOUND = 0.1
-"""Share of membranes that rebound from which on it is told; tdBN's input has the paper's neuron at 0.03."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +101,8 @@ class HealthReport:
         rows = [
             (
                 row.name, plus_minus(row.input_mean, row.input_std), plus_minus(row.membrane_mean, row.membrane_std),
-                plus_minus(row.predicted_mean, row.predicted_std), f"{row.rate:.4f}", _percent(row.window_share),
-                _percent(row.gradient_share), _percent(row.silent), _percent(row.saturated),
+                plus_minus(row.predicted_mean, row.predicted_std), f"{row.rate:.4f}", percent(row.window_share),
+                percent(row.gradient_share), percent(row.silent), percent(row.saturated),
             )
             for row in self.layers
         ]  # fmt: skip
@@ -338,115 +329,4 @@ def _row(name: str, layer: QIFLayer, seen: _Recorder, grads: list[Tensor | None]
         (rates >= SATURATED_RATE).double().mean().item(),
         seen.rebound / seen.input.n,
     )
-    sentences = _not_finite(row, layer) or _advice(row, layer, tdbn, one_step=seen.time_steps == 1)
-    return replace(row, advice=tuple(sentences))
-
-
-def _not_finite(row: LayerHealth, layer: QIFLayer) -> list[str]:
-    """What comes before everything else: the other numbers mean nothing then."""
-    if not (math.isfinite(row.input_mean) and math.isfinite(row.input_std)):
-        return ["its input is not finite: look for the first NaN or infinity before it."]
-    found = []
-    if not (math.isfinite(row.membrane_mean) and math.isfinite(row.membrane_std)):
-        found.append(runaway(layer, row.membrane_mean, row.membrane_std))
-    if not math.isfinite(row.gradient):
-        found.append(
-            f"the gradient that arrives at its spikes is not finite ({row.gradient}): look at the loss and at what "
-            "comes after this layer, with torch.autograd.detect_anomaly()."
-        )
-    if derives(layer) and not (math.isfinite(row.predicted_mean) and math.isfinite(row.predicted_std)):
-        found.append(
-            "the membrane that its window assumes is not finite: with its present parameters the closure does not "
-            "converge for the input that the window assumes. Lower v_threshold, or a."
-        )
-    return found
-
-
-def _advice(row: LayerHealth, layer: QIFLayer, tdbn: str, *, one_step: bool) -> list[str]:
-    advice = []
-    threshold = average(layer.qif_parameters.v_threshold)
-    scale = f"its input is {plus_minus(row.input_mean, row.input_std)} and its threshold {threshold:.3g}"
-    dead, saturated = row.silent >= DEAD and not one_step, row.saturated >= 0.5
-    if one_step:
-        advice.append(f"{ONE_STEP}.")
-    if dead:
-        advice.append(
-            f"dead: {_percent(row.silent)} of its neurons never spike; {scale}. Bring the input to the threshold's "
-            f"scale: {tdbn}, take a larger gain, or lower v_threshold{_tails(layer)}."
-        )
-    if saturated:
-        advice.append(
-            f"saturated: {_percent(row.saturated)} of its neurons spike at nearly every step; {scale}. Reduce the "
-            f"input: {tdbn}, take smaller weights, or raise v_threshold."
-        )
-    if row.rebound >= REBOUND:
-        advice.append(
-            f"rebound: {_percent(row.rebound)} of its membranes lie below {_rebound_point(layer):.3g}, where the "
-            "parabola is above the threshold again, so that strong negative input makes these neurons spike at the "
-            f"next step; {scale}. Reduce the input: {tdbn}, take smaller weights, or match a leak (tau=, beta=), "
-            "which moves that point down; `qif phase` shows it."
-        )
-    if one_step:
-        # A membrane that is still near rest is in no window, and lets no gradient through to the layers before.
-        return advice
-    starved = row.window_share < STARVED or row.gradient_share < STARVED
-    if starved:
-        advice.append(
-            f"starved: {_percent(row.window_share)} of its membranes and {_percent(row.gradient_share)} of its "
-            "gradient fall into the window. "
-            + ("Its input comes first, see above." if dead or saturated else _widen(layer, tdbn))
-        )
-    elif math.isnan(row.gradient_share) and layer.fires_in_operator:
-        advice.append("no gradient arrives: nothing after it passes one back, or the output does not depend on it.")
-    # No window helps where the input is the problem, or the threshold out of reach: calibrate leaves it there.
-    healthy = not (dead or starved or row.rebound >= REBOUND)
-    if healthy and derives(layer) and _off(row) and abs(threshold - row.membrane_mean) <= REACH * row.membrane_std:
-        advice.append(
-            f"its window assumes a membrane of {plus_minus(row.predicted_mean, row.predicted_std)}, and it is "
-            f"{plus_minus(row.membrane_mean, row.membrane_std)}: {_calibration(layer)} fits the window to it."
-        )
-    return advice
-
-
-def _tails(layer: QIFLayer) -> str:
-    if layer.derived_window is None:
-        return ""
-    return (
-        "; or give it a surrogate with tails, which lets gradient through even so: swap(model, window='keep') leaves a "
-        "LIF network its own"
-    )
-
-
-def _rebound_point(layer: QIFLayer) -> float:
-    """The lower root of f(v) = θ."""
-    params = layer.qif_parameters
-    vertex = (params.u1 + params.u2) / 2
-    above = torch.as_tensor((params.v_threshold - params.map(vertex)) / params.a, dtype=torch.float64, device="cpu")
-    return average(vertex - above.clamp(min=0).sqrt())
-
-
-def _widen(layer: QIFLayer, tdbn: str) -> str:
-    if layer.derived_window is None:
-        return "Its surrogate was given: widen it, or leave it out for the analytic window."
-    if layer.derived_window == "unbiased":
-        return (
-            f"Its membranes stay away from the threshold: bring the input to the threshold's scale: {tdbn}"
-            f"{_tails(layer)}."
-        )
-    return f"The {layer.derived_window} window misses its membranes near the threshold: use window='unbiased'."
-
-
-def _calibration(layer: QIFLayer) -> str:
-    closure = "input_mean" in layer.measured_moments and not layer.learns_window
-    return f"calibrate(model, batches{', moments=' + repr('measured') if closure else ''})"
-
-
-def _off(row: LayerHealth) -> bool:
-    if not row.membrane_std > 0:
-        return False
-    ratio = row.predicted_std / row.membrane_std
-    return abs(row.predicted_mean - row.membrane_mean) > 0.5 * row.membrane_std or not 1 / 1.5 <= ratio <= 1.5
-
-
-def _percent(share: float) -> str:
-    return "none" if math.isnan(share) else f"{100 * share:.1f} %"
+    return replace(row, advice=advise(row, layer, tdbn, one_step=seen.time_steps == 1))

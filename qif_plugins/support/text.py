@@ -1,10 +1,11 @@
-"""Plain-text tables."""
+"""Format numbers and plain-text tables."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-__all__ = ["plus_minus", "text_table"]
+__all__ = ["percent", "plus_minus", "text_table"]
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
@@ -23,3 +24,8 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int =
 def plus_minus(mean: float, std: float) -> str:
     """A mean and a deviation in three digits."""
     return f"{mean:.3g} ± {std:.3g}"
+
+
+def percent(share: float) -> str:
+    """Format a share as a percentage with one digit after the point; ``"none"`` for NaN."""
+    return "none" if math.isnan(share) else f"{100 * share:.1f} %"

@@ -1,0 +1,148 @@
+"""Find what keeps a QIF layer from training, and say what to do about it."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..neuron.module import QIFLayer
+from ..support.text import percent, plus_minus
+from .running import ONE_STEP, REACH, average, derives, runaway
+
+if TYPE_CHECKING:
+    from .health import LayerHealth
+
+__all__ = ["advise"]
+
+DEAD = 0.9
+"""A layer is dead when this share of its neurons or more is silent."""
+SATURATED = 0.5
+"""A layer is saturated when this share of its neurons or more is."""
+STARVED = 0.02
+"""A layer is starved when less than this share of its membranes, or of its gradient, is inside the window."""
+REBOUND = 0.1
+"""A layer rebounds when this share of its membranes or more does. Under tdBN the paper's neuron has 0.03."""
+
+
+def advise(row: LayerHealth, layer: QIFLayer, scale_input: str, *, one_step: bool) -> tuple[str, ...]:
+    """Name the causes that keep a layer from training, the first to cure first, each with its cure.
+
+    Args:
+        row: The layer's measurements.
+        layer: The layer.
+        scale_input: What to do about the scale of its input, from :func:`~.running.tdbn_before`.
+        one_step: Whether it ran a single time step. Its membrane had no time to leave rest then, so that little can
+            be said of its spikes and its window.
+
+    Returns:
+        One sentence or more a cause; empty for a healthy layer. Values that are not finite are reported alone, since
+        the other measurements mean nothing then.
+    """
+    return tuple(_not_finite(row, layer) or _causes(row, layer, scale_input, one_step))
+
+
+def _not_finite(row: LayerHealth, layer: QIFLayer) -> list[str]:
+    if not (math.isfinite(row.input_mean) and math.isfinite(row.input_std)):
+        return ["its input is not finite: look for the first NaN or infinity before it."]
+    found = []
+    if not (math.isfinite(row.membrane_mean) and math.isfinite(row.membrane_std)):
+        found.append(runaway(layer, row.membrane_mean, row.membrane_std))
+    if not math.isfinite(row.gradient):
+        found.append(
+            f"the gradient that arrives at its spikes is not finite ({row.gradient}): look at the loss and at what "
+            "comes after this layer, with torch.autograd.detect_anomaly()."
+        )
+    if derives(layer) and not (math.isfinite(row.predicted_mean) and math.isfinite(row.predicted_std)):
+        found.append(
+            "the membrane that its window assumes is not finite: with its present parameters the closure does not "
+            "converge for the input that the window assumes. Lower v_threshold, or a."
+        )
+    return found
+
+
+def _causes(row: LayerHealth, layer: QIFLayer, scale_input: str, one_step: bool) -> list[str]:
+    threshold = average(layer.qif_parameters.v_threshold)
+    scale = f"its input is {plus_minus(row.input_mean, row.input_std)} and its threshold {threshold:.3g}"
+    dead = row.silent >= DEAD and not one_step
+    saturated, rebounds = row.saturated >= SATURATED, row.rebound >= REBOUND
+    found = [f"{ONE_STEP}."] if one_step else []
+    if dead:
+        found.append(
+            f"dead: {percent(row.silent)} of its neurons never spike; {scale}. Bring the input to the threshold's "
+            f"scale: {scale_input}, take a larger gain, or lower v_threshold{_surrogate_with_tails(layer)}."
+        )
+    if saturated:
+        found.append(
+            f"saturated: {percent(row.saturated)} of its neurons spike at nearly every step; {scale}. Reduce the "
+            f"input: {scale_input}, take smaller weights, or raise v_threshold."
+        )
+    if rebounds:
+        found.append(
+            f"rebound: {percent(row.rebound)} of its membranes lie below {_rebound_point(layer):.3g}, where the "
+            "parabola is above the threshold again, so that strong negative input makes these neurons spike at the "
+            f"next step; {scale}. Reduce the input: {scale_input}, take smaller weights, or match a leak (tau=, "
+            "beta=), which moves that point down; `qif phase` shows it."
+        )
+    if one_step:
+        # A membrane that is still near rest is in no window, and lets no gradient through to the layers before.
+        return found
+    starved = row.window_share < STARVED or row.gradient_share < STARVED
+    if starved:
+        found.append(
+            f"starved: {percent(row.window_share)} of its membranes and {percent(row.gradient_share)} of its "
+            "gradient fall into the window. "
+            + ("Its input comes first, see above." if dead or saturated else _widen(layer, scale_input))
+        )
+    elif math.isnan(row.gradient_share) and layer.fires_in_operator:
+        found.append("no gradient arrives: nothing after it passes one back, or the output does not depend on it.")
+    # No window helps where the input is the problem, or the threshold out of reach: calibrate leaves it there.
+    within_reach = abs(threshold - row.membrane_mean) <= REACH * row.membrane_std
+    if derives(layer) and _misses(row) and within_reach and not (dead or starved or rebounds):
+        found.append(
+            f"its window assumes a membrane of {plus_minus(row.predicted_mean, row.predicted_std)}, and it is "
+            f"{plus_minus(row.membrane_mean, row.membrane_std)}: {_calibration(layer)} fits the window to it."
+        )
+    return found
+
+
+def _surrogate_with_tails(layer: QIFLayer) -> str:
+    if layer.derived_window is None:
+        return ""
+    return (
+        "; or give it a surrogate with tails, whose gradient is nowhere 0: swap(model, window='keep') leaves a LIF "
+        "network its own"
+    )
+
+
+def _rebound_point(layer: QIFLayer) -> float:
+    """The lower root of f(v) = θ."""
+    params = layer.qif_parameters
+    vertex = (params.u1 + params.u2) / 2
+    above = torch.as_tensor((params.v_threshold - params.map(vertex)) / params.a, dtype=torch.float64, device="cpu")
+    return average(vertex - above.clamp(min=0).sqrt())
+
+
+def _widen(layer: QIFLayer, scale_input: str) -> str:
+    if layer.derived_window is None:
+        return "Its surrogate was given: widen it, or leave it out for the analytic window."
+    if layer.derived_window == "unbiased":
+        return (
+            f"Its membranes stay away from the threshold: bring the input to the threshold's scale: {scale_input}"
+            f"{_surrogate_with_tails(layer)}."
+        )
+    return f"The {layer.derived_window} window misses its membranes near the threshold: use window='unbiased'."
+
+
+def _calibration(layer: QIFLayer) -> str:
+    closure = "input_mean" in layer.measured_moments and not layer.learns_window
+    return f"calibrate(model, batches{', moments=' + repr('measured') if closure else ''})"
+
+
+def _misses(row: LayerHealth) -> bool:
+    """Whether the membrane is not what the window assumes."""
+    if not row.membrane_std > 0:
+        return False
+    ratio = row.predicted_std / row.membrane_std
+    return abs(row.predicted_mean - row.membrane_mean) > 0.5 * row.membrane_std or not 1 / 1.5 <= ratio <= 1.5
