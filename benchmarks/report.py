@@ -3,7 +3,8 @@
     python benchmarks/report.py [RESULTS.json ...]
 
 For each results file (default: all in ``benchmarks/results``) a figure ``docs/benchmarks-*.png``, cost per neuron-step
-against N and against T; and ``docs/benchmarks.md`` with the tables of all of them, and the profile of the machine where
+against N and against T; ``docs/speed.png``, LIF beside QIF at one size, of the first file from a CPU; and
+``docs/benchmarks.md`` with the tables of all of them, and the profile of the machine where
 ``benchmarks/profile_cpu.py`` has left one.
 """
 
@@ -21,6 +22,12 @@ from qif_plugins.support.files import replacing
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "benchmarks.md"
+SUMMARY = PAGE.with_name("speed.png")
+PAIRS = {
+    "SpikingJelly": ("SpikingJelly LIFNode", "qif in SpikingJelly"),
+    "snnTorch": ("snnTorch Leaky", "qif in snnTorch"),
+}
+"""The neurons of the summary: in each host its LIF and our QIF."""
 
 OLD_FLOOR = "three copies"
 """In files from before the floor was split: into memory as PyTorch allocates it, mapped anew or there already."""
@@ -90,6 +97,9 @@ def main() -> None:
         draw(results, figure)
         pages.append(page(results, figure))
         print(f"wrote {figure}")
+    if measured := next((results for results in files if not _on_gpu(results)), None):
+        draw_summary(measured, SUMMARY)
+        print(f"wrote {SUMMARY}")
     with replacing(PAGE) as beside:
         beside.write_text("\n".join(pages), encoding="utf-8")
     print(f"wrote {PAGE}")
@@ -138,6 +148,30 @@ def draw(results: dict[str, Any], path: Path) -> None:
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
     clock = ", device time" if _on_gpu(results) else ""
     figure.suptitle(f"{_machine(results)}, float32{clock}", fontsize="medium")
+    with replacing(path) as beside:
+        figure.savefig(beside, dpi=150)
+
+
+def draw_summary(results: dict[str, Any], path: Path, size: tuple[int, int] = (4, 2**21)) -> None:
+    """Milliseconds of forward and backward together, LIF beside QIF in each host, at one T and N in float32."""
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    case = next(case for case in results["cases"] if (case["T"], case["N"]) == size and case["dtype"] == "float32")
+    figure = Figure(figsize=(7, 2.2), layout="constrained")
+    axes = figure.subplots()
+    for index, neuron in enumerate(("LIF", "QIF")):
+        times = [case["peers"][names[index]]["both"]["seconds"] * 1e3 for names in PAIRS.values()]
+        places = [row + 0.4 * index for row in range(len(PAIRS))]
+        axes.bar_label(
+            axes.barh(places, times, height=0.38, color=COLOURS[index], label=neuron), fmt="%.0f ms", padding=3
+        )
+    axes.set_yticks([row + 0.2 for row in range(len(PAIRS))], list(PAIRS))
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set_xlabel(f"forward and backward of {size[1] / 2**20:.0f} million neurons over {size[0]} time steps, ms")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right center", frameon=False)
     with replacing(path) as beside:
         figure.savefig(beside, dpi=150)
 

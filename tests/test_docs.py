@@ -1,6 +1,8 @@
-"""Python blocks of README.md, CONTRIBUTING.md and docs/ run in order, one namespace a page; links resolve."""
+"""What README.md, CONTRIBUTING.md and docs/ say: their code runs, their links resolve, the reference is complete."""
 
+import ast
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,30 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 BLOCK = re.compile(r"^```python(?P<flags>[^\n]*)\n(?P<code>.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:|mailto:|#)(?P<target>[^)#]+)")
+OWN_LINK = re.compile(
+    r"https://(?:github\.com/qif-plugins/qif-plugins/(?:blob|tree)|raw\.githubusercontent\.com/qif-plugins/qif-plugins)"
+    r"/main/(?P<target>[^)#\s]+)"
+)
+ENTRY = re.compile(r"^::: (?P<path>[\w.]+)$", re.MULTILINE)
+PUBLIC = (
+    "qif_plugins",
+    "qif_plugins.adapters.snntorch",
+    "qif_plugins.adapters.spikingjelly",
+    "qif_plugins.convert",
+    "qif_plugins.diagnostics.calibration",
+    "qif_plugins.diagnostics.energy.counting",
+    "qif_plugins.diagnostics.health",
+    "qif_plugins.diagnostics.spiking",
+    "qif_plugins.exact",
+    "qif_plugins.experiments.data.spikingjelly",
+    "qif_plugins.experiments.landscape",
+    "qif_plugins.experiments.training",
+    "qif_plugins.models",
+    "qif_plugins.neuron.norm",
+)
+"""Modules all of whose names stand in the reference."""
+ONE_HOST = {"qif_plugins.adapters.spikingjelly.clock_driven.MultiStepQIFNode"}
+"""Entries that import with one version of the host alone."""
 
 
 def name(page):
@@ -36,8 +62,68 @@ def test_code_runs(page, tmp_path, monkeypatch):
 @pytest.mark.host_independent
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_resolve(page):
-    missing = [t for t in LINK.findall(page.read_text()) if not (page.parent / t.strip()).exists()]
+    text = page.read_text()
+    missing = [t for t in LINK.findall(text) if not (page.parent / t.strip()).exists()]
+    missing += [t for t in OWN_LINK.findall(text) if not (ROOT / t).exists()]
     assert not missing
+
+
+def test_links_of_the_readme_are_absolute():
+    """The package index shows README.md, without the files beside it."""
+    assert not LINK.findall((ROOT / "README.md").read_text())
+
+
+def test_every_public_name_is_in_the_reference_once():
+    entries = [path for page in sorted((ROOT / "docs" / "reference").glob("*.md")) for path in _entries(page)]
+    elsewhere = [path for page in PAGES if page.parent.name != "reference" for path in _entries(page)]
+    assert not elsewhere, "entries of the reference stand in docs/reference"
+    documented = [id(_named(path)) for path in entries if path not in ONE_HOST or _imports(path)]
+    assert len(set(documented)) == len(documented), "a name stands in the reference twice"
+    missing = [
+        f"{module}.{name}"
+        for module in PUBLIC
+        for name in import_module(module).__all__
+        if id(getattr(import_module(module), name)) not in documented
+    ]
+    assert not missing, "add '::: NAME' to a page of docs/reference"
+
+
+@pytest.mark.host_independent
+def test_docstrings_describe_one_argument_an_entry():
+    """The reference shows an entry such as ``a, b: ...`` as one argument of that name."""
+    paths = [path for folder in ("qif_plugins", "adapters") for path in sorted((ROOT / folder).rglob("*.py"))]
+    joined = [f"{name(path)}: {entry}" for path in paths for entry in _entries_of_docstrings(path) if "," in entry]
+    assert not joined
+
+
+def _entries(page):
+    return ENTRY.findall(page.read_text())
+
+
+def _imports(path):
+    try:
+        _named(path)
+    except ImportError:
+        return False
+    return True
+
+
+def _named(path):
+    module, _, attribute = path.rpartition(".")
+    return getattr(import_module(module), attribute)
+
+
+def _entries_of_docstrings(path):
+    """What stands before the colon of each entry of the sections Args, Attributes and Raises."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            continue
+        section = False
+        for line in (ast.get_docstring(node) or "").splitlines():
+            if line and not line.startswith(" "):
+                section = line in ("Args:", "Attributes:", "Raises:")
+            elif section and re.match(r"    \S", line):
+                yield line.partition(":")[0].strip()
 
 
 def _require(requirement):

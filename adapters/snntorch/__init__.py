@@ -552,7 +552,8 @@ class QIF(QIFLayer, snn.Leaky):
             ``(spk_seq, mem_seq)``, both ``[T, ...]``.
 
         Raises:
-            TypeError, ValueError: As :meth:`forward`, and T = 0.
+            TypeError: As :meth:`forward`.
+            ValueError: As :meth:`forward`, and T = 0.
         """
         if x_seq.dim() == 0 or len(x_seq) == 0:
             raise ValueError(f"x_seq needs at least one time step in dimension 0, got shape {list(x_seq.shape)}")

@@ -63,7 +63,8 @@ class Arguments:
         """After an assignment; ``current`` is the neuron before it.
 
         Raises:
-            TypeError, ValueError: A value that is none, or would have no effect.
+            TypeError: The value is no number.
+            ValueError: The value is out of range, or would have no effect.
         """
         if name == "v_threshold":
             return self

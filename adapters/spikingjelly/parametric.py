@@ -49,7 +49,9 @@ class ParametricQIFNeuron(QIFNeuron):
     """Mixed in before a version's QIFNode.
 
     Attributes:
-        raw_a, raw_u1, raw_u2: The unconstrained parameters, one value or ``[channels]``.
+        raw_a: The unconstrained parameter behind a, one value or ``[channels]``.
+        raw_u1: The same behind u1.
+        raw_u2: The same behind u2.
     """
 
     raw_a: nn.Parameter

@@ -66,7 +66,10 @@ class Patch:
 
     Args:
         say: Called with each line of the account.
-        dynamics, window, norm, readout: As in :func:`~qif_plugins.swap`.
+        dynamics: As in :func:`~qif_plugins.swap`.
+        window: As in :func:`~qif_plugins.swap`.
+        norm: As in :func:`~qif_plugins.swap`.
+        readout: As in :func:`~qif_plugins.swap`.
 
     Attributes:
         patched: Module -> names that were patched in it.

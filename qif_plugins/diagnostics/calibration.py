@@ -58,10 +58,14 @@ class CalibratedLayer:
     Attributes:
         name: The module's name in the model.
         samples: Neuron-steps measured.
-        input_mean, input_std: Of g·x.
-        skewness, kurtosis: Of g·x; 0 and 0 (excess) for a normal distribution.
-        membrane_mean, membrane_std: Measured, of the membrane before its reset.
-        predicted_mean, predicted_std: The closure's, for the measured input; NaN where it does not converge.
+        input_mean: Mean of g·x.
+        input_std: Standard deviation of g·x.
+        skewness: Skewness of g·x; 0 for a normal distribution.
+        kurtosis: Excess kurtosis of g·x; 0 for a normal distribution.
+        membrane_mean: Measured mean of the membrane before its reset.
+        membrane_std: Its measured standard deviation.
+        predicted_mean: The closure's mean for the measured input; NaN where the closure does not converge.
+        predicted_std: The closure's standard deviation, likewise.
         rate: Spikes per neuron-step, measured.
         predicted_rate: The same after the closure.
         window: The window's ends, ``(lo, hi)``; those of all channels with ``per="channel"``; ``None`` where the

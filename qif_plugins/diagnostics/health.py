@@ -42,10 +42,12 @@ class LayerHealth:
 
     Attributes:
         name: The module's name in the model.
-        input_mean, input_std: Of g·x.
-        membrane_mean, membrane_std: Of the membrane before its reset, measured.
-        predicted_mean, predicted_std: Of the same, as the layer's window assumes; NaN where the closure does not
-            converge.
+        input_mean: Mean of g·x.
+        input_std: Standard deviation of g·x.
+        membrane_mean: Measured mean of the membrane before its reset.
+        membrane_std: Its measured standard deviation.
+        predicted_mean: Mean of the membrane that the layer's window assumes; NaN where the closure does not converge.
+        predicted_std: Standard deviation that the window assumes, likewise.
         rate: Spikes per neuron-step.
         window_share: Share of neuron-steps whose membrane lies where the surrogate is not 0.
         gradient_share: Share of the gradient (sum of absolute values) that arrives at the spikes where the surrogate

@@ -26,8 +26,8 @@ class EndState:
     """The neurons at the trial's end.
 
     Attributes:
-        p, q: [B, N] float64. LIF: V = p, and q is ``None``. QIF and theta neurons: V = rest + p/q; r(p, q) is the same
-            state for every r > 0.
+        p: [B, N] float64. LIF: V = p. QIF and theta neurons: V = rest + p/q; r(p, q) is the same state for every r > 0.
+        q: [B, N] float64; ``None`` for LIF neurons.
         current: [B, N] synaptic current; zero for theta neurons.
         rest: 0 for QIF, 1/2 for theta neurons.
     """

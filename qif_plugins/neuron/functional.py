@@ -71,7 +71,9 @@ def qif_step(
         ``store_h`` appends a copy of the membrane before it, which may be changed in place.
 
     Raises:
-        TypeError, ValueError, RuntimeError: As :func:`qif_multi_step`.
+        TypeError: As :func:`qif_multi_step`.
+        ValueError: As :func:`qif_multi_step`.
+        RuntimeError: As :func:`qif_multi_step`.
     """
     _check_tensor("x", x)
     call = _check(x, v, params, surrogate, backend, x.shape)

@@ -28,8 +28,12 @@ class _TDBatchNorm(nn.modules.batchnorm._BatchNorm):
         num_features: Channels C.
         v_threshold: Threshold θ of the neuron that follows, > 0. Default 1.
         alpha: α, > 0: 1 on a plain path, 1/√n where n paths add up before the neuron. Default 1.
-        eps, momentum, affine, track_running_stats, device, dtype: As in :class:`torch.nn.BatchNorm2d`; ``affine``
-            must stay True, since the weight carries α θ.
+        eps: As in :class:`torch.nn.BatchNorm2d`.
+        momentum: As in :class:`torch.nn.BatchNorm2d`.
+        affine: Must stay True, since the weight carries α θ.
+        track_running_stats: As in :class:`torch.nn.BatchNorm2d`.
+        device: As in :class:`torch.nn.BatchNorm2d`.
+        dtype: As in :class:`torch.nn.BatchNorm2d`.
 
     Shape:
         Input ``[N, C, *]`` or time first ``[T, N, C, *]``, statistics over everything but C; output the same.

@@ -28,8 +28,10 @@ class Data:
     """A classification task.
 
     Attributes:
-        train, test: Spike trains.
-        train_labels, test_labels: [samples] int64.
+        train: Spike trains to learn from.
+        train_labels: Their classes, [samples] int64.
+        test: Spike trains to test on.
+        test_labels: Their classes, [samples] int64.
         classes: Number of classes.
     """
 

@@ -67,7 +67,8 @@ class Comparison:
         limit: Samples of the training and of the test set at most; ``None``: all.
         hidden: Sizes of the hidden layers.
         recurrent: Whether hidden layers are recurrent.
-        epochs, batch: Of every run.
+        epochs: Epochs of every run.
+        batch: Samples in a batch of every run.
     """
 
     dataset: str = "digits"

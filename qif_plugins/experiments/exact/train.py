@@ -51,12 +51,16 @@ class Settings:
         neuron: ``"lif"``, ``"qif"`` or ``"theta"``.
         hidden: Sizes of the hidden layers.
         recurrent: Whether hidden layers are recurrent.
-        duration, tau: Trial length and membrane time constant, in the unit of the data's spike times.
+        duration: Trial length, in the unit of the data's spike times.
+        tau: Membrane time constant, in the same unit.
         latest: Time at which a black pixel would spike.
         loss: ``"first"`` (the first output neuron to spike wins) or ``"count"`` (the one that spikes most).
         scale: Of the logits: the time (``"first"``) or the number of spikes (``"count"``) that is one unit.
         rate: Spikes of a neuron in a trial at the start, on average; see :func:`~qif_plugins.exact.initialise`.
-        epochs, batch, lr, seed: Adam with a cosine schedule to zero.
+        epochs: Passes over the training data.
+        batch: Samples in a batch.
+        lr: Adam's learning rate at the start; a cosine takes it to 0.
+        seed: Seed of the initial weights and of the order of the samples.
         clip: Largest norm of a batch's gradient, beyond which it is scaled down; ``None``: no limit.
         pseudo_scale: Of the pseudospikes, see :class:`~qif_plugins.exact.QIFLayer`; ``None``: the neuron's default.
         max_spikes: Spikes of a layer in one sample before

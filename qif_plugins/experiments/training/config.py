@@ -140,10 +140,13 @@ class Config:
     """A run.
 
     Attributes:
-        data, loss, optimizer, training: See there.
+        data: What is trained on, see :class:`Data`.
         model: ``name``, one of ``qif_plugins.models.MODELS``, and the model's own arguments.
         neuron: ``name``, one of ``qif_plugins.models.NEURONS``, and the neuron's arguments; ``surrogate_function`` by
             the name of a surrogate of SpikingJelly. TOML has no null: in both, ``"none"`` stands for ``None``.
+        loss: See :class:`Loss`.
+        optimizer: See :class:`Optimizer`.
+        training: See :class:`Training`.
     """
 
     data: Data

@@ -57,7 +57,8 @@ class Task:
     """A classification task.
 
     Attributes:
-        train, test: Batches ``(x, labels)``; x is ``[N, C, H, W]``, or ``[N, T, C, H, W]`` for events.
+        train: Batches ``(x, labels)`` to learn from; x is ``[N, C, H, W]``, or ``[N, T, C, H, W]`` for events.
+        test: Batches to test on, alike.
         shape: ``[C, H, W]`` of a sample of one step.
         classes: How many.
         record: What a checkpoint must hold for the same division of the samples: empty where the data set has one.
@@ -75,7 +76,9 @@ class LoaderBatches(Batches):
 
     Args:
         items: Items by ``(epoch, index)``, see :class:`~.augmentation.Augmented`.
-        batch_size, shuffle, seed: See :class:`~.batches.Batches`.
+        batch_size: As in :class:`~.batches.Batches`.
+        shuffle: As in :class:`~.batches.Batches`.
+        seed: As in :class:`~.batches.Batches`.
         workers: Processes that load; 0 for none.
     """
 

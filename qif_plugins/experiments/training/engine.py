@@ -91,7 +91,8 @@ class Trainer:
     Attributes:
         history: A dictionary an epoch: epoch (from 1), loss and what else ``loss`` measured, rate, gradient_norm (mean
             over steps, before clipping), lr (of the last step), seconds, and the same of ``test`` as test_...
-        epoch, step: Epochs finished, and steps of the optimizer finished in the epoch under way.
+        epoch: Epochs finished.
+        step: Steps of the optimizer finished in the epoch under way.
         rates: Firing rate of each layer in the last evaluation.
 
     Raises:

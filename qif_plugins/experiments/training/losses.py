@@ -51,7 +51,8 @@ class SequenceLoss:
     Args:
         name: One of :data:`LOSSES`.
         steps: T, over which static images are repeated; ``None`` for batches of sequences ``[N, T, C, H, W]``.
-        regularization, target: Of :func:`tet`.
+        regularization: λ of :func:`tet`. Default 0.
+        target: φ of :func:`tet`. Default 1.
     """
 
     def __init__(self, name: str, steps: int | None, regularization: float = 0.0, target: float = 1.0) -> None:
