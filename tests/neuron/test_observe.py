@@ -11,7 +11,8 @@ from torch import nn
 
 from qif_plugins import health, swap
 from qif_plugins.diagnostics.running import qif_layers
-from qif_plugins.diagnostics.spiking import FiringRates, spiking_layers
+from qif_plugins.diagnostics.spiking import spiking_layers
+from qif_plugins.experiments.training.firing import FiringRates
 from qif_plugins.neuron.observe import observers, watching
 
 HOSTS = pytest.mark.parametrize("host", MODELS)

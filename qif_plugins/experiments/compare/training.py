@@ -10,8 +10,8 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from ...diagnostics.spiking import FiringRates
 from ..data.images import Images
+from ..training.firing import FiringRates
 from .hosts import HOSTS, build
 
 __all__ = ["Epoch", "Settings", "Training", "encoder", "train"]

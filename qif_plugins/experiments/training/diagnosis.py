@@ -1,17 +1,25 @@
-"""Which layer made the first NaN or infinity: one batch again, with every tensor between layers looked at."""
+"""Find the layer that made the first NaN or infinity, by running a batch again and checking all tensors in between."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Finding", "NonFiniteError", "find_non_finite"]
+from ...diagnostics.health import health
+from ...neuron.module import QIFLayer
+
+__all__ = ["Finding", "NonFiniteError", "find_non_finite", "non_finite_error"]
+
+ADVICE = "Lower the learning rate, or scale large gradients down to a smaller norm."
+HEALTH = "qif_plugins.health(model, batch) shows membranes, rates and windows layer by layer and says what to change."
+MOST_ADVICE = 3
+"""Sentences of health's advice in an error."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +49,49 @@ class NonFiniteError(ValueError):
     def __init__(self, message: str, layer: str, phase: str) -> None:
         super().__init__(message)
         self.layer, self.phase = layer, phase
+
+
+def non_finite_error(
+    model: nn.Module, batches: Iterable[Any], loss: Callable[[nn.Module, Any], Tensor], where: str, value: float,
+    norm: float, processes: int,
+) -> NonFiniteError:  # fmt: skip
+    """Explain a step whose loss or gradient is not finite.
+
+    Args:
+        model: The model; its gradients are removed.
+        batches: The step's batches in this process.
+        loss: Runs the model on a batch and returns the scalar to differentiate.
+        where: The place in the training, for the message.
+        value: The step's loss.
+        norm: The norm of the step's gradient.
+        processes: Number of training processes.
+
+    Returns:
+        The error to raise, with advice on QIF layers from :func:`~qif_plugins.health`.
+    """
+    batches = list(batches)
+    finding = next(filter(None, (find_non_finite(model, batch, loss) for batch in batches)), None)
+    model.zero_grad(set_to_none=True)
+    advice = f"{ADVICE}{_advice_of_health(model, batches[0], loss)}"
+    what = f"the loss is {value:.4g}" if not math.isfinite(value) else f"the norm of the gradient is {norm}"
+    if finding is None:
+        reason = "a batch of another process" if processes > 1 else "the same batch gave finite values again"
+        return NonFiniteError(f"{where}: {what} ({reason}). {advice}", "", "forward")
+    return NonFiniteError(
+        f"{where}: {what}. It began in the {finding.phase} pass: {finding.what}. {advice}",
+        finding.layer, finding.phase,
+    )  # fmt: skip
+
+
+def _advice_of_health(model: nn.Module, batch: Any, loss: Callable[[nn.Module, Any], Tensor]) -> str:
+    if not any(isinstance(module, QIFLayer) for module in model.modules()):
+        return ""
+    try:
+        report = health(model, lambda model: loss(model, batch))
+    except (ValueError, TypeError, RuntimeError):
+        return f" {HEALTH}"
+    lines = [f"{row.name}: {sentence}" for row in report.layers for sentence in row.advice]
+    return " ".join(["", HEALTH, *lines[:MOST_ADVICE]])
 
 
 def find_non_finite(model: nn.Module, batch: Any, loss: Callable[[nn.Module, Any], Tensor]) -> Finding | None:

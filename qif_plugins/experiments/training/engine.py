@@ -1,53 +1,38 @@
-"""Training on Hugging Face Accelerate: one process or many, any model, any batch.
+"""The trainer: epochs and steps of any model on any batches, in one process or several.
 
-The trainer knows nothing of images or of time steps. It takes batches from :class:`~.batches.Batches`, hands the model
-and a batch to a loss, and steps the optimizer. It prints nothing, writes nothing unless given a place, and draws no
-random numbers of its own.
+The trainer knows nothing of images or time steps. It takes batches from :class:`~.batches.Batches`, calls the loss with
+the model and a batch, and steps the optimizer. It prints nothing, writes nothing unless it is given a
+:class:`Store`, and draws no random numbers.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import math
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping
 from itertools import islice
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from ...diagnostics.health import health
 from ...diagnostics.spiking import spiking_layers
-from ...neuron.module import QIFLayer
 from ...support.checkpoints import load_weights
+from ...support.names import unknown
 from .batches import Batches
-from .diagnosis import NonFiniteError, find_non_finite
+from .diagnosis import non_finite_error
 from .firing import FiringRates
+from .means import Means
+from .precision import PRECISIONS, autocast_forward, forward_replaced
+from .processes import accelerate, gather, prepare, share
 from .randomness import random_state, set_random_state, set_torch_random, torch_random
 from .state import check_state
 
-try:
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState, GradientState, PartialState
-    from accelerate.utils import convert_to_fp32, gather_object, send_to_device
-except ImportError:
-    raise ImportError(
-        "training needs accelerate, which is not installed; install it with: pip install 'qif-plugins[train]'"
-    ) from None
+__all__ = ["Store", "Trainer"]
 
-__all__ = ["Store", "Trainer", "main_process_first"]
-
-PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 Loss = Callable[[nn.Module, Any], Any]
-ADVICE = "Lower the learning rate, or scale large gradients down to a smaller norm."
-HEALTH = "qif_plugins.health(model, batch) shows membranes, rates and windows layer by layer and says what to change."
-MOST_ADVICE = 3
 
 
 class Store(Protocol):
@@ -125,7 +110,7 @@ class Trainer:
         cpu: bool | None = None,
     ) -> None:
         if precision not in PRECISIONS:
-            raise ValueError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
+            raise ValueError(unknown("precision", precision, PRECISIONS))
         for name, value, least in (
             ("epochs", epochs, 0),
             ("accumulation", accumulation, 1),
@@ -135,7 +120,7 @@ class Trainer:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         if clip_norm is not None and not clip_norm > 0:
             raise ValueError(f"clip_norm must be positive, got {clip_norm}; leave it out for none")
-        self.accelerator, wrapped = _prepared(model, _on_cpu(model) if cpu is None else cpu)
+        self.accelerator, wrapped = prepare(model, cpu)
         self.processes, self.process = self.accelerator.num_processes, self.accelerator.process_index
         kind = self.accelerator.device.type
         if precision == "fp16" and kind == "cpu":
@@ -160,7 +145,7 @@ class Trainer:
         self._seconds = self._last_lr = 0.0
         self._asked = self._agreed = False
         self._wrapped: nn.Module = wrapped
-        self._forward_in_half = _in_half(model.forward, kind, PRECISIONS[precision])
+        self._forward_in_half = autocast_forward(model, kind, precision)
         self._scaler = torch.amp.GradScaler(kind) if precision == "fp16" else None
         self._optimizer = optimizer
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -216,15 +201,15 @@ class Trainer:
             self.model.eval()
             with torch.no_grad(), self._test_rates.measuring():
                 for number, batch in enumerate(batches.epoch(0, 0, self.process, self.processes)):
-                    size = _share(batches.size(number), self.process, self.processes)
+                    size = share(batches.size(number), self.process, self.processes)
                     if size:
                         loss, measured = self._forward(self.model, self.evaluate_loss, batch)
                         means.add(size, {"loss": loss, **measured})
         finally:
             for module, training in modes:
                 module.training = training
-        means = Means.merged(self._gathered(means.plain()))
-        self._test_rates.restore(self._summed(self._test_rates.sums()))
+        means = Means.merged(self._gather(means.plain()))
+        self._test_rates.restore(self._sum(self._test_rates.sums()))
         self.rates = self._test_rates.rates()
         return _row(means, self._test_rates)
 
@@ -233,7 +218,7 @@ class Trainer:
 
         Called in every process; only the main one's result is complete.
         """
-        rates = self._summed(self.train_rates.sums())
+        rates = self._sum(self.train_rates.sums())
         # From here on the spikes of all processes are counted in the main one.
         self.train_rates.restore(rates if self.main else [0.0] * len(rates))
         optimizer = self._optimizer.state_dict()
@@ -245,7 +230,7 @@ class Trainer:
             "unmoved": [number for number in weights if number not in optimizer["state"]],
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "scaler": None if self._scaler is None else self._scaler.state_dict(),
-            "random": self._gathered(random_state(self.accelerator.device)),
+            "random": self._gather(random_state(self.accelerator.device)),
             "epoch": self.epoch,
             "step": self.step,
             "means": self._means.plain(),
@@ -332,13 +317,12 @@ class Trainer:
                     self.store.save(self, best=False)
                 if self.stopped and self.step < self.steps:
                     return
-        self.train_rates.restore(self._summed(self.train_rates.sums()))
-        row = {
-            "epoch": self.epoch + 1.0,
-            **_row(self._means, self.train_rates),
-            "lr": self._last_lr,
-            "seconds": self._seconds,
-        }
+        self._finish_epoch()
+
+    def _finish_epoch(self) -> None:
+        """Write the epoch's row of the history, evaluate, and save."""
+        self.train_rates.restore(self._sum(self.train_rates.sums()))
+        row = {"epoch": self.epoch + 1.0, **self.so_far(), "lr": self._last_lr, "seconds": self._seconds}
         if self.test is not None:
             row.update({f"test_{name}": value for name, value in self.evaluate(self.test).items()})
         self.history.append(row)
@@ -346,57 +330,70 @@ class Trainer:
         self.train_rates.clear()
         if self.on_epoch is not None:
             self.on_epoch(self, row)
-        self._agreed = any(self._gathered(self._asked))
+        self._agreed = any(self._gather(self._asked))
         if self.store is not None:
             self.store.save(self, best=self.best())
 
+    # -- one step ------------------------------------------------------------------------------------------------------
+
     def _run_step(self, group: list[Any]) -> dict[str, float]:
-        first = self.step * self.accumulation
-        total = sum(self.train.size(first + place) for place in range(len(group)))
+        """Train on some batches, and return the means of what was measured on them."""
         random_before = torch_random(self.accelerator.device)
+        samples, sums = self._accumulate(group)
+        if self._scaler is not None:
+            self._scaler.unscale_(self._optimizer)
+        measured, norm = self._measure(sums)
+        # With loss scaling, gradients that overflow skip the step and lower the scale, while there is one to lower.
+        skipped = self._scaler is not None and not math.isfinite(norm) and self._scaler.get_scale() > 1
+        if not math.isfinite(measured["loss"]) or not (math.isfinite(norm) or skipped):
+            set_torch_random(self.accelerator.device, random_before)
+            where = f"training stopped at epoch {self.epoch + 1}, step {self.step + 1}"
+            run = lambda model, batch: self._forward(model, self.loss, batch)[0]  # noqa: E731
+            raise non_finite_error(self.model, group, run, where, measured["loss"], norm, self.processes)
+        if not skipped:
+            measured["gradient_norm"] = norm
+        self._update(norm, skipped)
+        self._means.add(samples, measured)
+        return measured
+
+    def _accumulate(self, group: list[Any]) -> tuple[int, dict[str, Any]]:
+        """Add up the gradients of some batches; returns their samples, and this process's part of the means."""
+        first = self.step * self.accumulation
+        sizes = [self.train.size(first + place) for place in range(len(group))]
         sums: dict[str, Any] = {}
         for place, batch in enumerate(group):
-            weight = _share(self.train.size(first + place), self.process, self.processes) / total
-            last = place == len(group) - 1
-            alone = last or self.processes == 1
-            with contextlib.nullcontext() if alone else self.accelerator.no_sync(self._wrapped):
+            weight = share(sizes[place], self.process, self.processes) / sum(sizes)
+            exchange = place == len(group) - 1 or self.processes == 1
+            with contextlib.nullcontext() if exchange else self.accelerator.no_sync(self._wrapped):
                 loss, measured = self._forward(self._wrapped, self.loss, batch)
                 # DistributedDataParallel takes the mean over processes; this makes it the mean over samples.
                 scale = weight * self.processes
-                self._backward(loss if scale == 1 else loss * scale)
+                scaled = loss if scale == 1 else loss * scale
+                (scaled if self._scaler is None else self._scaler.scale(scaled)).backward()
             for name, value in (("loss", loss.detach()), *measured.items()):
                 value = value if weight == 1 else value * weight
                 sums[name] = sums[name] + value if name in sums else value
-        scaler = self._scaler
-        if scaler is not None:
-            scaler.unscale_(self._optimizer)
-        measured, norm = self._measure(sums)
-        # With loss scaling, gradients that overflow skip the step and lower the scale, while there is one to lower.
-        skipped = scaler is not None and not math.isfinite(norm) and scaler.get_scale() > 1
-        if not math.isfinite(measured["loss"]) or not (math.isfinite(norm) or skipped):
-            self._fail(group, random_before, measured["loss"], norm)
-        if not skipped:
-            measured["gradient_norm"] = norm
-            if self.clip_norm is not None and norm > self.clip_norm:
-                torch._foreach_mul_(self._gradients(), self.clip_norm / norm)
+        return sum(sizes), sums
+
+    def _update(self, norm: float, skipped: bool) -> None:
+        """Clip the gradients, then step the optimizer, the loss scale and the schedule."""
+        if not skipped and self.clip_norm is not None and norm > self.clip_norm:
+            torch._foreach_mul_(self._gradients(), self.clip_norm / norm)
         self._last_lr = float(self._optimizer.param_groups[0]["lr"])
-        if scaler is None:
+        if self._scaler is None:
             self._optimizer.step()
         else:
-            scaler.step(self._optimizer)
-            scaler.update()
+            self._scaler.step(self._optimizer)
+            self._scaler.update()
         self._optimizer.zero_grad()
         if self.scheduler is not None and not skipped:
             self.scheduler.step()
-        self._means.add(total, measured)
-        return measured
-
-    def _backward(self, loss: Tensor) -> None:
-        (loss if self._scaler is None else self._scaler.scale(loss)).backward()
 
     def _measure(self, sums: dict[str, Any]) -> tuple[dict[str, float], float]:
-        """The step's means over all processes and the norm of the gradient, in one transfer from the device; and
-        whether any process was asked to stop."""
+        """Read the step's means over all processes and the norm of the gradient, in one transfer from the device.
+
+        Also finds out whether any process was asked to stop.
+        """
         gradients = self._gradients()
         if not gradients:
             raise ValueError(
@@ -418,164 +415,23 @@ class Trainer:
     def _gradients(self) -> list[Tensor]:
         return [p.grad for p in self._parameters if p.grad is not None]
 
-    def _fail(self, group: list[Any], random_before: list[Tensor], loss: float, norm: float) -> NoReturn:
-        set_torch_random(self.accelerator.device, random_before)
-        findings = [
-            find_non_finite(self.model, batch, lambda m, b: self._forward(m, self.loss, b)[0]) for batch in group
-        ]
-        finding = next(filter(None, findings), None)
-        self.model.zero_grad(set_to_none=True)
-        advice = f"{ADVICE}{self._health(group[0])}"
-        where = f"training stopped at epoch {self.epoch + 1}, step {self.step + 1}"
-        what = f"the loss is {loss:.4g}" if not math.isfinite(loss) else f"the norm of the gradient is {norm}"
-        if finding is None:
-            reason = "a batch of another process" if self.processes > 1 else "the same batch gave finite values again"
-            raise NonFiniteError(f"{where}: {what} ({reason}). {advice}", "", "forward")
-        raise NonFiniteError(
-            f"{where}: {what}. It began in the {finding.phase} pass: {finding.what}. {advice}",
-            finding.layer, finding.phase,
-        )  # fmt: skip
-
-    def _health(self, batch: Any) -> str:
-        """What :func:`~qif_plugins.health` has to say about the layers that stand out, if there are QIF layers."""
-        if not any(isinstance(module, QIFLayer) for module in self.model.modules()):
-            return ""
-        try:
-            report = health(self.model, lambda model: self._forward(model, self.loss, batch)[0])
-        except (ValueError, TypeError, RuntimeError):
-            return f" {HEALTH}"
-        lines = [f"{row.name}: {sentence}" for row in report.layers for sentence in row.advice]
-        return " ".join(["", HEALTH, *lines[:MOST_ADVICE]])
-
     def _forward(self, model: nn.Module, loss: Loss, batch: Any) -> tuple[Tensor, Mapping[str, Any]]:
         if self.accelerator.device.type != "cpu":
-            batch = send_to_device(batch, self.accelerator.device, non_blocking=True)
+            batch = accelerate().utils.send_to_device(batch, self.accelerator.device, non_blocking=True)
         if self.reset is not None:
             self.reset(self.model)
-        with _forward_is(self.model, self._forward_in_half):
+        with forward_replaced(self.model, self._forward_in_half):
             result = loss(model, batch)
         return result if isinstance(result, tuple) else (result, {})
 
-    def _gathered(self, value: Any) -> list[Any]:
-        """The value of every process, in their order."""
-        return gather_object([value]) if self.processes > 1 else [value]
+    def _gather(self, value: Any) -> list[Any]:
+        return gather(value, self.processes)
 
-    def _summed(self, values: list[float]) -> list[float]:
-        return [sum(parts) for parts in zip(*self._gathered(values), strict=True)]
-
-
-class Means:
-    """Running means by name, each over the samples that it was measured on."""
-
-    def __init__(self) -> None:
-        self.counts: dict[str, float] = {}
-        self.totals: dict[str, Any] = {}
-
-    @classmethod
-    def merged(cls, parts: Iterable[Mapping[str, Sequence[float]]]) -> Means:
-        """One of several, each as :meth:`plain` returned it."""
-        means = cls()
-        for part in parts:
-            for name, (count, total) in part.items():
-                means.counts[name] = means.counts.get(name, 0) + count
-                means.totals[name] = means.totals.get(name, 0.0) + total
-        return means
-
-    def add(self, count: float, means: Mapping[str, Any]) -> None:
-        """Add the means over ``count`` further samples; numbers or scalar tensors, which stay on their device."""
-        for name, mean in means.items():
-            self.counts[name] = self.counts.get(name, 0) + count
-            self.totals[name] = self.totals.get(name, 0.0) + mean * count
-
-    def plain(self) -> dict[str, list[float]]:
-        """Count and total by name."""
-        return {name: [count, float(self.totals[name])] for name, count in self.counts.items()}
+    def _sum(self, values: list[float]) -> list[float]:
+        """Sums over all processes."""
+        return [sum(parts) for parts in zip(*self._gather(values), strict=True)]
 
 
 def _row(means: Means, rates: FiringRates) -> dict[str, float]:
-    row = {name: total / count for name, (count, total) in means.plain().items()}
-    rate = rates.mean()
+    row, rate = means.values(), rates.mean()
     return row if rate is None else {**row, "rate": rate}
-
-
-def _share(samples: int, process: int, processes: int) -> int:
-    """How many of a batch's samples :meth:`Batches.epoch` gives one process."""
-    return samples // processes + (process < samples % processes)
-
-
-def _on_cpu(model: nn.Module) -> bool:
-    return int(os.environ.get("WORLD_SIZE", "1")) == 1 and all(
-        parameter.device.type == "cpu" for parameter in model.parameters()
-    )
-
-
-def _in_half(forward: Callable[..., Any], device: str, dtype: torch.dtype | None) -> Callable[..., Any] | None:
-    """A model's forward in autocast, its outputs in float32 again; ``None`` where it runs as it is."""
-    if dtype is None:
-        return None
-
-    @functools.wraps(forward)
-    def half(*args: Any, **kwargs: Any) -> Any:
-        with torch.autocast(device, dtype):
-            output = forward(*args, **kwargs)
-        return convert_to_fp32(output)
-
-    return half
-
-
-@contextlib.contextmanager
-def _forward_is(model: nn.Module, forward: Callable[..., Any] | None) -> Iterator[None]:
-    """Inside, the model runs ``forward``; the model is the user's, and afterwards it runs its own."""
-    if forward is None:
-        yield
-        return
-    attributes = vars(model)
-    before = attributes.get("forward")
-    attributes["forward"] = forward
-    try:
-        yield
-    finally:
-        if before is None:
-            del attributes["forward"]
-        else:
-            attributes["forward"] = before
-
-
-def _prepared(model: nn.Module, cpu: bool) -> tuple[Any, Any]:
-    """An accelerator, and the model as it trains: on its device, and copied if there are several processes.
-
-    Accelerate keeps one state a process, which decides the device of all its accelerators, and a new one's settings
-    overwrite it. Several processes have to agree on it. Alone, a trainer has a state of its own: that of the user's
-    accelerators, and of other trainers, is as before.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 or (dist.is_available() and dist.is_initialized()):
-        try:
-            accelerator = Accelerator(mixed_precision="no", cpu=cpu or _gloo())
-        except ValueError as error:
-            raise ValueError(
-                f"these processes have an Accelerator that a trainer cannot share: {error} Make it with "
-                "mixed_precision='no' and on the same device; a trainer's precision is its own"
-            ) from error
-        return accelerator, accelerator.prepare_model(model)
-    states = [(kind, vars(kind)["_shared_state"]) for kind in (PartialState, AcceleratorState, GradientState)]
-    try:
-        for kind, _ in states:
-            kind._shared_state = {}
-        accelerator = Accelerator(mixed_precision="no", cpu=cpu)
-        return accelerator, accelerator.prepare_model(model)
-    finally:
-        for kind, state in states:
-            kind._shared_state = state
-
-
-def main_process_first() -> AbstractContextManager[None]:
-    """A block that the main process goes through before the others, such as to convert a data set once."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return contextlib.nullcontext()
-    return PartialState(cpu=_gloo()).main_process_first()
-
-
-def _gloo() -> bool:
-    """Whether there are several processes and nothing but CPUs for them: Accelerate has to be told."""
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return several and not (torch.cuda.is_available() or torch.xpu.is_available())

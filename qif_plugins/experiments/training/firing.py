@@ -1,5 +1,64 @@
-"""Firing rates, where training code looks for them."""
+"""Firing rates of layers, measured while a model runs."""
 
-from ...diagnostics.spiking import FiringRates
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ...neuron.observe import Seen, watching
 
 __all__ = ["FiringRates"]
+
+
+class FiringRates:
+    """Spikes per neuron-step of each of some layers, over the calls made inside :meth:`measuring`.
+
+    Args:
+        layers: Modules by name. A layer's output is its spikes, or a tuple that begins with them; one whose spikes are
+            no tensor, such as an exact layer's trains, has no rate per step and is left out.
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
+        self.layers = dict(layers)
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything measured so far."""
+        self._spikes: dict[str, Tensor | float] = dict.fromkeys(self.layers, 0.0)
+        self._steps: dict[str, float] = dict.fromkeys(self.layers, 0.0)
+
+    @contextlib.contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Count inside the block, see :func:`~qif_plugins.neuron.observe.watching`."""
+        with watching(self.layers, self._count):
+            yield
+
+    def _count(self, seen: Seen) -> None:
+        spikes = seen.spikes
+        if isinstance(spikes, Tensor):
+            # Apple's GPUs have no float64.
+            wide = torch.float32 if spikes.device.type == "mps" else torch.float64
+            self._spikes[seen.name] = self._spikes[seen.name] + spikes.detach().sum(dtype=torch.float32).to(wide)
+            self._steps[seen.name] += spikes.numel()
+
+    def sums(self) -> list[float]:
+        """Spikes of each layer, then neuron-steps of each."""
+        return [float(spikes) for spikes in self._spikes.values()] + list(self._steps.values())
+
+    def restore(self, sums: list[float]) -> None:
+        """Set what :meth:`sums` returned."""
+        half = len(self.layers)
+        self._spikes = dict(zip(self.layers, sums[:half], strict=True))
+        self._steps = dict(zip(self.layers, sums[half:], strict=True))
+
+    def rates(self) -> dict[str, float]:
+        """Spikes per neuron-step by layer; layers that were not called are left out."""
+        return {name: float(self._spikes[name]) / steps for name, steps in self._steps.items() if steps}
+
+    def mean(self) -> float | None:
+        """Spikes per neuron-step over all layers together, ``None`` if none was called."""
+        steps = sum(self._steps.values())
+        return sum(map(float, self._spikes.values())) / steps if steps else None

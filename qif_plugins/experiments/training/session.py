@@ -16,8 +16,9 @@ from .arguments import arguments_of, checked
 from .batches import seed_of
 from .config import Config, Optimizer, shown
 from .data import ADVICE, Advice, Task, expected_shape, load_task, samples_of
-from .engine import Trainer, main_process_first
+from .engine import Trainer
 from .losses import SequenceLoss
+from .processes import main_process_first
 from .sizes import activations, check_memory, memory_here, weights
 from .synchronized import synchronize_batch_norm
 
