@@ -744,7 +744,7 @@ def _check_window(window: Any) -> None:
 
 def _check_backend(backend: Any) -> None:
     if backend not in ("auto", *BACKENDS):
-        raise ValueError(f"unknown backend {backend!r}; the backends are 'auto', {', '.join(map(repr, BACKENDS))}")
+        raise ValueError(unknown("backend", backend, ("auto", *BACKENDS)))
 
 
 def _check_spike_grad(spike_grad: Any) -> None:

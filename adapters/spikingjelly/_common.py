@@ -21,6 +21,7 @@ from qif_plugins.neuron.surrogate import WINDOWS, ATan, FusedSurrogate, Sigmoid,
 from qif_plugins.ops.backends import BACKENDS
 from qif_plugins.ops.layout import wider
 from qif_plugins.support.names import checked_number, unknown
+from qif_plugins.support.text import number
 
 from .surrogate import AnalyticWindowBase
 
@@ -107,7 +108,7 @@ class Arguments:
         if checked:
             for name, value in (("v_threshold", v_threshold), ("v_reset", rest)):
                 if not (isinstance(value, Tensor) and value.is_meta) and not holds_everywhere(value, is_finite):
-                    raise ValueError(f"{name} must be finite, got {show(value)}")
+                    raise ValueError(f"{name} must be finite, got {number(value)}")
         if self.map.decided != "lif":
             roots = {name: _plain(value) for name, value in self.map.roots.items()}
             kept = self.kept_gain if self.map.decided == "explicit" else 1.0
@@ -119,11 +120,12 @@ class Arguments:
         tau = _plain(self.map.leak.get("tau", DEFAULT_TAU))
         if not (holds_everywhere(tau, lambda t: t > 1) and holds_everywhere(tau, lambda t: 1 - 1 / t < 1)):
             raise ValueError(
-                f"tau must be above 1 and finite, got {show(tau)}: SpikingJelly's LIF leaks with 1 - 1/tau a step"
+                f"tau must be above 1 and finite, got {number(tau)}: SpikingJelly's LIF leaks with 1 - 1/tau a step"
             )
         if checked and not holds_everywhere(v_threshold - rest, lambda reach: reach > 0):
             raise ValueError(
-                f"v_threshold={show(v_threshold)} must lie above v_reset={show(rest)}, which a matched leak decays to"
+                f"v_threshold={number(v_threshold)} must lie above v_reset={number(rest)}, which a matched leak "
+                "decays to"
             )
         gain = 1 / tau if self.map.leak.get("decay_input", True) else 1.0
         common["input_gain"] = gain if self.input_gain is None else _plain(self.input_gain)
@@ -134,7 +136,9 @@ class Arguments:
         try:
             return QIFParameters.matching_lif(1 - 1 / tau, v_threshold, v_rest=rest, **common)
         except ValueError as error:
-            raise ValueError(f"tau={show(tau)} with v_reset={show(self.v_reset)} cannot be matched: {error}") from None
+            raise ValueError(
+                f"tau={number(tau)} with v_reset={number(self.v_reset)} cannot be matched: {error}"
+            ) from None
 
 
 def resolve(
@@ -446,9 +450,7 @@ class QIFNeuron(QIFLayer):
     @backend.setter
     def backend(self, value: str) -> None:
         if value not in self.supported_backends:
-            raise ValueError(
-                f"unknown backend {value!r}; the backends are {', '.join(map(repr, self.supported_backends))}"
-            )
+            raise ValueError(unknown("backend", value, self.supported_backends))
         self._backend = value
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -481,8 +483,8 @@ class QIFNeuron(QIFLayer):
 
     def extra_repr(self) -> str:
         names = ("a", "u1", "u2", "v_threshold", "v_reset", "input_gain")
-        numbers = ", ".join(f"{name}={show(getattr(self, name, None))}" for name in names)
-        leak = "" if self.dynamics != "lif" else f", tau={show(self._leak_tau())}"
+        numbers = ", ".join(f"{name}={number(getattr(self, name, None))}" for name in names)
+        leak = "" if self.dynamics != "lif" else f", tau={number(self._leak_tau())}"
         window = "" if self.derived_window is None else f", window={self.derived_window}"
         step_mode = f", step_mode={self.step_mode}" if hasattr(self, "step_mode") else ""
         return (
@@ -681,13 +683,6 @@ FUSED_TYPES = (("ATan", ATan), ("Sigmoid", Sigmoid))
 def fused_surrogates(host_surrogate: Any) -> dict[Any, Any]:
     """The table of :attr:`QIFNeuron.fused_surrogates` for a host's surrogate module."""
     return {getattr(host_surrogate, name): core for name, core in FUSED_TYPES}
-
-
-def show(value: Any) -> str:
-    """A number, or the range of a tensor of them, for messages."""
-    if isinstance(value, Tensor) and value.numel() > 1:
-        return f"[{value.min().item():g} .. {value.max().item():g}]"
-    return str(value) if value is None else f"{value.item() if isinstance(value, Tensor) else value:g}"
 
 
 def _constant(name: str, value: Any) -> float:

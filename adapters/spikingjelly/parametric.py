@@ -30,8 +30,9 @@ from qif_plugins.neuron.following import WindowMemory, has_storage
 from qif_plugins.neuron.moments import membrane_moments
 from qif_plugins.neuron.parameters import Number, QIFParameters
 from qif_plugins.neuron.surrogate import Surrogate, Window
+from qif_plugins.support.text import number
 
-from ._common import RESOLVED, QIFNeuron, show
+from ._common import RESOLVED, QIFNeuron
 
 __all__ = ["ParametricQIFNeuron"]
 
@@ -297,7 +298,7 @@ def unconstrained(params: QIFParameters) -> dict[str, Tensor]:
         w = torch.asinh(u / theta) / REACH
         if not bool((w.abs() < 1).all()):
             raise ValueError(
-                f"{name}={show(u)} is out of reach for ParametricQIFNode, which learns up to "
+                f"{name}={number(u)} is out of reach for ParametricQIFNode, which learns up to "
                 f"{theta * math.sinh(REACH):g} for v_threshold={theta:g}; use QIFNode, or a smaller tau"
             )
         raw[f"raw_{name}"] = REACH * torch.atanh(w)
@@ -305,8 +306,8 @@ def unconstrained(params: QIFParameters) -> dict[str, Tensor]:
     share = (a * bound - MARGIN) / (1 - 2 * MARGIN)
     if not bool(((share > 0) & (share < 1)).all()):
         raise ValueError(
-            f"a={show(a)} is outside the region that ParametricQIFNode learns in, {show(MARGIN / bound)} < a < "
-            f"{show((1 - MARGIN) / bound)} for u1={show(u1)}, u2={show(u2)}, v_threshold={theta:g}, "
+            f"a={number(a)} is outside the region that ParametricQIFNode learns in, {number(MARGIN / bound)} < a < "
+            f"{number((1 - MARGIN) / bound)} for u1={number(u1)}, u2={number(u2)}, v_threshold={theta:g}, "
             f"v_reset={v_reset:g}: above it the resting point is unstable, or the threshold or the reset is not "
             "safely below the unstable fixed point. Decrease a or v_threshold, or use QIFNode."
         )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from qif_plugins.neuron.parameters import Number, QIFParameters
 from qif_plugins.neuron.surrogate import Window, spike
+from qif_plugins.support.text import number
 
 __all__ = ["AnalyticWindowBase", "CudaAnalyticWindowBase"]
 
@@ -69,7 +70,7 @@ class AnalyticWindowBase:
         return Window.unchecked(v_threshold + self.lo, v_threshold + self.hi, self.height)
 
     def extra_repr(self) -> str:
-        numbers = ", ".join(f"{name}={_show(getattr(self, name))}" for name in ("lo", "hi", "height"))
+        numbers = ", ".join(f"{name}={number(getattr(self, name), '.4g')}" for name in ("lo", "hi", "height"))
         return f"{numbers}, spiking={self.spiking}"
 
     @staticmethod
@@ -118,9 +119,3 @@ class CudaAnalyticWindowBase(AnalyticWindowBase):
 
 def _relative(window: Window, v_threshold: Number) -> dict[str, Number]:
     return {"lo": window.lo - v_threshold, "hi": window.hi - v_threshold, "height": window.height}
-
-
-def _show(value: Number) -> str:
-    if isinstance(value, Tensor) and value.numel() > 1:
-        return f"[{value.min().item():.4g} .. {value.max().item():.4g}]"
-    return f"{float(value):.4g}"

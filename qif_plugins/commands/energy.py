@@ -28,7 +28,7 @@ from ..diagnostics.energy.rates import StepCount, count_at_rate
 from ..diagnostics.running import reset_state
 from ..experiments.figures import plot_overhead, require_matplotlib
 from ..support.files import check_target, write_json
-from ..support.text import text_table
+from ..support.text import percent, text_table
 from .options import at_least
 
 __all__ = ["add_arguments", "run"]
@@ -184,10 +184,10 @@ def _trained(arguments: argparse.Namespace, costs: Costs) -> dict[str, Any]:
     )
     _print_layers(operations, samples)
     energy = _energy(operations, costs).scaled(1 / samples)
+    input_layer = operations.input_macs * costs.mac / samples / energy.total_lif
     print(
         f"\n{operations.firing_rate:.4f} spikes per neuron-step, {operations.synaptic_rate:.4f} spikes per connection; "
-        f"the input layer takes {_percent(operations.input_macs * costs.mac / samples / energy.total_lif)} of LIF's "
-        "energy\n"
+        f"the input layer takes {percent(input_layer, '#.3g')} of LIF's energy\n"
     )
     _print_assumptions(operations, samples, T if static else 1, costs)
     print("\na sample with the movement of data")
@@ -227,7 +227,7 @@ def _print_assumptions(operations: Operations, samples: int, once_in: int, costs
         energies = [
             Energy.of(macs, operations.synops, operations.neuron_steps, assumed) for macs in (operations.macs, once)
         ]
-        overheads = [_percent(energy.overhead) for energy in energies[: 1 + (once_in > 1)]]
+        overheads = [percent(energy.overhead, "#.3g") for energy in energies[: 1 + (once_in > 1)]]
         rows.append([update, f"{assumed.lif:g}", _micro(energies[0].total_lif / samples), *overheads])
     print(text_table(header, rows))
 
@@ -264,17 +264,13 @@ def _micro(picojoules: float) -> str:
     return f"{picojoules / 1e6:.4g}"
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:#.3g} %"
-
-
 def _print_closed_form(step: StepCount, rates: Sequence[float], steps: Sequence[int], costs: Costs) -> None:
     header = ["spikes per connection", "LIF, uJ a step", "overhead", *(f"input layer once in {T}" for T in steps)]
     rows = [
         [
             f"{rate:g}",
             _micro(step.energy(rate, costs).total_lif),
-            *(_percent(step.energy(rate, costs, once_in).overhead) for once_in in (1, *steps)),
+            *(percent(step.energy(rate, costs, once_in).overhead, "#.3g") for once_in in (1, *steps)),
         ]
         for rate in rates
     ]
@@ -315,8 +311,8 @@ def _print_measured(counted: Sequence[tuple[int, float, Operations]], step: Step
                 f"{operations.firing_rate:.4f}",
                 f"{operations.synaptic_rate:.4f}",
                 _micro(energy.total_lif / steps),
-                _percent(energy.overhead),
-                _percent(step.energy(rate, costs).overhead),
+                percent(energy.overhead, "#.3g"),
+                percent(step.energy(rate, costs).overhead, "#.3g"),
             ]
         )
     print(f"\nmeasured on spikes of neurons held at a rate\n{text_table(header, rows)}")
@@ -326,7 +322,7 @@ def _print_memory(energy: Energy, traffic: Callable[[bool], Traffic]) -> None:
     """The rows of arithmetic alone and of every memory, for ``traffic`` with reuse and without."""
     header = ["uJ", "weights", "sums", "membranes", "arithmetic, LIF", "QIF adds", "overhead"]
     arithmetic = [_micro(energy.total_lif), _micro(energy.qif_extra)]
-    rows = [["arithmetic alone", "", "", "", *arithmetic, _percent(energy.overhead)]]
+    rows = [["arithmetic alone", "", "", "", *arithmetic, percent(energy.overhead, "#.3g")]]
     for reuse in (True, False):
         moved = traffic(reuse)
         for name, access in MEMORIES.items():
@@ -335,7 +331,7 @@ def _print_memory(energy: Energy, traffic: Callable[[bool], Traffic]) -> None:
                     f"{name}, {REUSE[reuse]}",
                     *(_micro(words * access) for words in (moved.weights, moved.sums, moved.membranes)),
                     *arithmetic,
-                    _percent(energy.qif_extra / (energy.total_lif + moved.energy(access))),
+                    percent(energy.qif_extra / (energy.total_lif + moved.energy(access)), "#.3g"),
                 ]
             )
     print(text_table(header, rows))

@@ -17,6 +17,7 @@ from ..experiments.figures import require_matplotlib
 from ..experiments.training.checkpoint import EXACT, Checkpoints, load_checkpoint
 from ..support.checkpoints import check_content, save
 from ..support.files import finite, occupied, write_json
+from ..support.names import unknown
 
 __all__ = ["add_arguments", "run"]
 
@@ -273,9 +274,9 @@ def _compare_in(comparison: Comparison, arguments: argparse.Namespace) -> int:
 
 def _demo(arguments: argparse.Namespace) -> int:
     _check_seed(arguments.seed)
-    unknown = [name for name in arguments.names if name not in DEMOS]
-    if unknown:
-        raise ValueError(f"unknown demonstration {unknown[0]!r}; there are {', '.join(DEMOS)}")
+    for name in arguments.names:
+        if name not in DEMOS:
+            raise ValueError(unknown("demonstration", name, DEMOS))
     require_matplotlib()
     results = {}
     with occupied(arguments.out):

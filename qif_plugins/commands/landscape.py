@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import torch
@@ -32,7 +31,7 @@ from ..experiments.landscape.figures import FORMATS, Column, draw_lines, draw_pl
 from ..experiments.landscape.lines import Direction
 from ..experiments.landscape.subjects import Subject, load_subject
 from ..support.files import occupied, write_json
-from ..support.text import text_table
+from ..support.text import mean_pm, text_table
 from .options import at_least, positive
 
 __all__ = ["add_arguments", "run"]
@@ -235,14 +234,14 @@ def _table(results: Sequence[_Result]) -> str:
                 (
                     title,
                     f"{len(measured)} {name}",
-                    _spread([100 * accuracy for accuracy in accuracies], ".1f", " %"),
+                    mean_pm(accuracies, ".1f", 100, " %"),
                     f"{max(numbers['unexplained']):.2g}",
-                    _spread(numbers["unexplained_ratio"], ".2f"),
-                    _spread([100 * value for value in numbers["steps_with_jump"]], ".1f", " %"),
-                    _spread([100 * value for value in numbers["jump_share"]], ".1f", " %"),
-                    _spread(numbers["variation_ratio"], ".2f"),
-                    _spread(numbers["angle"], ".3g", "°"),
-                    _spread([100 * value for value in numbers["opposite"]], ".1f", " %"),
+                    mean_pm(numbers["unexplained_ratio"], ".2f"),
+                    mean_pm(numbers["steps_with_jump"], ".1f", 100, " %"),
+                    mean_pm(numbers["jump_share"], ".1f", 100, " %"),
+                    mean_pm(numbers["variation_ratio"], ".2f"),
+                    mean_pm(numbers["angle"], ".3g", unit="°"),
+                    mean_pm(numbers["opposite"], ".1f", 100, " %"),
                     f"{len(found) / len(measured):.1f}",
                     where,
                 )
@@ -252,11 +251,3 @@ def _table(results: Sequence[_Result]) -> str:
 
 def _by_event(item: tuple[str, int]) -> int:
     return EVENTS.index(item[0])
-
-
-def _spread(values: Iterable[float], form: str, unit: str = "") -> str:
-    values = list(values)
-    if not values:
-        return ""
-    deviation = f" ± {stdev(values):{form}}" if len(values) > 1 else ""
-    return f"{mean(values):{form}}{deviation}{unit}"

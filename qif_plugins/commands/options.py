@@ -11,6 +11,7 @@ import torch
 
 from ..neuron.arguments import DYNAMICS, MAP, MapArguments
 from ..neuron.parameters import QIFParameters
+from ..support.names import unknown
 
 __all__ = ["add_neuron_arguments", "at_least", "describe", "device", "neuron", "one_of", "positive"]
 
@@ -102,10 +103,11 @@ def one_of(kind: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
         ValueError: An empty list or an unknown name; the message lists those that exist.
     """
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    unknown = [name for name in names if name not in known]
-    if unknown or not names:
-        problem = f"unknown {kind} {', '.join(map(repr, unknown))}" if unknown else f"no {kind} given"
-        raise ValueError(f"{problem}; those that exist are {', '.join(known)}")
+    for name in names:
+        if name not in known:
+            raise ValueError(unknown(kind, name, known))
+    if not names:
+        raise ValueError(f"no {kind} given; choose from {', '.join(map(repr, known))}")
     return names
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..experiments.figures import require_matplotlib
 from ..experiments.studies import STUDIES
+from ..support.names import unknown
 from .options import at_least
 
 __all__ = ["add_arguments", "run"]
@@ -41,9 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"{name:10} {asks}")
         return 0
     names = list(STUDIES) if arguments.name == "all" else [arguments.name]
-    unknown = [name for name in names if name not in STUDIES]
-    if unknown:
-        raise ValueError(f"unknown study {unknown[0]!r}; the studies are {', '.join(STUDIES)}, and all")
+    if names[0] not in STUDIES:
+        raise ValueError(unknown("study", names[0], (*STUDIES, "all")))
     require_matplotlib()  # before hours of training, not after
     from ..experiments.studies.runner import Options, run_study
 

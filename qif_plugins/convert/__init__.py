@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from ..neuron.surrogate import WINDOWS, Window
+from ..support.names import unknown
 from .find import Site, Survey, survey
 from .hosts import HOSTS, Host, Plan, Request, loaded_hosts
 from .norms import is_tdbn, to_tdbn
@@ -160,11 +161,9 @@ def _check(model: Any, choices: dict[str, str], window: Any) -> None:
         raise TypeError(f"swap takes a built model, a torch.nn.Module, got {what}")
     for name, value in choices.items():
         if value not in _CHOICES[name]:
-            raise ValueError(f"unknown {name} {value!r}; there are {', '.join(map(repr, _CHOICES[name]))}")
+            raise ValueError(unknown(name, value, _CHOICES[name]))
     if not isinstance(window, Window) and window not in (*WINDOWS, "keep"):
-        raise ValueError(
-            f"unknown window {window!r}; there are {', '.join(map(repr, WINDOWS))}, 'keep', or a Window(lo, hi)"
-        )
+        raise ValueError(unknown("window", window, (*WINDOWS, "keep"), "pass a Window(lo, hi)"))
     check_swappable(model)
 
 

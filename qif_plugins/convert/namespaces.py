@@ -22,6 +22,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from ..support.names import unknown
+
 __all__ = ["register", "unregister"]
 
 logger = logging.getLogger("qif_plugins")
@@ -59,9 +61,9 @@ def register(*hosts: str) -> None:
         ModuleNotFoundError: A host that is not installed; left out, none is. Says what to install.
         RuntimeError: A host lacks interfaces that the neurons need (named), or has one of the names already.
     """
-    unknown = [host for host in hosts if host not in _HOSTS]
-    if unknown:
-        raise ValueError(f"unknown host {unknown[0]!r}; the hosts are {', '.join(_HOSTS)}")
+    for host in hosts:
+        if host not in _HOSTS:
+            raise ValueError(unknown("host", host, _HOSTS))
     installed = [host for host in hosts or _HOSTS if importlib.util.find_spec(host) is not None]
     missing = [host for host in hosts if host not in installed]
     if missing or not installed:

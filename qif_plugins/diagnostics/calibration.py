@@ -18,6 +18,7 @@ from ..neuron.module import QIFLayer
 from ..neuron.moments import MomentClosureError, firing_rate, membrane_moments
 from ..neuron.observe import Observation, Seen, watching
 from ..neuron.parameters import QIFParameters
+from ..support.names import unknown
 from ..support.text import plus_minus, text_table
 from .running import (
     ONE_STEP,
@@ -199,7 +200,7 @@ def calibrate(
     """
     for name, value, known in (("per", per, ("layer", "channel")), ("moments", moments, ("closure", "measured"))):
         if value not in known:
-            raise ValueError(f"unknown {name} {value!r}; there are {' and '.join(map(repr, known))}")
+            raise ValueError(unknown(name, value, known))
     check_steps(steps)
     inner = bare(model)
     layers = qif_layers(inner)

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..support.names import unknown
 from .adjoint import MODELS
 from .trains import valid
 
@@ -71,7 +72,7 @@ def check_spikes(times: Tensor, indices: Tensor, n_inputs: int, duration: float)
 def check_model(model: str, duration: float, tau: float, current: Tensor | float, i0: Tensor | None) -> None:
     """Raise ValueError for a neuron, a trial or a current that :func:`spiking_layer` does not take."""
     if model not in MODELS:
-        raise ValueError(f"unknown neuron {model!r}; the neurons are {', '.join(map(repr, MODELS))}")
+        raise ValueError(unknown("neuron", model, MODELS))
     if not (0 < duration < math.inf):
         raise ValueError(f"a trial needs a positive, finite duration, got {duration}")
     if not (0 < tau < math.inf):

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from ..support.names import unknown
 from .parts import NEURONS, NORMS, SpikingModel
 from .plain import PlainNet, vggsnn
 from .resnet import ResNet, resnet19, resnet34
@@ -68,7 +69,7 @@ def build(
             model nor the neuron has.
     """
     if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}; the models are {', '.join(MODELS)}")
+        raise ValueError(unknown("model", name, MODELS))
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(f"shape must be [C, H, W] of one sample of one step, all positive, got {list(shape)}")
     channels, height, width = shape

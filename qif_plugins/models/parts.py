@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..neuron.norm import TDBatchNorm1d, TDBatchNorm2d
+from ..support.names import unknown
 
 try:
     from spikingjelly.activation_based import base, functional, layer, neuron
@@ -66,7 +67,7 @@ class Neurons:
         self.per_channel = self.kwargs.pop("per_channel", False)
         if isinstance(spiking_neuron, str):
             if spiking_neuron not in NEURONS:
-                raise ValueError(f"unknown neuron {spiking_neuron!r}; the names are {', '.join(NEURONS)}")
+                raise ValueError(unknown("neuron", spiking_neuron, NEURONS))
             self.constructor, defaults = NEURONS[spiking_neuron]
             self.kwargs = defaults | self.kwargs
         else:
@@ -156,7 +157,7 @@ def _norm(
     kind: type[TDBatchNorm1d] | type[TDBatchNorm2d], name: str | None, channels: int, v_threshold: float, alpha: float
 ) -> nn.Module:
     if name not in NORMS:
-        raise ValueError(f"unknown norm {name!r}; the norms are {', '.join(map(repr, NORMS))}")
+        raise ValueError(unknown("norm", name, NORMS))
     if name is None:
         return nn.Identity()
     # Batch norm over a sequence is tdBN at a scale of 1.

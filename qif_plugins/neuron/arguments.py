@@ -20,6 +20,7 @@ from typing import Any
 from torch import Tensor
 
 from ..support.names import unknown
+from ..support.text import number
 from .parameters import Number
 
 __all__ = ["DYNAMICS", "MAP", "PAPER", "MapArguments", "limited_threshold"]
@@ -78,7 +79,7 @@ class MapArguments:
 
     def describe_set_aside(self) -> str:
         """What ``repr`` appends: the leak that was set aside, if any."""
-        shown = ", ".join(f"{name}={_show(value)}" for name, value in self.set_aside.items())
+        shown = ", ".join(f"{name}={number(value)}" for name, value in self.set_aside.items())
         return f", {shown} set aside" if shown else ""
 
     def with_map(self, current: Mapping[str, Number], **changes: Number) -> MapArguments:
@@ -114,7 +115,7 @@ class MapArguments:
         """
         if not open_to_it and (self.dynamics == "paper" or self.given):
             what = "dynamics='paper'" if self.dynamics else ", ".join(self.given)
-            shown = ", ".join(f"{name}={_show(value)}" for name, value in changes.items())
+            shown = ", ".join(f"{name}={number(value)}" for name, value in changes.items())
             raise ValueError(
                 f"{shown} would have no effect: the neuron was given {what}, which decides the map. Assign "
                 "dynamics='lif' first, and it matches the leak"
@@ -139,9 +140,3 @@ def limited_threshold(threshold: Tensor, resting: Number, unstable: Number | Non
     if unstable is None:
         return threshold.clamp(min=resting + MIN_DISTANCE)
     return threshold.clamp(max=resting + MAX_REACH * (unstable - resting))
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"{value.item():g}" if value.numel() == 1 else f"tensor{tuple(value.shape)}"
-    return f"{value:g}" if isinstance(value, float) else repr(value)

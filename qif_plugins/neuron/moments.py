@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..support.names import checked_number
+from ..support.names import checked_number, unknown
 from .parameters import Number, QIFParameters
 
 __all__ = ["CLOSURES", "MomentClosureError", "closure_step", "firing_rate", "membrane_moments"]
@@ -57,7 +57,7 @@ def membrane_moments(
         ValueError: Unknown closure, or an ``input_std`` that is not positive and finite.
     """
     if closure not in CLOSURES:
-        raise ValueError(f"unknown closure {closure!r}; the closures are {', '.join(CLOSURES)}")
+        raise ValueError(unknown("closure", closure, CLOSURES))
     input_std, input_mean = checked_number("input_std", input_std), checked_number("input_mean", input_mean)
     if params.is_uniform and not isinstance(input_std, Tensor) and not isinstance(input_mean, Tensor):
         return _uniform_moments(params, float(input_std), float(input_mean), closure)

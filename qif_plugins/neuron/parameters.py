@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ..support.names import checked_number, unknown
+from ..support.text import number
 
 __all__ = ["Number", "QIFParameters", "holds_everywhere", "is_finite", "same_number"]
 
@@ -141,10 +142,10 @@ class QIFParameters:
         curvature = checked_number("curvature", curvature, "a number between 0 and 1")
         for name, value in (("v_threshold", v_threshold), ("v_rest", v_rest)):
             if checked and not holds_everywhere(value, is_finite):
-                raise ValueError(f"{name} must be finite, got {_show(value)}")
+                raise ValueError(f"{name} must be finite, got {number(value)}")
         if checked and not holds_everywhere(beta, lambda b: (b >= 0) & (b < 1)):
             raise ValueError(
-                f"matching a LIF neuron needs 0 <= beta < 1, got beta={_show(beta)}. A neuron without leak "
+                f"matching a LIF neuron needs 0 <= beta < 1, got beta={number(beta)}. A neuron without leak "
                 "(beta = 1) has no resting point for a QIF map to match; pass a beta just below 1, or a, u1, u2."
             )
         if not 0 < curvature < 1:
@@ -155,7 +156,7 @@ class QIFParameters:
         reach = v_threshold - v_rest
         if checked and not holds_everywhere(reach, lambda r: r > 0):
             raise ValueError(
-                f"v_threshold={_show(v_threshold)} must lie above the resting potential v_rest={_show(v_rest)}."
+                f"v_threshold={number(v_threshold)} must lie above the resting potential v_rest={number(v_rest)}."
             )
         a = curvature * (1 - beta) / reach
         # Roots of v_rest + β y + a y². The larger one by the form that does not cancel for small a.
@@ -163,8 +164,8 @@ class QIFParameters:
         discriminant = beta * beta - 4 * a * v_rest
         if checked and not at_zero and not holds_everywhere(discriminant, lambda d: d >= 0):
             raise ValueError(
-                f"no real roots u1, u2 match beta={_show(beta)} with v_rest={_show(v_rest)} and "
-                f"v_threshold={_show(v_threshold)}. Shift the potentials so that the neuron rests at 0, or pass a "
+                f"no real roots u1, u2 match beta={number(beta)} with v_rest={number(v_rest)} and "
+                f"v_threshold={number(v_threshold)}. Shift the potentials so that the neuron rests at 0, or pass a "
                 "larger beta."
             )
         # Resting at 0 the root is β itself, whose derivative, unlike the square root's, is finite at β = 0.
@@ -283,8 +284,8 @@ class QIFParameters:
         )
         if not (representable and holds_everywhere(self.fixed_points()[1] - self.v_threshold, lambda d: d > 0)):
             raise ValueError(
-                f"no map in floating point matches beta={_show(beta)} with v_threshold={_show(self.v_threshold)}: the "
-                "leak is too near 1, or the threshold out of scale. Pass a smaller beta, or scale the potentials."
+                f"no map in floating point matches beta={number(beta)} with v_threshold={number(self.v_threshold)}: "
+                "the leak is too near 1, or the threshold out of scale. Pass a smaller beta, or scale the potentials."
             )
 
     @torch.no_grad()
@@ -296,21 +297,23 @@ class QIFParameters:
             return  # no values to check
         for name, value in numbers.items():
             if not holds_everywhere(value, is_finite):
-                raise ValueError(f"{name} must be finite, got {_show(value)}")
+                raise ValueError(f"{name} must be finite, got {number(value)}")
         if not holds_everywhere(self.a, lambda a: a > 0):
-            raise ValueError(f"a must be positive, got a={_show(self.a)}: the map must open upwards to initiate spikes")
+            raise ValueError(
+                f"a must be positive, got a={number(self.a)}: the map must open upwards to initiate spikes"
+            )
         half = self._linear_term() / 2
         if not holds_everywhere(half * half - self.a * self.u1 * self.a * self.u2, lambda d: d > 0):
             raise ValueError(
-                f"the map with a={_show(self.a)}, u1={_show(self.u1)}, u2={_show(self.u2)} has no resting point: "
+                f"the map with a={number(self.a)}, u1={number(self.u1)}, u2={number(self.u2)} has no resting point: "
                 "every membrane runs away without input. Decrease a, or move u1 or u2 towards 0."
             )
         _, unstable = self.fixed_points()
         if not holds_everywhere(unstable - self.v_threshold, lambda room: room > 0):
             raise ValueError(
-                f"v_threshold={_show(self.v_threshold)} is not below the unstable fixed point {_show(unstable)} of the "
-                f"map (a={_show(self.a)}, u1={_show(self.u1)}, u2={_show(self.u2)}): the membrane would run away "
-                "before it spikes. Lower v_threshold, or decrease a."
+                f"v_threshold={number(self.v_threshold)} is not below the unstable fixed point {number(unstable)} of "
+                f"the map (a={number(self.a)}, u1={number(self.u1)}, u2={number(self.u2)}): the membrane would run "
+                "away before it spikes. Lower v_threshold, or decrease a."
             )
         assert self.v_reset is not None
         if self.reset == "hard":
@@ -320,8 +323,8 @@ class QIFParameters:
             )
             if not inside:
                 raise ValueError(
-                    f"v_reset={_show(self.v_reset)} lies outside the basin of the resting point, "
-                    f"({_show(mirror)}, {_show(unstable)}): the membrane would run away after every spike."
+                    f"v_reset={number(self.v_reset)} lies outside the basin of the resting point, "
+                    f"({number(mirror)}, {number(unstable)}): the membrane would run away after every spike."
                 )
 
 
@@ -353,11 +356,3 @@ def same_number(mine: Number, theirs: Number) -> bool:
             and torch.equal(mine, theirs)
         )
     return mine == theirs
-
-
-def _show(value: Number) -> str:
-    if isinstance(value, Tensor):
-        if value.numel() == 1:
-            return f"{value.item():g}"
-        return f"tensor of shape {list(value.shape)} in [{value.min().item():g}, {value.max().item():g}]"
-    return f"{value:g}"

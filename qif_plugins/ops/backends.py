@@ -25,7 +25,7 @@ def implementation(backend: str) -> ModuleType:
         ValueError: Unknown name.
     """
     if backend not in BACKENDS:
-        raise ValueError(f"unknown backend {backend!r}; the backends are 'auto', {', '.join(map(repr, BACKENDS))}")
+        raise ValueError(f"unknown backend {backend!r}; choose from 'auto', {', '.join(map(repr, BACKENDS))}")
     return importlib.import_module(f".{backend}_backend", __package__)
 
 

@@ -1,15 +1,64 @@
-"""Format numbers and plain-text tables."""
+"""Format numbers, values and tables as plain text."""
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
+from typing import Any
 
-__all__ = ["percent", "plus_minus", "text_table"]
+from torch import Tensor
+
+__all__ = ["mean_pm", "number", "percent", "plus_minus", "shown", "text_table"]
+
+
+def number(value: Any, form: str = "g") -> str:
+    """Format a float, or a tensor of them: ``0.5``, or ``[0 .. 0.5]`` from the least to the greatest.
+
+    Args:
+        value: The number; anything else but floats, integers and tensors is shown as ``repr`` shows it.
+        form: Format specification of each number. Default ``"g"``.
+    """
+    if isinstance(value, Tensor):
+        if value.is_meta or not value.numel():
+            return f"tensor of shape {list(value.shape)}"
+        if value.numel() > 1:
+            return f"[{value.min().item():{form}} .. {value.max().item():{form}}]"
+        value = value.item()
+    return f"{value:{form}}" if isinstance(value, float | int) and not isinstance(value, bool) else repr(value)
+
+
+def percent(share: float, form: str = ".1f") -> str:
+    """Format a share of 1 in percent; a dash for NaN, a share that is not known."""
+    return "–" if math.isnan(share) else f"{100 * share:{form}} %"
+
+
+def plus_minus(mean: float, std: float, form: str = ".3g", unit: str = "") -> str:
+    """Format a mean and a standard deviation."""
+    return f"{mean:{form}} ± {std:{form}}{unit}"
+
+
+def mean_pm(values: Sequence[float], form: str = ".1f", scale: float = 1.0, unit: str = "") -> str:
+    """Format the mean of ``scale`` times the values and their standard deviation (n - 1); a dash without values."""
+    if not values:
+        return "–"
+    mean = scale * statistics.fmean(values)
+    return (
+        f"{mean:{form}}{unit}" if len(values) == 1 else plus_minus(mean, scale * statistics.stdev(values), form, unit)
+    )
+
+
+def shown(value: Any) -> str:
+    """Return the ``repr`` of a value for a message, cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no number of more than 4300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Columns as wide as they need to be, the first ``left`` flush left and the others flush right."""
+    """Return a table with columns as wide as they need to be, the first ``left`` flush left and the others right."""
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
     lines = []
     for row in (header, *rows):
@@ -19,13 +68,3 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int =
         ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
-
-
-def plus_minus(mean: float, std: float) -> str:
-    """A mean and a deviation in three digits."""
-    return f"{mean:.3g} ± {std:.3g}"
-
-
-def percent(share: float) -> str:
-    """Format a share as a percentage with one digit after the point; ``"none"`` for NaN."""
-    return "none" if math.isnan(share) else f"{100 * share:.1f} %"

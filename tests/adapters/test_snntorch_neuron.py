@@ -550,11 +550,11 @@ class TestBadInput:
             ({"window": "paper", "surrogate_disable": True}, "surrogate_disable and window both decide"),
             ({"a": torch.nn.Parameter(torch.tensor(0.2))}, "QIF does not learn a"),
             ({"dynamics": "lif"}, "pass beta"),
-            ({"dynamics": "izhikevich"}, "there are paper, lif"),
+            ({"dynamics": "izhikevich"}, "choose from 'paper', 'lif'"),
             ({"learn_beta": True}, "learn_beta"),
-            ({"window": "gaussian"}, "unbiased, paper, heuristic"),
-            ({"backend": "fortran"}, "the backends are 'auto'"),
-            ({"reset_mechanism": "soft"}, "subtract, zero, none"),
+            ({"window": "gaussian"}, "'unbiased', 'paper', 'heuristic'"),
+            ({"backend": "fortran"}, "choose from 'auto'"),
+            ({"reset_mechanism": "soft"}, "'subtract', 'zero', 'none'"),
             ({"threshold": 3.0}, "does not converge"),
         ],
     )
@@ -615,7 +615,7 @@ class TestAnalyticWindow:
         assert analytic_window(window="heuristic", alpha=2.0).surrogate == Window(-1.0, 1.0, 0.5)
         assert analytic_window(window=Window(0.5, 1.75)).surrogate == Window(-0.5, 0.75)
         assert analytic_window(input_std=0.5).surrogate != analytic_window().surrogate
-        with pytest.raises(ValueError, match="unbiased, paper, heuristic"):
+        with pytest.raises(ValueError, match="'unbiased', 'paper', 'heuristic'"):
             analytic_window(window="gaussian")
 
     def test_passed_to_ours_it_is_the_same_window(self):

@@ -225,10 +225,10 @@ def test_summary():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--hosts", "spikingjelly,norse"], "unknown host 'norse'; those that exist are spikingjelly, snntorch"),
-        (["--windows", "wide"], "unknown window 'wide'; those that exist are unbiased, paper, heuristic"),
+        (["--hosts", "spikingjelly,norse"], "unknown host 'norse'; choose from 'spikingjelly', 'snntorch'"),
+        (["--windows", "wide"], "unknown window 'wide'; choose from 'unbiased', 'paper', 'heuristic'"),
         (["--windows", ","], "no window given"),
-        (["--data", "imagenet"], f"unknown data set 'imagenet'; the data sets are {', '.join(DATA_SETS)}"),
+        (["--data", "imagenet"], f"unknown data set 'imagenet'; choose from {', '.join(map(repr, DATA_SETS))}"),
         (["--data", "mnist", "--data-folder", "nowhere"], "pass --data-folder where it lies, or --download"),
         (["--device", "tpu9"], "device 'tpu9' cannot be used here"),
     ],

@@ -148,7 +148,7 @@ def test_tested_versions_do_not_warn():
 
 
 def test_unknown_and_absent_hosts(monkeypatch):
-    with pytest.raises(ValueError, match="the hosts are spikingjelly, snntorch"):
+    with pytest.raises(ValueError, match="choose from 'spikingjelly', 'snntorch'"):
         qif_plugins.register("norse")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     either = r"pip install 'qif-plugins\[spikingjelly\]' or pip install 'qif-plugins\[snntorch\]'"

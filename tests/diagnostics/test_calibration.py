@@ -580,9 +580,9 @@ def test_bad_input(node):
         calibrate(nn.Linear(2, 2), torch.randn(3, 2))
     with pytest.raises(ValueError, match="no batch"):
         calibrate(node, [])
-    with pytest.raises(ValueError, match="'layer' and 'channel'"):
+    with pytest.raises(ValueError, match="'layer', 'channel'"):
         calibrate(node, torch.randn(2, 2), per="neuron")
-    with pytest.raises(ValueError, match="'closure' and 'measured'"):
+    with pytest.raises(ValueError, match="'closure', 'measured'"):
         calibrate(node, torch.randn(2, 2), moments="free")
     with pytest.raises(ValueError, match="at least 1, got 0"):
         calibrate(node, torch.randn(2, 2), steps=0)

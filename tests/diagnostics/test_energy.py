@@ -233,7 +233,7 @@ def test_wrong_input_is_refused_by_name():
     for value in (-1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="energy of ac must be finite and not negative"):
             Costs(ac=value)
-    with pytest.raises(ValueError, match="unknown lif_update 'free'; there are none, charge, compare"):
+    with pytest.raises(ValueError, match="unknown lif_update 'free'; choose from 'none', 'charge', 'compare'"):
         Costs(lif_update="free")
 
 

@@ -66,7 +66,7 @@ WRONG = {
     "zero-length trial": ({"duration": 0.0}, r"positive, finite duration, got 0"),
     "endless trial": ({"duration": math.inf}, r"positive, finite duration, got inf"),
     "tau": ({"tau": 0.0}, r"tau must be positive"),
-    "model": ({"model": "alif"}, r"unknown neuron 'alif'; the neurons are 'lif', 'qif', 'theta'"),
+    "model": ({"model": "alif"}, r"unknown neuron 'alif'; did you mean 'lif'\? Choose from 'lif', 'qif', 'theta'"),
     "theta current": ({"model": "theta", "current": 0.25}, r"above 1/4 \(it oscillates\), got 0\.25"),
     "theta i0": ({"model": "theta", "current": 1.0, "i0": one(0.0)}, r"no synaptic current"),
     "qif current": ({"current": 0.5}, r"no closed form with a constant current"),

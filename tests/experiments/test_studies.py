@@ -353,7 +353,7 @@ def test_list_and_errors(tmp_path, capsys):
     assert main(["study", "--list"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(STUDIES)
     assert main(["study", "pancakes"]) == 2
-    assert "windows, closures" in capsys.readouterr().err
+    assert "'windows', 'closures'" in capsys.readouterr().err
     assert main(["study", "learnable", "--page-only", "--out", str(tmp_path)]) == 2
     assert "holds no trial" in capsys.readouterr().err
     assert main(["study", "latency", "--results", str(tmp_path), "--out", str(tmp_path)]) == 2

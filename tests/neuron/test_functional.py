@@ -335,7 +335,7 @@ PARAMS = QIFParameters()
         (
             lambda: qif_multi_step(torch.zeros(2, 3), 0.0, PARAMS, SURROGATES[0], backend="tpu"),
             ValueError,
-            "unknown backend 'tpu'; the backends are 'auto'",
+            "unknown backend 'tpu'; choose from 'auto'",
         ),
     ],
 )

@@ -91,7 +91,7 @@ def test_an_input_deviation_that_is_none_is_refused(std):
 
 
 def test_unknown_closures_are_refused_with_those_that_exist():
-    with pytest.raises(ValueError, match="reset, free"):
+    with pytest.raises(ValueError, match="'reset', 'free'"):
         membrane_moments(QIFParameters(), 1.0, closure="open")
 
 

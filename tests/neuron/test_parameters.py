@@ -86,7 +86,7 @@ def test_matching_lif_takes_a_leak_per_neuron():
         ({"a": 1.0, "u1": -1.0, "u2": -1.0}, "no resting point"),
         ({"v_reset": 4.6}, "basin"),
         ({"v_reset": -4.1}, "basin"),
-        ({"reset": "medium"}, "hard, soft"),
+        ({"reset": "medium"}, "'hard', 'soft'"),
     ],
 )
 def test_bad_parameters_are_refused_with_their_numbers(arguments, message):

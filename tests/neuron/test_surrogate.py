@@ -120,7 +120,7 @@ def test_bad_shapes_are_refused():
         Window.unbiased(QIFParameters(), kappa=-1.0)
     with pytest.raises(ValueError, match="alpha"):
         Window.heuristic(QIFParameters(), alpha=0.0)
-    with pytest.raises(ValueError, match="unbiased, paper, heuristic"):
+    with pytest.raises(ValueError, match="'unbiased', 'paper', 'heuristic'"):
         Window.named("wide", QIFParameters())
 
 

@@ -34,6 +34,7 @@ from torch.overrides import TorchFunctionMode
 from ...convert.find import neurons
 from ...convert.hosts import loaded_hosts
 from ...neuron.observe import Seen, watching
+from ...support.names import unknown
 from ..running import Batches, bare, batches_of, check_steps, preserved, run
 
 __all__ = [
@@ -85,7 +86,7 @@ class Costs:
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"the energy of {field.name} must be finite and not negative, got {value} pJ")
         if self.lif_update not in LIF_UPDATES:
-            raise ValueError(f"unknown lif_update {self.lif_update!r}; there are {', '.join(LIF_UPDATES)}")
+            raise ValueError(unknown("lif_update", self.lif_update, LIF_UPDATES))
 
     @property
     def lif(self) -> float:

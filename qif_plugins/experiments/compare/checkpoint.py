@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ...neuron.surrogate import WINDOWS
 from ...support import checkpoints
+from ...support.names import unknown
 from ..data.images import Images
 from .hosts import HOSTS, Host, build, host_version
 from .training import Settings, Training
@@ -55,7 +56,7 @@ def check_content(path: Path, content: Any) -> None:
     if content["kind"] != KIND or content["host"] not in HOSTS or content["neuron"] not in ("LIF", "QIF"):
         raise ValueError(f"{path} is no {kind}, or one of another version")
     if content["neuron"] == "QIF" and content["window"] not in WINDOWS:
-        raise ValueError(f"{path} has the window {content['window']!r}; there are {', '.join(WINDOWS)}")
+        raise ValueError(f"{path}: {unknown('window', content['window'], WINDOWS)}")
     checkpoints.check_tensors(path, content["network"])
 
 

@@ -11,6 +11,8 @@ import numpy
 import torch
 from torch import Tensor
 
+from ...support.names import unknown
+
 __all__ = ["DATA_SETS", "Images", "load_images"]
 
 
@@ -71,7 +73,7 @@ def load_images(
         FileNotFoundError: The data set is not in ``folder``.
     """
     if name not in _LOADERS:
-        raise ValueError(f"unknown data set {name!r}; the data sets are {', '.join(DATA_SETS)}")
+        raise ValueError(unknown("data set", name, DATA_SETS))
     return _LOADERS[name](name, Path(folder), download, advice)
 
 

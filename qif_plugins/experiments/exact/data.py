@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...exact.encoders import encode_images, pad_events
 from ...exact.spikes import Spikes
+from ...support.names import unknown
 from ..data.spikingjelly import dataset_module
 
 __all__ = ["DATASETS", "Data", "load", "load_shd", "select"]
@@ -76,7 +77,7 @@ def load(name: str, duration: float, latest: float, root: Path | None = None, li
         images, labels = mnist_data()
         top, held_out = 255.0, 1000
     else:
-        raise ValueError(f"unknown data set {name!r}; the data sets are {', '.join(DATASETS)}")
+        raise ValueError(unknown("data set", name, DATASETS))
     order = np.random.default_rng(0).permutation(len(images))
     x = torch.from_numpy(images[order] / top)
     y = torch.from_numpy(labels[order]).long()

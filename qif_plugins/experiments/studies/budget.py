@@ -7,12 +7,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from ...support.text import mean_pm
 from ..figures import COLOURS, figure
 from ..tpe import propose
 from .page import Body, table
 from .records import Records, Result, Setting, Trial
 from .runner import Options
-from .stats import deviation, interval, mean_pm, paired, sign, welch
+from .stats import deviation, interval, paired, sign, welch
 from .trial import train
 
 try:
@@ -125,8 +126,8 @@ def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
     accuracies = {n: [trial.result["accuracy"] for trial in final[n]] for n in NEURONS}
     rows = [
         [
-            n.upper(), mean_pm(accuracies[n], 2, 100), str(len(final[n])),
-            mean_pm([t.result["rate"] for t in final[n] if "rate" in t.result], 3),
+            n.upper(), mean_pm(accuracies[n], ".2f", 100), str(len(final[n])),
+            mean_pm([t.result["rate"] for t in final[n] if "rate" in t.result], ".3f"),
             f"{100 * _best(search[n]).result['accuracy']:.2f}" if search[n] else "–", str(len(search[n])),
         ]
         for n in NEURONS
@@ -172,7 +173,7 @@ def _finding(accuracies: dict[str, list[float]], search: dict[str, list[Trial]])
     found = welch(accuracies["lif"], accuracies["qif"])
     return (
         f"After {counts['lif']} trials of LIF and {counts['qif']} of QIF, {VERDICTS[sign(found)]}: LIF "
-        f"{mean_pm(accuracies['lif'], 2, 100)} %, QIF {mean_pm(accuracies['qif'], 2, 100)} % over "
+        f"{mean_pm(accuracies['lif'], '.2f', 100)} %, QIF {mean_pm(accuracies['qif'], '.2f', 100)} % over "
         f"{len(accuracies['lif'])} and {len(accuracies['qif'])} seeds, {interval(found)} by Welch."
     )
 

@@ -16,11 +16,11 @@ from ...diagnostics.running import Moments, effective_input, preserved, qif_laye
 from ...neuron.moments import CLOSURES, MomentClosureError, firing_rate, membrane_moments
 from ...neuron.observe import Seen, watching
 from ...neuron.parameters import QIFParameters
+from ...support.text import mean_pm
 from ..figures import COLOURS, figure
 from .page import Body, table
 from .records import Records, Result, Setting, Trial
 from .runner import Options
-from .stats import mean_pm
 from .trial import data_of, outputs, train
 
 __all__ = ["QUESTION", "TITLE", "plan", "report", "run"]
@@ -242,10 +242,10 @@ def _layers(points: Points, norm: str, threshold: float, last: int) -> str:
             rows.append(
                 [
                     f"epoch {epoch}, layer {layer}",
-                    *(mean_pm([point["input"][k] for point in some], 2) for k in range(3)),
+                    *(mean_pm([point["input"][k] for point in some], ".2f") for k in range(3)),
                     *itertools.chain.from_iterable(
                         (
-                            mean_pm([point["measured"][k] for point in some], 3),
+                            mean_pm([point["measured"][k] for point in some], ".3f"),
                             *(_mean(some, source, k) for source in CLOSURES),
                         )
                         for k in range(3)

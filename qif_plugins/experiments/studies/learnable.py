@@ -13,11 +13,12 @@ from torch import nn
 
 from ...diagnostics.spiking import spiking_layers
 from ...neuron.parameters import QIFParameters
+from ...support.text import mean_pm
 from ..figures import COLOURS, figure
 from .page import Body, table
 from .records import Records, Result, Setting, Trial
 from .runner import Options
-from .stats import LEVEL, Interval, deviation, interval, mean_pm, paired, sign
+from .stats import LEVEL, Interval, deviation, interval, paired, sign
 from .trial import train
 
 __all__ = ["QUESTION", "TITLE", "plan", "report", "run"]
@@ -93,9 +94,9 @@ def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
     rows = [
         [
             f"{layers} layers, {variant}",
-            mean_pm([r["accuracy"] for r in results.get((variant, layers), {}).values()], 2, 100),
+            mean_pm([r["accuracy"] for r in results.get((variant, layers), {}).values()], ".2f", 100),
             interval(gains[layers, variant]) if (layers, variant) in gains else "",
-            mean_pm([r["rate"] for r in results.get((variant, layers), {}).values() if "rate" in r], 3),
+            mean_pm([r["rate"] for r in results.get((variant, layers), {}).values() if "rate" in r], ".3f"),
         ]
         for layers, variant in itertools.product(depths, VARIANTS)
     ]
@@ -103,7 +104,7 @@ def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
         [
             f"{layers} layers, {variant}, layer {index}",
             *itertools.chain.from_iterable(
-                (mean_pm([row[name][0] for row in found], 3), f"{fmean(row[name][1] for row in found):.3f}")
+                (mean_pm([row[name][0] for row in found], ".3f"), f"{fmean(row[name][1] for row in found):.3f}")
                 for name in LEARNED
             ),
         ]
@@ -158,7 +159,7 @@ def _finding(gains: dict[tuple[int, str], Interval], results: dict[tuple[str, in
         ]
         if rows:
             learned = ", ".join(
-                f"{name} from {getattr(QIFParameters(), name):g} to {mean_pm([row[name][0] for row in rows], 2)}"
+                f"{name} from {getattr(QIFParameters(), name):g} to {mean_pm([row[name][0] for row in rows], '.2f')}"
                 for name in LEARNED
             )
             sentences.append(f"Learned {variant}: {learned}, over all layers and seeds.")

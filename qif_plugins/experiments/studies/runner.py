@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ...support.files import occupied
+from ...support.names import unknown
 from . import STUDIES
 from .page import write_index, write_page
 from .records import Records, Result, Setting, key_of
@@ -66,7 +67,7 @@ def run_study(
         ValueError: Unknown study, no trial to write about, or a record file that is none.
     """
     if name not in STUDIES:
-        raise ValueError(f"unknown study {name!r}; the studies are {', '.join(STUDIES)}")
+        raise ValueError(unknown("study", name, STUDIES))
     study: Any = importlib.import_module(f".{name}", __package__)
     with occupied(out):
         return _run_study(study, name, options, out, command, jobs, threads, train, say)

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["LEVEL", "Interval", "deviation", "interval", "mean_pm", "paired", "sign", "welch"]
+__all__ = ["LEVEL", "Interval", "deviation", "interval", "paired", "sign", "welch"]
 
 LEVEL = 0.95
 """What share of all intervals covers the true difference."""
@@ -19,14 +19,6 @@ Interval = tuple[float, float, float]
 def deviation(values: Sequence[float]) -> float:
     """Standard deviation over seeds, n - 1; NaN for a single value."""
     return statistics.stdev(values) if len(values) > 1 else math.nan
-
-
-def mean_pm(values: Sequence[float], digits: int = 1, scale: float = 1.0) -> str:
-    """``mean ± standard deviation`` of the values times ``scale``; a dash where there is none."""
-    if not values:
-        return "–"
-    mean, spread = scale * statistics.fmean(values), scale * deviation(values)
-    return f"{mean:.{digits}f}" + ("" if math.isnan(spread) else f" ± {spread:.{digits}f}")
 
 
 def interval(found: Interval, digits: int = 2) -> str:

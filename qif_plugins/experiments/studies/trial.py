@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ...models import build
 from ...neuron.parameters import QIFParameters
+from ...support.names import unknown
 from ..data.images import Images, load_images
 from ..training import Batches, NonFiniteError, Trainer
 
@@ -99,7 +100,7 @@ def surrogate_named(name: str, width: float, params: QIFParameters) -> nn.Module
         return AnalyticWindow.unbiased(params, input_std, kappa=width / 2)
     if name == "paper":
         return AnalyticWindow.paper(params, input_std)
-    raise ValueError(f"unknown surrogate {name!r}; there are paper, unbiased, heuristic and atan")
+    raise ValueError(unknown("surrogate", name, ("paper", "unbiased", "heuristic", "atan")))
 
 
 def make(setting: dict[str, Any]) -> nn.Module:

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from ...diagnostics.spiking import spiking_layers
-from ...support.text import plus_minus
+from ...support.text import mean_pm
 from ..figures import COLOURS, figure
 from .mismatch import agreement, score_gradients, surrogate_gradients
 from .page import Body, table
 from .records import Records, Result, Setting, Trial
 from .runner import Options
-from .stats import Interval, deviation, interval, mean_pm, paired, sign
+from .stats import Interval, deviation, interval, paired, sign
 from .trial import GOAL, data_of, make, outputs, train
 
 __all__ = ["QUESTION", "TITLE", "plan", "report", "run"]
@@ -259,7 +259,8 @@ class Trainings:
         names = [f"{neuron.upper()}, {layers} layers" for neuron, layers in columns]
         tried = [label for label in SURROGATES if any(self.cells.get((variant, *at, label)) for at in columns)]
         accuracy = [
-            [label, *(mean_pm(self.values((variant, *column, label)), 1, 100) for column in columns)] for label in tried
+            [label, *(mean_pm(self.values((variant, *column, label)), ".1f", 100) for column in columns)]
+            for label in tried
         ]
         epochs = [[label, *(self._epochs((variant, *column, label)) for column in columns)] for label in tried]
         return [
@@ -353,7 +354,8 @@ class Comparisons:
         if not rows:
             return "–"
         partly = "" if len(rows) == self.networks[column] else f" ({len(rows)})"
-        return f"{mean_pm([row['cosine'] for row in rows], 2)}, × {_ratio([row['ratio'] for row in rows])}{partly}"
+        cosine, ratio = mean_pm([row["cosine"] for row in rows], ".2f"), mean_pm([row["ratio"] for row in rows], ".3g")
+        return f"{cosine}, × {ratio}{partly}"
 
     def _means(self, neuron: str, label: str) -> list[str]:
         def mean(name: str, **wanted: Any) -> str:
@@ -438,10 +440,6 @@ def _on_mismatch(compared: Comparisons) -> list[str]:
             f"{means}."
         )
     return sentences
-
-
-def _ratio(values: Sequence[float]) -> str:
-    return plus_minus(fmean(values), deviation(values)) if len(values) > 1 else f"{fmean(values):.3g}"
 
 
 def _named(cells: Sequence[str], of: int) -> str:

@@ -9,7 +9,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .config import COUNT, LARGEST, shown
+from ...support.text import shown
+from .config import COUNT, LARGEST
 
 __all__ = ["arguments_of", "checked"]
 
@@ -62,7 +63,7 @@ def checked(table: str, given: Mapping[str, Any], known: Mapping[str, type | Non
         if key not in known:
             close = difflib.get_close_matches(key, known, 3, 0.6)
             hint = " or ".join(f"{table}.{other}" for other in close)
-            hint = f"did you mean {hint}?" if close else f"there are {', '.join(known)}"
+            hint = f"did you mean {hint}?" if close else f"choose from {', '.join(known)}"
             raise ValueError(f"unknown configuration key {name!r}; {hint}")
         optional = known[key] not in (int, list)
         result[key] = value if value is None and optional else _value(name, value, known[key])

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from ...support.names import unknown
+from ...support.text import shown
 from .augmentation import EVENT_AUGMENTATIONS, IMAGE_AUGMENTATIONS
 from .losses import LOSSES
 
@@ -25,7 +27,7 @@ else:
             "configurations need tomli with Python 3.10; install it with: pip install 'qif-plugins[train]'"
         ) from None
 
-__all__ = ["COUNT", "LARGEST", "Config", "configurations", "from_dict", "load_config", "shown"]
+__all__ = ["COUNT", "LARGEST", "Config", "configurations", "from_dict", "load_config"]
 
 FOLDER = Path(__file__).parent / "configs"
 IN_MEMORY = ("digits", "mnist5k", "mnist", "fashion-mnist")
@@ -264,15 +266,6 @@ def _value(hint: Any, value: Any, name: str) -> Any:
     return value
 
 
-def shown(value: Any) -> str:
-    """A value for an error, cut where it is long."""
-    try:
-        text = repr(value)
-    except ValueError:  # Python writes no number of more than 4300 digits
-        return "a number of thousands of digits"
-    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
-
-
 def _change(tables: dict[str, Any], change: str) -> None:
     name, equals, text = change.partition("=")
     name = name.strip()
@@ -310,7 +303,11 @@ def _unknown(name: str) -> ValueError:
     close += [k for k in difflib.get_close_matches(name, known, 3, 0.6) if k not in close]
     leaves = difflib.get_close_matches(leaf, [k.rpartition(".")[2] for k in known], 3, 0.7)
     close += [k for k in known if k.rpartition(".")[2] in leaves and k not in close]
-    hint = f"did you mean {' or '.join(close)}?" if close else f"the tables are {', '.join(get_type_hints(Config))}"
+    hint = (
+        f"did you mean {' or '.join(close)}?"
+        if close
+        else f"choose from the tables {', '.join(get_type_hints(Config))}"
+    )
     return ValueError(f"unknown configuration key {name!r}; {hint}")
 
 
@@ -400,9 +397,9 @@ def _check_numbers(config: Config) -> None:
 def _one_of(name: str, value: str, known: Sequence[str]) -> None:
     if value in known:
         return
-    close = difflib.get_close_matches(value, known, 1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    raise ValueError(f"unknown {name} {shown(value)}; {hint}choose of: {', '.join(known) or 'none, leave it empty'}")
+    if not known:
+        raise ValueError(f"unknown {name} {shown(value)}; there are none, leave it empty")
+    raise ValueError(unknown(name, value, known))
 
 
 def _plain(value: Any) -> Any:

@@ -14,7 +14,7 @@ from torch import nn
 
 from .arguments import arguments_of, checked
 from .batches import seed_of
-from .config import Config, Optimizer, shown
+from .config import Config, Optimizer
 from .data import ADVICE, Advice, Task, expected_shape, load_task, samples_of
 from .engine import Trainer
 from .losses import SequenceLoss
@@ -30,6 +30,7 @@ except ImportError as error:
     ) from error
 
 from ...models import MODELS, NEURONS, build
+from ...support.text import shown
 
 __all__ = ["build_model", "follow_schedule", "make_optimizer", "make_schedule", "make_trainer", "prepare"]
 
@@ -243,8 +244,8 @@ def _surrogate(value: Any) -> Any:
     kind = getattr(surrogate, str(name), None)
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)) or kind.__name__.endswith("Base"):
         raise ValueError(
-            f"unknown surrogate {name!r}; name a class of spikingjelly.activation_based.surrogate such as ATan or "
-            "Sigmoid, or leave surrogate_function out for the analytic window"
+            f"unknown surrogate {name!r}; choose from the classes of spikingjelly.activation_based.surrogate, such as "
+            "ATan or Sigmoid, or leave surrogate_function out for the analytic window"
         )
     try:
         return kind(**checked("neuron.surrogate_function", table, arguments_of(kind)))
