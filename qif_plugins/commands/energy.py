@@ -14,16 +14,8 @@ import torch
 from torch import nn
 
 from .. import __version__
-from ..diagnostics.energy.counting import (
-    LIF_UPDATES,
-    MEMORIES,
-    Costs,
-    Energy,
-    Operations,
-    Traffic,
-    count_operations,
-    memory_traffic,
-)
+from ..diagnostics.energy.costs import LIF_UPDATES, MEMORIES, Costs, Energy, Traffic, memory_traffic
+from ..diagnostics.energy.counting import Operations, count_operations
 from ..diagnostics.energy.rates import StepCount, count_at_rate
 from ..diagnostics.running import reset_state
 from ..experiments.figures import plot_overhead, require_matplotlib

@@ -1,4 +1,7 @@
-"""Find what keeps a QIF layer from training, and say what to do about it."""
+"""Find what keeps a QIF layer from training, and say what to do about it.
+
+:func:`~qif_plugins.health` prints what :func:`advise` finds. To add a cause, add a sentence to it.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,27 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..convert.find import survey
+from ..convert.hosts import loaded_hosts
+from ..convert.norms import is_tdbn
 from ..neuron.module import QIFLayer
 from ..support.text import percent, plus_minus
-from .running import ONE_STEP, REACH, average, derives, runaway
+from .statistics import average
 
 if TYPE_CHECKING:
     from .health import LayerHealth
 
-__all__ = ["advise"]
+__all__ = ["ONE_STEP", "REACH", "advise", "derives", "on_input_scale", "on_runaway"]
 
+ONE_STEP = "measured over one time step; pass steps=T or a callable that runs the model over all its steps"
+"""Advice on a layer whose membrane had no time to leave rest: its spikes and gradient may mislead."""
+
+REACH = 3.0
+"""Largest distance of the threshold from the membrane's mean, in deviations, at which a window around the threshold
+has membranes in it."""
 DEAD = 0.9
 """A layer is dead when this share of its neurons or more is silent."""
 SATURATED = 0.5
@@ -32,7 +46,7 @@ def advise(row: LayerHealth, layer: QIFLayer, scale_input: str, *, one_step: boo
     Args:
         row: The layer's measurements.
         layer: The layer.
-        scale_input: What to do about the scale of its input, from :func:`~.running.tdbn_before`.
+        scale_input: What to do about the scale of its input, from :func:`on_input_scale`.
         one_step: Whether it ran a single time step. Its membrane had no time to leave rest then, so that little can
             be said of its spikes and its window.
 
@@ -48,7 +62,7 @@ def _not_finite(row: LayerHealth, layer: QIFLayer) -> list[str]:
         return ["its input is not finite: look for the first NaN or infinity before it."]
     found = []
     if not (math.isfinite(row.membrane_mean) and math.isfinite(row.membrane_std)):
-        found.append(runaway(layer, row.membrane_mean, row.membrane_std))
+        found.append(on_runaway(layer, row.membrane_mean, row.membrane_std))
     if not math.isfinite(row.gradient):
         found.append(
             f"the gradient that arrives at its spikes is not finite ({row.gradient}): look at the loss and at what "
@@ -64,7 +78,7 @@ def _not_finite(row: LayerHealth, layer: QIFLayer) -> list[str]:
 
 def _causes(row: LayerHealth, layer: QIFLayer, scale_input: str, one_step: bool) -> list[str]:
     threshold = average(layer.qif_parameters.v_threshold)
-    scale = f"its input is {plus_minus(row.input_mean, row.input_std)} and its threshold {threshold:.3g}"
+    scale = f"its input is {row.input} and its threshold {threshold:.3g}"
     dead = row.silent >= DEAD and not one_step
     saturated, rebounds = row.saturated >= SATURATED, row.rebound >= REBOUND
     found = [f"{ONE_STEP}."] if one_step else []
@@ -101,8 +115,8 @@ def _causes(row: LayerHealth, layer: QIFLayer, scale_input: str, one_step: bool)
     within_reach = abs(threshold - row.membrane_mean) <= REACH * row.membrane_std
     if derives(layer) and _misses(row) and within_reach and not (dead or starved or rebounds):
         found.append(
-            f"its window assumes a membrane of {plus_minus(row.predicted_mean, row.predicted_std)}, and it is "
-            f"{plus_minus(row.membrane_mean, row.membrane_std)}: {_calibration(layer)} fits the window to it."
+            f"its window assumes a membrane of {row.predicted}, and it is "
+            f"{row.membrane}: {_calibration(layer)} fits the window to it."
         )
     return found
 
@@ -146,3 +160,48 @@ def _misses(row: LayerHealth) -> bool:
         return False
     ratio = row.predicted_std / row.membrane_std
     return abs(row.predicted_mean - row.membrane_mean) > 0.5 * row.membrane_std or not 1 / 1.5 <= ratio <= 1.5
+
+
+def derives(layer: QIFLayer) -> bool:
+    """Whether the layer's window follows from the moments of its membrane."""
+    return layer.derived_window not in (None, "heuristic")
+
+
+def on_runaway(layer: QIFLayer, mean: float, std: float) -> str:
+    """Advise on a membrane that is not finite although its input is."""
+    found = f"its membrane is not finite ({plus_minus(mean, std)}), though its input is: "
+    if layer.qif_parameters.reset == "soft":
+        return found + (
+            "the soft reset leaves a large membrane large, and the map squares it. Use the hard reset, v_reset=0 or "
+            "reset_mechanism='zero'."
+        )
+    return found + (
+        "the map squares a membrane far below rest, which strongly negative input makes. Normalize or clamp the input."
+    )
+
+
+def on_input_scale(model: nn.Module, layers: dict[str, QIFLayer]) -> dict[str, str]:
+    """Advise for each layer, by name, on the norm that scales its input, as an imperative that begins in lower case.
+
+    Which norm feeds a layer follows from the order of registration, as in :func:`~qif_plugins.swap`. Converting norms
+    inserts none, so that a layer without one gets other advice.
+    """
+    found = survey(model, loaded_hosts())
+    sites = {id(site.module): site for site in found.sites}
+    advice = {}
+    for name, layer in layers.items():
+        site = sites.get(id(layer))
+        if site is None or not site.norms_known:
+            advice[name] = (
+                "see that tdBN comes before it (swap(model, norm='tdbn') makes tdBN of a batch norm that is there, and "
+                "inserts none; qif_plugins.neuron.norm has TDBatchNorm1d to 3d)"
+            )
+        elif not site.norms:
+            advice[name] = (
+                "insert tdBN before it, as no normalization feeds it (TDBatchNorm1d to 3d of qif_plugins.neuron.norm)"
+            )
+        elif all(isinstance(found.norms[norm], _BatchNorm) and not is_tdbn(found.norms[norm]) for norm in site.norms):
+            advice[name] = f"make tdBN of {', '.join(site.norms)}, which feeds it (swap(model, norm='tdbn'))"
+        else:
+            advice[name] = f"change the scale of {', '.join(site.norms)}, which feeds it (its weight and bias)"
+    return advice

@@ -16,27 +16,12 @@ from torch import Tensor, nn
 
 from ..neuron.module import QIFLayer
 from ..neuron.moments import MomentClosureError, firing_rate, membrane_moments
-from ..neuron.observe import Observation, Seen, watching
-from ..neuron.parameters import QIFParameters
 from ..support.names import unknown
 from ..support.text import plus_minus, text_table
-from .running import (
-    ONE_STEP,
-    REACH,
-    Batches,
-    Moments,
-    average,
-    bare,
-    batches_of,
-    check_steps,
-    derives,
-    effective_input,
-    preserved,
-    qif_layers,
-    run,
-    runaway,
-    tdbn_before,
-)
+from .advice import ONE_STEP, REACH, derives, on_input_scale, on_runaway
+from .observing import LayerStatistics, MeasuredLayer, measured, qif_layers
+from .running import Batches, bare, batches_of, check_steps, run
+from .statistics import Moments, average
 
 __all__ = ["CalibratedLayer", "CalibrationReport", "CalibrationWarning", "calibrate"]
 
@@ -52,40 +37,24 @@ class CalibrationWarning(UserWarning):
     """A layer's input or membrane is not what its window assumes."""
 
 
-@dataclass(frozen=True)
-class CalibratedLayer:
-    """What was measured at one layer, and what became of its window.
+@dataclass(frozen=True, kw_only=True)
+class CalibratedLayer(MeasuredLayer):
+    """Measurements of one layer, and what became of its window; predicted is the closure's for the measured input.
 
     Attributes:
-        name: The module's name in the model.
         samples: Neuron-steps measured.
-        input_mean: Mean of g·x.
-        input_std: Standard deviation of g·x.
         skewness: Skewness of g·x; 0 for a normal distribution.
         kurtosis: Excess kurtosis of g·x; 0 for a normal distribution.
-        membrane_mean: Measured mean of the membrane before its reset.
-        membrane_std: Its measured standard deviation.
-        predicted_mean: The closure's mean for the measured input; NaN where the closure does not converge.
-        predicted_std: The closure's standard deviation, likewise.
-        rate: Spikes per neuron-step, measured.
-        predicted_rate: The same after the closure.
-        window: The window's ends, ``(lo, hi)``; those of all channels with ``per="channel"``; ``None`` where the
+        predicted_rate: Spikes per neuron-step, by the closure.
+        window: The window's ends, ``(lo, hi)``; with ``per="channel"`` averaged over the channels; ``None`` where the
             layer's surrogate is not derived.
         changed: Whether the window was set.
         note: What to know about this layer, or ``""``.
     """
 
-    name: str
     samples: int = 0
-    input_mean: float = math.nan
-    input_std: float = math.nan
     skewness: float = math.nan
     kurtosis: float = math.nan
-    membrane_mean: float = math.nan
-    membrane_std: float = math.nan
-    predicted_mean: float = math.nan
-    predicted_std: float = math.nan
-    rate: float = math.nan
     predicted_rate: float = math.nan
     window: tuple[float, float] | None = None
     changed: bool = False
@@ -94,10 +63,10 @@ class CalibratedLayer:
 
 @dataclass(frozen=True)
 class CalibrationReport:
-    """What :func:`calibrate` measured and set; ``str()`` is a table.
+    """Measurements of :func:`calibrate` and the windows that it set; ``str()`` is a table.
 
     Attributes:
-        layers: One entry a layer, in the model's order.
+        layers: One entry for each layer, in the model's order.
     """
 
     layers: tuple[CalibratedLayer, ...]
@@ -108,8 +77,7 @@ class CalibrationReport:
         )  # fmt: skip
         rows = [
             (
-                row.name, plus_minus(row.input_mean, row.input_std), f"{row.skewness:.2f}", f"{row.kurtosis:.2f}",
-                plus_minus(row.membrane_mean, row.membrane_std), plus_minus(row.predicted_mean, row.predicted_std),
+                row.name, row.input, f"{row.skewness:.2f}", f"{row.kurtosis:.2f}", row.membrane, row.predicted,
                 f"{row.rate:.4f}", f"{row.predicted_rate:.4f}",
                 "given" if row.window is None else f"[{row.window[0]:.3g}, {row.window[1]:.3g}]",
             )
@@ -119,33 +87,22 @@ class CalibrationReport:
         return "\n".join([text_table(header, rows), *([""] if notes else []), *notes])
 
 
-class _Recorder:
-    """Statistics of one layer."""
+class _Statistics(LayerStatistics):
+    """The same, channel by channel too where that is asked for, and the number of runs."""
 
     def __init__(self, per: str) -> None:
-        self.input, self.membrane = Moments(), Moments()
+        super().__init__()
         self.input_channels = Moments() if per == "channel" else None
         self.membrane_channels = Moments() if per == "channel" else None
         self.step_dims = 0
-        self.steps = 0
         self.runs = 0
-        self.spikes = 0
 
-    def add(self, seen: Observation, params: QIFParameters) -> None:
-        x_seq = effective_input(params, seen.x_seq.detach())
-        self.step_dims = x_seq.dim() - 1
-        self.steps += x_seq.shape[0]
-        self.spikes += int((seen.spike_seq != 0).sum().item())
-        for x, h in zip(x_seq, seen.h_seq.detach(), strict=True):
-            self.input.update(x.reshape(-1, 1))
-            self.membrane.update(h.reshape(-1, 1))
-            if self.input_channels is not None and self.membrane_channels is not None:
-                self.input_channels.update(_by_channel(x))
-                self.membrane_channels.update(_by_channel(h))
-
-    @property
-    def rate(self) -> float:
-        return self.spikes / self.input.n
+    def add_step(self, x: Tensor, h: Tensor) -> None:
+        super().add_step(x, h)
+        self.step_dims = x.dim()
+        if self.input_channels is not None and self.membrane_channels is not None:
+            self.input_channels.update(_by_channel(x))
+            self.membrane_channels.update(_by_channel(h))
 
     def streams(self) -> list[Moments]:
         return [s for s in (self.input, self.membrane, self.input_channels, self.membrane_channels) if s is not None]
@@ -204,13 +161,8 @@ def calibrate(
     check_steps(steps)
     inner = bare(model)
     layers = qif_layers(inner)
-    recorders = {name: _Recorder(per) for name in layers}
-
-    def see(seen: Seen) -> None:
-        for observation in seen.runs:
-            recorders[seen.name].add(observation, layers[seen.name].qif_parameters)
-
-    with preserved(inner), torch.no_grad(), watching(layers, see, membranes=True):
+    statistics = {name: _Statistics(per) for name in layers}
+    with measured(inner, layers, statistics), torch.no_grad():
         if callable(batches) and not isinstance(batches, nn.Module):
             count = 1
             batches(inner)
@@ -221,21 +173,21 @@ def calibrate(
                 count += 1
             if not count:
                 raise ValueError("there is no batch to calibrate on; an exhausted iterator has none either")
-    for recorder in recorders.values():
-        recorder.runs = count
+    for seen in statistics.values():
+        seen.runs = count
     if inner is not model and isinstance(model, nn.parallel.DistributedDataParallel):
-        _pool(list(recorders.values()))
-    if any(r.steps for r in recorders.values()) and not any(r.input.n for r in recorders.values()):
+        _pool(list(statistics.values()))
+    if any(s.steps for s in statistics.values()) and not any(s.input.n for s in statistics.values()):
         raise ValueError("every batch is empty: no neuron received a value. Pass one with at least one sample.")
-    return _set(layers, recorders, moments, tdbn_before(inner, layers))
+    return _set(layers, statistics, moments, on_input_scale(inner, layers))
 
 
 def _set(
-    layers: dict[str, QIFLayer], recorders: dict[str, _Recorder], moments: str, tdbn: dict[str, str]
+    layers: dict[str, QIFLayer], statistics: dict[str, _Statistics], moments: str, scales: dict[str, str]
 ) -> CalibrationReport:
     before = {name: layer.measured_moments for name, layer in layers.items()}
     try:
-        rows = [_set_layer(name, layer, recorders[name], moments, tdbn[name]) for name, layer in layers.items()]
+        rows = [_set_layer(name, layer, statistics[name], moments, scales[name]) for name, layer in layers.items()]
         for row in rows:
             if row.note:
                 warnings.warn(f"{row.name}: {row.note}", CalibrationWarning, stacklevel=3)
@@ -246,16 +198,17 @@ def _set(
     return CalibrationReport(tuple(rows))
 
 
-def _set_layer(name: str, layer: QIFLayer, seen: _Recorder, moments: str, tdbn: str) -> CalibratedLayer:
+def _set_layer(name: str, layer: QIFLayer, seen: _Statistics, moments: str, scale_input: str) -> CalibratedLayer:
     if not seen.input.n:
         note = "the batches did not reach it, or a subclass computes its own steps; its window is left as it was"
-        return CalibratedLayer(name, window=_window(layer), note=note)
-    mean, std = seen.input.mean.item(), seen.input.std.item()
+        return CalibratedLayer(name=name, window=_window(layer), note=note)
+    found = seen.moments()
+    mean, std = found["input_mean"], found["input_std"]
     if not (math.isfinite(mean) and math.isfinite(std)):
         raise ValueError(
             f"layer {name} received an input that is not finite; look for the NaN where the model runs before it"
         )
-    membrane = seen.membrane.mean.item(), seen.membrane.std.item()
+    membrane = found["membrane_mean"], found["membrane_std"]
     predicted, predicted_rate = (math.nan, math.nan), math.nan
     one_step = 0 < seen.steps <= seen.runs
     derived = derives(layer)
@@ -264,7 +217,7 @@ def _set_layer(name: str, layer: QIFLayer, seen: _Recorder, moments: str, tdbn: 
     notes = [ONE_STEP] if one_step else []
     problem, usable = "", by_membrane and membrane[1] > 0
     if not all(map(math.isfinite, membrane)):
-        problem = runaway(layer, *membrane).rstrip(".")
+        problem = on_runaway(layer, *membrane).rstrip(".")
     elif not std > 0:
         problem = "" if usable else f"its input is constantly {mean:g}"
     else:
@@ -276,12 +229,11 @@ def _set_layer(name: str, layer: QIFLayer, seen: _Recorder, moments: str, tdbn: 
         except MomentClosureError as error:
             problem = "" if usable else str(error)
     if not problem:
-        problem = _out_of_reach(layer, membrane, predicted, by_membrane, one_step, tdbn)
+        problem = _out_of_reach(layer, membrane, predicted, by_membrane, one_step, scale_input)
     changed = False
     if derived and not problem:
         try:
-            found, strays = _found(layer, seen, by_membrane)
-            layer.measured_moments = found
+            layer.measured_moments, strays = _found(layer, seen, by_membrane)
             changed = True
             if strays:
                 notes.append(f"in {strays} channels the threshold is out of reach: they have the moments of the layer")
@@ -290,12 +242,13 @@ def _set_layer(name: str, layer: QIFLayer, seen: _Recorder, moments: str, tdbn: 
     if problem:
         notes.append(f"{problem}; its window is left as it was")
     return CalibratedLayer(
-        name, seen.input.n, mean, std, seen.input.skewness.item(), seen.input.kurtosis.item(), *membrane, *predicted,
-        seen.rate, predicted_rate, _window(layer), changed, "; ".join(notes) if derived else "",
+        name=name, **found, samples=seen.input.n, skewness=seen.input.skewness.item(),
+        kurtosis=seen.input.kurtosis.item(), predicted_mean=predicted[0], predicted_std=predicted[1],
+        predicted_rate=predicted_rate, window=_window(layer), changed=changed, note="; ".join(notes) if derived else "",
     )  # fmt: skip
 
 
-def _found(layer: QIFLayer, seen: _Recorder, by_membrane: bool) -> tuple[dict[str, Tensor], int]:
+def _found(layer: QIFLayer, seen: _Statistics, by_membrane: bool) -> tuple[dict[str, Tensor], int]:
     """The moments to derive the window from, and how many channels got those of the layer for being out of reach."""
     kind, pooled, channels = "input", seen.input, seen.input_channels
     if by_membrane:
@@ -358,7 +311,7 @@ def _misfit(layer: QIFLayer, membrane: tuple[float, float], predicted: tuple[flo
 
 def _out_of_reach(
     layer: QIFLayer, membrane: tuple[float, float], predicted: tuple[float, float], by_membrane: bool, one_step: bool,
-    tdbn: str,
+    scale_input: str,
 ) -> str:  # fmt: skip
     """Why no window is fitted: the threshold is far from the membrane, measured, or as the window would assume it."""
     threshold = average(layer.qif_parameters.v_threshold)
@@ -371,8 +324,8 @@ def _out_of_reach(
         return "hardly a membrane came near the threshold"
     return (
         f"its threshold {threshold:.3g} is {farthest:.1f} deviations from the mean of its membrane, so that a window "
-        f"fitted to it would pass hardly any gradient. Bring the input to the threshold's scale first: {tdbn}, or take "
-        "another gain. Or keep a surrogate with tails (swap(model, window='keep')) until the layer spikes"
+        f"fitted to it would pass hardly any gradient. Bring the input to the threshold's scale first: {scale_input}, "
+        "or take another gain. Or keep a surrogate with tails (swap(model, window='keep')) until the layer spikes"
     )
 
 
@@ -388,16 +341,16 @@ def _by_channel(x: Tensor) -> Tensor:
     return x.unsqueeze(0) if x.dim() < 2 else x.movedim(1, -1).reshape(-1, x.shape[1])
 
 
-def _pool(recorders: list[_Recorder]) -> None:
+def _pool(statistics: list[_Statistics]) -> None:
     """Merge the statistics of all processes, in every process."""
-    mine = [([(s.n, s.sums) for s in r.streams()], (r.spikes, r.steps, r.runs)) for r in recorders]
+    mine = [([(s.n, s.sums) for s in r.streams()], (r.spikes, r.steps, r.runs)) for r in statistics]
     everyone: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(everyone, mine)
-    for index, recorder in enumerate(recorders):
+    for index, seen in enumerate(statistics):
         # All of it, so that every process decides alike.
         counts = [other[index][1] for other in everyone]
-        recorder.spikes, recorder.steps, recorder.runs = (sum(column) for column in zip(*counts, strict=True))
-        for position, stream in enumerate(recorder.streams()):
+        seen.spikes, seen.steps, seen.runs = (sum(column) for column in zip(*counts, strict=True))
+        for position, stream in enumerate(seen.streams()):
             stream.n, stream.sums = 0, None
             for other in everyone:
                 n, sums = other[index][0][position]

@@ -12,23 +12,14 @@ from torch import Tensor, nn
 
 from ..neuron.module import QIFLayer
 from ..neuron.moments import MomentClosureError
-from ..neuron.observe import Observation, Seen, watching
-from ..neuron.parameters import Number, QIFParameters
+from ..neuron.observe import Observation
+from ..neuron.parameters import Number
 from ..neuron.surrogate import FusedSurrogate
-from ..support.text import percent, plus_minus, text_table
-from .advice import advise
-from .running import (
-    Moments,
-    average,
-    bare,
-    check_steps,
-    effective_input,
-    input_of,
-    preserved,
-    qif_layers,
-    run_on,
-    tdbn_before,
-)
+from ..support.text import percent, text_table
+from .advice import advise, on_input_scale
+from .observing import LayerStatistics, MeasuredLayer, measured, qif_layers
+from .running import bare, check_steps, input_of, run_on
+from .statistics import average
 
 __all__ = ["HealthReport", "LayerHealth", "health"]
 
@@ -36,19 +27,11 @@ SATURATED_RATE = 0.95
 """A neuron that spikes in this share of its steps, or more, is saturated."""
 
 
-@dataclass(frozen=True)
-class LayerHealth:
-    """One layer on one batch.
+@dataclass(frozen=True, kw_only=True)
+class LayerHealth(MeasuredLayer):
+    """Measurements and advice of one layer on one batch; predicted is the membrane that its window assumes.
 
     Attributes:
-        name: The module's name in the model.
-        input_mean: Mean of g·x.
-        input_std: Standard deviation of g·x.
-        membrane_mean: Measured mean of the membrane before its reset.
-        membrane_std: Its measured standard deviation.
-        predicted_mean: Mean of the membrane that the layer's window assumes; NaN where the closure does not converge.
-        predicted_std: Standard deviation that the window assumes, likewise.
-        rate: Spikes per neuron-step.
         window_share: Share of neuron-steps whose membrane lies where the surrogate is not 0.
         gradient_share: Share of the gradient (sum of absolute values) that arrives at the spikes where the surrogate
             is not 0; NaN where no gradient arrives.
@@ -57,17 +40,9 @@ class LayerHealth:
         saturated: Share of neurons that spike in 95 % of their steps or more.
         rebound: Share of neuron-steps whose membrane lies so far below rest that the parabola is above the threshold
             again: the neuron spikes at the next step without further input.
-        advice: What to do, one sentence or more a problem; empty for a healthy layer.
+        advice: Causes that keep the layer from training, each with its cure; empty for a healthy layer.
     """
 
-    name: str
-    input_mean: float = math.nan
-    input_std: float = math.nan
-    membrane_mean: float = math.nan
-    membrane_std: float = math.nan
-    predicted_mean: float = math.nan
-    predicted_std: float = math.nan
-    rate: float = math.nan
     window_share: float = math.nan
     gradient_share: float = math.nan
     gradient: float = math.nan
@@ -79,10 +54,10 @@ class LayerHealth:
 
 @dataclass(frozen=True)
 class HealthReport:
-    """What :func:`health` found; ``str()`` is a table with advice below it.
+    """Measurements and advice of :func:`health`; ``str()`` is a table with the advice below it.
 
     Attributes:
-        layers: One entry a layer, in the model's order.
+        layers: One entry for each layer, in the model's order.
     """
 
     layers: tuple[LayerHealth, ...]
@@ -93,7 +68,7 @@ class HealthReport:
         return not any(row.advice for row in self.layers)
 
     def rows(self) -> list[dict[str, Any]]:
-        """The layers as dictionaries, for a data frame or a log."""
+        """Return the layers as dictionaries, for a data frame or a log."""
         return [{field.name: getattr(row, field.name) for field in fields(row)} for row in self.layers]
 
     def __str__(self) -> str:
@@ -102,8 +77,7 @@ class HealthReport:
         )  # fmt: skip
         rows = [
             (
-                row.name, plus_minus(row.input_mean, row.input_std), plus_minus(row.membrane_mean, row.membrane_std),
-                plus_minus(row.predicted_mean, row.predicted_std), f"{row.rate:.4f}", percent(row.window_share),
+                row.name, row.input, row.membrane, row.predicted, f"{row.rate:.4f}", percent(row.window_share),
                 percent(row.gradient_share), percent(row.silent), percent(row.saturated),
             )
             for row in self.layers
@@ -112,39 +86,36 @@ class HealthReport:
         return "\n".join([text_table(header, rows), "", *(advice or ["Nothing stands out."])])
 
 
-class _Recorder:
-    """Statistics of one layer, and the spikes whose gradient is wanted."""
+class _Statistics(LayerStatistics):
+    """The same with what the spikes of each neuron, the window and the rebound need; keeps spikes for the gradient."""
 
     def __init__(self) -> None:
-        self.input, self.membrane = Moments(), Moments()
+        super().__init__()
         self.counts: Tensor | None = None
-        self.steps = 0
-        self.time_steps = 0
-        self.open = 0
-        self.rebound = 0
-        self.spikes: list[Tensor] = []
+        self.neuron_steps = 0
+        self.inside_window = self.rebounds = 0
+        self.spike_seqs: list[Tensor] = []
         self.inside: list[Tensor] = []
 
-    def add(self, seen: Observation, params: QIFParameters, surrogate: Any) -> None:
-        h, spikes = seen.h_seq.detach(), seen.spike_seq
-        self.time_steps += h.shape[0]
-        self.input.update(effective_input(params, seen.x_seq.detach()).reshape(-1, 1))
-        self.membrane.update(h.reshape(-1, 1))
-        per_neuron = (spikes.detach() != 0).sum(0, dtype=torch.float64)
+    def add(self, seen: Observation) -> None:
+        super().add(seen)
+        h, params = seen.h_seq.detach(), seen.params
+        per_neuron = (seen.spike_seq.detach() != 0).sum(0, dtype=torch.float64)
         batched = per_neuron.dim() > 1
         counts = (per_neuron.sum(0) if batched else per_neuron).cpu()
         if self.counts is None or self.counts.shape != counts.shape:
-            self.counts, self.steps = torch.zeros_like(counts), 0
+            self.counts, self.neuron_steps = torch.zeros_like(counts), 0
         self.counts += counts
-        self.steps += h.shape[0] * (h.shape[1] if batched else 1)
-        inside = _derivative(surrogate, h, params.v_threshold) != 0
-        self.open += int(inside.sum().item())
-        self.rebound += int(((h < (params.u1 + params.u2) / 2) & (params.map(h) >= params.v_threshold)).sum().item())
-        self.spikes.append(spikes)
+        self.neuron_steps += h.shape[0] * (h.shape[1] if batched else 1)
+        inside = _derivative(seen.surrogate, h, params.v_threshold) != 0
+        self.inside_window += int(inside.sum().item())
+        below_vertex = h < (params.u1 + params.u2) / 2
+        self.rebounds += int((below_vertex & (params.map(h) >= params.v_threshold)).sum().item())
+        self.spike_seqs.append(seen.spike_seq)
         self.inside.append(inside)
 
-    def finish(self, grads: list[Tensor | None]) -> tuple[float, float]:
-        """Share of the gradient that passes, and the mean absolute gradient; NaN and it where it is not finite."""
+    def gradient(self, grads: list[Tensor | None]) -> tuple[float, float]:
+        """Share of the gradient that passes, NaN where none arrives or it is not finite; mean absolute gradient."""
         arrived = [
             (g.detach().abs().double(), inside) for g, inside in zip(grads, self.inside, strict=True) if g is not None
         ]
@@ -177,36 +148,31 @@ def health(
             output is the list of the outputs. Default: a fixed random direction in the output, which
             shows how much gradient the layers let through without saying where it should point.
         steps: How often to call the model on the batch, without a reset in between; for models that take one time
-            step a call. Default 1. A layer that saw a single step is told so, and gets no advice on a membrane that
-            had no time to leave rest.
+            step a call. Default 1. The advice on a layer that ran a single step says so, and nothing of a membrane
+            that had no time to leave rest.
 
     Returns:
-        A row a layer with advice; ``str()`` is a table.
+        A row for each layer, with advice; ``str()`` is a table.
 
     Raises:
         ValueError: No QIF layer, an empty batch, or an output without gradient for the loss.
-        TypeError: ``batch`` is something else, such as a DataLoader, the model takes more than one input, or ``loss``
-            something else than the output and the target. Other errors of the loss keep their kind. All say with
-            what it was called.
+        TypeError: ``batch`` is something else, such as a DataLoader; the model takes more than one input; or ``loss``
+            does not take the output and the target. Other errors of the loss keep their kind, and say what the loss
+            was called with.
     """
     check_steps(steps)
     inner = bare(model)
     layers = qif_layers(inner)
-    recorders = {name: _Recorder() for name in layers}
-
-    def see(seen: Seen) -> None:
-        for observation in seen.runs:
-            recorders[seen.name].add(observation, layers[seen.name].qif_parameters, observation.surrogate)
-
-    with preserved(inner), torch.enable_grad(), watching(layers, see, membranes=True):
+    statistics = {name: _Statistics() for name in layers}
+    with measured(inner, layers, statistics), torch.enable_grad():
         output, target = _run(inner, batch, steps)
-        if any(r.time_steps for r in recorders.values()) and not any(r.input.n for r in recorders.values()):
+        if any(s.steps for s in statistics.values()) and not any(s.input.n for s in statistics.values()):
             raise ValueError("the batch is empty: no neuron received a value. Pass one with at least one sample.")
         value = _direction(output) if loss is None else _loss(loss, output, target, steps)
-        gradients = _gradients(recorders, value)
-    tdbn = tdbn_before(inner, layers)
+        gradients = _gradients(statistics, value)
+    scales = on_input_scale(inner, layers)
     return HealthReport(
-        tuple(_row(name, layers[name], recorders[name], gradients[name], tdbn[name]) for name in layers)
+        tuple(_row(name, layers[name], statistics[name], gradients[name], scales[name]) for name in layers)
     )
 
 
@@ -255,16 +221,16 @@ def _described(value: Any) -> str:
     return "None" if value is None else f"a {type(value).__name__}"
 
 
-def _gradients(recorders: dict[str, _Recorder], value: Any) -> dict[str, list[Tensor | None]]:
+def _gradients(statistics: dict[str, _Statistics], value: Any) -> dict[str, list[Tensor | None]]:
     if not isinstance(value, Tensor) or not value.requires_grad:
         raise ValueError(
             "the loss carries no gradient: the model ran under no_grad, or its output does not depend on anything "
             "that has one"
         )
-    spikes = [spike for recorder in recorders.values() for spike in recorder.spikes if spike.requires_grad]
+    spikes = [spike for seen in statistics.values() for spike in seen.spike_seqs if spike.requires_grad]
     found = torch.autograd.grad(value.sum(), spikes, allow_unused=True) if spikes else ()
     by_spike = {id(spike): grad for spike, grad in zip(spikes, found, strict=True)}
-    return {name: [by_spike.get(id(spike)) for spike in recorder.spikes] for name, recorder in recorders.items()}
+    return {name: [by_spike.get(id(spike)) for spike in seen.spike_seqs] for name, seen in statistics.items()}
 
 
 def _direction(output: Any) -> Tensor:
@@ -305,30 +271,20 @@ def _derivative(surrogate: Any, h: Tensor, v_threshold: Number) -> Tensor:
         return torch.autograd.grad(spike.sum(), x)[0]
 
 
-def _row(name: str, layer: QIFLayer, seen: _Recorder, grads: list[Tensor | None], tdbn: str) -> LayerHealth:
+def _row(name: str, layer: QIFLayer, seen: _Statistics, grads: list[Tensor | None], scale_input: str) -> LayerHealth:
     if not seen.input.n or seen.counts is None:
         advice = ("the batch did not reach it, or a subclass computes its own steps: nothing was measured.",)
-        return LayerHealth(name, advice=advice)
-    gradient_share, gradient = seen.finish(grads)
+        return LayerHealth(name=name, advice=advice)
+    gradient_share, gradient = seen.gradient(grads)
     try:
         predicted = tuple(average(moment) for moment in layer.window_moments())
     except MomentClosureError:
         predicted = (math.nan, math.nan)
-    rates = seen.counts / seen.steps
     row = LayerHealth(
-        name,
-        seen.input.mean.item(),
-        seen.input.std.item(),
-        seen.membrane.mean.item(),
-        seen.membrane.std.item(),
-        predicted[0],
-        predicted[1],
-        seen.counts.sum().item() / seen.input.n,
-        seen.open / seen.input.n,
-        gradient_share,
-        gradient,
-        (seen.counts == 0).double().mean().item(),
-        (rates >= SATURATED_RATE).double().mean().item(),
-        seen.rebound / seen.input.n,
-    )
-    return replace(row, advice=advise(row, layer, tdbn, one_step=seen.time_steps == 1))
+        name=name, **seen.moments(), predicted_mean=predicted[0], predicted_std=predicted[1],
+        window_share=seen.inside_window / seen.input.n, gradient_share=gradient_share, gradient=gradient,
+        silent=(seen.counts == 0).double().mean().item(),
+        saturated=(seen.counts / seen.neuron_steps >= SATURATED_RATE).double().mean().item(),
+        rebound=seen.rebounds / seen.input.n,
+    )  # fmt: skip
+    return replace(row, advice=advise(row, layer, scale_input, one_step=seen.steps == 1))

@@ -263,7 +263,7 @@ def test_op_counter(x, v_reset, step_mode):
     """A QIF neuron costs what it would as one of the host's nodes, and more than LIF by what ``qif energy`` says."""
     from spikingjelly.activation_based import op_counter
 
-    from qif_plugins.diagnostics.energy.counting import Costs
+    from qif_plugins.diagnostics.energy.costs import Costs
 
     def count(node):
         counters = [
@@ -397,7 +397,7 @@ def test_neuromc(x):
     """The estimator's update of a neuron plus what ``qif energy`` says that QIF adds; backward, its slope."""
     from spikingjelly.activation_based import op_counter
 
-    from qif_plugins.diagnostics.energy.counting import Costs
+    from qif_plugins.diagnostics.energy.costs import Costs
 
     def estimate(make):
         torch.manual_seed(0)

@@ -14,7 +14,7 @@ from torch import nn
 import qif_plugins
 from qif_plugins import MomentClosureError, QIFParameters, Window, calibrate, membrane_moments, qif_multi_step
 from qif_plugins.diagnostics.calibration import CalibrationWarning
-from qif_plugins.diagnostics.running import Moments
+from qif_plugins.diagnostics.statistics import Moments
 from qif_plugins.neuron.module import QIFLayer
 
 HOSTS = pytest.mark.parametrize("host", MODELS)

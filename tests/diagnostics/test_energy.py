@@ -13,14 +13,8 @@ from measured_models import MODELS
 from torch import nn
 
 from qif_plugins.cli import main
-from qif_plugins.diagnostics.energy.counting import (
-    LIF_UPDATES,
-    MEMORIES,
-    Costs,
-    Energy,
-    count_operations,
-    memory_traffic,
-)
+from qif_plugins.diagnostics.energy.costs import LIF_UPDATES, MEMORIES, Costs, Energy, memory_traffic
+from qif_plugins.diagnostics.energy.counting import count_operations
 from qif_plugins.diagnostics.energy.rates import StepCount, count_at_rate
 
 independent = pytest.mark.host_independent

@@ -9,7 +9,7 @@ from statistics import fmean, mean, median, stdev
 
 import pytest
 
-from qif_plugins.diagnostics.energy.counting import Costs, Energy
+from qif_plugins.diagnostics.energy.costs import Costs, Energy
 from qif_plugins.diagnostics.energy.rates import StepCount
 
 pytestmark = pytest.mark.host_independent

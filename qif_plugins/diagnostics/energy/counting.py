@@ -1,20 +1,10 @@
-"""Operations and energy of a spiking network, counted on what really flows through it.
-
-Per inference and in the arithmetic alone::
-
-    E = MACs · E_MAC + SynOps · E_AC + neuron-steps · E_update
-    E_update(LIF) = 1 multiplication + 2 additions: h = β v + x, and the comparison with the threshold
-    E_update(QIF) = E_update(LIF) + 1 multiplication + 1 addition
+"""Count the operations of a spiking network on what really flows through it.
 
 - A *SynOp* is one spike arriving at one target: every spike counts as often as it is used, at the borders of a
   convolution less often than inside.
 - *MACs* are counted where a layer's input is not binary, decided by looking at its values, call by call: the input
   layer of images, and layers behind an average pooling. As usual they include the multiplications with padding.
 - A *neuron-step* is one neuron updated once.
-
-Default energies are those of 45 nm CMOS at 32 bit floating point: M. Horowitz, *Computing's energy problem (and what we
-can do about it)*, ISSCC 2014, doi 10.1109/ISSCC.2014.6757323. Left out are biases and normalizations (folded into
-weights), pooling, additions of branches and, unless asked for by :func:`memory_traffic`, all movement of data.
 """
 
 from __future__ import annotations
@@ -23,7 +13,7 @@ import contextlib
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,75 +24,14 @@ from torch.overrides import TorchFunctionMode
 from ...convert.find import neurons
 from ...convert.hosts import loaded_hosts
 from ...neuron.observe import Seen, watching
-from ...support.names import unknown
 from ..running import Batches, bare, batches_of, check_steps, preserved, run
 
-__all__ = [
-    "LIF_UPDATES",
-    "MEMORIES",
-    "Costs",
-    "Energy",
-    "LayerCount",
-    "NeuronCount",
-    "Operations",
-    "Traffic",
-    "count_operations",
-    "memory_traffic",
-]
-
-LIF_UPDATES = {"none": (0, 0), "charge": (1, 1), "compare": (1, 2)}
-"""What a LIF update is taken to be: multiplications and additions. ``"charge"`` is h = β v + x, ``"compare"`` counts
-the comparison with the threshold too, as an addition; a reset to a constant is a selection and costs nothing."""
-
-MEMORIES = {"8 KB SRAM": 5.0, "32 KB SRAM": 10.0, "1 MB SRAM": 50.0, "DRAM": 650.0}
-"""pJ for one access to 32 bits. Horowitz gives 10, 20 and 100 pJ for 64 bits of caches of these sizes and 1.3 to
-2.6 nJ for DRAM: halved, and of DRAM the lower one."""
-
-
-@dataclass(frozen=True)
-class Costs:
-    """Energies of the operations in pJ.
-
-    Attributes:
-        mac: A multiply-accumulate. Default 4.6.
-        ac: An accumulate. Default 0.9.
-        mult: A multiplication. Default 3.7.
-        add: An addition. Default 0.9.
-        lif_update: What a LIF update consists of, of :data:`LIF_UPDATES`. Default ``"compare"``.
-
-    Raises:
-        ValueError: An energy that is negative or not finite, or an unknown update.
-    """
-
-    mac: float = 4.6
-    ac: float = 0.9
-    mult: float = 3.7
-    add: float = 0.9
-    lif_update: str = "compare"
-
-    def __post_init__(self) -> None:
-        for field in fields(self)[:-1]:
-            value = getattr(self, field.name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"the energy of {field.name} must be finite and not negative, got {value} pJ")
-        if self.lif_update not in LIF_UPDATES:
-            raise ValueError(unknown("lif_update", self.lif_update, LIF_UPDATES))
-
-    @property
-    def lif(self) -> float:
-        """pJ of a neuron-step of LIF."""
-        mults, adds = LIF_UPDATES[self.lif_update]
-        return mults * self.mult + adds * self.add
-
-    @property
-    def qif_extra(self) -> float:
-        """pJ that a neuron-step of QIF costs more: f(v) = (a v + b) v where LIF has β v."""
-        return self.mult + self.add
+__all__ = ["LayerCount", "NeuronCount", "Operations", "count_operations"]
 
 
 @dataclass(frozen=True)
 class LayerCount:
-    """What the weights of one module did.
+    """Operations of the weights of one module.
 
     Attributes:
         name: The module's name.
@@ -123,7 +52,7 @@ class LayerCount:
 
 @dataclass(frozen=True)
 class NeuronCount:
-    """What one layer of neurons did.
+    """Steps and spikes of one layer of neurons.
 
     Attributes:
         name: The module's name.
@@ -140,7 +69,7 @@ class NeuronCount:
 
 @dataclass(frozen=True)
 class Operations:
-    """Totals over everything that ran, and their parts.
+    """Operations of everything that ran, part by part and in total.
 
     Attributes:
         layers: The modules with weights, in the order in which they first ran.
@@ -157,7 +86,7 @@ class Operations:
 
     @property
     def input_macs(self) -> int:
-        """Those of the layer that ran first."""
+        """Multiply-accumulates of the layer that ran first."""
         return self.layers[0].macs if self.layers else 0
 
     @property
@@ -172,7 +101,7 @@ class Operations:
 
     @property
     def padded(self) -> int:
-        """Connections, with those to padding."""
+        """Connections with those to padding."""
         return sum(layer.padded for layer in self.layers)
 
     @property
@@ -194,49 +123,6 @@ class Operations:
     def synaptic_rate(self) -> float:
         """SynOps per connection: the firing rate weighted by the fan-out of the neurons, which sets the energy."""
         return self.synops / self.connections if self.connections else 0.0
-
-
-@dataclass(frozen=True)
-class Energy:
-    """Arithmetic energy in pJ, part by part.
-
-    Attributes:
-        macs: Multiply-accumulates.
-        synops: Accumulates of spikes.
-        lif: Neuron updates, were every neuron LIF.
-        qif_extra: What they cost more, were every neuron QIF.
-    """
-
-    macs: float
-    synops: float
-    lif: float
-    qif_extra: float
-
-    @classmethod
-    def of(cls, macs: float, synops: float, neuron_steps: float, costs: Costs) -> Energy:
-        """The energy of these many operations."""
-        return cls(macs * costs.mac, synops * costs.ac, neuron_steps * costs.lif, neuron_steps * costs.qif_extra)
-
-    def scaled(self, factor: float) -> Energy:
-        """Every part times ``factor``."""
-        return Energy(*(factor * part for part in (self.macs, self.synops, self.lif, self.qif_extra)))
-
-    @property
-    def total_lif(self) -> float:
-        """All of it with LIF."""
-        return self.macs + self.synops + self.lif
-
-    @property
-    def total_qif(self) -> float:
-        """All of it with QIF."""
-        return self.total_lif + self.qif_extra
-
-    @property
-    def overhead(self) -> float:
-        """What QIF adds, as a fraction of the energy with LIF; NaN where nothing costs anything."""
-        if not self.total_lif:
-            return math.inf if self.qif_extra else math.nan
-        return self.qif_extra / self.total_lif
 
 
 def count_operations(model: nn.Module, batches: Batches, steps: int = 1) -> Operations:
@@ -304,46 +190,12 @@ def count_operations(model: nn.Module, batches: Batches, steps: int = 1) -> Oper
     )
 
 
-@dataclass(frozen=True)
-class Traffic:
-    """32-bit words that move.
-
-    Attributes:
-        weights: Weights read.
-        sums: Input sums of neurons read and written.
-        membranes: Membranes read and written, the same for LIF and QIF, whose parameters are constants.
-    """
-
-    weights: float
-    sums: float
-    membranes: float
-
-    def energy(self, access: float) -> float:
-        """pJ, at ``access`` pJ a word."""
-        return access * (self.weights + self.sums + self.membranes)
-
-
-def memory_traffic(used: float, weights: float, neuron_steps: float, reuse: bool) -> Traffic:
-    """Words to and from memory, at one end or the other of what hardware may do.
-
-    Args:
-        used: SynOps and MACs.
-        weights: Weights, times the time steps in which they are used.
-        neuron_steps: Neuron updates.
-        reuse: ``False``: event by event, each SynOp and MAC reads its weight, and reads and writes its target's sum.
-            ``True``: each weight is read once a time step, and sums stay in registers. Either way a neuron-step reads
-            and writes the membrane.
-    """
-    membranes = 2 * neuron_steps
-    return Traffic(weights, 0, membranes) if reuse else Traffic(used, 2 * used, membranes)
-
-
 # -- hooks ------------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def _running(module: nn.Module, name: str, stack: list[str]) -> Iterator[None]:
-    """While the module runs, its name is the last of ``stack``."""
+    """Keep the module's name at the end of ``stack`` while it runs."""
     handles = [
         module.register_forward_pre_hook(lambda *_: stack.append(name)),
         module.register_forward_hook(lambda *_: (stack.pop(), None)[1]),
@@ -442,7 +294,7 @@ def _binary(x: Tensor) -> bool:
 def _fan_outs(
     given: dict[str, Any], inputs: Sequence[int], outputs: Sequence[int], kernel: Sequence[int], transposed: bool
 ) -> list[Tensor]:
-    """For each spatial dimension, how many pairs of kernel and output position use each input position."""
+    """Count for each spatial dimension the pairs of kernel and output position that use each input position."""
     dims = len(kernel)
     stride = _per_dimension(given.get("stride", 1), dims)
     dilation = _per_dimension(given.get("dilation", 1), dims)

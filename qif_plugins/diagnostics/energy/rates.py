@@ -1,4 +1,4 @@
-"""The overhead of QIF over LIF as a function of the firing rate: in closed form, and at neurons held at a rate."""
+"""Overhead of QIF over LIF as a function of the firing rate: in closed form, and with neurons held at a rate."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from torch import Tensor, nn
 
 from ...convert.find import neurons
 from ...convert.hosts import loaded_hosts
-from .counting import Costs, Energy, Operations, Traffic, count_operations, memory_traffic
+from .costs import Costs, Energy, Traffic, memory_traffic
+from .counting import Operations, count_operations
 
 __all__ = ["StepCount", "count_at_rate", "held_at_rate"]
+
+_BISECTIONS = 12
 
 
 @dataclass(frozen=True)
 class StepCount:
-    """One sample over one time step, in expectation: what energy as a function of the firing rate needs.
+    """Operations of one sample in one time step, from which the energy at any firing rate follows.
 
     Attributes:
         connections: SynOps if every neuron spiked.
@@ -39,7 +42,7 @@ class StepCount:
 
     @classmethod
     def of(cls, operations: Operations) -> StepCount:
-        """From the counts of one sample over one time step.
+        """Take the counts of one sample over one time step.
 
         Raises:
             ValueError: No layer received spikes, so nothing depends on a rate.
@@ -56,11 +59,11 @@ class StepCount:
         )
 
     def with_padding(self) -> StepCount:
-        """As papers count that multiply a layer's FLOPs by the firing rate: spikes at borders as those inside."""
+        """Count spikes at borders as those inside, as papers do that multiply a layer's FLOPs by the firing rate."""
         return replace(self, connections=self.padded)
 
     def energy(self, rate: float, costs: Costs, once_in: int = 1) -> Energy:
-        """Of a time step at a firing rate.
+        """Compute the energy of a time step at a firing rate.
 
         Args:
             rate: Spikes per neuron-step, weighted by fan-out.
@@ -72,16 +75,16 @@ class StepCount:
         return Energy.of(macs, self.connections * rate, self.neurons, costs)
 
     def traffic(self, rate: float, reuse: bool) -> Traffic:
-        """Words moved in a time step at a firing rate, see :func:`~.counting.memory_traffic`."""
+        """Count the words moved in a time step at a firing rate, see :func:`~.costs.memory_traffic`."""
         used = self.connections * rate + self.input_macs + self.other_macs
         return memory_traffic(used, self.weights, self.neurons, reuse)
 
     def break_even(self, costs: Costs) -> float:
-        """By how many spikes per connection less a QIF network fires that costs what a LIF network does."""
+        """Compute how many spikes per connection fewer a QIF network must fire to cost what a LIF network does."""
         return self.energy(0.0, costs).qif_extra / (self.connections * costs.ac)
 
     def rate_at(self, overhead: float, costs: Costs, once_in: int = 1) -> float:
-        """The firing rate at which QIF costs the fraction ``overhead`` more; negative if it costs less at any.
+        """Compute the firing rate at which QIF costs the fraction ``overhead`` more; negative if it costs less at any.
 
         Raises:
             ZeroDivisionError: SynOps cost nothing, so the rate does not matter.
@@ -120,7 +123,7 @@ def count_at_rate(model: nn.Module, shape: Sequence[int], steps: int, rate: floa
 
 @contextlib.contextmanager
 def held_at_rate(model: nn.Module, rate: float) -> Iterator[None]:
-    """Inside, every layer of neurons receives its input shifted by a constant that makes it fire at ``rate``.
+    """Shift the input of every layer of neurons by a constant that makes it fire at ``rate``, inside the block.
 
     The constant is found anew at each call, from a reset state, by bisection of the input's mean between -2 θ and 3 θ.
 
@@ -151,6 +154,3 @@ def held_at_rate(model: nn.Module, rate: float) -> Iterator[None]:
         for site in neurons(model, loaded_hosts()):
             stack.callback(site.module.register_forward_pre_hook(shift).remove)
         yield
-
-
-_BISECTIONS = 12

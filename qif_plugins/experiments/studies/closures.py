@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...diagnostics.running import Moments, effective_input, preserved, qif_layers
+from ...diagnostics.observing import LayerStatistics, measured, qif_layers
 from ...neuron.moments import CLOSURES, MomentClosureError, firing_rate, membrane_moments
-from ...neuron.observe import Seen, watching
+from ...neuron.observe import Observation
 from ...neuron.parameters import QIFParameters
 from ...support.text import mean_pm
 from ..figures import COLOURS, figure
@@ -63,39 +63,39 @@ def run(setting: Setting) -> Result:
     return {"accuracy": result["accuracy"], "epochs": epochs}
 
 
+class _Statistics(LayerStatistics):
+    """The same with the correlation of the input between successive steps."""
+
+    correlation = math.nan
+
+    def add(self, seen: Observation) -> None:
+        super().add(seen)
+        pairs = torch.stack([seen.x_seq[:-1].flatten(), seen.x_seq[1:].flatten()])
+        self.correlation = torch.corrcoef(pairs)[0, 1].item()
+
+
 def measure(model: nn.Module, x: Tensor, steps: int) -> list[dict[str, Any]]:
-    """Moments of input and membrane and the rate of every QIF layer, in order, as training sees them.
+    """Measure input, membrane and firing rate of every QIF layer, as training sees them.
 
     The model runs in training mode, normalized by these samples, and is left as it was.
 
     Returns:
-        A row a layer: ``input_mean`` and ``input_std`` of g·x, ``input_correlation`` between successive steps,
-        ``mean`` and ``std`` of the membrane before its reset, ``rate`` in spikes a neuron-step.
+        A row for each layer, in order: ``input_mean`` and ``input_std`` of g·x, ``input_correlation`` between
+        successive steps, ``mean`` and ``std`` of the membrane before its reset, ``rate`` in spikes per neuron-step.
     """
-    rows: dict[str, dict[str, Any]] = {}
     layers = qif_layers(model)
-
-    def see(seen: Seen) -> None:
-        [run] = seen.runs
-        drive, membrane = Moments(), Moments()
-        x_seq = effective_input(run.params, run.x_seq)
-        drive.update(x_seq.reshape(-1, 1))
-        membrane.update(run.h_seq.reshape(-1, 1))
-        pairs = torch.stack([x_seq[:-1].flatten(), x_seq[1:].flatten()])
-        rows[seen.name] = {
-            "layer": seen.name,
-            "input_mean": drive.mean.item(),
-            "input_std": drive.std.item(),
-            "input_correlation": torch.corrcoef(pairs)[0, 1].item(),
-            "mean": membrane.mean.item(),
-            "std": membrane.std.item(),
-            "rate": run.spike_seq.mean().item(),
-        }
-
-    with preserved(model), torch.no_grad(), watching(layers, see, membranes=True):
+    statistics = {name: _Statistics() for name in layers}
+    with measured(model, layers, statistics), torch.no_grad():
         model.train()
         outputs(model, x, steps)
-    return list(rows.values())
+    return [
+        {
+            "layer": name, "input_mean": seen.input.mean.item(), "input_std": seen.input.std.item(),
+            "input_correlation": seen.correlation, "mean": seen.membrane.mean.item(), "std": seen.membrane.std.item(),
+            "rate": seen.spikes / seen.input.n,
+        }
+        for name, seen in statistics.items()
+    ]  # fmt: skip
 
 
 def predict(threshold: float, input_mean: float, input_std: float, closure: str) -> tuple[float, float, float] | None:

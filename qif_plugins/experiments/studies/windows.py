@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...diagnostics.spiking import spiking_layers
+from ...diagnostics.observing import spiking_layers
 from ...support.text import mean_pm
 from ..figures import COLOURS, figure
 from .mismatch import agreement, score_gradients, surrogate_gradients

@@ -1,0 +1,149 @@
+"""Energy and memory traffic of spiking networks, from counts of operations.
+
+Per inference and in the arithmetic alone::
+
+    E = MACs · E_MAC + SynOps · E_AC + neuron-steps · E_update
+    E_update(LIF) = 1 multiplication + 2 additions: h = β v + x, and the comparison with the threshold
+    E_update(QIF) = E_update(LIF) + 1 multiplication + 1 addition
+
+A MAC is a multiply-accumulate, a SynOp one spike arriving at one target, a neuron-step one neuron updated once; how
+they are counted, see :mod:`.counting`. Default energies are those of 45 nm CMOS at 32 bit floating point: M. Horowitz,
+*Computing's energy problem (and what we can do about it)*, ISSCC 2014, doi 10.1109/ISSCC.2014.6757323. Left out are
+biases and normalizations (folded into weights), pooling, additions of branches and, unless asked for by
+:func:`memory_traffic`, all movement of data.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+from ...support.names import unknown
+
+__all__ = ["LIF_UPDATES", "MEMORIES", "Costs", "Energy", "Traffic", "memory_traffic"]
+
+LIF_UPDATES = {"none": (0, 0), "charge": (1, 1), "compare": (1, 2)}
+"""Multiplications and additions that a LIF update is taken to be. ``"charge"`` is h = β v + x, ``"compare"`` counts
+the comparison with the threshold too, as an addition; a reset to a constant is a selection and costs nothing."""
+
+MEMORIES = {"8 KB SRAM": 5.0, "32 KB SRAM": 10.0, "1 MB SRAM": 50.0, "DRAM": 650.0}
+"""pJ for one access to 32 bits. Horowitz gives 10, 20 and 100 pJ for 64 bits of caches of these sizes and 1.3 to
+2.6 nJ for DRAM: halved, and of DRAM the lower one."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Energies of the operations in pJ.
+
+    Attributes:
+        mac: A multiply-accumulate. Default 4.6.
+        ac: An accumulate. Default 0.9.
+        mult: A multiplication. Default 3.7.
+        add: An addition. Default 0.9.
+        lif_update: What a LIF update consists of, of :data:`LIF_UPDATES`. Default ``"compare"``.
+
+    Raises:
+        ValueError: An energy that is negative or not finite, or an unknown update.
+    """
+
+    mac: float = 4.6
+    ac: float = 0.9
+    mult: float = 3.7
+    add: float = 0.9
+    lif_update: str = "compare"
+
+    def __post_init__(self) -> None:
+        for field in fields(self)[:-1]:
+            value = getattr(self, field.name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"the energy of {field.name} must be finite and not negative, got {value} pJ")
+        if self.lif_update not in LIF_UPDATES:
+            raise ValueError(unknown("lif_update", self.lif_update, LIF_UPDATES))
+
+    @property
+    def lif(self) -> float:
+        """pJ of a neuron-step of LIF."""
+        mults, adds = LIF_UPDATES[self.lif_update]
+        return mults * self.mult + adds * self.add
+
+    @property
+    def qif_extra(self) -> float:
+        """pJ that a neuron-step of QIF costs in addition: f(v) = (a v + b) v where LIF has β v."""
+        return self.mult + self.add
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Arithmetic energy in pJ, part by part.
+
+    Attributes:
+        macs: Multiply-accumulates.
+        synops: Accumulates of spikes.
+        lif: Neuron updates, were every neuron LIF.
+        qif_extra: Energy that the updates need in addition, were every neuron QIF.
+    """
+
+    macs: float
+    synops: float
+    lif: float
+    qif_extra: float
+
+    @classmethod
+    def of(cls, macs: float, synops: float, neuron_steps: float, costs: Costs) -> Energy:
+        """Compute the energy of so many operations."""
+        return cls(macs * costs.mac, synops * costs.ac, neuron_steps * costs.lif, neuron_steps * costs.qif_extra)
+
+    def scaled(self, factor: float) -> Energy:
+        """Multiply every part by ``factor``."""
+        return Energy(*(factor * part for part in (self.macs, self.synops, self.lif, self.qif_extra)))
+
+    @property
+    def total_lif(self) -> float:
+        """The whole energy with LIF."""
+        return self.macs + self.synops + self.lif
+
+    @property
+    def total_qif(self) -> float:
+        """The whole energy with QIF."""
+        return self.total_lif + self.qif_extra
+
+    @property
+    def overhead(self) -> float:
+        """Energy that QIF adds, as a fraction of that with LIF; NaN where nothing costs anything."""
+        if not self.total_lif:
+            return math.inf if self.qif_extra else math.nan
+        return self.qif_extra / self.total_lif
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """32-bit words that move to and from memory.
+
+    Attributes:
+        weights: Weights read.
+        sums: Input sums of neurons read and written.
+        membranes: Membranes read and written, the same for LIF and QIF, whose parameters are constants.
+    """
+
+    weights: float
+    sums: float
+    membranes: float
+
+    def energy(self, access: float) -> float:
+        """Compute the energy in pJ, at ``access`` pJ for each word."""
+        return access * (self.weights + self.sums + self.membranes)
+
+
+def memory_traffic(used: float, weights: float, neuron_steps: float, reuse: bool) -> Traffic:
+    """Count the words that move to and from memory, at either end of what hardware may do.
+
+    Args:
+        used: SynOps and MACs.
+        weights: Weights, times the time steps in which they are used.
+        neuron_steps: Neuron updates.
+        reuse: ``False``: event by event, each SynOp and MAC reads its weight, and reads and writes its target's sum.
+            ``True``: each weight is read once a time step, and sums stay in registers. Either way a neuron-step reads
+            and writes the membrane.
+    """
+    membranes = 2 * neuron_steps
+    return Traffic(weights, 0, membranes) if reuse else Traffic(used, 2 * used, membranes)
