@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .neuron.functional import available_backends, qif_multi_step, qif_step
 from .neuron.moments import MomentClosureError, firing_rate, membrane_moments
 from .neuron.parameters import QIFParameters
-from .neuron.surrogate import ATan, FastSigmoid, Sigmoid, Window
+from .neuron.surrogate import ATan, FastSigmoid, Gaussian, Sigmoid, Window
 
 if TYPE_CHECKING:
     from .convert import swap
@@ -23,6 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ATan",
     "FastSigmoid",
+    "Gaussian",
     "MomentClosureError",
     "QIFParameters",
     "Sigmoid",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from qif_plugins.neuron.following import WindowMemory, has_storage
 from qif_plugins.neuron.functional import check_spread, qif_multi_step, qif_step
 from qif_plugins.neuron.module import NO_NIR, QIFLayer, on_device
 from qif_plugins.neuron.parameters import QIFParameters, holds_everywhere, is_finite
-from qif_plugins.neuron.surrogate import WINDOWS, ATan, FusedSurrogate, Sigmoid, Surrogate, Window
+from qif_plugins.neuron.surrogate import WINDOWS, ATan, FusedSurrogate, Gaussian, Sigmoid, Surrogate, Window
 from qif_plugins.ops.backends import BACKENDS
 from qif_plugins.ops.layout import wider
 from qif_plugins.support.names import checked_number, unknown
@@ -677,7 +678,12 @@ def _may_be_trained() -> bool:
     return getattr(proxies, "get_proxy_mode", lambda: None)() is not None
 
 
-FUSED_TYPES = (("ATan", ATan), ("Sigmoid", Sigmoid))
+def _erf(alpha: float) -> Gaussian:
+    """SpikingJelly's Erf, whose derivative is α/√π · exp(-α² (h - θ)²)."""
+    return Gaussian(alpha / math.sqrt(math.pi), 1 / (math.sqrt(2) * alpha))
+
+
+FUSED_TYPES = (("ATan", ATan), ("Sigmoid", Sigmoid), ("Erf", _erf))
 
 
 def fused_surrogates(host_surrogate: Any) -> dict[Any, Any]:
@@ -728,10 +734,10 @@ def _learns(value: Any) -> bool:
 
 
 def _check_surrogate(surrogate: Any) -> None:
-    if isinstance(surrogate, type) or not callable(surrogate):
+    if isinstance(surrogate, type) or not (callable(surrogate) or isinstance(surrogate, FusedSurrogate)):
         raise TypeError(
-            f"surrogate_function must be a surrogate of SpikingJelly or a function of h - θ, got {surrogate!r}; a "
-            "class has to be called, surrogate.ATan(), and a window by name is window="
+            f"surrogate_function must be a surrogate of SpikingJelly or qif_plugins or a function of h - θ, got "
+            f"{surrogate!r}; a class has to be called, surrogate.ATan(), and a window by name is window="
         )
 
 

@@ -59,6 +59,7 @@ _SURROGATE = {
     Shape.ATAN: _Work(2, 3),
     Shape.SIGMOID: _Work(3, 5),  # the exponential as one
     Shape.FAST_SIGMOID: _Work(2, 3),
+    Shape.GAUSSIAN: _Work(2, 4, 1),  # the exponential as one
 }
 _NUMBERS = {
     False: (_Work(3, 2), _Work(2, 2), _Work(2, 2), _Work(1), _Work(2, 1), _Work(1, 1)),

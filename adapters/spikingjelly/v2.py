@@ -65,7 +65,7 @@ class QIFNode(QIFNeuron, neuron.BaseNode):
         v_threshold: Threshold θ, below the unstable fixed point of the map. Default 1.
         v_reset: Membrane after a spike and at the start; what a matched leak decays to. Default 0. ``None`` subtracts
             the threshold instead; a QIF membrane is then unbounded.
-        surrogate_function: A surrogate of the host, used as passed. ATan, Sigmoid and :class:`AnalyticWindow`
+        surrogate_function: A surrogate of the host, used as passed. ATan, Sigmoid, Erf and :class:`AnalyticWindow`
             run fused, others on the reference. Left out: the analytic window.
         detach_reset: Whether the reset passes no gradient to the spike. Default False.
         step_mode: ``"s"`` (default) or ``"m"``.

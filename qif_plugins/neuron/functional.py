@@ -164,7 +164,7 @@ def _check(x: Tensor, v: Any, params: Any, surrogate: Any, backend: str, step_sh
     if fused:
         numbers += surrogate.coefficients()
     if not _are_floats(numbers):
-        names = (*LEARNABLE, *(f"the window's {end}" for end in ("lo", "hi", "height")))
+        names = (*LEARNABLE, *(surrogate.coefficient_names if fused else ()))
         for name, value in zip(names, numbers, strict=False):
             check_spread(name, value, x, step_shape)
     # TorchDynamo cannot trace the choice, and the operator makes it again where it runs.
@@ -304,6 +304,6 @@ def check_spread(name: str, value: Any, x: Tensor, step_shape: torch.Size) -> No
 def _notice(name: str) -> None:
     warnings.warn(
         f"the surrogate {name} has no fused kernel and runs on the PyTorch reference; "
-        "Window, ATan, Sigmoid and FastSigmoid of qif_plugins.neuron.surrogate have one.",
+        "Window, Gaussian, ATan, Sigmoid and FastSigmoid of qif_plugins.neuron.surrogate have one.",
         stacklevel=4,
     )

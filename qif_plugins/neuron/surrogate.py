@@ -8,13 +8,15 @@ membrane h ~ N(μ, σ²) (:mod:`qif_plugins.neuron.moments`) in one of three way
 * ``"unbiased"``, this package's and the default: [θ - κσ, θ + κσ], its height such that the mean
   surrogate E[w(h)] equals p_h(θ), the true sensitivity of the firing probability;
 * ``"heuristic"``: |h - θ| <= α/2, height 1/α, what LIF code uses.
+
+The Gaussian has tails, so that a membrane far from the threshold receives some gradient, too.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -25,7 +27,7 @@ from ..support.names import checked_number, unknown
 from .moments import membrane_moments
 from .parameters import Number, QIFParameters, holds_everywhere, is_finite, same_number
 
-__all__ = ["WINDOWS", "ATan", "FastSigmoid", "FusedSurrogate", "Sigmoid", "Surrogate", "Window", "spike"]
+__all__ = ["WINDOWS", "ATan", "FastSigmoid", "FusedSurrogate", "Gaussian", "Sigmoid", "Surrogate", "Window", "spike"]
 
 WINDOWS = ("unbiased", "paper", "heuristic")
 
@@ -37,9 +39,11 @@ class FusedSurrogate:
         shape: Which formula.
         strict: Whether the spike needs h > θ instead of h >= θ. Ours fire at equality; the surrogates of
             snnTorch do not, and are used as passed.
+        coefficient_names: The names of those numbers in :meth:`coefficients` that may be tensors, for messages.
     """
 
     shape: ClassVar[Shape]
+    coefficient_names: ClassVar[tuple[str, ...]] = ()
     strict: bool = False
 
     def coefficients(self) -> tuple[Number, Number, Number]:
@@ -61,6 +65,17 @@ class FusedSurrogate:
             A tensor of ``h``'s shape and dtype.
         """
         raise NotImplementedError
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, FusedSurrogate):
+            return NotImplemented
+        return (self.shape, self.strict) == (other.shape, other.strict) and all(
+            same_number(*pair) for pair in zip(self.coefficients(), other.coefficients(), strict=True)
+        )
+
+    def __hash__(self) -> int:
+        numbers = (value for value in self.coefficients() if not isinstance(value, Tensor))
+        return hash((self.shape, self.strict, *numbers))
 
 
 Surrogate = FusedSurrogate | Callable[[Tensor], Tensor]
@@ -88,6 +103,7 @@ class Window(FusedSurrogate):
     height: Number = 1.0
 
     shape = Shape.WINDOW
+    coefficient_names = ("the window's lo", "the window's hi", "the window's height")
 
     def __post_init__(self) -> None:
         for name in ("lo", "hi", "height"):
@@ -210,14 +226,6 @@ class Window(FusedSurrogate):
             raise ValueError(f"alpha must be positive and finite, got {alpha}; the default is 1")
         return cls(params.v_threshold - alpha / 2, params.v_threshold + alpha / 2, 1 / alpha)
 
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Window):
-            return NotImplemented
-        return all(same_number(*pair) for pair in zip(self.coefficients(), other.coefficients(), strict=True))
-
-    def __hash__(self) -> int:
-        return hash(tuple(value for value in self.coefficients() if not isinstance(value, Tensor)))
-
     def coefficients(self) -> tuple[Number, Number, Number]:
         return self.lo, self.hi, self.height
 
@@ -226,7 +234,53 @@ class Window(FusedSurrogate):
         return inside.to(h.dtype) * _like(self.height, h)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Gaussian(FusedSurrogate):
+    """w(h) = height · exp(-(h - θ - offset)² / (2 width²)).
+
+    Args:
+        height: Value at the peak, > 0.
+        width: Standard deviation, in units of the membrane, > 0.
+        offset: Distance of the peak from the threshold, in units of the membrane. Default 0: the peak is at θ, and
+            moves with it.
+        strict: Fire at h > θ instead of h >= θ. Default False.
+
+    Height, width and offset may be floats or tensors that broadcast to one time step. Where w(h) is below
+    e⁻⁸⁰ · height it is exactly 0, and so it is for infinite h and for NaN.
+
+    Raises:
+        ValueError: ``height`` or ``width`` is not positive and finite, or ``offset`` is not finite.
+        TypeError: One of them is neither a number nor a tensor.
+    """
+
+    height: Number
+    width: Number
+    offset: Number = field(default=0.0, kw_only=True)
+    strict: bool = field(default=False, kw_only=True)
+
+    shape = Shape.GAUSSIAN
+    coefficient_names = ("the Gaussian's width", "the Gaussian's height", "the Gaussian's offset")
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width", "offset"):
+            checked_number(name, getattr(self, name))
+        positive = all(_holds(value, lambda v: v > 0) for value in (self.height, self.width))
+        if not (positive and all(_holds(value, is_finite) for value in (self.height, self.width, self.offset))):
+            raise ValueError(
+                "a Gaussian needs a positive, finite height and width and a finite offset, got "
+                f"height={self.height}, width={self.width}, offset={self.offset}"
+            )
+
+    def coefficients(self) -> tuple[Number, Number, Number]:
+        return 1 / (math.sqrt(2) * self.width), self.height, self.offset
+
+    def derivative(self, h: Tensor, v_threshold: Number) -> Tensor:
+        scale, height, offset = (_like(value, h) for value in self.coefficients())
+        y = (scale * (h - _like(v_threshold, h) - offset)) ** 2
+        return torch.where(y < 80, height * torch.exp(-y), 0.0)
+
+
+@dataclass(frozen=True, eq=False)
 class ATan(FusedSurrogate):
     """w(h) = (α/2) / (1 + (π/2 · α · (h - θ))²): ATan of SpikingJelly, atan of snnTorch (``strict=True``).
 
@@ -251,7 +305,7 @@ class ATan(FusedSurrogate):
         return (self.alpha / 2) / (1 + x * x)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sigmoid(FusedSurrogate):
     """w(h) = α p (1 - p) with p = sigmoid(α (h - θ)): Sigmoid of SpikingJelly.
 
@@ -276,7 +330,7 @@ class Sigmoid(FusedSurrogate):
         return self.alpha * p * (1 - p)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FastSigmoid(FusedSurrogate):
     """w(h) = 1 / (slope · |h - θ| + 1)²: fast_sigmoid of snnTorch (``strict=True``).
 

@@ -2,11 +2,12 @@
 
 A first derivative comes from the kernels. To differentiate it again is to differentiate this: the same sums as in
 :mod:`.contract`, in which the spike s has the surrogate w(h) for its derivative, as in the first pass, and w has its
-own: that of ATan, Sigmoid or FastSigmoid, and zero for the window, which is flat except at its ends.
+own: zero for the window, which is flat except at its ends, and that of its formula for every other shape.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -139,15 +140,18 @@ class _Neuron(NamedTuple):
         if self.kind.shape == Shape.ATAN:
             y = s0 * z
             return s1 / (1 + y * y)
+        if self.kind.shape == Shape.FAST_SIGMOID:
+            y = s0 * z.abs() + 1
+            return 1 / (y * y)
         if self.kind.shape == Shape.SIGMOID:
             share = torch.sigmoid(s0 * z)
             smooth = s0 * share * (1 - share)
-            # The kernels' bits, whose exponential has no derivative that PyTorch knows.
-            return torch_backend.derivative(self.kind.shape, h, self.numbers.threshold, s0, s1, s2).detach() + (
-                smooth - smooth.detach()
-            )
-        y = s0 * z.abs() + 1
-        return 1 / (y * y)
+        else:
+            smooth = s1 * torch.exp(-((s0 * (z - s2)) ** 2))
+        # The kernels' bits, whose exponential has no derivative that PyTorch knows.
+        return torch_backend.derivative(self.kind.shape, h, self.numbers.threshold, s0, s1, s2).detach() + (
+            smooth - smooth.detach()
+        )
 
     def antiderivative(self, h: Tensor) -> Tensor:
         """A function of h - θ whose derivative is w; the surrogate's own numbers are constants of the first pass."""
@@ -159,7 +163,9 @@ class _Neuron(NamedTuple):
             return torch.atan(s0 * z) * (s1 / s0)
         if self.kind.shape == Shape.SIGMOID:
             return torch.sigmoid(s0 * z)
-        return z / (s0 * z.abs() + 1)
+        if self.kind.shape == Shape.FAST_SIGMOID:
+            return z / (s0 * z.abs() + 1)
+        return torch.erf(s0 * (z - s2)) * (s1 / s0 * (math.sqrt(math.pi) / 2))
 
 
 def _number(tensor: Tensor | None, number: float, h_seq: Tensor) -> Tensor:

@@ -49,7 +49,9 @@ the definition that makes all implementations bit-identical; `?:` selects, it do
         atan          y = s0 z;   s1 / (1 + y y)                       s0 = π α / 2, s1 = α / 2
         sigmoid       e = exp_(s0 |z|);   (s0 e) / ((1 + e) (1 + e))   s0 = α
         fast sigmoid  y = s0 |z| + 1;   1 / (y y)                      s0 = slope
-        exp_(y) = e^-y from additions and multiplications alone, see ``torch_backend.exp_negative``
+        gaussian      y = s0 (z - s2);   y y < 80 ? s1 exp_(y y) : 0   s0 = 1 / (√2 width), s1 = height, s2 = offset
+        exp_(y) = e^-y from additions and multiplications alone, see ``torch_backend.exp_negative``; the gaussian is 0
+        from e^-80 on, for infinite h and for NaN
 
     gradients of the numbers, v the membrane after the reset before this step; each term in float32, the sum
     over steps and neurons in float64, in any order:
@@ -110,6 +112,7 @@ class Shape(IntEnum):
     ATAN = 1
     SIGMOID = 2
     FAST_SIGMOID = 3
+    GAUSSIAN = 4
 
 
 class Kind(NamedTuple):

@@ -41,8 +41,8 @@ VECTOR = 8
 
 NONE, FLOAT, HALF, BFLOAT = 0, 1, 2, 3
 """Types of a tensor: absent, float32, float16, bfloat16."""
-WINDOW, ATAN, SIGMOID = 0, 1, 2  # of surrogate.Shape, as integers that Numba compares
-F0, F1, F05 = np.float32(0), np.float32(1), np.float32(0.5)
+WINDOW, ATAN, SIGMOID, FAST_SIGMOID = 0, 1, 2, 3  # of contract.Shape, as integers that Numba compares
+F0, F1, F05, LIMIT = np.float32(0), np.float32(1), np.float32(0.5), np.float32(80)
 
 plain = njit(error_model="numpy")
 inlined = njit(error_model="numpy", forceinline=True)
@@ -269,7 +269,7 @@ def fires(strict, h, threshold):
 @plain
 def exp_negative(y):
     """See ``torch_backend.exp_negative``."""
-    y = y if y < np.float32(80) else np.float32(80)
+    y = y if y < LIMIT else LIMIT
     n = np.floor(y * np.float32(-1.44269504088896341) + F05)
     r = (-y - n * np.float32(0.693359375)) - n * np.float32(-2.12194440e-4)
     p = np.float32(1.9875691500e-4)
@@ -444,12 +444,19 @@ def backward_kernel(spread: bool) -> Callable[..., Any]:
                             threshold, s0 = c[3, j], c[6, j]
                         e = exp_negative(s0 * abs(h_row[j] - threshold))
                         w[j] = (s0 * e) / ((F1 + e) * (F1 + e))
-                else:
+                elif shape == FAST_SIGMOID:
                     for j in range(length):
                         if spread:
                             threshold, s0 = c[3, j], c[6, j]
                         y = s0 * abs(h_row[j] - threshold) + F1
                         w[j] = F1 / (y * y)
+                else:
+                    for j in range(length):
+                        if spread:
+                            threshold, s0, s1, s2 = c[3, j], c[6, j], c[7, j], c[8, j]
+                        y = s0 * ((h_row[j] - threshold) - s2)
+                        bell = s1 * exp_negative(y * y)
+                        w[j] = bell if y * y < LIMIT else F0
 
                 # hard resets without gradients of numbers: all the rest at once
                 if not (soft or needs_any) and t >= 0:

@@ -22,6 +22,7 @@
 #define WINDOW 0
 #define ATAN 1
 #define SIGMOID 2
+#define FAST_SIGMOID 3
 
 typedef long long Index;
 typedef unsigned short Bits16;
@@ -195,8 +196,12 @@ __device__ inline float derivative(float h, float threshold, float s0, float s1,
         const float e = exp_negative(s0 * fabsf(z));
         return (s0 * e) / ((1.0f + e) * (1.0f + e));
     }
-    const float y = s0 * fabsf(z) + 1.0f;
-    return 1.0f / (y * y);
+    if (QIF_SHAPE == FAST_SIGMOID) {
+        const float y = s0 * fabsf(z) + 1.0f;
+        return 1.0f / (y * y);
+    }
+    const float y = s0 * (z - s2);
+    return y * y < 80.0f ? s1 * exp_negative(y * y) : 0.0f;
 }
 
 template <int V> __global__ void __launch_bounds__(256) forward(const Forward p) {

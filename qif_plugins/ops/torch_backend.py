@@ -170,6 +170,10 @@ def derivative(shape: Shape, h: Tensor, threshold: Any, s0: Any, s1: Any, s2: An
     if shape == Shape.SIGMOID:
         e = exp_negative(s0 * z.abs())
         return (s0 * e) / ((1 + e) * (1 + e))
+    if shape == Shape.GAUSSIAN:
+        y = s0 * (z - s2)
+        square = y * y
+        return torch.where(square < 80.0, s1 * exp_negative(square), 0.0)
     y = s0 * z.abs() + 1
     return 1 / (y * y)
 

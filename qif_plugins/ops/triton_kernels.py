@@ -27,6 +27,7 @@ FLOAT, SINGLE, NEURON, PERIODIC = tl.constexpr(0), tl.constexpr(1), tl.constexpr
 WINDOW = tl.constexpr(int(Shape.WINDOW))
 ATAN = tl.constexpr(int(Shape.ATAN))
 SIGMOID = tl.constexpr(int(Shape.SIGMOID))
+FAST_SIGMOID = tl.constexpr(int(Shape.FAST_SIGMOID))
 
 # Before 3.6, div_rn flushes subnormal operands and quotients to zero.
 DIV_RN = tl.constexpr(tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 6))
@@ -129,9 +130,12 @@ def _derivative(h, threshold, s0, s1, s2, SHAPE: tl.constexpr):
     elif SHAPE == SIGMOID:
         e = _exp_negative(s0 * tl.abs(h - threshold))
         w = _divide(s0 * e, (1.0 + e) * (1.0 + e))
-    else:
+    elif SHAPE == FAST_SIGMOID:
         y = s0 * tl.abs(h - threshold) + 1.0
         w = _divide(1.0, y * y)
+    else:
+        y = s0 * ((h - threshold) - s2)
+        w = tl.where(y * y < 80.0, s1 * _exp_negative(y * y), 0.0)
     return w
 
 

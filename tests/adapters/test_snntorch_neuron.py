@@ -15,7 +15,7 @@ from qif_plugins.adapters.snntorch import QIF, analytic_window  # noqa: E402
 from snntorch import surrogate  # noqa: E402
 from snntorch.functional import quant  # noqa: E402
 
-from qif_plugins import ATan, FastSigmoid, QIFParameters, Sigmoid, Window  # noqa: E402
+from qif_plugins import ATan, FastSigmoid, Gaussian, QIFParameters, Sigmoid, Window  # noqa: E402
 from qif_plugins.neuron.surrogate import spike  # noqa: E402
 
 pytestmark = pytest.mark.host_independent
@@ -152,6 +152,7 @@ def test_becomes_leaky_as_the_curvature_vanishes(options):
         {"reset_mechanism": "none"},
         {"spike_grad": surrogate.fast_sigmoid(10)},
         {"spike_grad": lambda x: surrogate.fast_sigmoid(10)(x)},
+        {"spike_grad": Gaussian(0.6, torch.linspace(0.3, 0.8, FEATURES), offset=0.1)},
         {"graded_spikes_factor": 2.0},
         {"inhibition": True},
         {"state_quant": quant.state_quant(num_bits=4)},

@@ -12,7 +12,7 @@ from qif_plugins.adapters.spikingjelly import AnalyticWindow, ParametricQIFNode,
 from spikingjelly.activation_based import base, functional, layer, monitor, neuron, surrogate
 
 from qif_plugins.neuron.norm import TDBatchNorm2d
-from qif_plugins.neuron.surrogate import ATan, FastSigmoid, Sigmoid, Window
+from qif_plugins.neuron.surrogate import ATan, FastSigmoid, Gaussian, Sigmoid, Window
 
 OLD = not hasattr(base.MemoryModule, "single_step_functional_forward")
 only_new = pytest.mark.skipif(OLD, reason="SpikingJelly 0.0.0.0.14 does not have this")
@@ -296,7 +296,9 @@ def test_op_counter_with_a_rule_of_ones_own(x):
 @pytest.mark.parametrize("watched_forward", [False, True])
 @pytest.mark.parametrize("learned", [False, True])
 @pytest.mark.parametrize(("reset", "detach_reset"), [("hard", False), ("hard", True), ("soft", False), ("soft", True)])
-@pytest.mark.parametrize("shape", [Window(0.5, 1.5), ATan(), Sigmoid(), FastSigmoid()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "shape", [Window(0.5, 1.5), ATan(), Sigmoid(), FastSigmoid(), Gaussian(0.5, 0.4)], ids=lambda s: type(s).__name__
+)
 def test_op_counter_backward(shape, reset, detach_reset, learned, watched_forward):
     """The backward pass costs what the reference's does, which PyTorch's operators write out."""
     from spikingjelly.activation_based import op_counter

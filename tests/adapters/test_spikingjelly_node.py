@@ -3,6 +3,7 @@
 import copy
 import inspect
 import io
+import math
 import pickle
 
 import pytest
@@ -17,7 +18,7 @@ from spikingjelly.activation_based import base, functional, layer, monitor, neur
 
 from qif_plugins import QIFParameters
 from qif_plugins.neuron.functional import qif_multi_step
-from qif_plugins.neuron.surrogate import ATan, Sigmoid, Window
+from qif_plugins.neuron.surrogate import ATan, Gaussian, Sigmoid, Window
 from qif_plugins.ops.backends import BACKENDS
 
 pytestmark = pytest.mark.filterwarnings("ignore:the surrogate .* has no fused kernel")
@@ -669,7 +670,7 @@ def test_spikes_and_membrane_may_be_used_in_place(step_mode, channels_last):
     node(x.detach())
 
 
-@pytest.mark.parametrize("surrogate_function", [surrogate.ATan(), surrogate.Erf()], ids=["fused", "another"])
+@pytest.mark.parametrize("surrogate_function", [surrogate.ATan(), surrogate.SoftSign()], ids=["fused", "another"])
 @pytest.mark.filterwarnings("ignore:the surrogate")
 def test_a_batch_first_view_keeps_its_layout(surrogate_function):
     x = inputs(5, T, 4).transpose(0, 1)
@@ -688,7 +689,15 @@ def test_subthreshold_steps_match_lif_near_rest():
     torch.testing.assert_close(node.v, lif.v, rtol=1e-3, atol=1e-9)
 
 
-@pytest.mark.parametrize(("host", "core"), [(surrogate.ATan(3.0), ATan(3.0)), (surrogate.Sigmoid(2.0), Sigmoid(2.0))])
+@pytest.mark.parametrize(
+    ("host", "core"),
+    [
+        (surrogate.ATan(3.0), ATan(3.0)),
+        (surrogate.Sigmoid(2.0), Sigmoid(2.0)),
+        (surrogate.Erf(1.5), Gaussian(1.5 / math.sqrt(math.pi), 1 / (1.5 * math.sqrt(2)))),
+        (Gaussian(0.6, 0.5), Gaussian(0.6, 0.5)),
+    ],
+)
 def test_host_surrogates_run_fused_with_the_hosts_gradient(host, core):
     x = inputs(requires_grad=True)
     node = QIFNode(surrogate_function=host, step_mode="m")

@@ -6,12 +6,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracle import simulate
 
-from qif_plugins import ATan, FastSigmoid, QIFParameters, Sigmoid, Window, available_backends, qif_multi_step, qif_step
+from qif_plugins import (
+    ATan,
+    FastSigmoid,
+    Gaussian,
+    QIFParameters,
+    Sigmoid,
+    Window,
+    available_backends,
+    qif_multi_step,
+    qif_step,
+)  # fmt: skip
 from qif_plugins.neuron.surrogate import spike
 
 pytestmark = pytest.mark.host_independent
 
-SURROGATES = [Window(0.4, 1.6, 0.9), ATan(2.0), Sigmoid(4.0), FastSigmoid(3.0)]
+SURROGATES = [Window(0.4, 1.6, 0.9), ATan(2.0), Sigmoid(4.0), FastSigmoid(3.0), Gaussian(0.6, 0.5, offset=-0.1)]
 DOUBLE = torch.float64
 
 
@@ -323,6 +333,11 @@ PARAMS = QIFParameters()
             lambda: qif_multi_step(torch.zeros(2, 3), 0.0, PARAMS, Window(torch.zeros(2, 1), 1.0)),
             ValueError,
             r"the window's lo has shape \[2, 1\]",
+        ),
+        (
+            lambda: qif_multi_step(torch.zeros(2, 3), 0.0, PARAMS, Gaussian(1.0, torch.ones(2, 1))),
+            ValueError,
+            r"the Gaussian's width has shape \[2, 1\]",
         ),
         (lambda: qif_multi_step(torch.zeros(2, 3), 0.0, None, SURROGATES[0]), TypeError, "QIFParameters, got None"),
         (lambda: qif_multi_step(torch.zeros(2, 3), 0.0, PARAMS, "unbiased"), TypeError, "Window.named"),

@@ -5,7 +5,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qif_plugins import ATan, FastSigmoid, QIFParameters, Sigmoid, Window, membrane_moments
+from qif_plugins import (
+    ATan,
+    FastSigmoid,
+    Gaussian,
+    QIFParameters,
+    Sigmoid,
+    Window,
+    available_backends,
+    membrane_moments,
+    qif_multi_step,
+)
 from qif_plugins.neuron.surrogate import spike, unbiased_window
 
 pytestmark = pytest.mark.host_independent
@@ -61,6 +71,19 @@ def test_windows_are_inclusive():
     assert window.derivative(h, 1.0).tolist() == [0, 2, 2, 2, 0, 0]
 
 
+@pytest.mark.parametrize("backend", available_backends())
+def test_the_gaussian_ends_in_exact_zeros(backend):
+    """At the peak, at 12.6 and 12.7 widths (e⁻⁸⁰ lies between), and where the exponent is beyond float32."""
+    gaussian = Gaussian(0.5, 0.1, offset=0.25)
+    h = torch.tensor([1.25, 2.51, -0.01, 2.52, -0.02, 1e30, -math.inf, math.nan])
+    zeros = [False, False, False, True, True, True, True, True]
+    assert (gaussian.derivative(h, 1.0) == 0).tolist() == zeros
+    x = h[None, :-2].clone().requires_grad_()  # the neuron's own slope is not finite at the last two
+    qif_multi_step(x, 0.0, QIFParameters(), gaussian, backend=backend)[0].sum().backward()
+    assert x.grad[0, 0] == 0.5
+    assert (x.grad[0] == 0).tolist() == zeros[:-2]
+
+
 def test_windows_per_channel():
     p = QIFParameters(v_threshold=torch.tensor([0.5, 1.0]).reshape(2, 1))
     window = Window.unbiased(p)
@@ -70,7 +93,7 @@ def test_windows_per_channel():
         assert window.height[index].item() == pytest.approx(one.height)
 
 
-@pytest.mark.parametrize("surrogate", [Window(0.5, 1.5), ATan(2.0), Sigmoid(4.0), FastSigmoid(5.0)])
+@pytest.mark.parametrize("surrogate", [Window(0.5, 1.5), ATan(2.0), Sigmoid(4.0), FastSigmoid(5.0), Gaussian(0.7, 0.6)])
 def test_the_spike_has_the_surrogates_gradient(surrogate):
     h = torch.linspace(-1, 3, 41, dtype=torch.float64, requires_grad=True)
     threshold = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
@@ -88,6 +111,11 @@ def test_the_spike_has_the_surrogates_gradient(surrogate):
         (ATan(3.0), lambda z: torch.atan(math.pi / 2 * 3.0 * z) / math.pi),
         (Sigmoid(3.0), lambda z: torch.sigmoid(3.0 * z)),
         (FastSigmoid(3.0), lambda z: z / (1 + 3.0 * z.abs())),
+        (Gaussian(1 / math.sqrt(2 * math.pi) / 0.4, 0.4), lambda z: torch.distributions.Normal(0.0, 0.4).cdf(z)),
+        (
+            Gaussian(2.0, 0.4, offset=0.3),
+            lambda z: 0.4 * math.sqrt(2 * math.pi) * torch.erf((z - 0.3) / 0.4 / 2**0.5),
+        ),
     ],
 )
 def test_surrogates_are_the_derivatives_of_their_primitives(surrogate, primitive):
@@ -116,6 +144,13 @@ def test_bad_shapes_are_refused():
         ATan(0.0)
     with pytest.raises(ValueError, match="slope"):
         FastSigmoid(float("nan"))
+    for wrong in ((0.0, 1.0), (1.0, 0.0), (1.0, float("inf")), (float("nan"), 1.0), (1.0, torch.tensor([1.0, -1.0]))):
+        with pytest.raises(ValueError, match="positive, finite height and width"):
+            Gaussian(*wrong)
+    with pytest.raises(ValueError, match="offset=inf"):
+        Gaussian(1.0, 1.0, offset=math.inf)
+    with pytest.raises(TypeError, match="width must be a number or a tensor"):
+        Gaussian(1.0, "wide")
     with pytest.raises(ValueError, match="kappa"):
         Window.unbiased(QIFParameters(), kappa=-1.0)
     with pytest.raises(ValueError, match="alpha"):
@@ -131,3 +166,8 @@ def test_windows_are_values_with_tensors_too():
     assert per_channel != Window(torch.zeros(3), torch.full((3,), 2.0))
     assert per_channel != Window(0.0, 1.0)
     assert Window(0.0, 1.0) == Window(0, 1)
+    assert Gaussian(1.0, 2.0) == Gaussian(1, 2) != Gaussian(1.0, 2.0, strict=True)
+    assert hash(Gaussian(1.0, 2.0)) == hash(Gaussian(1, 2))
+    assert Gaussian(1.0, 2.0) != Gaussian(2.0, 1.0)
+    assert ATan(2.0) == ATan(2) != ATan(3.0)
+    assert ATan(2.0) not in (Sigmoid(2.0), Window(0.0, 1.0), 2.0)

@@ -103,6 +103,7 @@ SPECIALISATIONS = [
     ("backward<4>", {}),
     ("backward<1>", {"QIF_SHAPE": 1, "QIF_SOFT": 1, "QIF_X": 1, "QIF_V": 1}),
     ("backward<4>", {"QIF_SHAPE": 2, "QIF_X": 2, "QIF_V": 2, "QIF_PRE_RESET": 1, "QIF_TENSORS": 511, "QIF_NEEDS": 63}),
+    ("backward<4>", {"QIF_SHAPE": 4, "QIF_TENSORS": 448, "QIF_NEEDS": 8}),
     ("backward<4>", {"QIF_SHAPE": 3, "QIF_DETACHED": 1, "QIF_NEEDS": 7, "QIF_TENSORS": 7}),
 ]
 

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from qif_plugins.neuron.functional import available_backends, qif_multi_step, qif_step
 from qif_plugins.neuron.parameters import QIFParameters
-from qif_plugins.neuron.surrogate import ATan, FastSigmoid, Sigmoid, Window
+from qif_plugins.neuron.surrogate import ATan, FastSigmoid, Gaussian, Sigmoid, Window
 from qif_plugins.ops import composed
 from qif_plugins.ops.library import multi_step, multi_step_backward
 
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.host_independent, pytest.mark.filterwarnings("ignore:`
 
 PARAMS = QIFParameters()
 WINDOW = Window(0.3, 1.6, 0.7)
-SURROGATES = [WINDOW, ATan(), Sigmoid(), FastSigmoid(3.0)]
+SURROGATES = [WINDOW, ATan(), Sigmoid(), FastSigmoid(3.0), Gaussian(0.7, 0.6, offset=0.1)]
 NAMES = ("a", "u1", "u2", "v_threshold", "v_reset", "input_gain")
 BACKENDS = available_backends("cpu")
 
@@ -99,8 +99,9 @@ def test_second_derivatives_are_those_of_the_equations(surrogate, soft, detach_r
     torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-10)
 
 
-def test_third_derivatives_are_those_of_the_equations():
-    options = (ATan(), False, False, False)
+@pytest.mark.parametrize("surrogate", [ATan(), Gaussian(0.7, 0.6, offset=0.1)], ids=lambda s: type(s).__name__)
+def test_third_derivatives_are_those_of_the_equations(surrogate):
+    options = (surrogate, False, False, False)
     got, wanted = (derivatives(run, False, 3, *options) for run in (by_package, by_oracle))
     torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
 
@@ -138,7 +139,9 @@ def test_every_backend_has_second_derivatives(backend, learned):
         torch.testing.assert_close(got.double(), wanted, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("surrogate", [ATan(), Sigmoid()], ids=lambda surrogate: type(surrogate).__name__)
+@pytest.mark.parametrize(
+    "surrogate", [ATan(), Sigmoid(), Gaussian(0.7, 0.6)], ids=lambda surrogate: type(surrogate).__name__
+)
 def test_second_derivatives_against_finite_differences(surrogate, no_warning):
     """With the reset detached what is differentiated is smooth as long as no membrane crosses the threshold."""
     x, v = (leaf.detach().requires_grad_() for leaf in leaves()[:2])
