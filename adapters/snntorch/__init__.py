@@ -35,7 +35,18 @@ from qif_plugins.neuron.following import WindowMemory, has_storage, same_version
 from qif_plugins.neuron.functional import check_spread, qif_multi_step, qif_step
 from qif_plugins.neuron.module import NO_NIR, QIFLayer, on_device
 from qif_plugins.neuron.parameters import Number, QIFParameters
-from qif_plugins.neuron.surrogate import WINDOWS, ATan, FastSigmoid, FusedSurrogate, Sigmoid, Surrogate, Window, spike
+from qif_plugins.neuron.surrogate import (
+    DEFAULT_WINDOW,
+    WINDOWS,
+    ATan,
+    FastSigmoid,
+    FusedSurrogate,
+    Gaussian,
+    Sigmoid,
+    Surrogate,
+    Window,
+    spike,
+)
 from qif_plugins.ops.backends import BACKENDS
 from qif_plugins.support.names import checked_number, unknown
 
@@ -80,7 +91,7 @@ class SpikeGradient:
 
 def analytic_window(
     params: QIFParameters | None = None,
-    window: str | Window = "unbiased",
+    window: str | Window = DEFAULT_WINDOW,
     input_std: Number | None = None,
     **options: Any,
 ) -> SpikeGradient:
@@ -93,7 +104,7 @@ def analytic_window(
 
     Args:
         params: The neuron whose membrane statistics give the window. ``None`` (default) means the paper's.
-        window: ``"unbiased"`` (default), ``"paper"``, ``"heuristic"``, or a
+        window: ``"unbiased"`` (default), ``"isometric"``, ``"paper"``, ``"heuristic"``, or a
             :class:`~qif_plugins.neuron.surrogate.Window` in units of the membrane.
         input_std: Standard deviation of the input. ``None`` (default) means θ.
         **options: For the named window, see :meth:`~qif_plugins.neuron.surrogate.Window.unbiased`.
@@ -107,9 +118,8 @@ def analytic_window(
     if not isinstance(params, QIFParameters):
         raise TypeError(f"params must be QIFParameters, got {params!r}; a window by name is window=")
     _check_window(window)
-    if not isinstance(window, Window):
-        window = Window.named(window, params, input_std, **options)
-    return SpikeGradient(_shifted(window, params.v_threshold, -1))
+    derived = window if isinstance(window, Window) else Window.named(window, params, input_std, **options)
+    return SpikeGradient(_shifted(derived, params.v_threshold, -1))
 
 
 class QIF(QIFLayer, snn.Leaky):
@@ -150,7 +160,7 @@ class QIF(QIFLayer, snn.Leaky):
             decide is set aside.
         curvature: For the matched neuron, where θ lies between the resting (0) and the unstable point (1).
             Left out: 0.5.
-        window: ``"unbiased"`` (left out), ``"paper"``, ``"heuristic"``, or a
+        window: ``"unbiased"`` (left out), ``"isometric"``, ``"paper"``, ``"heuristic"``, or a
             :class:`~qif_plugins.neuron.surrogate.Window` in units of the membrane; the derivative where
             ``spike_grad`` is left out. A named window follows beta and θ when they are learned.
         backend: See :func:`~qif_plugins.qif_multi_step`. Default ``"auto"``.
@@ -215,7 +225,7 @@ class QIF(QIFLayer, snn.Leaky):
         if window is not None and (spike_grad is not None or surrogate_disable):
             other = "surrogate_disable" if surrogate_disable else "spike_grad"
             raise ValueError(f"{other} and window both decide the surrogate gradient; pass one of them")
-        window = "unbiased" if window is None else window
+        window = DEFAULT_WINDOW if window is None else window
         _check_window(window)
         _check_backend(backend)
         curvature = given.get("curvature", _CURVATURE)
@@ -415,12 +425,12 @@ class QIF(QIFLayer, snn.Leaky):
     def _sources(self) -> tuple[str, ...]:
         return ("beta", "threshold", "graded_spikes_factor", "_reset_mechanism", *self._root_names)
 
-    def _followed(self) -> Window:
+    def _followed(self) -> Window | Gaussian:
         """The window of the current parameters, kept until one changes."""
         return self._window_memory([getattr(self, name) for name in self._sources()], self._follow)
 
     @torch.no_grad()
-    def _follow(self) -> Window:
+    def _follow(self) -> Window | Gaussian:
         params = self._params(*self._limited())
         if self.derived_window is None:
             return _shifted(self._spike_grad.surrogate, params.v_threshold, 1)
@@ -495,7 +505,7 @@ class QIF(QIFLayer, snn.Leaky):
             threshold = limited_threshold(threshold, *self._params(beta, threshold).fixed_points())
         return beta, threshold
 
-    def _placed(self, name: str, params: QIFParameters) -> Window:
+    def _placed(self, name: str, params: QIFParameters) -> Window | Gaussian:
         return on_device(self.derive_window(name, params), self.beta.device)
 
     # -- running ---------------------------------------------------------------------------------

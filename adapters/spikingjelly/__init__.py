@@ -1,7 +1,8 @@
 """QIF neurons for SpikingJelly 2, for 0.0.0.0.14, and for 0.0.0.0.14's ``clock_driven``.
 
 Which one is chosen by the interfaces that the installed version has. Names: :class:`QIFNode`,
-:class:`ParametricQIFNode`, :class:`AnalyticWindow` and, where the host has ``clock_driven``, ``MultiStepQIFNode``.
+:class:`ParametricQIFNode`, :class:`AnalyticGaussian`, :class:`AnalyticWindow` and, where the host has ``clock_driven``,
+``MultiStepQIFNode``.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ except ImportError as error:
 
 if hasattr(_base.MemoryModule, "single_step_functional_forward"):
     from .counters import teach_counters
-    from .v2 import AnalyticWindow, ParametricQIFNode, QIFNode
+    from .v2 import AnalyticGaussian, AnalyticWindow, ParametricQIFNode, QIFNode
 
     teach_counters()
 elif hasattr(_base.MemoryModule, "supported_backends"):
-    from .v0 import AnalyticWindow, ParametricQIFNode, QIFNode  # type: ignore[assignment]
+    from .v0 import AnalyticGaussian, AnalyticWindow, ParametricQIFNode, QIFNode  # type: ignore[assignment]
 else:
     raise ImportError(
         f"the SpikingJelly at {_base.__file__} has neither MemoryModule.single_step_functional_forward (2.x) nor "
         "MemoryModule.supported_backends (0.0.0.0.14); install one of these versions"
     )
 
-__all__ = ["AnalyticWindow", "ParametricQIFNode", "QIFNode"]
+__all__ = ["AnalyticGaussian", "AnalyticWindow", "ParametricQIFNode", "QIFNode"]
 
 _HAS_CLOCK_DRIVEN = find_spec("spikingjelly.clock_driven") is not None
 if _HAS_CLOCK_DRIVEN:

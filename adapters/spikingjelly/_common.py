@@ -18,13 +18,22 @@ from qif_plugins.neuron.following import WindowMemory, has_storage
 from qif_plugins.neuron.functional import check_spread, qif_multi_step, qif_step
 from qif_plugins.neuron.module import NO_NIR, QIFLayer, on_device
 from qif_plugins.neuron.parameters import QIFParameters, holds_everywhere, is_finite
-from qif_plugins.neuron.surrogate import WINDOWS, ATan, FusedSurrogate, Gaussian, Sigmoid, Surrogate, Window
+from qif_plugins.neuron.surrogate import (
+    DEFAULT_WINDOW,
+    WINDOWS,
+    ATan,
+    FusedSurrogate,
+    Gaussian,
+    Sigmoid,
+    Surrogate,
+    Window,
+)
 from qif_plugins.ops.backends import BACKENDS
 from qif_plugins.ops.layout import wider
 from qif_plugins.support.names import checked_number, unknown
 from qif_plugins.support.text import number
 
-from .surrogate import AnalyticWindowBase
+from .surrogate import AnalyticBase
 
 __all__ = ["Arguments", "QIFNeuron", "resolve"]
 
@@ -215,6 +224,8 @@ class QIFNeuron(QIFLayer):
 
     analytic_window: ClassVar[Any]
     """The AnalyticWindow of the host version."""
+    analytic_gaussian: ClassVar[Any]
+    """Its AnalyticGaussian."""
     fused_surrogates: ClassVar[dict[Any, Any]]
     """Surrogates of the host that have a fused kernel: host class -> core class, both taking ``alpha``."""
 
@@ -304,7 +315,9 @@ class QIFNeuron(QIFLayer):
             self._open_to_leak = False
         self._adopt(arguments, threshold, params, window)
 
-    def _adopt(self, arguments: Arguments, threshold: Any, params: QIFParameters, window: Window | None) -> None:
+    def _adopt(
+        self, arguments: Arguments, threshold: Any, params: QIFParameters, window: Window | Gaussian | None
+    ) -> None:
         changed = params != self._params
         self._arguments, self._params = arguments, params
         self._seen = _tensors(arguments, threshold)
@@ -312,9 +325,9 @@ class QIFNeuron(QIFLayer):
         if changed:
             self._link = None
             if window is not None:
-                self.surrogate_function.follow(window, params.v_threshold)
+                self._show_window(window, params.v_threshold)
 
-    def _derived(self, params: QIFParameters) -> Window | None:
+    def _derived(self, params: QIFParameters) -> Window | Gaussian | None:
         """The window for ``params`` where the node derives one by name."""
         return None if self.derived_window is None else self.settled_window(self.derived_window, params)
 
@@ -334,7 +347,7 @@ class QIFNeuron(QIFLayer):
         super().__setattr__("window", window)
         try:
             if isinstance(window, Window):
-                self.surrogate_function.follow(window, self._present().v_threshold)
+                self._show_window(window, self._present().v_threshold)
             else:
                 self._window_changed()
         except ValueError:
@@ -421,14 +434,14 @@ class QIFNeuron(QIFLayer):
         threshold = vars(self).get("v_threshold")
         return type(threshold) is not float and self.derived_window is not None and _learns(self._threshold())
 
-    def _followed(self) -> Window:
+    def _followed(self) -> Window | Gaussian:
         """The window of the threshold as it is learned now, shown in ``surrogate_function`` as well."""
         assert self.derived_window is not None
         name = self.derived_window
         before = self._window_memory.window
         window = self._window_memory([self._threshold()], lambda: self.followed_window(name, self.params))
         if window is self._window_memory.window and window is not before:
-            self.surrogate_function.follow(window, _detached(self.params.v_threshold))
+            self._show_window(window, _detached(self.params.v_threshold))
         return window
 
     def _window_changed(self) -> None:
@@ -436,7 +449,22 @@ class QIFNeuron(QIFLayer):
         params = self._present()
         window = self._derived(params)
         if window is not None:
-            self.surrogate_function.follow(window, params.v_threshold)
+            self._show_window(window, params.v_threshold)
+
+    def _shown(self, window: Window | Gaussian, v_threshold: Any) -> Any:
+        """A surrogate of the host for a derived window."""
+        kind = self.analytic_window if isinstance(window, Window) else self.analytic_gaussian
+        shown = kind.from_window(window, v_threshold)
+        shown.own = True
+        return shown
+
+    def _show_window(self, window: Window | Gaussian, v_threshold: Any) -> None:
+        """Show a window in ``surrogate_function``, where the host's own time step and the user find it."""
+        kind = self.analytic_window if isinstance(window, Window) else self.analytic_gaussian
+        if isinstance(self.surrogate_function, kind):
+            self.surrogate_function.follow(window, v_threshold)
+        else:
+            super().__setattr__("surrogate_function", self._shown(window, v_threshold))
 
     @property
     def supported_backends(self) -> tuple[str, ...]:
@@ -524,10 +552,9 @@ class QIFNeuron(QIFLayer):
     ) -> dict[str, Any]:
         """Set what the host's constructor does not; returns the arguments to call it with."""
         if surrogate_function is None:
-            window = self._chosen_window("unbiased" if window is None else window)
+            window = self._chosen_window(DEFAULT_WINDOW if window is None else window)
             derived = Window.named(window, params) if isinstance(window, str) else window
-            surrogate_function = self.analytic_window.from_window(derived, params.v_threshold)
-            surrogate_function.own = True
+            surrogate_function = self._shown(derived, params.v_threshold)
         elif window is not None:
             raise ValueError("surrogate_function and window both decide the surrogate gradient; pass one of them")
         else:
@@ -577,10 +604,10 @@ class QIFNeuron(QIFLayer):
         if self.learns_window:
             return params, self._followed()
         surrogate = self._surrogate(threshold)
-        if isinstance(surrogate, Window):
+        if isinstance(surrogate, Window | Gaussian):
             placed = on_device(surrogate, x_seq.device)
             if placed is not surrogate:  # one window a channel, on its first input on this device
-                self.surrogate_function.follow(placed, threshold)
+                self._show_window(placed, threshold)
                 surrogate = placed
         return params, surrogate
 
@@ -590,7 +617,7 @@ class QIFNeuron(QIFLayer):
             return chosen
         if not getattr(chosen, "spiking", False):
             return chosen
-        if type(chosen) is self.analytic_window:
+        if type(chosen) in (self.analytic_window, self.analytic_gaussian):
             return chosen.window(v_threshold)
         fused = self.fused_surrogates.get(type(chosen))
         # A sharpness that is learned, or none that the kernels accept, is left to the host's own surrogate.
@@ -742,7 +769,7 @@ def _check_surrogate(surrogate: Any) -> None:
 
 
 def _is_own(surrogate: Any) -> bool:
-    return isinstance(surrogate, AnalyticWindowBase) and surrogate.own
+    return isinstance(surrogate, AnalyticBase) and surrogate.own
 
 
 def _tensors(arguments: Arguments, threshold: Any) -> list[tuple[Tensor, int | None]]:

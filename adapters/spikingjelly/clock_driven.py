@@ -12,13 +12,13 @@ from spikingjelly.clock_driven import neuron, surrogate
 from torch import Tensor
 
 from qif_plugins.neuron.parameters import Number
-from qif_plugins.neuron.surrogate import Window
+from qif_plugins.neuron.surrogate import Gaussian, Window
 
 from ._common import QIFNeuron, fused_surrogates, resolve
-from .surrogate import CudaAnalyticWindowBase
+from .surrogate import CudaAnalyticGaussianBase, CudaAnalyticWindowBase
 from .v0 import HOOKS, overridden
 
-__all__ = ["AnalyticWindow", "MultiStepQIFNode", "QIFNode"]
+__all__ = ["AnalyticGaussian", "AnalyticWindow", "MultiStepQIFNode", "QIFNode"]
 
 
 class AnalyticWindow(CudaAnalyticWindowBase, surrogate.MultiArgsSurrogateFunctionBase):
@@ -28,6 +28,26 @@ class AnalyticWindow(CudaAnalyticWindowBase, surrogate.MultiArgsSurrogateFunctio
         Window(lo, hi, height)  # checks
         super().__init__(spiking)
         self.lo, self.hi, self.height = lo, hi, height
+
+
+class AnalyticGaussian(CudaAnalyticGaussianBase, surrogate.MultiArgsSurrogateFunctionBase):
+    """The Gaussian as a ``clock_driven`` surrogate; see :class:`qif_plugins.Gaussian`.
+
+    Build it from a neuron with :meth:`isometric`.
+
+    Args:
+        height: Value at the threshold, > 0. Default 1.
+        width: Standard deviation, in units of the membrane, > 0. Default 0.5.
+        spiking: As in the host: spikes with the Gaussian as gradient, or its integral. Default True.
+
+    Raises:
+        ValueError: As :class:`qif_plugins.Gaussian`.
+    """
+
+    def __init__(self, height: Number = 1.0, width: Number = 0.5, spiking: bool = True) -> None:
+        Gaussian(height, width)  # checks
+        super().__init__(spiking)
+        self.height, self.width = height, width
 
 
 class QIFNode(QIFNeuron, neuron.BaseNode):
@@ -43,6 +63,7 @@ class QIFNode(QIFNeuron, neuron.BaseNode):
     """
 
     analytic_window = AnalyticWindow
+    analytic_gaussian = AnalyticGaussian
     fused_surrogates = fused_surrogates(surrogate)
 
     def __init__(

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from qif_plugins.neuron.following import WindowMemory, has_storage
 from qif_plugins.neuron.moments import membrane_moments
 from qif_plugins.neuron.parameters import Number, QIFParameters
-from qif_plugins.neuron.surrogate import Surrogate, Window
+from qif_plugins.neuron.surrogate import Gaussian, Surrogate, Window
 from qif_plugins.support.text import number
 
 from ._common import RESOLVED, QIFNeuron
@@ -60,7 +60,7 @@ class ParametricQIFNeuron(QIFNeuron):
     raw_u2: nn.Parameter
     raw_names: ClassVar[tuple[str, ...]] = ("raw_a", "raw_u1", "raw_u2")
     channels: int | None
-    _placed: Window | None = None
+    _placed: Window | Gaussian | None = None
 
     def _configure(self, params: QIFParameters, *args: Any) -> dict[str, Any]:
         unconstrained(params)  # says what is wrong before the window's derivation trips over it
@@ -175,7 +175,7 @@ class ParametricQIFNeuron(QIFNeuron):
 
     @property
     def _follows(self) -> bool:
-        return self.derived_window in ("unbiased", "paper")
+        return self.derived_window not in (None, "heuristic")
 
     @property
     def learns_window(self) -> bool:
@@ -211,7 +211,7 @@ class ParametricQIFNeuron(QIFNeuron):
         mean, std = super().input_moments()
         return (mean, std) if self.channels is None else (_one_dimension(mean), _one_dimension(std))
 
-    def _followed(self) -> Window:
+    def _followed(self) -> Window | Gaussian:
         """The window of the current parameters, kept until one changes."""
         parameters = [getattr(self, name) for name in self.raw_names]
         return self._window_memory(parameters, lambda: self.followed_window(self.window, self.params))  # type: ignore[arg-type]
@@ -220,7 +220,7 @@ class ParametricQIFNeuron(QIFNeuron):
         """Show the window in ``surrogate_function``, where a host's own time step and the user find it."""
         window = self._followed()
         if window is not self._placed and all(has_storage(value) for value in window.coefficients()):
-            self.surrogate_function.follow(window, self._params.v_threshold)
+            self._show_window(window, self._params.v_threshold)
             self._placed = window
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
@@ -265,8 +265,8 @@ class ParametricQIFNeuron(QIFNeuron):
         # [C] against one step [N, C, *]: one dimension of size 1 for each after the channels.
         shape = (self.channels, *[1] * max(x_seq.dim() + single - 3, 0))
         params = self._with(*(value.view(shape) for value in (params.a, params.u1, params.u2)))  # type: ignore[union-attr]
-        if isinstance(surrogate, Window):
-            surrogate = Window.unchecked(*(_shaped(value, shape) for value in surrogate.coefficients()))
+        if isinstance(surrogate, Window | Gaussian):
+            surrogate = surrogate.mapped(lambda value: _shaped(value, shape))
         return params, surrogate
 
 

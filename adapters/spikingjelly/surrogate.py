@@ -1,49 +1,98 @@
-"""The analytic window as a surrogate module, for the surrogate base classes of every SpikingJelly version.
+"""The derived surrogates as surrogate modules, for the surrogate base classes of every SpikingJelly version.
 
-SpikingJelly hands its surrogates h - θ, so the window's ends are relative to the threshold here, unlike in
+SpikingJelly hands its surrogates h - θ, so a window's ends are relative to the threshold here, unlike in
 :class:`qif_plugins.neuron.surrogate.Window`. The mathematics is the core's.
 """
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+import math
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
 from qif_plugins.neuron.parameters import Number, QIFParameters
-from qif_plugins.neuron.surrogate import Window, spike
+from qif_plugins.neuron.surrogate import Gaussian, Window, spike
 from qif_plugins.support.text import number
 
-__all__ = ["AnalyticWindowBase", "CudaAnalyticWindowBase"]
+__all__ = [
+    "AnalyticBase",
+    "AnalyticGaussianBase",
+    "AnalyticWindowBase",
+    "CudaAnalyticGaussianBase",
+    "CudaAnalyticWindowBase",
+]
 
-Self = TypeVar("Self", bound="AnalyticWindowBase")
+Self = TypeVar("Self", bound="AnalyticBase")
 
 
-class AnalyticWindowBase:
-    """Mixed in before the host's surrogate base class; see the class of the host version for the constructor."""
+class AnalyticBase:
+    """A derived surrogate as a surrogate module; mixed in before the host's surrogate base class.
 
-    lo: Number
-    hi: Number
-    height: Number
+    See the classes of the host version for the constructors.
+    """
+
+    names: ClassVar[tuple[str, ...]]
+    """The numbers, by the constructor's names."""
     spiking: bool
     own = False
     """Whether a node made it for itself, and may change it."""
+    spiking_function: ClassVar[Any]
+    primitive_function: ClassVar[Any]
+
+    @staticmethod
+    def relative(surrogate: Any, v_threshold: Number) -> dict[str, Number]:
+        """The constructor's numbers for a surrogate in units of the membrane."""
+        raise NotImplementedError
 
     @classmethod
-    def from_window(cls: type[Self], window: Window, v_threshold: Number) -> Self:
-        """The same window, relative to the threshold.
+    def from_window(cls: type[Self], window: Window | Gaussian, v_threshold: Number) -> Self:
+        """The same surrogate, relative to the threshold.
 
         Args:
-            window: A window in units of the membrane.
+            window: A surrogate in units of the membrane.
             v_threshold: Threshold θ of the neuron that will use it.
         """
-        return cls(**_relative(window, v_threshold))
+        return cls(**cls.relative(window, v_threshold))
+
+    def follow(self, window: Window | Gaussian, v_threshold: Number) -> None:
+        """Take over the numbers of ``window``; the spiking mode stays as it is.
+
+        Args:
+            window: A surrogate in units of the membrane.
+            v_threshold: Threshold θ of the neuron.
+        """
+        for name, value in self.relative(window, v_threshold).items():
+            setattr(self, name, value)
+
+    def extra_repr(self) -> str:
+        numbers = ", ".join(f"{name}={number(getattr(self, name), '.4g')}" for name in self.names)
+        return f"{numbers}, spiking={self.spiking}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        function = self.spiking_function if self.spiking else self.primitive_function
+        spikes: Tensor = function(x, *(getattr(self, name) for name in self.names))
+        return spikes
+
+
+class AnalyticWindowBase(AnalyticBase):
+    """The rectangular window."""
+
+    names = ("lo", "hi", "height")
+    lo: Number
+    hi: Number
+    height: Number
 
     @classmethod
     def unbiased(cls: type[Self], params: QIFParameters, input_std: Number | None = None, **options: Any) -> Self:
         """The window of :meth:`qif_plugins.neuron.surrogate.Window.unbiased`, with its arguments."""
         return cls.from_window(Window.unbiased(params, input_std, **options), params.v_threshold)
+
+    @classmethod
+    def isometric(cls: type[Self], params: QIFParameters, input_std: Number | None = None, **options: Any) -> Self:
+        """The window of :meth:`qif_plugins.neuron.surrogate.Window.isometric`, with its arguments."""
+        return cls.from_window(Window.isometric(params, input_std, **options), params.v_threshold)
 
     @classmethod
     def paper(cls: type[Self], params: QIFParameters, input_std: Number | None = None, **options: Any) -> Self:
@@ -55,23 +104,13 @@ class AnalyticWindowBase:
         """The window of :meth:`qif_plugins.neuron.surrogate.Window.heuristic`, with its arguments."""
         return cls.from_window(Window.heuristic(params, alpha), params.v_threshold)
 
-    def follow(self, window: Window, v_threshold: Number) -> None:
-        """Take over the ends and the height of ``window``; the spiking mode stays as it is.
-
-        Args:
-            window: A window in units of the membrane.
-            v_threshold: Threshold θ of the neuron.
-        """
-        for name, value in _relative(window, v_threshold).items():
-            setattr(self, name, value)
+    @staticmethod
+    def relative(surrogate: Any, v_threshold: Number) -> dict[str, Number]:
+        return {"lo": surrogate.lo - v_threshold, "hi": surrogate.hi - v_threshold, "height": surrogate.height}
 
     def window(self, v_threshold: Number) -> Window:
         """This window in units of the membrane of a neuron with threshold ``v_threshold``."""
         return Window.unchecked(v_threshold + self.lo, v_threshold + self.hi, self.height)
-
-    def extra_repr(self) -> str:
-        numbers = ", ".join(f"{name}={number(getattr(self, name), '.4g')}" for name in ("lo", "hi", "height"))
-        return f"{numbers}, spiking={self.spiking}"
 
     @staticmethod
     def spiking_function(x: Tensor, lo: Number, hi: Number, height: Number) -> Tensor:
@@ -83,16 +122,43 @@ class AnalyticWindowBase:
         """The integral of the window from -∞ to x."""
         return height * (torch.clamp(x, lo, hi) - lo)
 
-    def forward(self, x: Tensor) -> Tensor:
-        function = self.spiking_function if self.spiking else self.primitive_function
-        return function(x, self.lo, self.hi, self.height)
+
+class AnalyticGaussianBase(AnalyticBase):
+    """The Gaussian centred on the threshold."""
+
+    names = ("height", "width")
+    height: Number
+    width: Number
+
+    @classmethod
+    def isometric(cls: type[Self], params: QIFParameters, input_std: Number | None = None, **options: Any) -> Self:
+        """The surrogate of :meth:`qif_plugins.Gaussian.isometric`, with its arguments."""
+        return cls.from_window(Gaussian.isometric(params, input_std, **options), params.v_threshold)
+
+    @staticmethod
+    def relative(surrogate: Any, v_threshold: Number) -> dict[str, Number]:
+        return {"height": surrogate.height, "width": surrogate.width}
+
+    def window(self, v_threshold: Number) -> Gaussian:
+        """This surrogate as the core takes it, which has it relative to the threshold, too."""
+        return Gaussian.unchecked(self.height, self.width)
+
+    @staticmethod
+    def spiking_function(x: Tensor, height: Number, width: Number) -> Tensor:
+        """Θ(x) forward, the Gaussian backward."""
+        return spike(x, 0.0, Gaussian.unchecked(height, width))
+
+    @staticmethod
+    def primitive_function(x: Tensor, height: Number, width: Number) -> Tensor:
+        """The integral of the Gaussian from -∞ to x."""
+        return height * width * math.sqrt(math.pi / 2) * torch.special.erfc(-x / (math.sqrt(2) * width))
 
 
-class CudaAnalyticWindowBase(AnalyticWindowBase):
-    """Adds the CUDA text that the CuPy kernels of SpikingJelly 0.0.0.0.14 paste into their backward pass."""
+class _CudaText:
+    """What the CuPy kernels of SpikingJelly 0.0.0.0.14 ask of a surrogate."""
 
     def cuda_codes(self, y: str, x: str, dtype: str) -> str:
-        """CUDA statement that assigns the window's value at ``x`` to ``y``.
+        """CUDA statement that assigns the surrogate's value at ``x`` to ``y``.
 
         Args:
             y: What to assign to, such as ``const float grad_s_to_h``.
@@ -102,20 +168,41 @@ class CudaAnalyticWindowBase(AnalyticWindowBase):
         Raises:
             NotImplementedError: Another dtype; the host's kernels know only these two.
         """
-        lo, hi, height = (f"{float(number)!r}f" for number in (self.lo, self.hi, self.height))
-        if dtype == "float":
-            return f"{y} = (({x}) >= {lo} && ({x}) <= {hi}) ? {height} : 0.0f;"
-        if dtype == "half2":
-            lo, hi, height = (f"__float2half2_rn({number})" for number in (lo, hi, height))
-            # The ordered comparisons are false for NaN, as in the float version.
-            return f"{y} = __hmul2(__hmul2(__hge2({x}, {lo}), __hle2({x}, {hi})), {height});"
-        raise NotImplementedError(f"no CUDA code for dtype {dtype!r}; there is one for 'float' and for 'half2'")
+        if dtype not in ("float", "half2"):
+            raise NotImplementedError(f"no CUDA code for dtype {dtype!r}; there is one for 'float' and for 'half2'")
+        return f"{y} = {self._value(x, dtype == 'half2')};"
 
     def cuda_code(self, x: str, y: str, dtype: str = "fp32") -> str:
         """The same in ``clock_driven``'s form: it declares ``y`` itself, and dtype is ``"fp32"`` or ``"fp16"``."""
         kind = {"fp32": "float", "fp16": "half2"}.get(dtype, dtype)
         return self.cuda_codes(f"const {kind} {y}", x, kind)
 
+    def _value(self, x: str, half: bool) -> str:
+        """CUDA expression of the surrogate's value at ``x``."""
+        raise NotImplementedError
 
-def _relative(window: Window, v_threshold: Number) -> dict[str, Number]:
-    return {"lo": window.lo - v_threshold, "hi": window.hi - v_threshold, "height": window.height}
+
+class CudaAnalyticWindowBase(_CudaText, AnalyticWindowBase):
+    """Adds the CUDA text that the CuPy kernels of SpikingJelly 0.0.0.0.14 paste into their backward pass."""
+
+    def _value(self, x: str, half: bool) -> str:
+        lo, hi, height = (_literal(value, half) for value in (self.lo, self.hi, self.height))
+        if half:  # the ordered comparisons are false for NaN, as in the float version
+            return f"__hmul2(__hmul2(__hge2({x}, {lo}), __hle2({x}, {hi})), {height})"
+        return f"(({x}) >= {lo} && ({x}) <= {hi}) ? {height} : 0.0f"
+
+
+class CudaAnalyticGaussianBase(_CudaText, AnalyticGaussianBase):
+    """As :class:`CudaAnalyticWindowBase`."""
+
+    def _value(self, x: str, half: bool) -> str:
+        height, scale = (_literal(value, half) for value in (self.height, math.sqrt(0.5) / self.width))
+        if half:
+            scaled = f"__hmul2({x}, {scale})"
+            return f"__hmul2({height}, h2exp(__hneg2(__hmul2({scaled}, {scaled}))))"
+        return f"{height} * expf(-(({x}) * {scale}) * (({x}) * {scale}))"
+
+
+def _literal(value: Number, half: bool) -> str:
+    text = f"{float(value)!r}f"
+    return f"__float2half2_rn({text})" if half else text

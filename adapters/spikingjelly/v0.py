@@ -8,13 +8,13 @@ from spikingjelly.activation_based import base, neuron, surrogate
 from torch import Tensor, nn
 
 from qif_plugins.neuron.parameters import Number
-from qif_plugins.neuron.surrogate import Window
+from qif_plugins.neuron.surrogate import Gaussian, Window
 
 from ._common import QIFNeuron, fused_surrogates, resolve
 from .parametric import ParametricQIFNeuron
-from .surrogate import CudaAnalyticWindowBase
+from .surrogate import CudaAnalyticGaussianBase, CudaAnalyticWindowBase
 
-__all__ = ["AnalyticWindow", "ParametricQIFNode", "QIFNode"]
+__all__ = ["AnalyticGaussian", "AnalyticWindow", "ParametricQIFNode", "QIFNode"]
 
 HOOKS = ("neuronal_charge", "neuronal_fire", "neuronal_reset")
 
@@ -38,6 +38,26 @@ class AnalyticWindow(CudaAnalyticWindowBase, surrogate.MultiArgsSurrogateFunctio
         Window(lo, hi, height)  # checks
         super().__init__(spiking)
         self.lo, self.hi, self.height = lo, hi, height
+
+
+class AnalyticGaussian(CudaAnalyticGaussianBase, surrogate.MultiArgsSurrogateFunctionBase):
+    """The Gaussian as a SpikingJelly surrogate, CuPy kernels included; see :class:`qif_plugins.Gaussian`.
+
+    Build it from a neuron with :meth:`isometric`.
+
+    Args:
+        height: Value at the threshold, > 0. Default 1.
+        width: Standard deviation, in units of the membrane, > 0. Default 0.5.
+        spiking: As in the host: spikes with the Gaussian as gradient, or its integral. Default True.
+
+    Raises:
+        ValueError: As :class:`qif_plugins.Gaussian`.
+    """
+
+    def __init__(self, height: Number = 1.0, width: Number = 0.5, spiking: bool = True) -> None:
+        Gaussian(height, width)  # checks
+        super().__init__(spiking)
+        self.height, self.width = height, width
 
 
 class QIFNode(QIFNeuron, neuron.BaseNode):
@@ -80,7 +100,8 @@ class QIFNode(QIFNeuron, neuron.BaseNode):
         input_gain: Factor g on the input. Default 1, or 1/tau where a leak with ``decay_input`` is matched.
         dynamics: ``"paper"`` or ``"lif"`` to decide regardless of the leak, which is then set aside, as ``repr``
             shows; see :mod:`qif_plugins.neuron.arguments`. Default: by the other arguments.
-        window: ``"unbiased"`` (default), ``"paper"``, ``"heuristic"`` or a :class:`~qif_plugins.Window`.
+        window: ``"unbiased"`` (default), ``"isometric"``, ``"paper"``, ``"heuristic"`` or a
+            :class:`~qif_plugins.Window`.
 
     Raises:
         ValueError: ``dynamics`` together with a, u1 or u2, ``window`` together with ``surrogate_function``, an unknown
@@ -90,6 +111,7 @@ class QIFNode(QIFNeuron, neuron.BaseNode):
     """
 
     analytic_window = AnalyticWindow
+    analytic_gaussian = AnalyticGaussian
     fused_surrogates = fused_surrogates(surrogate)
 
     def __init__(
@@ -162,9 +184,9 @@ class ParametricQIFNode(ParametricQIFNeuron, QIFNode):
     The parametrization keeps every optimizer step in the region where the resting point is stable and the threshold
     lies below the unstable point, see :mod:`qif_plugins.adapters.spikingjelly.parametric`. ``v_threshold``,
     ``v_reset`` and ``input_gain`` are not learned; ``v_reset`` stays at the given number while u1 moves.
-    The windows "unbiased" and "paper" follow the parameters: they are a function of the current values, in training and
-    in evaluation, however often forward ran, see :mod:`qif_plugins.neuron.following`; ``moments`` are those they are
-    derived from.
+    The windows "isometric", "unbiased" and "paper" follow the parameters: they are a function of the current values, in
+    training and in evaluation, however often forward ran, see :mod:`qif_plugins.neuron.following`; ``moments`` are
+    those they are derived from.
 
     The first arguments are ParametricLIFNode's, in its order; those not named here are :class:`QIFNode`'s.
 

@@ -8,13 +8,13 @@ from spikingjelly.activation_based import neuron, surrogate
 from torch import Tensor
 
 from qif_plugins.neuron.parameters import Number
-from qif_plugins.neuron.surrogate import Window
+from qif_plugins.neuron.surrogate import Gaussian, Window
 
 from ._common import QIFNeuron, fused_surrogates, resolve
 from .parametric import ParametricQIFNeuron
-from .surrogate import AnalyticWindowBase
+from .surrogate import AnalyticGaussianBase, AnalyticWindowBase
 
-__all__ = ["AnalyticWindow", "ParametricQIFNode", "QIFNode"]
+__all__ = ["AnalyticGaussian", "AnalyticWindow", "ParametricQIFNode", "QIFNode"]
 
 
 class AnalyticWindow(AnalyticWindowBase, surrogate.SurrogateFunctionBase):
@@ -35,6 +35,25 @@ class AnalyticWindow(AnalyticWindowBase, surrogate.SurrogateFunctionBase):
     def __init__(self, lo: Number = -0.5, hi: Number = 0.5, height: Number = 1.0, spiking: bool = True) -> None:
         Window(lo, hi, height)  # checks
         super().__init__(spiking=spiking, lo=lo, hi=hi, height=height)
+
+
+class AnalyticGaussian(AnalyticGaussianBase, surrogate.SurrogateFunctionBase):
+    """The Gaussian as a SpikingJelly surrogate, for our nodes and the host's alike; see :class:`qif_plugins.Gaussian`.
+
+    Build it from a neuron with :meth:`isometric`.
+
+    Args:
+        height: Value at the threshold, > 0. Default 1.
+        width: Standard deviation, in units of the membrane, > 0. Default 0.5.
+        spiking: As in the host: spikes with the Gaussian as gradient, or its integral. Default True.
+
+    Raises:
+        ValueError: As :class:`qif_plugins.Gaussian`.
+    """
+
+    def __init__(self, height: Number = 1.0, width: Number = 0.5, spiking: bool = True) -> None:
+        Gaussian(height, width)  # checks
+        super().__init__(spiking=spiking, height=height, width=width)
 
 
 class QIFNode(QIFNeuron, neuron.BaseNode):
@@ -76,7 +95,8 @@ class QIFNode(QIFNeuron, neuron.BaseNode):
         input_gain: Factor g on the input. Default 1, or 1/tau where a leak with ``decay_input`` is matched.
         dynamics: ``"paper"`` or ``"lif"`` to decide regardless of the leak, which is then set aside, as ``repr``
             shows; see :mod:`qif_plugins.neuron.arguments`. Default: by the other arguments.
-        window: ``"unbiased"`` (default), ``"paper"``, ``"heuristic"`` or a :class:`~qif_plugins.Window`.
+        window: ``"unbiased"`` (default), ``"isometric"``, ``"paper"``, ``"heuristic"`` or a
+            :class:`~qif_plugins.Window`.
         backend: ``"auto"`` (default) or an implementation by name, see :func:`qif_plugins.available_backends`.
 
     Raises:
@@ -86,6 +106,7 @@ class QIFNode(QIFNeuron, neuron.BaseNode):
     """
 
     analytic_window = AnalyticWindow
+    analytic_gaussian = AnalyticGaussian
     fused_surrogates = fused_surrogates(surrogate)
 
     v_seq: Any
@@ -171,9 +192,9 @@ class ParametricQIFNode(ParametricQIFNeuron, QIFNode):
     The parametrization keeps every optimizer step in the region where the resting point is stable and the threshold
     lies below the unstable point, see :mod:`qif_plugins.adapters.spikingjelly.parametric`. ``v_threshold``,
     ``v_reset`` and ``input_gain`` are not learned; ``v_reset`` stays at the given number while u1 moves.
-    The windows "unbiased" and "paper" follow the parameters: they are a function of the current values, in training and
-    in evaluation, however often forward ran, see :mod:`qif_plugins.neuron.following`; ``moments`` are those they are
-    derived from.
+    The windows "isometric", "unbiased" and "paper" follow the parameters: they are a function of the current values, in
+    training and in evaluation, however often forward ran, see :mod:`qif_plugins.neuron.following`; ``moments`` are
+    those they are derived from.
 
     The first arguments are ParametricLIFNode's, in its order; those not named here are :class:`QIFNode`'s.
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 
 from ..neuron.moments import CLOSURES, MomentClosureError, firing_rate, membrane_moments
-from ..neuron.parameters import QIFParameters
+from ..neuron.parameters import Number, QIFParameters
 from ..neuron.simulate import MembraneStatistics, simulate_membrane
-from ..neuron.surrogate import WINDOWS, Window
+from ..neuron.surrogate import WINDOWS, Gaussian, Window
 from .options import add_neuron_arguments, at_least, describe, neuron
 
 __all__ = ["add_arguments", "run"]
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     rows = [(f"{closure} closure", _closure(params, input_std, arguments.input_mean, closure)) for closure in CLOSURES]
     windows = {name: _window(name, params, input_std, arguments) for name in WINDOWS}
-    usable = {name: window for name, window in windows.items() if isinstance(window, Window)}
+    usable = {name: window for name, window in windows.items() if not isinstance(window, str)}
     measured = simulate_membrane(
         params,
         input_std,
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"{describe(arguments, params)}\nrests at {resting:.6g}, unstable fixed point {unstable:.6g}")
     print(f"input       mean {arguments.input_mean:g}, deviation {input_std:g}\n")
     _print_moments(rows, measured)
-    _print_windows(windows, dict(zip(usable, measured.window_means, strict=True)))
+    _print_windows(windows, params.v_threshold, dict(zip(usable, measured.window_means, strict=True)))
     return 0
 
 
@@ -65,7 +65,9 @@ def _closure(
     return float(mean), float(std), float(firing_rate(params, mean, std))
 
 
-def _window(name: str, params: QIFParameters, input_std: float, arguments: argparse.Namespace) -> Window | str:
+def _window(
+    name: str, params: QIFParameters, input_std: float, arguments: argparse.Namespace
+) -> Window | Gaussian | str:
     if name == "heuristic":
         return Window.heuristic(params, arguments.alpha)
     options = {"kappa": arguments.kappa} if name == "unbiased" else {}
@@ -89,11 +91,13 @@ def _print_moments(rows: list[tuple[str, tuple[float, float, float] | str]], mea
     print(f"  ({measured.neurons} neurons, {measured.steps} steps, seed {measured.seed})\n")
 
 
-def _print_windows(windows: dict[str, Window | str], shares: dict[str, float]) -> None:
+def _print_windows(windows: dict[str, Window | Gaussian | str], threshold: Number, shares: dict[str, float]) -> None:
     print(f"{'window':<18}{'from':>12}{'to':>12}{'height':>13}{'mean w(h)':>13}")
     for name, window in windows.items():
         if isinstance(window, str):
             print(f"{name:<18}  {window}")
-        else:
-            print(f"{name:<18}{window.lo:>12.6f}{window.hi:>12.6f}{window.height:>13.6f}{shares[name]:>13.6f}")
+            continue
+        low, high = window.span(threshold)
+        print(f"{name:<18}{low:>12.6f}{high:>12.6f}{window.height:>13.6f}{shares[name]:>13.6f}")
+    print("  (isometric: a Gaussian, from one deviation below the threshold to one above)")
     print("  (mean w(h) as simulated: the share of the gradient that passes)")

@@ -162,7 +162,7 @@ def _spikingjelly_entries() -> Iterator[_Entry]:
     config = importlib.import_module(f"{name}.vision.config")
     for table, classes in (
         ("_NEURON_REGISTRY", (ours.QIFNode, ours.ParametricQIFNode)),
-        ("_SURROGATE_REGISTRY", (ours.AnalyticWindow,)),
+        ("_SURROGATE_REGISTRY", (ours.AnalyticWindow, ours.AnalyticGaussian)),
     ):
         if not isinstance(getattr(config, table, None), dict):
             raise RuntimeError(

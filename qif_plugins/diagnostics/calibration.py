@@ -332,8 +332,9 @@ def _out_of_reach(
 def _window(layer: QIFLayer) -> tuple[float, float] | None:
     if layer.derived_window is None:
         return None
-    window = layer.derive_window(layer.derived_window, layer.qif_parameters)
-    return tuple(average(end) for end in (window.lo, window.hi))  # type: ignore[return-value]
+    params = layer.qif_parameters
+    low, high = layer.derive_window(layer.derived_window, params).span(params.v_threshold)
+    return average(low), average(high)
 
 
 def _by_channel(x: Tensor) -> Tensor:

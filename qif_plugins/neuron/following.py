@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from .parameters import Number, QIFParameters
-from .surrogate import Window, unbiased_window
+from .surrogate import Gaussian, Window, isometric_gaussian, unbiased_window
 
 __all__ = ["WindowMemory", "followed_moments", "has_storage", "same_versions", "versions", "window_of_moments"]
 
@@ -86,15 +86,20 @@ def followed_moments(params: QIFParameters, input_std: Number, input_mean: Numbe
     return torch.where(settled, mean, input_mean), torch.where(settled, var, input_var).sqrt()
 
 
-def window_of_moments(name: str, threshold: Number, mean: Number, std: Number) -> Window:
-    """The window called ``name``, ``"unbiased"`` or ``"paper"``, for a membrane of these moments, unchecked.
+def window_of_moments(
+    name: str, threshold: Number, mean: Number, std: Number, input_std: Number | None = None
+) -> Window | Gaussian:
+    """The surrogate called ``name``, ``"isometric"``, ``"unbiased"`` or ``"paper"``, for a membrane, unchecked.
 
     Args:
         name: Which.
         threshold: Threshold θ.
         mean: Mean of the membrane.
         std: Its standard deviation.
+        input_std: Standard deviation of g·x; ``None`` (default) where only the membrane was measured.
     """
+    if name == "isometric":
+        return Gaussian.unchecked(*isometric_gaussian(threshold, mean, std, input_std))
     if name == "paper":
         return Window.unchecked(mean - std, mean + std, torch.ones_like(std) if isinstance(std, Tensor) else 1.0)
     return Window.unchecked(*unbiased_window(threshold, mean, std))
@@ -107,21 +112,21 @@ class WindowMemory:
         self.clear()
 
     @property
-    def window(self) -> Window | None:
+    def window(self) -> Window | Gaussian | None:
         """The window that is kept."""
         return self._window
 
     def clear(self) -> None:
         """Forget the window."""
         self._seen: list[tuple[Any, Any]] | None = None
-        self._window: Window | None = None
+        self._window: Window | Gaussian | None = None
         self._doubted = True
 
     def doubt(self) -> None:
         """Derive the window anew for the next gradient: a write through ``.data`` since would not show."""
         self._doubted = True
 
-    def __call__(self, parameters: Sequence[Any], derive: Callable[[], Window]) -> Window:
+    def __call__(self, parameters: Sequence[Any], derive: Callable[[], Window | Gaussian]) -> Window | Gaussian:
         """The window for these parameters.
 
         Args:

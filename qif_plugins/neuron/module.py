@@ -8,6 +8,7 @@ replaces the assumption by what it measured. A module that was calibrated has tw
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ from .following import WindowMemory, followed_moments, window_of_moments
 from .moments import membrane_moments
 from .observe import watchable
 from .parameters import Number, QIFParameters
-from .surrogate import Window
+from .surrogate import Gaussian, Window
 
 __all__ = ["NO_NIR", "QIFLayer", "on_device"]
 
@@ -101,7 +102,7 @@ class QIFLayer:
             return 0.0, self.qif_parameters.v_threshold
         return _number(self._measured["input_mean"]), _number(self._measured["input_std"])
 
-    def derive_window(self, name: str, params: QIFParameters) -> Window:
+    def derive_window(self, name: str, params: QIFParameters) -> Window | Gaussian:
         """The window called ``name`` for the moments that were measured, or else assumed.
 
         Raises:
@@ -110,7 +111,7 @@ class QIFLayer:
         """
         return self.followed_window(name, params) if self.learns_window else self.settled_window(name, params)
 
-    def settled_window(self, name: str, params: QIFParameters) -> Window:
+    def settled_window(self, name: str, params: QIFParameters) -> Window | Gaussian:
         """The same for parameters that stay.
 
         Raises:
@@ -128,17 +129,20 @@ class QIFLayer:
 
     def followed_moments(self, params: QIFParameters) -> tuple[Tensor, Tensor]:
         """Mean and deviation of the membrane behind the window of learned ``params``, see :mod:`.following`."""
-        threshold: Any = params.v_threshold
         if "membrane_mean" in self._measured:
             device = next(v.device for v in params.numbers().values() if isinstance(v, Tensor))
             measured = (self._measured[f"membrane_{name}"] for name in ("mean", "std"))
             mean, std = (value.to(device, torch.float32, non_blocking=True) for value in measured)
             return mean, std
-        input_mean, input_std = self.input_moments() if self._measured else (0.0, threshold)
+        input_mean, input_std = self._assumed_input(params)
         return followed_moments(params, input_std, input_mean)
 
+    def _assumed_input(self, params: QIFParameters) -> tuple[Number, Number]:
+        """Mean and deviation of g·x that the window of learned ``params`` assumes."""
+        return self.input_moments() if "input_mean" in self._measured else (0.0, params.v_threshold)
+
     @torch.no_grad()
-    def followed_window(self, name: str, params: QIFParameters) -> Window:
+    def followed_window(self, name: str, params: QIFParameters) -> Window | Gaussian:
         """The window called ``name`` for learned ``params``: a function of their values alone, see :mod:`.following`.
 
         Reads nothing back from a device. In float32, in float64 for parameters in float64.
@@ -146,10 +150,14 @@ class QIFLayer:
         threshold: Any = params.v_threshold
         if name == "heuristic":
             return Window.unchecked(threshold - 0.5, threshold + 0.5)
-        window = window_of_moments(name, threshold, *self.followed_moments(params))
+        mean, std = self.followed_moments(params)
+        input_std: Any = None if "membrane_mean" in self._measured else self._assumed_input(params)[1]
+        if isinstance(input_std, Tensor):
+            input_std = input_std.to(std.device, non_blocking=True)
+        window = window_of_moments(name, threshold, mean, std, input_std)
         dtypes = [value.dtype for value in params.numbers().values() if isinstance(value, Tensor)]
         dtype = torch.float64 if torch.float64 in dtypes else torch.float32
-        return Window.unchecked(*(value.to(dtype) for value in window.coefficients()))  # type: ignore[union-attr]
+        return window.mapped(lambda value: value.to(dtype) if isinstance(value, Tensor) else value)
 
     def window_moments(self) -> tuple[Number, Number]:
         """Mean and deviation of the membrane that the window assumes.
@@ -197,17 +205,18 @@ def _checked_moments(moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def window_from_membrane(name: str, params: QIFParameters, mean: Number, std: Number) -> Window:
-    """The window called ``name``, ``"unbiased"`` or ``"paper"``, for a membrane of these moments."""
-    return Window(*window_of_moments(name, params.v_threshold, mean, std).coefficients())
+def window_from_membrane(name: str, params: QIFParameters, mean: Number, std: Number) -> Window | Gaussian:
+    """The window called ``name``, ``"isometric"``, ``"unbiased"`` or ``"paper"``, for a membrane of these moments."""
+    window = window_of_moments(name, params.v_threshold, mean, std)
+    return dataclasses.replace(window)  # which checks its numbers
 
 
-def on_device(window: Window, device: torch.device) -> Window:
+def on_device(window: Window | Gaussian, device: torch.device) -> Window | Gaussian:
     """``window`` with its tensors, if any, in float32 on ``device``; itself where nothing has to move."""
-    values = window.coefficients()
-    if not any(isinstance(value, Tensor) and value.device != device for value in values):
+    if not any(isinstance(value, Tensor) and value.device != device for value in window.coefficients()):
         return window
-    return Window.unchecked(*(v.to(device, torch.float32) if isinstance(v, Tensor) else v for v in values))
+    moved = window.mapped(lambda value: value.to(device, torch.float32) if isinstance(value, Tensor) else value)
+    return moved
 
 
 def _number(value: Tensor) -> Number:

@@ -31,6 +31,8 @@ CLOSURES = ("reset", "free")
 _TOLERANCE = 1e-13
 _MAX_ITERATIONS = 500
 _MAX_NEWTON_STEPS = 50
+_MOMENTS = (1.0, 0.0, 1.0, 0.0, 3.0)
+"""E[Z^k] of a standard normal Z for k = 0..4."""
 
 
 class MomentClosureError(ValueError):
@@ -175,8 +177,7 @@ def closure_step(
         first = first + fired * above
         second = second + fired * fired * above
     else:
-        full = (1.0, 0.0, 1.0, 0.0, 3.0)
-        above_moments = tuple(whole - part for whole, part in zip(full, below, strict=True))
+        above_moments = tuple(whole - part for whole, part in zip(_MOMENTS, below, strict=True))
         shifted = _charge_polynomial(params, mean - params.v_threshold, std)
         first_above, second_above = _polynomial_moments(*shifted, above_moments)
         first, second = first + first_above, second + second_above

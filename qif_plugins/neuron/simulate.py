@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .functional import qif_multi_step
 from .parameters import QIFParameters
-from .surrogate import Window
+from .surrogate import FusedSurrogate, Window
 
 __all__ = ["MembraneStatistics", "simulate_membrane"]
 
@@ -53,7 +53,7 @@ def simulate_membrane(
     neurons: int = 2**18,
     steps: int = 60,
     transient: int = 20,
-    windows: tuple[Window, ...] = (),
+    windows: tuple[FusedSurrogate, ...] = (),
     seed: int = 0,
 ) -> MembraneStatistics:
     """Run independent neurons from ``v_reset`` under independent input N(input_mean, input_std²) and measure h.
@@ -65,7 +65,7 @@ def simulate_membrane(
         neurons: How many, >= 2. Default 2^18.
         steps: Steps of each neuron. Default 60.
         transient: Steps left out at the beginning, < ``steps``. Default 20.
-        windows: Windows whose mean w(h) is measured too.
+        windows: Surrogates whose mean w(h) is measured too.
         seed: Seed of the input. Default 0.
 
     Returns:

@@ -1,12 +1,15 @@
 """Surrogate derivatives of the spike, and the analytically derived window.
 
-The spike s = Θ(h - θ) has no useful derivative, so backward uses w(h) in its place. The rectangular
-window w(h) = height · 1[lo <= h <= hi], inclusive at both ends, is derived from the stationary
-membrane h ~ N(μ, σ²) (:mod:`qif_plugins.neuron.moments`) in one of three ways:
+The spike s = Θ(h - θ) has no useful derivative, so backward uses w(h) in its place. By these names it
+is derived from the stationary membrane h ~ N(μ, σ²) (:mod:`qif_plugins.neuron.moments`), all but the first as a
+rectangular window w(h) = height · 1[lo <= h <= hi], inclusive at both ends:
+
+* ``"isometric"``, this package's: a :class:`Gaussian` centred on the threshold, its height such that
+  the mean surrogate E[w(h)] equals p_h(θ), the true sensitivity of the firing probability, its width such
+  that gradients keep their size from layer to layer (:mod:`qif_plugins.neuron.isometry`);
 
 * ``"paper"``: [μ - σ, μ + σ], height 1, as arXiv 2510.05168 states it;
-* ``"unbiased"``, this package's and the default: [θ - κσ, θ + κσ], its height such that the mean
-  surrogate E[w(h)] equals p_h(θ), the true sensitivity of the firing probability;
+* ``"unbiased"``, this package's and the default: [θ - κσ, θ + κσ], with the height of the same mean;
 * ``"heuristic"``: |h - θ| <= α/2, height 1/α, what LIF code uses.
 
 The Gaussian has tails, so that a membrane far from the threshold receives some gradient, too.
@@ -24,12 +27,15 @@ from torch import Tensor
 
 from ..ops.contract import Shape
 from ..support.names import checked_number, unknown
+from .isometry import gaussian_width, rectangle_width, relative_mean_square
 from .moments import membrane_moments
 from .parameters import Number, QIFParameters, holds_everywhere, is_finite, same_number
 
 __all__ = ["WINDOWS", "ATan", "FastSigmoid", "FusedSurrogate", "Gaussian", "Sigmoid", "Surrogate", "Window", "spike"]
 
-WINDOWS = ("unbiased", "paper", "heuristic")
+WINDOWS = ("isometric", "unbiased", "paper", "heuristic")
+DEFAULT_WINDOW = "unbiased"
+"""The window of a neuron for which none was chosen, in every host."""
 
 
 class FusedSurrogate:
@@ -65,6 +71,18 @@ class FusedSurrogate:
             A tensor of ``h``'s shape and dtype.
         """
         raise NotImplementedError
+
+    def mapped(self, function: Callable[[Any], Number]) -> Any:
+        """The same surrogate with ``function`` of each of its numbers, unchecked.
+
+        Args:
+            function: Such as one that moves tensors to another device.
+        """
+        copy = object.__new__(type(self))
+        for name, value in vars(self).items():
+            number = isinstance(value, (Tensor, float, int)) and not isinstance(value, bool)
+            object.__setattr__(copy, name, function(value) if number else value)
+        return copy
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, FusedSurrogate):
@@ -124,17 +142,19 @@ class Window(FusedSurrogate):
         return self
 
     @classmethod
-    def named(cls, name: str, params: QIFParameters, input_std: Number | None = None, **options: Any) -> Window:
-        """The window called ``name``.
+    def named(
+        cls, name: str, params: QIFParameters, input_std: Number | None = None, **options: Any
+    ) -> Window | Gaussian:
+        """The surrogate called ``name``.
 
         Args:
-            name: ``"unbiased"``, ``"paper"`` or ``"heuristic"``.
+            name: ``"isometric"``, ``"unbiased"``, ``"paper"`` or ``"heuristic"``.
             params: The neuron.
             input_std: Standard deviation of g·x; ``None`` means θ. The heuristic window has no use for it.
-            **options: As :meth:`unbiased`, :meth:`paper` and :meth:`heuristic` take them.
+            **options: As :meth:`Gaussian.isometric`, :meth:`unbiased`, :meth:`paper` and :meth:`heuristic` take them.
 
         Returns:
-            The window, in units of the membrane.
+            A :class:`Gaussian` for ``"isometric"``, else a window in units of the membrane.
 
         Raises:
             ValueError: Unknown name; the message lists those that exist.
@@ -142,6 +162,8 @@ class Window(FusedSurrogate):
         """
         if not isinstance(params, QIFParameters):
             raise TypeError(f"params must be QIFParameters, got {params!r}")
+        if name == "isometric":
+            return Gaussian.isometric(params, input_std, **options)
         if name == "heuristic":
             return cls.heuristic(params, **options)
         if name == "paper":
@@ -173,7 +195,7 @@ class Window(FusedSurrogate):
         Raises:
             MomentClosureError: The closure does not converge.
         """
-        mean, std = _moments(params, input_std, input_mean, closure)
+        _, mean, std = _moments(params, input_std, input_mean, closure)
         return cls(mean - std, mean + std)
 
     @classmethod
@@ -204,7 +226,35 @@ class Window(FusedSurrogate):
         kappa = checked_number("kappa", kappa, "a positive number")
         if not (kappa > 0 and math.isfinite(kappa)):
             raise ValueError(f"kappa must be positive and finite, got {kappa}; the default is 0.5")
-        mean, std = _moments(params, input_std, input_mean, closure)
+        _, mean, std = _moments(params, input_std, input_mean, closure)
+        return cls(*unbiased_window(params.v_threshold, mean, std, kappa))
+
+    @classmethod
+    def isometric(
+        cls,
+        params: QIFParameters,
+        input_std: Number | None = None,
+        input_mean: Number = 0.0,
+        closure: str = "reset",
+    ) -> Window:
+        """The unbiased window of the width that keeps gradients their size, see :mod:`qif_plugins.neuron.isometry`.
+
+        It covers the share (σ_I p_h(θ))² / (r (1 - r)) of the membranes, at most 2/π.
+
+        Args:
+            params: The neuron.
+            input_std: Standard deviation of g·x. ``None`` (default) means θ, that of tdBN with α = 1.
+            input_mean: Mean of g·x. Default 0.
+            closure: How μ and σ are found. Default ``"reset"``.
+
+        Returns:
+            The window, in units of the membrane.
+
+        Raises:
+            MomentClosureError: The closure does not converge.
+        """
+        input_std, mean, std = _moments(params, input_std, input_mean, closure)
+        kappa = _alike(rectangle_width(*relative_mean_square(params.v_threshold, mean, std, input_std)), mean)
         return cls(*unbiased_window(params.v_threshold, mean, std, kappa))
 
     @classmethod
@@ -228,6 +278,10 @@ class Window(FusedSurrogate):
 
     def coefficients(self) -> tuple[Number, Number, Number]:
         return self.lo, self.hi, self.height
+
+    def span(self, v_threshold: Number) -> tuple[Number, Number]:
+        """From where to where it reaches, in units of the membrane."""
+        return self.lo, self.hi
 
     def derivative(self, h: Tensor, v_threshold: Number) -> Tensor:
         inside = (h >= _like(self.lo, h)) & (h <= _like(self.hi, h))
@@ -271,8 +325,45 @@ class Gaussian(FusedSurrogate):
                 f"height={self.height}, width={self.width}, offset={self.offset}"
             )
 
+    @classmethod
+    def unchecked(cls, height: Number, width: Number) -> Gaussian:
+        """Construct without the checks, hence without reading a tensor back from its device."""
+        self = object.__new__(cls)
+        for name, value in (("height", height), ("width", width), ("offset", 0.0), ("strict", False)):
+            object.__setattr__(self, name, value)
+        return self
+
+    @classmethod
+    def isometric(
+        cls,
+        params: QIFParameters,
+        input_std: Number | None = None,
+        input_mean: Number = 0.0,
+        closure: str = "reset",
+    ) -> Gaussian:
+        """The Gaussian whose mean is p_h(θ) and whose width keeps gradients their size from layer to layer.
+
+        See :mod:`qif_plugins.neuron.isometry`.
+
+        Args:
+            params: The neuron.
+            input_std: Standard deviation of g·x. ``None`` (default) means θ, that of tdBN with α = 1.
+            input_mean: Mean of g·x. Default 0.
+            closure: How μ and σ are found. Default ``"reset"``.
+
+        Raises:
+            MomentClosureError: The closure does not converge.
+        """
+        input_std, mean, std = _moments(params, input_std, input_mean, closure)
+        return cls(*isometric_gaussian(params.v_threshold, mean, std, input_std))
+
     def coefficients(self) -> tuple[Number, Number, Number]:
         return 1 / (math.sqrt(2) * self.width), self.height, self.offset
+
+    def span(self, v_threshold: Number) -> tuple[Number, Number]:
+        """From one deviation below the peak to one above it, in units of the membrane."""
+        peak = v_threshold + self.offset
+        return peak - self.width, peak + self.width
 
     def derivative(self, h: Tensor, v_threshold: Number) -> Tensor:
         scale, height, offset = (_like(value, h) for value in self.coefficients())
@@ -386,7 +477,25 @@ class _Spike(torch.autograd.Function):
         return through, to_threshold, None, None
 
 
-def unbiased_window(threshold: Number, mean: Number, std: Number, kappa: float = 0.5) -> tuple[Number, Number, Number]:
+def isometric_gaussian(
+    threshold: Number, mean: Number, std: Number, input_std: Number | None = None
+) -> tuple[Number, Number]:
+    """Height and width of the isometric Gaussian for h ~ N(mean, std²), reading nothing back from a device.
+
+    Args:
+        threshold: Threshold θ.
+        mean: Mean of the membrane.
+        std: Its standard deviation.
+        input_std: Standard deviation of g·x; ``None`` (default) where only the membrane was measured.
+    """
+    z, log_rho = relative_mean_square(threshold, mean, std, input_std)
+    width = gaussian_width(z, log_rho)
+    u = width * width
+    height = torch.sqrt((1 + 1 / u) / (2 * math.pi)) * torch.exp(-0.5 * z * z * u / (1 + u))
+    return _alike(height / std, mean), _alike(width * std, mean)
+
+
+def unbiased_window(threshold: Number, mean: Number, std: Number, kappa: Number = 0.5) -> tuple[Number, Number, Number]:
     """``(lo, hi, height)`` of the unbiased window for h ~ N(mean, std²), reading nothing back from a device."""
     z = (threshold - mean) / std
     # The height p(θ)/P(lo <= h <= hi) with exp(-z²/2) divided out of both, so that it stays finite
@@ -408,7 +517,8 @@ _LEGENDRE = _legendre()
 
 def _moments(
     params: QIFParameters, input_std: Number | None, input_mean: Number, closure: str
-) -> tuple[Number, Number]:
+) -> tuple[Number, Number, Number]:
+    """Deviation of the input, mean and deviation of the membrane."""
     if input_std is None:
         input_std = params.v_threshold
         if not _holds(input_std, lambda theta: theta > 0):
@@ -417,7 +527,12 @@ def _moments(
                 f"v_threshold={input_std}; pass a positive one, the input's own deviation (calibrate measures it), or "
                 "a Window(lo, hi)"
             )
-    return membrane_moments(params, input_std, input_mean, closure)
+    return input_std, *membrane_moments(params, input_std, input_mean, closure)
+
+
+def _alike(value: Tensor, other: Number) -> Number:
+    """``value`` as a float where ``other`` is one."""
+    return value if isinstance(other, Tensor) else value.item()
 
 
 def _exp(value: Any) -> Any:

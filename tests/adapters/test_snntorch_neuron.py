@@ -282,7 +282,7 @@ class TestLearning:
         assert neuron.qif_parameters.v_threshold.item() == pytest.approx(0.99 * 4.5)
         neuron(inputs(torch.float32)[0])
 
-    @pytest.mark.parametrize("window", ["unbiased", "paper", "heuristic"])
+    @pytest.mark.parametrize("window", ["isometric", "unbiased", "paper", "heuristic"])
     def test_the_window_follows(self, window):
         neuron = QIF(0.5, learn_beta=True, learn_threshold=True, window=window)
         with torch.no_grad():

@@ -1,6 +1,7 @@
 """AnalyticWindow as a surrogate module of the host, in its LIFNode and in its CUDA kernels."""
 
 import copy
+import math
 import pickle
 from pathlib import Path
 
@@ -9,11 +10,12 @@ import torch
 
 pytest.importorskip("spikingjelly")
 
-from qif_plugins.adapters.spikingjelly import AnalyticWindow
+from qif_plugins.adapters import spikingjelly as adapter
+from qif_plugins.adapters.spikingjelly import AnalyticGaussian, AnalyticWindow
 from spikingjelly.activation_based import functional, neuron, surrogate
 
 from qif_plugins import QIFParameters
-from qif_plugins.neuron.surrogate import Window
+from qif_plugins.neuron.surrogate import Gaussian, Window
 
 OLD = hasattr(AnalyticWindow, "cuda_codes")
 needs_cuda_codes = pytest.mark.skipif(not OLD, reason="this SpikingJelly's kernels take no CUDA text of a surrogate")
@@ -97,6 +99,40 @@ def test_in_the_hosts_lif_node(step_mode):
     assert gradients[0].abs().sum() > 0
 
 
+# -- the Gaussian ---------------------------------------------------------------------------------
+
+
+def test_the_gaussian_is_that_of_the_neuron_and_a_surrogate_module():
+    params = QIFParameters(v_threshold=0.8)
+    mine, core = AnalyticGaussian.isometric(params), Gaussian.isometric(params)
+    assert isinstance(mine, surrogate.SurrogateFunctionBase)
+    assert mine.window(0.8) == core
+    for other in (copy.deepcopy(mine), pickle.loads(pickle.dumps(mine))):
+        assert repr(other) == repr(mine)
+    with pytest.raises(ValueError, match="width"):
+        AnalyticGaussian(1.0, 0.0)
+
+
+def test_the_gaussian_has_one_gradient_in_both_modes():
+    mine = AnalyticGaussian(0.7, 0.4)
+    x = torch.linspace(-2, 2, 41, dtype=torch.float64, requires_grad=True)
+    spikes = mine(x)
+    assert spikes.tolist() == [float(value >= 0) for value in x.tolist()]
+    gradient = torch.autograd.grad(spikes.sum(), x)[0]
+    torch.testing.assert_close(gradient, 0.7 * torch.exp(-0.5 * (x.detach() / 0.4) ** 2))
+    mine.set_spiking_mode(False)
+    torch.testing.assert_close(torch.autograd.grad(mine(x).sum(), x)[0], gradient)
+
+
+def test_the_gaussian_in_the_hosts_lif_node_is_the_hosts_own_erf():
+    mine, theirs = AnalyticGaussian(2 / math.pi**0.5, 1 / 8**0.5), surrogate.Erf(2.0)
+    gradients = []
+    for chosen in (mine, theirs):
+        x = torch.linspace(-1, 3, 20, requires_grad=True)
+        gradients.append(torch.autograd.grad(neuron.LIFNode(surrogate_function=chosen)(x).sum(), x)[0])
+    torch.testing.assert_close(*gradients)
+
+
 # -- CUDA text ------------------------------------------------------------------------------------
 
 
@@ -130,14 +166,15 @@ def test_cuda_text_computes_the_window():
 
 
 @needs_cuda_codes
+@pytest.mark.parametrize("kind", ["AnalyticWindow", "AnalyticGaussian"])
 @pytest.mark.parametrize("dtype", ["float", "half2"])
 @pytest.mark.parametrize("hard_reset", [True, False])
-def test_the_hosts_kernels_compile_with_it(dtype, hard_reset):
+def test_the_hosts_kernels_compile_with_it(dtype, hard_reset, kind):
     nvrtc = pytest.importorskip("cuda.bindings.nvrtc")
     from spikingjelly.activation_based.auto_cuda import neuron_kernel
 
     kernel = neuron_kernel.LIFNodeBPTTKernel(
-        decay_input=True, surrogate_function=AnalyticWindow.unbiased(QIFParameters()).cuda_codes,
+        decay_input=True, surrogate_function=getattr(adapter, kind).isometric(QIFParameters()).cuda_codes,
         hard_reset=hard_reset, detach_reset=False, dtype=dtype,
     )  # fmt: skip
     compile_with_nvrtc(nvrtc, kernel.full_codes)

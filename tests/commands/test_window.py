@@ -105,12 +105,10 @@ def test_command_prints_moments_windows_and_seed(capsys):
     assert rows["reset closure"][:2] == ["0.157770", "1.053412"]
     assert rows["free closure"][:2] == ["0.277536", "1.082537"]
     params = QIFParameters()
-    for name in ("unbiased", "paper", "heuristic"):
+    for name in ("isometric", "unbiased", "paper", "heuristic"):
         options = {} if name == "heuristic" else {"input_std": 1.0}
         window = Window.named(name, params, **options)
-        assert [float(word) for word in rows[name][:3]] == pytest.approx(
-            [window.lo, window.hi, window.height], abs=1e-6
-        )
+        assert [float(word) for word in rows[name][:3]] == pytest.approx([*window.span(1.0), window.height], abs=1e-6)
 
 
 def test_command_reports_a_diverging_closure(capsys):
