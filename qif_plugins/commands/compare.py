@@ -20,7 +20,7 @@ from .. import __version__
 from ..experiments.compare.checkpoint import check_content, checkpoint_name, save
 from ..experiments.compare.hosts import BETA, HOSTS, WIDTHS, host_version, installed_hosts
 from ..experiments.compare.report import print_table, summarise, write_figure, write_json
-from ..experiments.compare.training import Epoch, Settings, Training, train
+from ..experiments.compare.training import Epoch, Hyperparameters, Training, train
 from ..experiments.data.images import DATA_SETS, load_images
 from ..experiments.figures import require_matplotlib
 from ..neuron.surrogate import WINDOWS
@@ -81,7 +81,7 @@ def _run(arguments: argparse.Namespace, hosts: tuple[str, ...], windows: tuple[s
     images = load_images(
         arguments.data, arguments.data_folder, arguments.download, "pass --data-folder where it lies, or --download"
     )
-    settings = Settings(arguments.epochs, arguments.T, arguments.batch_size, arguments.lr, where)
+    settings = Hyperparameters(arguments.epochs, arguments.T, arguments.batch_size, arguments.lr, where)
     print(
         f"{images.name}: {len(images.train)} training and {len(images.test)} test images; T = {settings.steps}, "
         f"epochs {settings.epochs}, seeds 0 to {arguments.seeds - 1}; {len(plan)} trainings"

@@ -252,7 +252,7 @@ def _compare_in(comparison: Comparison, arguments: argparse.Namespace) -> int:
     def report(record: dict[str, Any]) -> None:
         shown = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in record["params"].items())
         print(
-            f"{record['part']:7s} {record['neuron']:5s} trial {record['trial']:3d} seed {record['seed']:3d}  accuracy "
+            f"{record['part']:7s} {record['neuron']:5s} trial {record['number']:3d} seed {record['seed']:3d}  accuracy "
             f"{record['accuracy']:.4f}  {record.get('failed', shown)}",
             flush=True,
         )

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from ..ops.threads import for_each_chunk
 from . import engine
-from .trains import padded
+from .padding import padded
 
 __all__ = ["MODELS", "EventBudgetError", "Layer"]
 

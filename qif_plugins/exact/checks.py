@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..support.names import unknown
 from .adjoint import MODELS
-from .trains import valid
+from .padding import valid
 
 __all__ = ["check_model", "check_spikes", "check_tensors"]
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .trains import places
+from .padding import places
 
 __all__ = ["Spikes"]
 

@@ -13,7 +13,7 @@ from qif_plugins.commands import exact as command
 from qif_plugins.exact.encoders import encode_images
 from qif_plugins.exact.initialisation import InactiveError, initialise
 from qif_plugins.experiments.exact import search
-from qif_plugins.experiments.exact.data import Data, load
+from qif_plugins.experiments.exact.data import SpikeData, load
 from qif_plugins.experiments.exact.search import Comparison, Runs, compare, space, summarise, validation_split
 from qif_plugins.experiments.exact.train import LAYERS, Settings, build, fit
 from qif_plugins.experiments.training import NonFiniteError
@@ -87,7 +87,7 @@ def test_a_comparison_that_was_cut_off_goes_on_as_if_it_had_not_been(tmp_path):
     for finished in range(1, 6):
         with pytest.raises(CutError):
             compare(Runs(path, SMALL), **arguments, report=cut)
-        assert len(json.loads(path.read_text())["runs"]) == finished
+        assert len(json.loads(path.read_text())["trials"]) == finished
     again = Runs(path, SMALL)
     done = []
     compare(again, **arguments, report=done.append)
@@ -137,7 +137,7 @@ def test_initialise_stops_counting_where_the_answer_is_known():
 
 def tiny():
     data = load("digits", 1.0, 1.0, limit=40)
-    return Data(data.train, data.train_labels, data.train, data.train_labels, data.classes)
+    return SpikeData(data.train, data.train_labels, data.train, data.train_labels, data.classes)
 
 
 def test_clipping_bounds_the_step_and_none_leaves_it():

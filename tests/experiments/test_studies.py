@@ -25,9 +25,9 @@ from spikingjelly.activation_based import functional, neuron
 
 from qif_plugins.cli import main
 from qif_plugins.diagnostics.observing import spiking_layers
+from qif_plugins.experiments.records import Records, key_of
 from qif_plugins.experiments.studies import STUDIES, budget, closures
 from qif_plugins.experiments.studies.mismatch import agreement, score_gradients, surrogate_gradients
-from qif_plugins.experiments.studies.records import Records, key_of
 from qif_plugins.experiments.studies.runner import Options, run_study
 from qif_plugins.experiments.studies.stats import paired, welch
 from qif_plugins.experiments.studies.trial import data_of, make, surrogate_named, train
@@ -178,7 +178,7 @@ def test_estimator_refuses(noise, repeats, match):
 FILLER = """
 import sys
 from pathlib import Path
-from qif_plugins.experiments.studies.records import Records
+from qif_plugins.experiments.records import Records
 records = Records(Path(sys.argv[1]))
 for number in range(10**6):
     records.add({"number": number, "filler": "x" * 2000}, {"value": number}, 0.0)

@@ -18,7 +18,7 @@ from training_processes import write_cifar10
 
 from qif_plugins.experiments.data.spikingjelly import dataset_module
 from qif_plugins.experiments.training.augmentation import Augmented, cutout, event_transform
-from qif_plugins.experiments.training.config import Data
+from qif_plugins.experiments.training.config import DataConfig
 from qif_plugins.experiments.training.data import CIFAR10_STATISTICS, load_task, split_per_class
 
 pytestmark = pytest.mark.host_independent
@@ -38,7 +38,9 @@ def cifar10(tmp_path, monkeypatch):
 
 
 def test_cifar10(cifar10):
-    task = load_task(Data("cifar10", folder=str(cifar10), augment=("crop", "flip", "autoaugment", "cutout")), 16, 0)
+    task = load_task(
+        DataConfig("cifar10", folder=str(cifar10), augment=("crop", "flip", "autoaugment", "cutout")), 16, 0
+    )
     assert (task.shape, task.classes, task.train.count, task.test.count) == ((3, 32, 32), 10, 40, 8)
     (x, labels), *rest = task.test.epoch(0)
     source = datasets.CIFAR10(cifar10, train=False)
@@ -48,12 +50,14 @@ def test_cifar10(cifar10):
     x, labels = next(task.train.epoch(0))
     assert x.shape == (16, 3, 32, 32)
     with pytest.raises(FileNotFoundError, match=r"data\.download=true"):
-        load_task(Data("cifar10", folder=str(cifar10 / "nowhere")), 16, 0)
+        load_task(DataConfig("cifar10", folder=str(cifar10 / "nowhere")), 16, 0)
 
 
 def test_augmentation_belongs_to_seed_epoch_and_sample(cifar10):
     def batches(epoch, first=0, workers=0, seed=0):
-        data = Data("cifar10", folder=str(cifar10), augment=("crop", "flip", "autoaugment", "cutout"), workers=workers)
+        data = DataConfig(
+            "cifar10", folder=str(cifar10), augment=("crop", "flip", "autoaugment", "cutout"), workers=workers
+        )
         task = load_task(data, 16, seed)
         before = torch.get_rng_state()
         found = list(task.train.epoch(epoch, first))
@@ -87,7 +91,7 @@ def test_cifar100(tmp_path, monkeypatch):
     sums = {name: hashlib.md5((base / name).read_bytes()).hexdigest() for name in ("train", "test", "meta")}
     kind.train_list, kind.test_list = [["train", sums["train"]]], [["test", sums["test"]]]
     kind.meta = {"filename": "meta", "key": "fine_label_names", "md5": sums["meta"]}
-    task = load_task(Data("cifar100", folder=str(tmp_path)), 4, 0)
+    task = load_task(DataConfig("cifar100", folder=str(tmp_path)), 4, 0)
     assert (task.classes, task.train.count) == (100, 6)
     assert next(task.test.epoch(0))[1].tolist() == [3, 98]
 
@@ -103,14 +107,14 @@ def test_imagenet(tmp_path):
             for index in range(number):
                 pixels = random.randint(0, 256, (40, 50, 3), dtype=numpy.uint8)
                 Image.fromarray(pixels).save(folder / f"{label}_{index}.JPEG")
-    task = load_task(Data("imagenet", folder=str(tmp_path), size=32, augment=("resized_crop", "flip")), 4, 0)
+    task = load_task(DataConfig("imagenet", folder=str(tmp_path), size=32, augment=("resized_crop", "flip")), 4, 0)
     assert (task.shape, task.classes, task.train.count) == ((3, 32, 32), 2, 6)
     assert next(task.train.epoch(0))[0].shape == (4, 3, 32, 32)
     x, labels = next(task.test.epoch(0))
     assert x.shape == (4, 3, 32, 32)
     assert labels.tolist() == [0, 0, 1, 1]
     with pytest.raises(FileNotFoundError, match="'train' and 'val'"):
-        load_task(Data("imagenet", folder=str(tmp_path / "val")), 4, 0)
+        load_task(DataConfig("imagenet", folder=str(tmp_path / "val")), 4, 0)
 
 
 def test_mnist(tmp_path):
@@ -122,7 +126,7 @@ def test_mnist(tmp_path):
         header = struct.pack(">IIII", 2051, number, 28, 28)
         (raw / f"{name}-images-idx3-ubyte").write_bytes(header + images.tobytes())
         (raw / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, number) + labels.tobytes())
-    task = load_task(Data("mnist", folder=str(tmp_path)), 4, 0)
+    task = load_task(DataConfig("mnist", folder=str(tmp_path)), 4, 0)
     x, labels = next(task.test.epoch(0))
     assert labels.tolist() == [0, 1, 2]
     values = torch.as_tensor(pixels).float()
@@ -170,7 +174,7 @@ def events(tmp_path_factory):
 
 def test_cifar10dvs(events):
     root, written = events
-    task = load_task(Data("cifar10dvs", folder=str(root), steps=4, augment=("flip", "roll")), 5, 0)
+    task = load_task(DataConfig("cifar10dvs", folder=str(root), steps=4, augment=("flip", "roll")), 5, 0)
     assert (task.shape, task.classes, task.train.count, task.test.count) == ((2, 128, 128), 2, 18, 2)
     (x, labels), *rest = task.test.epoch(0)
     assert not rest
@@ -182,23 +186,23 @@ def test_cifar10dvs(events):
         for place, (_, ex, ey, p) in enumerate(written[names[index]]):
             frames[place // 10, p, ey, ex] += 1
         assert torch.equal(x[row], frames)
-    resized = load_task(Data("cifar10dvs", folder=str(root), steps=4, size=48), 5, 0)
+    resized = load_task(DataConfig("cifar10dvs", folder=str(root), steps=4, size=48), 5, 0)
     assert next(resized.train.epoch(0))[0].shape == (5, 4, 2, 48, 48)
 
 
 def test_the_division_is_recorded_and_repeated(events):
     root, _ = events
-    task = load_task(Data("cifar10dvs", folder=str(root), steps=4, split_seed=3), 5, 0)
-    again = load_task(Data("cifar10dvs", folder=str(root), steps=4, split_seed=0), 5, 0, record=task.record)
+    task = load_task(DataConfig("cifar10dvs", folder=str(root), steps=4, split_seed=3), 5, 0)
+    again = load_task(DataConfig("cifar10dvs", folder=str(root), steps=4, split_seed=0), 5, 0, record=task.record)
     assert again.record == task.record
     assert all(torch.equal(a[0], b[0]) for a, b in zip(task.test.epoch(0), again.test.epoch(0), strict=True))
     with pytest.raises(ValueError, match="20 samples, and the checkpoint was made with 10000"):
-        load_task(Data("cifar10dvs", folder=str(root), steps=4), 5, 0, record={"samples": 10000, "test": [1]})
+        load_task(DataConfig("cifar10dvs", folder=str(root), steps=4), 5, 0, record={"samples": 10000, "test": [1]})
 
 
 def test_nothing_is_downloaded_unasked(tmp_path):
     with pytest.raises(FileNotFoundError, match="neither 'events_np' nor 'download'"):
-        load_task(Data("cifar10dvs", folder=str(tmp_path / "dvs")), 5, 0)
+        load_task(DataConfig("cifar10dvs", folder=str(tmp_path / "dvs")), 5, 0)
     assert not (tmp_path / "dvs").exists()
 
 

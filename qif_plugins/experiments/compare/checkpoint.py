@@ -12,8 +12,8 @@ from ...neuron.surrogate import WINDOWS
 from ...support import checkpoints
 from ...support.names import unknown
 from ..data.images import Images
-from .hosts import HOSTS, Host, build, host_version
-from .training import Settings, Training
+from .hosts import HOSTS, HostLayers, build, host_version
+from .training import Hyperparameters, Training
 
 __all__ = ["KIND", "check_content", "checkpoint_name", "rebuild", "save"]
 
@@ -27,7 +27,7 @@ def checkpoint_name(training: Training) -> str:
     return f"{training.host}-{neuron}-{training.seed}"
 
 
-def save(path: Path, network: nn.Module, training: Training, images: Images, settings: Settings) -> None:
+def save(path: Path, network: nn.Module, training: Training, images: Images, settings: Hyperparameters) -> None:
     """Write a trained network, what it was trained on, and how well it does."""
     content = {
         "kind": KIND,
@@ -68,7 +68,7 @@ _PARTS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def rebuild(path: Path, content: dict[str, Any], images: Images) -> tuple[Host, nn.Module]:
+def rebuild(path: Path, content: dict[str, Any], images: Images) -> tuple[HostLayers, nn.Module]:
     """The network that :func:`save` wrote, on the CPU and in evaluation mode.
 
     Args:

@@ -21,49 +21,17 @@ from torch import Tensor, nn
 
 from ...neuron.norm import TDBatchNorm2d
 
-__all__ = ["BETA", "HOSTS", "Host", "build", "host_version", "installed_hosts"]
+__all__ = ["BETA", "HOSTS", "HostLayers", "build", "host_version", "installed_hosts"]
 
 BETA = 0.5
 WIDTHS = (16, 32, 32)
 
 
-class Host:
-    """How one host spells the parts of the network. Sequences are ``[T, N, C, H, W]``, time first."""
+class SpikingJellyLayers:
+    """The parts of the network in SpikingJelly, 2.x and 0.0.0.0.14, in multi-step mode.
 
-    def conv(self, channels: int, width: int) -> nn.Module:
-        """A 3 x 3 convolution over every time step."""
-        raise NotImplementedError
-
-    def norm(self, width: int) -> nn.Module:
-        """tdBN for a threshold of 1."""
-        raise NotImplementedError
-
-    def pool(self) -> nn.Module:
-        """2 x 2 mean over every time step."""
-        raise NotImplementedError
-
-    def readout(self, features: int, classes: int) -> nn.Module:
-        """Flatten and a linear layer over every time step."""
-        raise NotImplementedError
-
-    def spiking(self, neuron: Callable[[], nn.Module]) -> nn.Module:
-        """A layer of neurons that takes and returns a sequence."""
-        raise NotImplementedError
-
-    def clear(self, network: nn.Module) -> None:
-        """Forget the state that the last sequence left."""
-
-    def lif(self) -> Callable[[], nn.Module]:
-        """The host's LIF neuron."""
-        raise NotImplementedError
-
-    def qif(self, window: str) -> Callable[[], nn.Module]:
-        """Our QIF neuron for this host, with the paper's parameters."""
-        raise NotImplementedError
-
-
-class SpikingJelly(Host):
-    """SpikingJelly, 2.x and 0.0.0.0.14, in multi-step mode."""
+    Layers take and return sequences ``[T, N, C, H, W]``, time first.
+    """
 
     def __init__(self) -> None:
         from spikingjelly.activation_based import functional, layer, neuron
@@ -71,9 +39,11 @@ class SpikingJelly(Host):
         self.functional, self.layer, self.neuron = functional, layer, neuron
 
     def conv(self, channels: int, width: int) -> nn.Module:
+        """A 3 x 3 convolution over every time step."""
         return self.layer.Conv2d(channels, width, 3, padding=1, bias=False, step_mode="m")
 
     def norm(self, width: int) -> nn.Module:
+        """tdBN for a threshold of 1."""
         own = self.layer.ThresholdDependentBatchNorm2d
         # That of 0.0.0.0.14 does not define the check of dimensions and raises NotImplementedError when called.
         if own._check_input_dim is nn.modules.batchnorm._NormBase._check_input_dim:
@@ -81,29 +51,35 @@ class SpikingJelly(Host):
         return own(1.0, 1.0, width)
 
     def pool(self) -> nn.Module:
+        """A mean over 2 x 2 at every time step."""
         return self.layer.AvgPool2d(2, step_mode="m")
 
     def readout(self, features: int, classes: int) -> nn.Module:
+        """Flattening and a linear layer at every time step."""
         return nn.Sequential(self.layer.Flatten(step_mode="m"), self.layer.Linear(features, classes, step_mode="m"))
 
     def spiking(self, neuron: Callable[[], nn.Module]) -> nn.Module:
+        """A layer of neurons from sequence to sequence."""
         node = neuron()
         self.functional.set_step_mode(node, "m")
         return node
 
     def clear(self, network: nn.Module) -> None:
+        """Forget the state that the last sequence left."""
         self.functional.reset_net(network)
 
     def lif(self) -> Callable[[], nn.Module]:
+        """The host's LIF neuron."""
         return partial(self.neuron.LIFNode, tau=1 / (1 - BETA), decay_input=False)
 
     def qif(self, window: str) -> Callable[[], nn.Module]:
+        """The QIF neuron for this host, with the paper's parameters."""
         adapter: Any = importlib.import_module("qif_plugins.adapters.spikingjelly")
         return partial(adapter.QIFNode, window=window)
 
 
-class SnnTorch(Host):
-    """snnTorch, whose layers are PyTorch's and whose neurons take one step at a time."""
+class SnnTorchLayers:
+    """The same parts in snnTorch, whose layers are PyTorch's and whose neurons take one step at a time."""
 
     def __init__(self) -> None:
         import snntorch
@@ -111,24 +87,34 @@ class SnnTorch(Host):
         self.snntorch = snntorch
 
     def conv(self, channels: int, width: int) -> nn.Module:
+        """A 3 x 3 convolution over every time step."""
         return _EveryStep(nn.Conv2d(channels, width, 3, padding=1, bias=False))
 
     def norm(self, width: int) -> nn.Module:
+        """tdBN for a threshold of 1."""
         return TDBatchNorm2d(width)
 
     def pool(self) -> nn.Module:
+        """A mean over 2 x 2 at every time step."""
         return _EveryStep(nn.AvgPool2d(2))
 
     def readout(self, features: int, classes: int) -> nn.Module:
+        """Flattening and a linear layer at every time step."""
         return _EveryStep(nn.Sequential(nn.Flatten(), nn.Linear(features, classes)))
 
     def spiking(self, neuron: Callable[[], nn.Module]) -> nn.Module:
+        """A layer of neurons from sequence to sequence."""
         return _Unrolled(neuron())
 
+    def clear(self, network: nn.Module) -> None:
+        """Do nothing, since a sequence starts from rest."""
+
     def lif(self) -> Callable[[], nn.Module]:
+        """The host's LIF neuron."""
         return partial(self.snntorch.Leaky, beta=BETA)
 
     def qif(self, window: str) -> Callable[[], nn.Module]:
+        """The QIF neuron for this host, with the paper's parameters."""
         adapter: Any = importlib.import_module("qif_plugins.adapters.snntorch")
         return partial(adapter.QIF, window=window)
 
@@ -164,8 +150,11 @@ class _Unrolled(nn.Module):
         return torch.stack(spikes).to(x_seq.dtype)
 
 
+HostLayers = SpikingJellyLayers | SnnTorchLayers
+
+
 def build(
-    host: Host, neuron: Callable[[], nn.Module], channels: int, size: int, classes: int
+    host: HostLayers, neuron: Callable[[], nn.Module], channels: int, size: int, classes: int
 ) -> tuple[nn.Module, list[nn.Module]]:
     """Three blocks of convolution, tdBN, neurons and (twice) pooling, then a linear readout.
 
@@ -191,7 +180,7 @@ def build(
     return nn.Sequential(*layers), spiking
 
 
-HOSTS: dict[str, Callable[[], Host]] = {"spikingjelly": SpikingJelly, "snntorch": SnnTorch}
+HOSTS: dict[str, type[HostLayers]] = {"spikingjelly": SpikingJellyLayers, "snntorch": SnnTorchLayers}
 """Hosts by the name of their package."""
 
 

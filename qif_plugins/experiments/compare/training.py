@@ -14,11 +14,11 @@ from ..data.images import Images
 from ..training.firing import FiringRates
 from .hosts import HOSTS, build
 
-__all__ = ["Epoch", "Settings", "Training", "encoder", "train"]
+__all__ = ["Epoch", "Hyperparameters", "Training", "encoder", "train"]
 
 
 @dataclass(frozen=True)
-class Settings:
+class Hyperparameters:
     """What every training of one comparison shares.
 
     Attributes:
@@ -77,7 +77,7 @@ def train(
     host_name: str,
     window: str | None,
     seed: int,
-    settings: Settings,
+    settings: Hyperparameters,
     progress: Callable[[Training], None] = lambda training: None,
     keep: Callable[[Training, nn.Module], None] = lambda training, network: None,
 ) -> Training:
@@ -149,7 +149,7 @@ def _evaluate(
     spiking: list[nn.Module],
     images: Images,
     encode: Callable[[Tensor], Tensor],
-    settings: Settings,
+    settings: Hyperparameters,
 ) -> tuple[float, float]:
     """Accuracy, and spikes per neuron-step, on the test images."""
     rates = FiringRates({str(index): layer for index, layer in enumerate(spiking)})

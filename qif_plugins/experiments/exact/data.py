@@ -18,14 +18,14 @@ from ...exact.spikes import Spikes
 from ...support.names import unknown
 from ..data.spikingjelly import dataset_module
 
-__all__ = ["DATASETS", "Data", "load", "load_shd", "select"]
+__all__ = ["DATASETS", "SpikeData", "load", "load_shd", "select"]
 
 DATASETS = ("digits", "mnist5k", "shd")
 SHD_CHANNELS, SHD_CLASSES = 700, 20
 
 
 @dataclass(frozen=True, eq=False)
-class Data:
+class SpikeData:
     """A classification task.
 
     Attributes:
@@ -43,7 +43,7 @@ class Data:
     classes: int
 
 
-def load(name: str, duration: float, latest: float, root: Path | None = None, limit: int | None = None) -> Data:
+def load(name: str, duration: float, latest: float, root: Path | None = None, limit: int | None = None) -> SpikeData:
     """One of :data:`DATASETS`.
 
     Args:
@@ -67,7 +67,7 @@ def load(name: str, duration: float, latest: float, root: Path | None = None, li
                 "root (--root of 'qif exact')"
             )
         parts = [load_shd(root, train, duration, limit) for train in (True, False)]
-        return Data(*parts[0], *parts[1], classes=SHD_CLASSES)
+        return SpikeData(*parts[0], *parts[1], classes=SHD_CLASSES)
     if name == "digits":
         load_digits = _imported(name, "sklearn.datasets", "scikit-learn").load_digits
         images, labels = load_digits(return_X_y=True)
@@ -84,7 +84,7 @@ def load(name: str, duration: float, latest: float, root: Path | None = None, li
     split = len(x) - held_out
     chosen = slice(0, split if limit is None else min(limit, split))
     rest = slice(split, len(x) if limit is None else min(split + limit, len(x)))
-    return Data(encode_images(x[chosen], latest), y[chosen], encode_images(x[rest], latest), y[rest], classes=10)
+    return SpikeData(encode_images(x[chosen], latest), y[chosen], encode_images(x[rest], latest), y[rest], classes=10)
 
 
 def load_shd(root: Path, train: bool, duration: float, limit: int | None = None) -> tuple[Spikes, Tensor]:

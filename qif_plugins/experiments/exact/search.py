@@ -13,11 +13,11 @@ goes on where it was. The sampler is seeded for each trial anew, so that it then
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,11 +27,11 @@ import torch
 
 from ...exact.functional import EventBudgetError
 from ...exact.initialisation import InactiveError
-from ...support.files import finite, read_json, write_json
 from ..figures import figure
-from ..tpe import propose
+from ..records import Records, Setting, Trial
 from ..training import NonFiniteError
-from .data import Data, load, select
+from ..tuning import search
+from .data import SpikeData, load, select
 from .train import DEFAULTS, Settings, build, fit
 
 if TYPE_CHECKING:
@@ -48,13 +48,11 @@ TEST_SEEDS = 100
 """The first seed of the test; the search and its confirmation count up from 0."""
 
 
-_FILE = {
-    "comparison": {str: object},
-    "runs": [
-        {"part": str, "neuron": str, "trial": int, "seed": int, "params": {str: (float, str)}, "accuracy": float,
-         "history": [{"silent": float, "unanswered": float, "accuracy": float, str: float}]},
-    ],
-}  # fmt: skip
+_SETTING = {"part": str, "neuron": str, "number": int, "seed": int, "sampled": {str: (float, str)}}
+_RESULT = {
+    "accuracy": float,
+    "history": [{"silent": float, "unanswered": float, "accuracy": float, str: float}],
+}
 
 
 @dataclass(frozen=True)
@@ -78,6 +76,10 @@ class Comparison:
     recurrent: bool = False
     epochs: int = 8
     batch: int = 50
+
+    def entries(self) -> dict[str, Any]:
+        """All attributes in plain JSON values."""
+        return {**asdict(self), "hidden": list(self.hidden)}
 
     def settings(self, neuron: str, params: Mapping[str, Any], seed: int) -> Settings:
         """A run of ``neuron`` with the searched ``params``, see :func:`space`."""
@@ -121,7 +123,7 @@ def space(dataset: str) -> dict[str, BaseDistribution]:
     }
 
 
-def validation_split(data: Data, fraction: float = 0.2) -> Data:
+def validation_split(data: SpikeData, fraction: float = 0.2) -> SpikeData:
     """The training set alone, its own samples held out as the test set.
 
     Args:
@@ -140,57 +142,57 @@ def validation_split(data: Data, fraction: float = 0.2) -> Data:
         raise ValueError(f"{count} samples to train are too few to hold out {fraction:g} of them for validation")
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0), device="cpu")
     kept, rest = order[held_out:], order[:held_out]
-    return Data(
+    return SpikeData(
         select(data.train, kept), data.train_labels[kept], select(data.train, rest), data.train_labels[rest],
         data.classes,
     )  # fmt: skip
 
 
-@dataclass
-class Runs:
-    """The finished runs, in a file that is replaced as a whole after each of them.
+class Runs(Records):
+    """The finished runs of a comparison.
 
     Args:
-        path: The file; what it holds is taken over.
-        comparison: What the runs belong to.
+        path: The file, see :class:`~qif_plugins.experiments.records.Records`.
+        comparison: The comparison that the runs belong to.
 
     Raises:
         ValueError: The file holds runs of another comparison, or no runs at all.
     """
 
-    path: Path
-    comparison: Comparison
-    records: list[Record] = field(default_factory=list, init=False)
+    def __init__(self, path: Path, comparison: Comparison) -> None:
+        super().__init__(path, _SETTING, _RESULT, "not a file of 'qif exact compare'")
+        self.comparison = comparison
+        for trial in self:
+            for name, value in comparison.entries().items():
+                if trial.setting.get(name) != value:
+                    raise ValueError(
+                        f"{path} holds runs with {name}={trial.setting.get(name)}, not {value}; pass another --out, or "
+                        "the same options to go on"
+                    )
 
-    def __post_init__(self) -> None:
-        if not self.path.exists():
-            return
-        saved = read_json(
-            self.path, "not a file of 'qif exact compare'", _FILE, "take another copy, remove it or pass another --out"
-        )
-        found, records = saved["comparison"], saved["runs"]
-        wanted = json.loads(json.dumps(asdict(self.comparison)))
-        for name, value in wanted.items():
-            if found.get(name) != value:
-                raise ValueError(
-                    f"{self.path} holds runs with {name}={found.get(name)}, not {value}; pass another --out, or the "
-                    f"same options to go on"
-                )
-        self.records = records
+    @property
+    def records(self) -> list[Record]:
+        """All runs in order, see :meth:`of`."""
+        return [_record(trial) for trial in self]
 
-    def of(self, part: str, neuron: str, **wanted: Any) -> list[Record]:
-        """The runs of a part in order, with these entries."""
-        return [
-            record
-            for record in self.records
-            if (record["part"], record["neuron"]) == (part, neuron)
-            and all(record[name] == value for name, value in wanted.items())
-        ]
+    def of(self, part: str, neuron: str, **entries: Any) -> list[Record]:
+        """The runs of one part of the comparison in order.
 
-    def add(self, record: Record) -> None:
-        """Keep a run."""
-        self.records.append(record)
-        write_json(self.path, finite({"comparison": asdict(self.comparison), "runs": self.records}))
+        Args:
+            part: ``"search"``, ``"confirm"`` or ``"test"``.
+            neuron: Name of the neuron.
+            entries: Further entries of their settings.
+
+        Returns:
+            Dictionaries of part, neuron, number (of the trial), seed, params, accuracy and history, and, for a run
+            that failed, the reason as ``"failed"``.
+        """
+        return [_record(trial) for trial in self.matching({"part": part, "neuron": neuron, **entries})]
+
+
+def _record(trial: Trial) -> Record:
+    setting = {name: value for name, value in trial.setting.items() if name in _SETTING}
+    return {**setting, "params": setting.pop("sampled"), **trial.result}
 
 
 def compare(
@@ -221,45 +223,45 @@ def compare(
     root = None if comparison.root is None else Path(comparison.root)
 
     @lru_cache(maxsize=1)
-    def whole(duration: float, latest: float) -> Data:
+    def whole(duration: float, latest: float) -> SpikeData:
         return load(comparison.dataset, duration, latest, root, comparison.limit)
 
-    def run(part: str, neuron: str, trial: int, seed: int, params: Mapping[str, Any]) -> None:
-        if runs.of(part, neuron, trial=trial, seed=seed):
+    def run(setting: Setting) -> None:
+        if setting in runs:
             return
-        settings = comparison.settings(neuron, params, seed)
+        began = time.process_time()
+        settings = comparison.settings(setting["neuron"], setting["sampled"], setting["seed"])
         data = whole(settings.duration, settings.latest)
-        data = data if part == "test" else validation_split(data)
-        record = {"part": part, "neuron": neuron, "trial": trial, "seed": seed, "params": dict(params)}
-        record.update(_train(settings, data))
-        runs.add(record)
-        report(record)
+        result = _train(settings, data if setting["part"] == "test" else validation_split(data))
+        report(_record(runs.add(setting, result, time.process_time() - began)))
+
+    def again(part: str, record: Record, seed: int) -> None:
+        entries = {"neuron": record["neuron"], "number": record["number"], "sampled": record["params"]}
+        run({**comparison.entries(), "part": part, "seed": seed, **entries})
 
     for trial in range(trials):
         for neuron in neurons:
-            if not runs.of("search", neuron, trial=trial):
-                finished = ((record["params"], record["accuracy"]) for record in runs.of("search", neuron))
-                run("search", neuron, trial, 0, propose(space(comparison.dataset), finished, seed=trial))
+            common = {**comparison.entries(), "part": "search", "neuron": neuron, "seed": 0}
+            run(search(space(comparison.dataset), common, lambda values: {}, runs, trial + 1)[-1])
     for neuron in neurons:
         for record in _best_first(runs, neuron)[:finalists]:
             for seed in range(1, confirmations + 1):
-                run("confirm", neuron, record["trial"], seed, record["params"])
+                again("confirm", record, seed)
     for seed in range(TEST_SEEDS, TEST_SEEDS + seeds):
         for neuron in neurons:
-            best = chosen(runs, neuron)
-            run("test", neuron, best["trial"], seed, best["params"])
+            again("test", chosen(runs, neuron), seed)
 
 
 def chosen(runs: Runs, neuron: str) -> Record:
     """The trial with the best mean validation accuracy among the confirmed ones, or among all if none is."""
     ranked = _best_first(runs, neuron)
-    confirmed = [record for record in ranked if runs.of("confirm", neuron, trial=record["trial"])]
+    confirmed = [record for record in ranked if runs.of("confirm", neuron, number=record["number"])]
     return max(confirmed or ranked, key=lambda record: validation(runs, record))
 
 
 def validation(runs: Runs, record: Record) -> float:
     """The mean validation accuracy of a trial over its seeds."""
-    again = runs.of("confirm", record["neuron"], trial=record["trial"])
+    again = runs.of("confirm", record["neuron"], number=record["number"])
     return statistics.fmean([record["accuracy"], *(one["accuracy"] for one in again)])
 
 
@@ -267,7 +269,7 @@ def _best_first(runs: Runs, neuron: str) -> list[Record]:
     return sorted(runs.of("search", neuron), key=lambda record: -record["accuracy"])
 
 
-def _train(settings: Settings, data: Data) -> Record:
+def _train(settings: Settings, data: SpikeData) -> Record:
     """A run's accuracy at its end, 0 if it failed, with its history or the reason."""
     history: list[dict[str, float]] = []
 
@@ -299,7 +301,7 @@ def summarise(runs: Runs, neurons: Sequence[str]) -> dict[str, Record]:
     summary = {}
     for neuron in neurons:
         best, trials = chosen(runs, neuron), runs.of("search", neuron)
-        tests = runs.of("test", neuron, trial=best["trial"])
+        tests = runs.of("test", neuron, number=best["number"])
         sound = [record["history"] for record in tests if "failed" not in record]
         epochs = [row for history in sound for row in history[1:]]
         accuracies = [record["accuracy"] for record in tests]
@@ -350,7 +352,7 @@ def _draw(runs: Runs, neurons: Sequence[str], axes: Any) -> None:
     for neuron, colour in zip(neurons, ("tab:orange", "tab:blue", "tab:green"), strict=False):
         trials = sorted((record["accuracy"] for record in runs.of("search", neuron)), reverse=True)
         axes[0].plot(range(1, len(trials) + 1), trials, ".-", color=colour, label=neuron.upper())
-        tests = runs.of("test", neuron, trial=chosen(runs, neuron)["trial"])
+        tests = runs.of("test", neuron, number=chosen(runs, neuron)["number"])
         histories = [record["history"] for record in tests if "failed" not in record]
         for axis, name, style in (
             (axes[1], "accuracy", "-"),

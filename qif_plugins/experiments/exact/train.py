@@ -20,7 +20,7 @@ from ...exact.spikes import Spikes
 from ...support.checkpoints import check_content, check_tensors
 from ..training import Batches, Trainer
 from ..training.checkpoint import Checkpoints
-from .data import Data, select
+from .data import SpikeData, select
 
 __all__ = [
     "DEFAULTS",
@@ -151,7 +151,7 @@ def build(settings: Settings, channels: int, classes: int) -> nn.Sequential:
 
 def fit(
     network: nn.Sequential,
-    data: Data,
+    data: SpikeData,
     settings: Settings,
     report: Callable[[dict[str, float]], None],
     active: bool = True,
@@ -238,7 +238,7 @@ class _Batches(Batches):
 
 
 @torch.no_grad()
-def evaluate(network: nn.Sequential, data: Data, settings: Settings) -> dict[str, float]:
+def evaluate(network: nn.Sequential, data: SpikeData, settings: Settings) -> dict[str, float]:
     """Accuracy on the test set, the hidden layers' rate, and what is silent; see :func:`fit`."""
     correct, unanswered, spikes_sum = 0, 0, 0.0
     spiked = [torch.zeros(size, dtype=torch.bool, device="cpu") for size in settings.hidden]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from ...support.text import mean_pm
 from ..figures import COLOURS, figure
-from ..tpe import propose
+from ..records import Records, Result, Setting, Trial
+from ..tuning import search
 from .page import Body, table
-from .records import Records, Result, Setting, Trial
 from .runner import Options
 from .stats import deviation, interval, paired, sign, welch
 from .trial import train
@@ -57,23 +58,16 @@ def space(neuron: str) -> dict[str, optuna.distributions.BaseDistribution]:
 
 
 def plan(options: Options, done: Records) -> list[Setting]:
-    """Of each neuron the trials so far and the next; once the search is over, the final trainings of the best."""
+    """List each neuron's trials so far and the next; once its search is over, the final trainings of the best."""
     trials, seeds = (3, 2) if options.quick else (30, 10)
     settings = []
     for neuron in NEURONS:
-        searched: list[tuple[Setting, Trial]] = []
-        for number in range(trials):
-            setting = {
-                "kind": "search", "number": number, "validation": True, "seed": 0, **_common(neuron, options.quick),
-                **_as_setting(neuron, _ask(neuron, number, searched)),
-            }  # fmt: skip
-            settings.append(setting)
-            trial = done.get(setting)
-            if trial is None:
-                break
-            searched.append((setting, trial))
-        else:
-            best = _best([trial for _, trial in searched]).setting
+        common = {"kind": "search", "validation": True, "seed": 0, **_common(neuron, options.quick)}
+        searched = search(space(neuron), common, partial(_as_setting, neuron), done, trials, STARTUP)
+        settings += searched
+        finished = [trial for trial in map(done.get, searched) if trial is not None]
+        if len(finished) == trials:
+            best = _best(finished).setting
             kept = {name: value for name, value in best.items() if name not in ("kind", "number", "validation", "seed")}
             settings += [
                 {"kind": "final", "validation": False, "seed": FINAL_SEED + seed, **kept}
@@ -105,13 +99,7 @@ def _as_setting(neuron: str, values: dict[str, Any]) -> Setting:
         setting["neuron_args"] = {"dynamics": "paper"}
     else:
         setting["neuron_args"] = {"tau": values["tau"], "decay_input": values["dynamics"] == "lif, decayed input"}
-    return {**setting, "sampled": values}
-
-
-def _ask(neuron: str, number: int, searched: Sequence[tuple[Setting, Trial]]) -> dict[str, Any]:
-    """The values of trial ``number``, decided by the trials before it alone."""
-    finished = ((setting["sampled"], trial.result["accuracy"]) for setting, trial in searched)
-    return propose(space(neuron), finished, seed=number, startup=STARTUP)
+    return setting
 
 
 def _best(trials: Sequence[Trial]) -> Trial:

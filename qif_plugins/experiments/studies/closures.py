@@ -18,8 +18,8 @@ from ...neuron.observe import Observation
 from ...neuron.parameters import QIFParameters
 from ...support.text import mean_pm
 from ..figures import COLOURS, figure
+from ..records import Records, Result, Setting, Trial
 from .page import Body, table
-from .records import Records, Result, Setting, Trial
 from .runner import Options
 from .trial import data_of, outputs, train
 

@@ -11,8 +11,8 @@ from ...support.files import read_json
 from ..bench.harness import read_results
 from ..bench.peers import OURS
 from ..figures import COLOURS, figure
+from ..records import Records, Result, Setting, Trial
 from .page import Body, table
-from .records import Records, Result, Setting, Trial
 from .runner import Options
 
 __all__ = ["QUESTION", "TITLE", "plan", "report", "run"]

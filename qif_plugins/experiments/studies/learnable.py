@@ -15,8 +15,8 @@ from ...diagnostics.observing import spiking_layers
 from ...neuron.parameters import QIFParameters
 from ...support.text import mean_pm
 from ..figures import COLOURS, figure
+from ..records import Records, Result, Setting, Trial
 from .page import Body, table
-from .records import Records, Result, Setting, Trial
 from .runner import Options
 from .stats import LEVEL, Interval, deviation, interval, paired, sign
 from .trial import train

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...support.files import replacing
+from ..records import Records, Trial
 from . import STUDIES
-from .records import Records, Trial
 
 __all__ = ["Body", "table", "write_index", "write_page"]
 

@@ -16,9 +16,9 @@ import torch
 
 from ...support.files import occupied
 from ...support.names import unknown
+from ..records import Records, Result, Setting, key_of
 from . import STUDIES
 from .page import write_index, write_page
-from .records import Records, Result, Setting, key_of
 
 __all__ = ["Options", "run_study"]
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from ...diagnostics.observing import spiking_layers
 from ...support.text import mean_pm
 from ..figures import COLOURS, figure
+from ..records import Records, Result, Setting, Trial
 from .mismatch import agreement, score_gradients, surrogate_gradients
 from .page import Body, table
-from .records import Records, Result, Setting, Trial
 from .runner import Options
 from .stats import Interval, deviation, interval, paired, sign
 from .trial import GOAL, data_of, make, outputs, train

@@ -39,7 +39,7 @@ DATA_SETS = (*IN_MEMORY, "cifar10", "cifar100", "imagenet", "cifar10dvs")
 
 
 @dataclass(frozen=True)
-class Data:
+class DataConfig:
     """``[data]``.
 
     Attributes:
@@ -70,7 +70,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Loss:
+class LossConfig:
     """``[loss]``.
 
     Attributes:
@@ -85,7 +85,7 @@ class Loss:
 
 
 @dataclass(frozen=True)
-class Optimizer:
+class OptimizerConfig:
     """``[optimizer]``.
 
     Attributes:
@@ -113,7 +113,7 @@ class Optimizer:
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingConfig:
     """``[training]``.
 
     Attributes:
@@ -142,21 +142,21 @@ class Config:
     """A run.
 
     Attributes:
-        data: What is trained on, see :class:`Data`.
+        data: What is trained on, see :class:`DataConfig`.
         model: ``name``, one of ``qif_plugins.models.MODELS``, and the model's own arguments.
         neuron: ``name``, one of ``qif_plugins.models.NEURONS``, and the neuron's arguments; ``surrogate_function`` by
             the name of a surrogate of SpikingJelly. TOML has no null: in both, ``"none"`` stands for ``None``.
-        loss: See :class:`Loss`.
-        optimizer: See :class:`Optimizer`.
-        training: See :class:`Training`.
+        loss: See :class:`LossConfig`.
+        optimizer: See :class:`OptimizerConfig`.
+        training: See :class:`TrainingConfig`.
     """
 
-    data: Data
+    data: DataConfig
     model: dict[str, Any]
     neuron: dict[str, Any] = field(default_factory=lambda: {"name": "qif"})
-    loss: Loss = field(default_factory=Loss)
-    optimizer: Optimizer = field(default_factory=Optimizer)
-    training: Training = field(default_factory=Training)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
         _check(self)
@@ -236,7 +236,9 @@ def _build(kind: Any, values: Any, prefix: str) -> Any:
     for key in values:
         if key not in hints:
             raise _unknown(prefix + key)
-    required = [f.name for f in fields(kind) if f.name in ("data", "model") or (kind is Data and f.name == "name")]
+    required = [
+        f.name for f in fields(kind) if f.name in ("data", "model") or (kind is DataConfig and f.name == "name")
+    ]
     for key in required:
         if key not in values:
             raise ValueError(f"{prefix + key} is missing from the configuration")

@@ -18,7 +18,7 @@ from ..data.images import load_images
 from ..data.spikingjelly import dataset_module
 from .augmentation import Augmented, event_transform, image_transform
 from .batches import Batches, seed_of
-from .config import IN_MEMORY, Data
+from .config import IN_MEMORY, DataConfig
 
 __all__ = ["ADVICE", "Advice", "Task", "expected_shape", "load_task", "samples_of", "split_per_class"]
 
@@ -107,19 +107,19 @@ class LoaderBatches(Batches):
         return torch.utils.data.default_collate([self.items[epoch, index] for index in indices.tolist()])
 
 
-def expected_shape(data: Data) -> tuple[tuple[int, int, int], int]:
+def expected_shape(data: DataConfig) -> tuple[tuple[int, int, int], int]:
     """Shape and classes that a data set should have, before it is read."""
     (channels, height, width), classes = _SHAPES[data.name]
     return (channels, data.size or height, data.size or width), classes
 
 
-def samples_of(data: Data) -> int:
+def samples_of(data: DataConfig) -> int:
     """How many training samples a data set should have, before it is read."""
     return _SAMPLES[data.name]
 
 
 def load_task(
-    data: Data, batch_size: int, seed: int, record: dict[str, Any] | None = None, advice: Advice = ADVICE
+    data: DataConfig, batch_size: int, seed: int, record: dict[str, Any] | None = None, advice: Advice = ADVICE
 ) -> Task:
     """Read a data set.
 
@@ -168,7 +168,7 @@ def _way_out(advice: Advice) -> str:
     return ", or ".join(filter(None, advice))
 
 
-def _in_memory(data: Data, batch_size: int, seed: int, advice: Advice) -> Task:
+def _in_memory(data: DataConfig, batch_size: int, seed: int, advice: Advice) -> Task:
     images = load_images(data.name, data.folder, data.download, _way_out(advice))
     mean, std = images.normalization()
     train, test = ((part.float() - mean) / std for part in (images.train, images.test))
@@ -180,7 +180,7 @@ def _in_memory(data: Data, batch_size: int, seed: int, advice: Advice) -> Task:
     )
 
 
-def _images(data: Data, batch_size: int, seed: int, advice: Advice) -> Task:
+def _images(data: DataConfig, batch_size: int, seed: int, advice: Advice) -> Task:
     try:
         from torchvision import datasets
     except ImportError:
@@ -218,7 +218,7 @@ def _images(data: Data, batch_size: int, seed: int, advice: Advice) -> Task:
     return _loaded(data, batch_size, seed, parts, transforms, shape, classes, {})
 
 
-def _events(data: Data, batch_size: int, seed: int, record: dict[str, Any], advice: Advice) -> Task:
+def _events(data: DataConfig, batch_size: int, seed: int, record: dict[str, Any], advice: Advice) -> Task:
     folder = Path(data.folder)
     # SpikingJelly would begin to download without being asked.
     if not ((folder / "events_np").exists() or (folder / "download").exists() or data.download):
@@ -256,7 +256,7 @@ def _events(data: Data, batch_size: int, seed: int, record: dict[str, Any], advi
 
 
 def _loaded(
-    data: Data,
+    data: DataConfig,
     batch_size: int,
     seed: int,
     parts: Sequence[Any],

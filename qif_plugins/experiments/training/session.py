@@ -14,7 +14,7 @@ from torch import nn
 
 from .arguments import arguments_of, checked
 from .batches import seed_of
-from .config import Config, Optimizer
+from .config import Config, OptimizerConfig
 from .data import ADVICE, Advice, Task, expected_shape, load_task, samples_of
 from .engine import Trainer
 from .losses import SequenceLoss
@@ -180,7 +180,7 @@ def make_trainer(config: Config, model: nn.Module, task: Task, **options: Any) -
     return trainer
 
 
-def make_optimizer(settings: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
+def make_optimizer(settings: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer of a configuration, over all parameters of a model."""
     if settings.name == "sgd":
         return torch.optim.SGD(
@@ -191,7 +191,7 @@ def make_optimizer(settings: Optimizer, model: nn.Module) -> torch.optim.Optimiz
 
 
 def make_schedule(
-    settings: Optimizer, optimizer: torch.optim.Optimizer, steps: int, epochs: int
+    settings: OptimizerConfig, optimizer: torch.optim.Optimizer, steps: int, epochs: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
     """The learning rate's schedule, a step of the optimizer at a time.
 

@@ -1,28 +1,25 @@
-"""The finished trials of a study, in one JSON file that is always complete."""
+"""Records of finished trials in one JSON file, which is complete at all times."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ...support.files import finite, read_json, replacing
-from ..bench.harness import machine
-from ..bench.peers import installed
+from ..support.files import finite, read_json, replacing
+from .bench.harness import machine
+from .bench.peers import installed
 
 __all__ = ["Records", "Result", "Setting", "Trial", "environment", "key_of"]
 
 PACKAGES = ("qif-plugins", "torch", "numba", "spikingjelly")
-_FILE = {
-    "environments": [{"cpu": str, "system": str, "python": str, "versions": {str: str}}],
-    "trials": [{"setting": {str: object}, "result": {str: object}, "seconds": float, "environment": int}],
-}
 Setting = dict[str, Any]
 Result = dict[str, Any]
+_ANY = {str: object}
 
 
 @dataclass(frozen=True)
@@ -30,10 +27,10 @@ class Trial:
     """One finished trial.
 
     Attributes:
-        setting: Everything that decides its outcome, the seed included.
-        result: What was measured; ``None`` in place of what is not finite.
-        seconds: CPU time that it took.
-        environment: Index of the machine and versions it ran with.
+        setting: Everything that decides its outcome, the seed included, in plain JSON values.
+        result: The measurements; ``None`` in place of a number that is not finite.
+        seconds: CPU time of the trial.
+        environment: Index of its machine and versions in :attr:`Records.environments`.
     """
 
     setting: Setting
@@ -43,30 +40,43 @@ class Trial:
 
 
 def key_of(setting: Setting) -> str:
-    """What identifies a trial: its setting as JSON with sorted names."""
+    """Identify a trial: its setting as JSON with sorted names."""
     return json.dumps(setting, sort_keys=True, allow_nan=False)
 
 
 class Records:
-    """Trials by setting. Every :meth:`add` replaces the file by a complete one; one process writes at a time.
+    """Finished trials by setting. Every :meth:`add` replaces the file as a whole; one process writes at a time.
 
     Args:
         path: The file; read if it exists.
+        setting: Entries that every setting has, see :func:`~qif_plugins.support.files.check_parts`. Default: any.
+        result: Entries that every result has. Default: any.
+        what: What the file is if it is another one, for the error.
 
     Attributes:
-        environments: Machines and versions, those of the trials.
+        environments: Machines and versions of the trials.
 
     Raises:
-        ValueError: The file is no record of trials.
+        ValueError: The file is no record of such trials.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self,
+        path: Path,
+        setting: Mapping[Any, Any] = _ANY,
+        result: Mapping[Any, Any] = _ANY,
+        what: str = "no record of trials",
+    ) -> None:
         self.path = path
         self.environments: list[dict[str, Any]] = []
         self._trials: dict[str, Trial] = {}
         if not path.exists():
             return
-        content = read_json(path, "no record of trials", _FILE, "take another copy, or move it away to start anew")
+        parts = {
+            "environments": [{"cpu": str, "system": str, "python": str, "versions": {str: str}}],
+            "trials": [{"setting": dict(setting), "result": dict(result), "seconds": float, "environment": int}],
+        }
+        content = read_json(path, what, parts, "take another copy, or move it away to start anew")
         self.environments = list(content["environments"])
         for row in content["trials"]:
             if not 0 <= row["environment"] < len(self.environments):
@@ -87,8 +97,12 @@ class Records:
         """The trial with this setting, if it is finished."""
         return self._trials.get(key_of(setting))
 
+    def matching(self, entries: Mapping[str, Any]) -> list[Trial]:
+        """The finished trials in order whose settings have these entries."""
+        return [trial for trial in self if entries.items() <= trial.setting.items()]
+
     def add(self, setting: Setting, result: Result, seconds: float) -> Trial:
-        """Store a finished trial, in memory and in the file, with the machine and versions of this process."""
+        """Store a finished trial with the machine and versions of this process, in memory and in the file."""
         here = environment()
         if here not in self.environments:
             self.environments.append(here)
@@ -103,7 +117,7 @@ class Records:
 
 
 def environment() -> dict[str, Any]:
-    """Machine and versions, as far as results depend on them."""
+    """Describe the machine and the versions that results depend on."""
     seen = machine(torch.device("cpu"))
     versions = {name: seen["versions"][name] for name in seen["versions"] if name in PACKAGES}
     optuna = installed("optuna")
