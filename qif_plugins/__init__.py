@@ -1,24 +1,26 @@
 """Discretized quadratic integrate-and-fire neurons for SpikingJelly and snnTorch.
 
-The names below are the public ones; the neurons themselves live in the adapters,
-``qif_plugins.adapters.spikingjelly`` and ``qif_plugins.adapters.snntorch``. No host framework is imported
-until an adapter is.
+The neurons themselves are in the adapters, ``qif_plugins.adapters.spikingjelly`` and ``qif_plugins.adapters.snntorch``;
+an adapter imports its host. The names of this module are imported on first use, so that ``import qif_plugins`` is
+quick. It registers the operators of saved programs if PyTorch is imported already; ``import qif_plugins.ops`` always
+does.
 """
 
+import sys
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
-
-from .neuron.functional import available_backends, qif_multi_step, qif_step
-from .neuron.moments import MomentClosureError, firing_rate, membrane_moments
-from .neuron.parameters import QIFParameters
-from .neuron.surrogate import ATan, FastSigmoid, Gaussian, Sigmoid, Window
 
 if TYPE_CHECKING:
     from .convert import swap
     from .convert.namespaces import register, unregister
     from .diagnostics.calibration import calibrate
     from .diagnostics.health import health
+    from .neuron.functional import available_backends, qif_multi_step, qif_step
+    from .neuron.moments import MomentClosureError, firing_rate, membrane_moments
+    from .neuron.parameters import QIFParameters
+    from .neuron.surrogate import ATan, FastSigmoid, Gaussian, Sigmoid, Window
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 
 __all__ = [
     "ATan",
@@ -40,26 +42,43 @@ __all__ = [
     "unregister",
 ]
 
+_HOMES = {
+    ".convert": ("swap",),
+    ".convert.namespaces": ("register", "unregister"),
+    ".diagnostics.calibration": ("calibrate",),
+    ".diagnostics.health": ("health",),
+    ".neuron.functional": ("available_backends", "qif_multi_step", "qif_step"),
+    ".neuron.moments": ("MomentClosureError", "firing_rate", "membrane_moments"),
+    ".neuron.parameters": ("QIFParameters",),
+    ".neuron.surrogate": ("ATan", "FastSigmoid", "Gaussian", "Sigmoid", "Window"),
+}
+"""The module of each public name."""
+
+_ADAPTERS = {
+    "AnalyticWindow": "spikingjelly",
+    "MultiStepQIFNode": "spikingjelly",
+    "ParametricQIFNode": "spikingjelly",
+    "QIF": "snntorch",
+    "QIFNode": "spikingjelly",
+    "analytic_window": "snntorch",
+}
+"""The adapter of each name that belongs to a host."""
+
 
 def __getattr__(name: str) -> Any:
-    if name in ("register", "unregister"):
-        from .convert import namespaces as registration
-
-        return getattr(registration, name)
-    if name == "calibrate":
-        from .diagnostics.calibration import calibrate
-
-        return calibrate
-    if name == "health":
-        from .diagnostics.health import health
-
-        return health
-    if name == "swap":
-        from .convert import swap
-
-        return swap
+    for module, names in _HOMES.items():
+        if name in names:
+            value = globals()[name] = getattr(import_module(module, __name__), name)
+            return value
+    if name in _ADAPTERS:
+        # An AttributeError would lose its text in "from qif_plugins import ...".
+        raise ImportError(f"{name} belongs to a host: from qif_plugins.adapters.{_ADAPTERS[name]} import {name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+if "torch" in sys.modules:
+    import_module(".ops", __name__)

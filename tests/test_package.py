@@ -1,11 +1,19 @@
 """What holds for the package as a whole: light imports, no host in the core, the layering."""
 
 import ast
+import doctest
+import inspect
 import re
+import subprocess
+import sys
+from importlib import import_module
 from pathlib import Path
 
 import forked
 import pytest
+import torch
+
+import qif_plugins
 
 pytestmark = pytest.mark.host_independent
 
@@ -20,6 +28,11 @@ def run(code):
     return done.stdout
 
 
+def bare(code):
+    """As ``run``, in an interpreter that has not imported PyTorch."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True).stdout
+
+
 def test_importing_the_package_imports_no_host_and_no_kernel_compiler():
     code = (
         "import torch, sys; before = set(sys.modules); import qif_plugins; "
@@ -31,6 +44,59 @@ def test_importing_the_package_imports_no_host_and_no_kernel_compiler():
 
 def test_importing_the_package_touches_no_gpu():
     assert run("import qif_plugins, torch; print(torch.cuda.is_initialized())").strip() == "False"
+
+
+def test_importing_the_package_does_not_import_torch():
+    assert bare("import sys, qif_plugins; print('torch' in sys.modules)").strip() == "False"
+
+
+@pytest.mark.parametrize("imports", ["import qif_plugins.ops, torch", "import torch, qif_plugins"])
+def test_a_saved_program_finds_the_operator(imports, tmp_path):
+    params, window = qif_plugins.QIFParameters(), qif_plugins.Window(0.5, 1.5)
+
+    class Neurons(torch.nn.Module):
+        def forward(self, x_seq):
+            return qif_plugins.qif_multi_step(x_seq, 0.0, params, window)
+
+    x = torch.linspace(-2, 2, 20).reshape(4, 5)
+    path = tmp_path / "program.pt2"
+    torch.export.save(torch.export.export(Neurons(), (x,)), path)
+    load = f"torch.export.load({str(path)!r}).module()(torch.tensor({x.tolist()}))[0].tolist()"
+    assert ast.literal_eval(bare(f"{imports}\nprint({load})")) == Neurons()(x)[0].tolist()
+
+
+def test_every_name_has_one_home_which_type_checkers_see_too():
+    tree = ast.parse((ROOT / "qif_plugins" / "__init__.py").read_text())
+    (block,) = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    seen = {f".{node.module}": tuple(alias.name for alias in node.names) for node in block.body}
+    assert seen == qif_plugins._HOMES
+    assert sorted(name for names in seen.values() for name in names) == sorted(qif_plugins.__all__)
+    for module, names in seen.items():
+        for name in names:
+            home = import_module(module, "qif_plugins")
+            assert getattr(qif_plugins, name) is getattr(home, name)
+
+
+@pytest.mark.parametrize("name", list(qif_plugins._ADAPTERS))
+def test_a_neuron_of_a_host_says_where_it_is(name):
+    adapter = f"qif_plugins.adapters.{qif_plugins._ADAPTERS[name]}"
+    with pytest.raises(ImportError, match=rf"{name} belongs to a host: from {adapter} import {name}$"):
+        exec(f"from qif_plugins import {name}", {})
+    try:
+        host = import_module(adapter)
+    except ImportError:
+        pytest.skip("its host is not installed")
+    if name != "MultiStepQIFNode" or name in host.__all__:
+        assert hasattr(host, name)
+
+
+def test_the_module_can_be_inspected():
+    assert not hasattr(qif_plugins, "QIFNod")
+    assert getattr(qif_plugins, "__wrapped__", None) is None
+    assert {name for name, _ in inspect.getmembers(qif_plugins)} >= set(qif_plugins.__all__)
+    assert not doctest.testmod(qif_plugins).failed
+    with pytest.raises(AttributeError, match="module 'qif_plugins' has no attribute 'QIFNod'"):
+        qif_plugins.QIFNod  # noqa: B018
 
 
 def test_the_package_works_with_neither_host_installed():
@@ -158,6 +224,4 @@ def test_docstrings_describe_arguments_that_there_are():
 
 
 def test_the_citation_names_this_version():
-    import qif_plugins
-
     assert f"\nversion: {qif_plugins.__version__}\n" in (ROOT / "CITATION.cff").read_text()
