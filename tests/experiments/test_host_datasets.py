@@ -19,17 +19,21 @@ def imports():
     """Whether ``import spikingjelly.datasets`` works."""
     try:
         importlib.import_module("spikingjelly.datasets")
-    except (ImportError, RuntimeError):
+    except (ImportError, OSError, RuntimeError):  # OSError: torchaudio's library does not fit this torch
         return False
     return True
 
 
-@pytest.mark.parametrize("torchaudio", ["as it is", "missing"])
-def test_the_hosts_own_classes_whether_or_not_their_package_imports(torchaudio, monkeypatch):
+@pytest.mark.parametrize("torchaudio", ["as it is", "missing", "of another torch"])
+def test_the_hosts_own_classes_whether_or_not_their_package_imports(torchaudio, monkeypatch, tmp_path):
     for name in [name for name in sys.modules if name.startswith("spikingjelly.datasets")]:
         monkeypatch.delitem(sys.modules, name)
     if torchaudio == "missing":
         monkeypatch.setitem(sys.modules, "torchaudio", None)
+    elif torchaudio == "of another torch":
+        monkeypatch.delitem(sys.modules, "torchaudio", raising=False)
+        (tmp_path / "torchaudio.py").write_text("raise OSError('undefined symbol: torch_library_impl')")
+        monkeypatch.syspath_prepend(tmp_path)
     shd = dataset_module("shd").SpikingHeidelbergDigits
     assert shd.__module__ == "spikingjelly.datasets.shd"
     assert dataset_module("shd").SpikingHeidelbergDigits is shd
