@@ -1,4 +1,4 @@
-"""How the operators of :mod:`.library` are differentiated.
+"""Register the derivatives of the operators of :mod:`.library`.
 
 The public way to tell PyTorch, ``torch.library.register_autograd``, refuses the transforms of ``torch.func`` and takes
 several times as long for a small input. What it comes down to itself takes them, if it is of the kind that serves one
@@ -32,11 +32,11 @@ except ImportError:
 __all__ = ["TAKES_TRANSFORMS", "make_differentiable"]
 
 INPUTS = 21
-"""Of ``qif::multi_step``."""
+"""Number of inputs of ``qif::multi_step``."""
 SAVE_H = 19
-"""Which of them says whether h is kept."""
+"""Index of the input that says whether h is kept."""
 TENSORS = 15
-"""Inputs of ``qif::multi_step_backward`` that are tensors; they come first."""
+"""Number of inputs of ``qif::multi_step_backward`` that are tensors; they come first."""
 
 
 def make_differentiable(library: torch.library.Library) -> None:

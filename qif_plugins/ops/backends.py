@@ -1,4 +1,4 @@
-"""Which implementations exist, which of them run on a device, and which one ``"auto"`` takes."""
+"""List the implementations, find those that run on a device, and choose one for ``"auto"``."""
 
 from __future__ import annotations
 

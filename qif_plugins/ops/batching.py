@@ -1,7 +1,8 @@
-"""How the operators of :mod:`.library` are batched by ``torch.vmap``: a batch dimension is one more neuron dimension.
+"""Rules by which ``torch.vmap`` batches the operators of :mod:`.library`.
 
-It stands in front of those of a time step. What is not batched is expanded; a number that is not broadcasts as it is,
-except in the backward pass, where each sample of the batch has a gradient of its own.
+A batch dimension becomes one more dimension of neurons, in front of the others. Tensors without a batch dimension are
+expanded. The neuron's numbers broadcast as they are, except in the backward pass, where each sample of the batch has a
+gradient of its own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every implementation of the two kernels agrees on.
+"""Definition of the two kernels, which every implementation follows.
 
 An implementation is a module with three functions::
 
@@ -116,7 +116,7 @@ class Shape(IntEnum):
 
 
 class Kind(NamedTuple):
-    """What the kernel computes, apart from numbers."""
+    """Variant of the neuron that a kernel computes: everything that is not a number."""
 
     soft: bool
     detach_reset: bool

@@ -106,7 +106,7 @@ def width(neurons: int, tensors: Sequence[Any]) -> int:
 def _macros(
     kind: Kind, c: Coefficients, x: Tensor, v0: Tensor | float, membrane: Tensor | None, needs: Sequence[bool]
 ) -> dict[str, int]:
-    """What ``qif.cu`` is compiled with; ``membrane`` is any tensor of the stored membranes' type."""
+    """Macros that ``qif.cu`` is compiled with; ``membrane`` is any tensor of the stored membranes' type."""
     return {
         "QIF_X": _TYPES[x.dtype],
         "QIF_V0": _TYPES[v0.dtype] if isinstance(v0, Tensor) else 0,
@@ -176,7 +176,7 @@ def _start(v0: Tensor | float) -> float:
 
 
 class _Stream:
-    """What CuPy's launch asks of a stream: its handle. (Its ExternalStream is deprecated since CuPy 14.)"""
+    """A stream as CuPy's launch takes it, by its handle. (CuPy's ExternalStream is deprecated since version 14.)"""
 
     def __init__(self, ptr: int) -> None:
         self.ptr = ptr

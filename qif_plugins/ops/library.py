@@ -1,7 +1,7 @@
 """The operators ``qif::multi_step`` and ``qif::multi_step_backward``, registered with torch.library.
 
 One forward pass and one backward pass whatever T. Saved for backward: h, one float32 tensor of the
-input's size (besides references to tensors the caller already holds: the coefficients, the initial
+input's size (and references to tensors the caller already holds: the coefficients, the initial
 membrane, and the input where the gain is learned).
 """
 
@@ -205,7 +205,7 @@ def _backward_fake(
 
 
 def _implementation(backend: str, tensor: Tensor) -> Any:
-    """What runs here: a call is traced on one machine and may run on another, so that "auto" is resolved late."""
+    """Choose the implementation where the call runs, which may be another machine than the one that traced it."""
     return implementation(choose_backend(backend, tensor.device, tensor.dtype))
 
 

@@ -1,4 +1,4 @@
-"""How the GPU kernels sum the gradients of the coefficients: deterministic, in one pass, without atomics.
+"""Sum the gradients of the coefficients on a GPU: deterministic, in one pass, without atomics.
 
 A program (a Triton block, a CUDA thread block) handles ``block`` neighbouring neurons at a time and
 strides through the rest by a multiple of the coefficients' common period ``count * inner``. Every lane
@@ -24,7 +24,7 @@ TARGET = 2**20
 
 
 class Partial:
-    """The sums of one coefficient's gradient while they are incomplete.
+    """Partial sums of one coefficient's gradient.
 
     Attributes:
         entry: The coefficient.
@@ -43,7 +43,7 @@ class Partial:
 
 
 def programs(entries: Sequence[Coefficient], needs: Sequence[bool], neurons: int, block: int) -> int:
-    """How many programs of ``block`` neurons to launch.
+    """Choose the number of programs of ``block`` neurons to launch.
 
     Args:
         entries: The six coefficients that can be learned.

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from qif_plugins.neuron import functional
 from qif_plugins.neuron.functional import qif_multi_step, qif_step
 from qif_plugins.neuron.parameters import QIFParameters
-from qif_plugins.neuron.surrogate import ATan, Window
+from qif_plugins.neuron.surrogate import ATan, Gaussian, Window
 from qif_plugins.ops import shortcuts
 from qif_plugins.ops.shortcuts import eager, memory, openmp
 
@@ -74,10 +74,11 @@ def test_a_plain_call_goes_past_the_dispatcher(monkeypatch):
     x_dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
     v_dtype=st.sampled_from([None, torch.float32, torch.bfloat16]),
     reset=st.sampled_from(["hard", "soft"]),
+    surrogate=st.sampled_from([WINDOW, Gaussian(0.6, 0.5, offset=0.1)]),
     options=st.tuples(*[st.booleans()] * 5),
     seed=st.integers(0, 9),
 )
-def test_both_ways_give_the_same(x_dtype, v_dtype, reset, options, seed):
+def test_both_ways_give_the_same(x_dtype, v_dtype, reset, surrogate, options, seed):
     detach_reset, store_v_seq, store_h_seq, pre_reset, single = options
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(4, 3, 5, generator=generator).to(x_dtype)
@@ -88,10 +89,10 @@ def test_both_ways_give_the_same(x_dtype, v_dtype, reset, options, seed):
         leaf = x.clone().requires_grad_()
         v = 0.3 if state is None else state.clone().requires_grad_()
         if single:
-            outputs = qif_step(leaf, v, params, WINDOW, detach_reset, store_h=store_h_seq, pre_reset=pre_reset)
+            outputs = qif_step(leaf, v, params, surrogate, detach_reset, store_h=store_h_seq, pre_reset=pre_reset)
         else:
             outputs = qif_multi_step(
-                leaf, v, params, WINDOW, detach_reset, store_v_seq, store_h_seq=store_h_seq, pre_reset=pre_reset
+                leaf, v, params, surrogate, detach_reset, store_v_seq, store_h_seq=store_h_seq, pre_reset=pre_reset
             )
         weights = torch.Generator().manual_seed(seed + 1)
         loss = sum((torch.randn(o.shape, generator=weights) * o.float()).sum() for o in outputs)

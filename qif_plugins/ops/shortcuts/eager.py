@@ -39,9 +39,9 @@ def _bits(*names: str) -> int:
 try:
     _AUTOGRAD = _bits("CPU", "ADInplaceOrView", "AutogradCPU", "AutocastCPU")
     _KEYS = frozenset((_AUTOGRAD, _bits("CPU", "AutocastCPU")))
-    """Of an ordinary tensor on the CPU, and of one that was made in inference mode. Any other kind has more."""
+    """Dispatch keys of an ordinary tensor on the CPU and of one made in inference mode; any other kind has more."""
     _STATES = frozenset((_bits("BackendSelect", "ADInplaceOrView"), _bits("BackendSelect")))
-    """Of a thread without modes, transforms, tracers and compilers."""
+    """Dispatch state of a thread without modes, transforms, tracers and compilers."""
     _state: Any = _C._dispatch_tls_local_include_set
     _keys: Any = _C._dispatch_keys
     _function_modes: Any = _C._len_torch_function_stack
