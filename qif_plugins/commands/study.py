@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..experiments.figures import require_matplotlib
 from ..experiments.studies import STUDIES
 from ..support.names import unknown
 from .options import at_least
+
+if TYPE_CHECKING:
+    from ..experiments.studies.runner import Progress
 
 __all__ = ["add_arguments", "run"]
 
@@ -52,9 +58,29 @@ def run(arguments: argparse.Namespace) -> int:
     for name in names:
         seeds = [] if arguments.seeds is None else ["--seeds", str(arguments.seeds)]
         command = " ".join(["qif", "study", name, *(["--quick"] if arguments.quick else []), *seeds])
-        page = run_study(
-            name, options, out, command, arguments.jobs, arguments.threads, not arguments.page_only,
-            lambda line: print(line, file=sys.stderr, flush=True),
-        )  # fmt: skip
+        with _progress_bar(name) as say:
+            page = run_study(
+                name, options, out, command, arguments.jobs, arguments.threads, not arguments.page_only, say
+            )
         print(f"wrote {page}")
     return 0
+
+
+@contextlib.contextmanager
+def _progress_bar(name: str) -> Iterator[Callable[[Progress], None]]:
+    """Show the trials of a study as they finish; in a log file, once a minute."""
+    from tqdm import tqdm
+
+    with contextlib.ExitStack() as stack:
+        bar: Any = None
+
+        def say(progress: Progress) -> None:
+            nonlocal bar
+            if bar is None:
+                every = 0.1 if sys.stderr.isatty() else 60.0
+                shown = tqdm(desc=name, unit="trial", initial=progress.done - 1, mininterval=every, dynamic_ncols=True)
+                bar = stack.enter_context(shown)
+            bar.total = progress.total
+            bar.update()
+
+        yield say

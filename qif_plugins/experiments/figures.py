@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,10 +15,24 @@ from ..neuron.parameters import QIFParameters
 from ..neuron.phase import fixed_points, regions, trajectory
 from ..support.files import replacing
 
-__all__ = ["Curve", "figure", "plot_curves", "plot_overhead", "plot_phase", "require_matplotlib"]
+__all__ = [
+    "COLOURS",
+    "MARKERS",
+    "Curve",
+    "colours_of",
+    "errorbars",
+    "figure",
+    "integer_ticks",
+    "legend_below",
+    "plot_curves",
+    "plot_overhead",
+    "plot_phase",
+    "require_matplotlib",
+]
 
-# Colours that stay apart for colour-blind readers and in grey (Okabe and Ito).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Colours that stay apart for colour-blind readers and in grey (Okabe and Ito). LIF has the first, QIF the second."""
+MARKERS = "osD^vP*"
 _REGION_COLOURS = {"rebound": "#CC79A7", "rest": "#009E73", "fire": "#E69F00", "runaway": "#D55E00"}
 
 
@@ -53,23 +68,57 @@ def plot_curves(path: Path, curves: Iterable[Curve], title: str, y_label: str) -
     curves = list(curves)
     panels = list(dict.fromkeys(curve.panel for curve in curves))
     labels = list(dict.fromkeys(curve.label for curve in curves))
-    with _figure(path, (1.2 + 4.4 * len(panels), 4.2), columns=len(panels)) as (figure, all_axes):
+    colours = colours_of(labels)
+    with _figure(path, (1.2 + 4.4 * len(panels), 4.6), columns=len(panels)) as (figure, all_axes):
         for panel, axes in zip(panels, all_axes, strict=True):
             for curve in (curve for curve in curves if curve.panel == panel):
-                index = labels.index(curve.label)
-                colour, marker = COLOURS[index % len(COLOURS)], "osD^vP*"[index % 7]
+                style = {"color": colours[curve.label], "marker": MARKERS[labels.index(curve.label) % len(MARKERS)]}
                 epochs = range(1, len(curve.mean) + 1)
+                if len(epochs) == 1:  # where a band would have no width
+                    axes.errorbar(epochs, curve.mean, curve.deviation, capsize=3, label=curve.label, **style)
+                    continue
                 low = [mean - deviation for mean, deviation in zip(curve.mean, curve.deviation, strict=True)]
                 high = [mean + deviation for mean, deviation in zip(curve.mean, curve.deviation, strict=True)]
-                axes.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
-                axes.plot(epochs, curve.mean, color=colour, marker=marker, markersize=4, label=curve.label)
+                axes.fill_between(epochs, low, high, color=style["color"], alpha=0.15, linewidth=0)
+                axes.plot(epochs, curve.mean, markersize=4, label=curve.label, **style)
             axes.set_title(panel)
             axes.set_xlabel("epoch")
-            axes.xaxis.get_major_locator().set_params(integer=True)
+            integer_ticks(axes.xaxis)
             axes.grid(alpha=0.3)
         all_axes[0].set_ylabel(y_label)
-        all_axes[-1].legend(loc="lower right", framealpha=0.9)
+        legend_below(figure, all_axes[-1])
         figure.suptitle(title)
+
+
+def colours_of(labels: Iterable[str]) -> dict[str, str]:
+    """Choose a colour for each label: LIF has its own in every figure, QIF its own, further labels those after them.
+
+    Args:
+        labels: Names such as ``"LIF"``, ``"QIF, unbiased"`` and ``"QIF, paper"``. The first that begins with a neuron's
+            name has that neuron's colour.
+    """
+    neurons, others = {"lif": COLOURS[0], "qif": COLOURS[1]}, itertools.cycle(COLOURS[2:])
+    return {label: neurons.pop(label[:3].lower(), "") or next(others) for label in labels}
+
+
+def errorbars(axes: Any, values: Mapping[Any, Sequence[float]], **style: Any) -> None:
+    """Draw mean and standard deviation of the values, such as those of several seeds, at each place that has some."""
+    found = {place: some for place, some in values.items() if some}
+    if found:
+        means = [statistics.fmean(some) for some in found.values()]
+        spreads = [statistics.stdev(some) if len(some) > 1 else 0.0 for some in found.values()]
+        axes.errorbar(list(found), means, spreads, **{"capsize": 3, "marker": "o"} | style)
+
+
+def integer_ticks(axis: Any) -> None:
+    """Put ticks of an axis that counts, such as epochs or layers, at whole numbers only."""
+    axis.get_major_locator().set_params(integer=True)
+
+
+def legend_below(drawn: Any, axes: Any, columns: int = 4) -> None:
+    """Put the legend of ``axes`` below the whole figure, off the data."""
+    handles, labels = axes.get_legend_handles_labels()
+    drawn.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), columns), frameon=False)
 
 
 def plot_phase(
@@ -169,7 +218,7 @@ def plot_overhead(
         axes.set_ylabel("energy of QIF over LIF (%)")
         axes.set_title(title)
         axes.grid(alpha=0.3, which="both")
-        figure.legend(loc="outside lower center", ncols=2, frameon=False)
+        legend_below(figure, axes, 2)
 
 
 def require_matplotlib(*paths: Path) -> None:

@@ -231,7 +231,7 @@ def test_a_stopped_study_goes_on_in_other_processes(tmp_path):
     whole = run_study(name, options, tmp_path / "whole", "", say=lambda _: None)
     for trial in Records(tmp_path / "whole" / f"{name}.json"):
         assert trial.result == stopped[key_of(trial.setting)].result
-    assert page.read_text().split("## How")[0] == whole.read_text().split("## How")[0]
+    assert page.read_text().split("## Method")[0] == whole.read_text().split("## Method")[0]
     before = page.read_text()
     lines.clear()
     run_study(name, options, tmp_path / "stopped", "", say=lines.append)
@@ -334,10 +334,13 @@ def test_intervals(monkeypatch):
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_a_study_from_the_command_line(name, tmp_path, monkeypatch):
+def test_a_study_from_the_command_line(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     arguments = ["study", name, "--quick", "--results", str(ROOT / "benchmarks" / "results")]
     assert main(arguments) == 0
+    shown = capsys.readouterr().err
+    assert ("trial/s" in shown) == (name != "latency")
+    assert "batch_size" not in shown  # no setting a line
     folder = tmp_path / "runs" / "studies"
     page = (folder / f"{name}.md").read_text()
     assert (folder / f"{name}.png").stat().st_size > 5000

@@ -1,13 +1,25 @@
-"""Studies: experiments that are run trial by trial and written up from their records alone.
+"""Experiments that run trial by trial, and pages that are written from their records alone.
 
-A study is a module with
+A study is a module of this package, listed in :data:`STUDIES`, with
 
-    TITLE, QUESTION                     the head of its page
-    plan(options, done) -> settings     every setting that the trials so far allow to name; called until none is new
-    run(setting) -> result              one trial, both of plain JSON values
-    report(options, trials, figure)     the page's :class:`~qif_plugins.experiments.studies.page.Body`; draws the figure
+    TITLE, QUESTION                         the head of its page
+    plan(options, done) -> settings         the trials to run, as far as the finished ones allow to name them
+    run(setting) -> result                  runs one trial
+    report(options, trials, picture) -> Body    writes the page and draws its figure
 
-and :mod:`qif_plugins.experiments.studies.runner` does the rest.
+- A *setting* is a dictionary of plain JSON values with everything that decides the outcome, the seed included: it
+  identifies the trial. A *result* is one too. ``run`` is called in another process where trials run in parallel, so it
+  takes nothing but the setting.
+- ``plan`` gets the command's :class:`~.runner.Options` and the finished trials, as
+  :class:`~qif_plugins.experiments.records.Records`. It is called again after its settings have run, until it names no
+  new one; a search can thus name its next trial from the results of those before. Settings that come first run first:
+  begin with a whole grid of the first seed.
+- ``report`` gets the finished trials among those that ``plan`` names, in that order, and must do with some of them
+  missing. It draws to ``picture`` with :func:`~qif_plugins.experiments.figures.figure`, and returns a
+  :class:`~.page.Body`: at most two sentences, then tables.
+
+:func:`~.runner.run_study` does the rest. Every finished trial is stored at once, so that a study that was stopped goes
+on where it was.
 """
 
 from __future__ import annotations
@@ -15,10 +27,10 @@ from __future__ import annotations
 __all__ = ["STUDIES"]
 
 STUDIES = {
-    "windows": "which surrogate window trains best, and how far each one's gradient is from the true one",
+    "windows": "which surrogate window trains best, and how far its gradient is from the true one",
     "closures": "moments and rate of the membrane, predicted and measured, layer by layer, over training",
     "learnable": "a, u1 and u2 learned per layer and per channel: what is learned, what it gains",
     "latency": "time of a QIF layer over a LIF layer, per backend, from the files of qif bench",
     "budget": "LIF against QIF after the same number of trials of the same search",
 }
-"""Studies by the name of their module, with what each asks."""
+"""Studies by the name of their module, with the question of each."""

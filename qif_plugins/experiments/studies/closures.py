@@ -1,4 +1,4 @@
-"""Study 2: what the moment closures predict of a membrane, and what is measured in networks while they train."""
+"""Study 2: moments of the membrane as the closures predict them, and as measured in networks while they train."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ...neuron.moments import CLOSURES, MomentClosureError, firing_rate, membran
 from ...neuron.observe import Observation
 from ...neuron.parameters import QIFParameters
 from ...support.text import mean_pm
-from ..figures import COLOURS, figure
+from ..figures import COLOURS, figure, integer_ticks, legend_below
 from ..records import Records, Result, Setting, Trial
 from .page import Body, table
 from .runner import Options
@@ -39,7 +39,7 @@ NORMS = (("tdbn", 1.0), ("tdbn", 0.5), ("batch", 0.5), ("tdbn", 2.0), ("batch", 
 
 
 def plan(options: Options, done: Records) -> list[Setting]:
-    """Every norm and threshold, every seed."""
+    """Name a training for every norm, threshold and seed."""
     size = (
         {"data": "digits", "layers": 3, "width": 32, "epochs": 1}
         if options.quick
@@ -56,7 +56,7 @@ def plan(options: Options, done: Records) -> list[Setting]:
 
 
 def run(setting: Setting) -> Result:
-    """One training, its membranes measured before it and after every epoch."""
+    """Train a network, and measure its membranes before it and after every epoch."""
     x = data_of(setting["data"]).test_x[:500]
     epochs: list[list[dict[str, Any]]] = []
     result = train(setting, observe=lambda model, epoch: epochs.append(measure(model, x, setting["steps"])))
@@ -99,7 +99,7 @@ def measure(model: nn.Module, x: Tensor, steps: int) -> list[dict[str, Any]]:
 
 
 def predict(threshold: float, input_mean: float, input_std: float, closure: str) -> tuple[float, float, float] | None:
-    """μ, σ and rate by a closure; ``None`` where it does not converge."""
+    """Predict μ, σ and rate by a closure; ``None`` where it does not converge."""
     params = QIFParameters(v_threshold=threshold)
     try:
         mean, std = membrane_moments(params, input_std, input_mean, closure)
@@ -109,7 +109,7 @@ def predict(threshold: float, input_mean: float, input_std: float, closure: str)
 
 
 class Points:
-    """Predicted beside measured, one point a layer, epoch, network and seed."""
+    """Predicted beside measured moments, a point for each layer, epoch, network and seed."""
 
     def __init__(self, trials: Sequence[Trial]) -> None:
         self.points = [
@@ -138,44 +138,38 @@ def _point(setting: Setting, epoch: int, layer: int, row: dict[str, Any]) -> dic
 
 
 def errors(points: Sequence[dict[str, Any]], source: str, quantity: int) -> list[float]:
-    """Predicted less measured, μ and σ in units of the threshold, where there is a prediction."""
-    found = []
-    for point in points:
-        if point[source] is not None:
-            unit = 1.0 if QUANTITIES[quantity] == "rate" else point["threshold"]
-            found.append((point[source][quantity] - point["measured"][quantity]) / unit)
-    return found
+    """List predicted less measured, μ and σ in units of the threshold, where there is a prediction."""
+    return [
+        (point[source][quantity] - point["measured"][quantity]) / _unit(point, quantity)
+        for point in points
+        if point[source] is not None
+    ]
+
+
+def _unit(point: dict[str, Any], quantity: int) -> float:
+    return 1.0 if QUANTITIES[quantity] == "rate" else float(point["threshold"])
 
 
 def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
-    """Root-mean-square errors of the closures, and a table a network of what each layer does."""
+    """Write up the errors of the closures, with the moments of every layer of each network."""
     points = Points(trials)
     first, last = points.values("epoch")[0], points.values("epoch")[-1]
     _draw(points, picture)
-    sources = (*CLOSURES, "assumed")
     norms = [at for at in NORMS if points.where(norm=at[0], threshold=at[1])]
-    rows = [
-        [
-            f"{_name(norm, threshold)}, {'before training' if epoch == first else f'epoch {epoch}'}",
-            *(
-                _rms(errors(points.where(norm=norm, threshold=threshold, epoch=epoch), source, quantity))
-                for quantity, source in itertools.product(range(3), sources)
-            ),
-        ]
-        for norm, threshold in norms
-        for epoch in (first, last)
-    ]
-    header = ["root mean square error", *(f"{q}, {source}" for q, source in itertools.product(QUANTITIES, sources))]
     sections = [
-        "Errors over layers and seeds, of μ and σ in units of the threshold θ. `reset` and `free` are given the "
-        "measured mean and standard deviation of each layer's input; `assumed` is the reset closure given what an "
-        "uncalibrated window assumes, mean 0 and standard deviation θ. A dash: the closure does not converge at "
-        "any layer.",
-        table(header, rows),
-        *itertools.chain.from_iterable(
-            (f"## {_name(norm, threshold)}", _layers(points, norm, threshold, last)) for norm, threshold in norms
-        ),
+        _errors("", points, {}, (first, last)),
+        "Root-mean-square errors over networks, layers and seeds, of μ and σ in units of the threshold θ. `reset` and "
+        "`free` are given the measured mean and standard deviation of each layer's input; `assumed` is the reset "
+        "closure given what an uncalibrated window assumes, mean 0 and standard deviation θ. The free closure counts "
+        "where it converges; a dash: at no layer.",
     ]
+    for norm, threshold in norms:
+        some = {"norm": norm, "threshold": threshold}
+        sections += [
+            f"## {_name(norm, threshold)}",
+            _errors("root-mean-square error", points, some, (first, last)),
+            _layers(points, norm, threshold, last),
+        ]
     setting = trials[0].setting
     method = (
         f"QIF with the paper's a, u1 and u2, perceptrons of {setting['layers']} layers, {setting['width']} neurons "
@@ -184,41 +178,45 @@ def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
         "normalized as training normalizes it; moments over neurons, images and steps together. Input correlation is "
         "that between successive steps, which both closures take to be 0."
     )
-    return Body(_finding(points, first, last), sections, points.values("seed"), method)
+    return Body(_finding(points), sections, points.values("seed"), method)
 
 
-def _finding(points: Points, first: int, last: int) -> str:
-    sentences = []
-    for epoch, when in ((first, "before training"), (last, f"after epoch {last}")):
-        some = points.where(epoch=epoch)
-        parts = [
-            f"{q} {_rms(errors(some, 'reset', k))} (reset), {_rms(errors(some, 'free', k))} (free, where it "
-            f"converges), {_rms(errors(some, 'assumed', k))} (assumed input)"
-            for k, q in enumerate(QUANTITIES)
+def _errors(title: str, points: Points, wanted: dict[str, Any], epochs: tuple[int, int]) -> str:
+    """Tabulate the root-mean-square errors before and after training."""
+    sources = (*CLOSURES, "assumed")
+    rows = [
+        [
+            "before training" if epoch == 0 else f"after epoch {epoch}",
+            *(
+                _rms(errors(points.where(epoch=epoch, **wanted), source, quantity))
+                for quantity, source in itertools.product(range(3), sources)
+            ),
         ]
-        sentences.append(f"Root-mean-square error {when}, over all layers and networks: {'; '.join(parts)}.")
+        for epoch in epochs
+    ]
+    return table([title, *(f"{q}, {source}" for q, source in itertools.product(QUANTITIES, sources))], rows)
+
+
+def _finding(points: Points) -> str:
     both = [point for point in points.points if point["reset"] is not None and point["free"] is not None]
-    if both:
-        shares = ", ".join(f"of {q} at {_share(both, k, _nearer)}" for k, q in enumerate(QUANTITIES))
-        sentences.append(
-            f"Given the measured input, the reset closure is nearer to the measurement than the free one {shares} of "
-            f"the {len(both)} points where both converge (a layer of a network at an epoch)."
-        )
-    for closure in CLOSURES:
-        missing = [point for point in points.points if point[closure] is None]
-        if missing:
-            where = ", ".join(sorted({_name(point["norm"], point["threshold"]) for point in missing}))
-            sentences.append(
-                f"The {closure} closure does not converge at {len(missing)} of {len(points.points)} points ({where})."
-            )
     settled = [point for point in points.points if point["reset"] is not None]
+    missing = sum(point["free"] is None for point in points.points)
     correlation = fmean(point["input"][2] for point in points.points)
-    above = ", ".join(f"of {q} at {_share(settled, k, _above)}" for k, q in enumerate(QUANTITIES))
-    sentences.append(
-        f"The input of one step and the next are correlated by {correlation:.2f} on average, where closures take 0. "
-        f"The reset closure is above the measurement {above} of its points."
+    return (
+        f"Given the measured input, the reset closure is nearer to the measurement than the free one at "
+        f"{_shares(both, _nearer)} of the points (a layer of a network at an epoch) where both converge; the free "
+        f"closure does not at {missing} of {len(points.points)}. The input of one step and the next correlate by "
+        f"{correlation:.2f} on average, where the closures assume 0, and the reset closure is above the measurement at "
+        f"{_shares(settled, _above)} of its points."
     )
-    return " ".join(sentences)
+
+
+def _shares(points: Sequence[dict[str, Any]], holds: Callable[[dict[str, Any], int], bool]) -> str:
+    """Format the share of points where a comparison holds, for each quantity."""
+    if not points:
+        return "–"
+    shares = [f"{100 * fmean(holds(point, k) for point in points):.0f} % ({q})" for k, q in enumerate(QUANTITIES)]
+    return f"{', '.join(shares[:-1])} and {shares[-1]}"
 
 
 def _nearer(point: dict[str, Any], quantity: int) -> bool:
@@ -229,12 +227,8 @@ def _above(point: dict[str, Any], quantity: int) -> bool:
     return errors([point], "reset", quantity)[0] > 0
 
 
-def _share(points: Sequence[dict[str, Any]], quantity: int, holds: Callable[[dict[str, Any], int], bool]) -> str:
-    return f"{100 * fmean(holds(point, quantity) for point in points):.0f} %"
-
-
 def _layers(points: Points, norm: str, threshold: float, last: int) -> str:
-    """Measured and predicted of every layer, before training and after the last epoch."""
+    """Tabulate the measured and predicted moments of every layer, before training and after the last epoch."""
     rows = []
     for epoch, layer in itertools.product((0, last), points.values("layer")):
         some = points.where(norm=norm, threshold=threshold, epoch=epoch, layer=layer)
@@ -276,29 +270,28 @@ def _name(norm: str, threshold: float) -> str:
 
 
 def _draw(points: Points, path: Path) -> None:
-    """Above, measured against predicted; below, the error over training."""
+    """Draw measured against predicted above, and the error over training below."""
     with figure(path, (11, 7), dpi=110) as drawn:
         panels = drawn.subplots(2, 3)
         epochs = points.values("epoch")
-        for k, q in enumerate(QUANTITIES):
+        styles = dict(zip((*CLOSURES, "assumed"), zip(COLOURS[2:], "o^s", strict=False), strict=True))
+        for k, (q, unit) in enumerate(zip(QUANTITIES, (" / θ", " / θ", ""), strict=True)):
             above, below = panels[0, k], panels[1, k]
-            for index, closure in enumerate(CLOSURES):
-                pairs = [(p[closure][k], p["measured"][k]) for p in points.points if p[closure] is not None]
-                above.plot(
-                    *zip(*pairs, strict=True), linestyle="", marker="o^"[index], markersize=3, alpha=0.6,
-                    color=COLOURS[index], label=closure,
-                )  # fmt: skip
-            for index, source in enumerate((*CLOSURES, "assumed")):
-                series = [_number(errors(points.where(epoch=epoch), source, k)) for epoch in epochs]
-                below.plot(epochs, series, marker="o^s"[index], color=COLOURS[index], label=source)
-            measured = [point["measured"][k] for point in points.points]
+            measured = [point["measured"][k] / _unit(point, k) for point in points.points]
             above.plot([min(measured), max(measured)], [min(measured), max(measured)], color="0.5", linewidth=1)
-            above.set_xlabel(f"{q}, predicted from the measured input")
-            above.set_ylabel(f"{q}, measured")
+            for source, (colour, marker) in styles.items():
+                style = {"color": colour, "marker": marker, "label": source}
+                if source != "assumed":
+                    at = [point for point in points.points if point[source] is not None]
+                    x, y = ([point[name][k] / _unit(point, k) for point in at] for name in (source, "measured"))
+                    above.plot(x, y, linestyle="", markersize=3, alpha=0.6, **style)
+                below.plot(epochs, [_number(errors(points.where(epoch=e), source, k)) for e in epochs], **style)
+            above.set_xlabel(f"{q}{unit}, predicted from the measured input")
+            above.set_ylabel(f"{q}{unit}, measured")
             below.set_xlabel("epoch")
-            below.set_ylabel(f"root mean square error of {q}")
+            below.set_ylabel(f"root-mean-square error of {q}{unit}")
             below.set_ylim(bottom=0)
+            integer_ticks(below.xaxis)
             for axes in (above, below):
                 axes.grid(alpha=0.3)
-        panels[0, 0].legend()
-        panels[1, 0].legend()
+        legend_below(drawn, panels[1, 0])

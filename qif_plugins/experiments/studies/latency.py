@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import geometric_mean
@@ -10,7 +11,7 @@ from typing import Any
 from ...support.files import read_json
 from ..bench.harness import read_results
 from ..bench.peers import OURS
-from ..figures import COLOURS, figure
+from ..figures import COLOURS, MARKERS, figure, legend_below
 from ..records import Records, Result, Setting, Trial
 from .page import Body, table
 from .runner import Options
@@ -25,12 +26,12 @@ QUESTION = (
 
 
 def plan(options: Options, done: Records) -> list[Setting]:
-    """None: ``qif bench`` measures, and its files are read."""
+    """Name no trial: ``qif bench`` measures, and its files are read."""
     return []
 
 
 def run(setting: Setting) -> Result:
-    """There is no trial to run.
+    """Refuse to run: there are no trials.
 
     Raises:
         ValueError: Always.
@@ -39,7 +40,7 @@ def run(setting: Setting) -> Result:
 
 
 def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
-    """QIF over LIF inside each host, and every backend over the fastest LIF layer; a table a machine and dtype.
+    """Write up the time of QIF over LIF inside each host, and of every backend over the fastest LIF layer.
 
     Raises:
         ValueError: No file of ``qif bench`` in the folder.
@@ -49,18 +50,21 @@ def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
         raise ValueError(
             f"{options.results} holds no file of qif bench; run qif bench first, or name the folder with --results"
         )
-    sentences, sections = [], []
+    summary, sections = [], []
     for content in files:
         sections += [f"## {_machine(content)}", _about(content)]
         for dtype in _dtypes(content):
             hosts, backends = _ratios(content, dtype, _in_hosts), _ratios(content, dtype, _backends)
             sections += [f"{dtype}, inside the hosts:", _table(hosts), f"{dtype}, each backend:", _table(backends)]
-            parts = [
-                f"`{ours}` takes {geometric_mean(values):.2f} of the time of {lif} "
-                f"({min(values):.2f} to {max(values):.2f})"
-                for (ours, lif), values in [*_by_pair(hosts).items(), *_by_pair(backends, FASTEST).items()]
+            summary += [
+                (f"{_machine(content)}, {dtype}", *pair, values)
+                for pair, values in [*_by_pair(hosts).items(), *_by_pair(backends, FASTEST).items()]
             ]
-            sentences.append(f"**{_machine(content)}, {dtype}**, forward and backward: {'; '.join(parts)}.")
+    rows = [
+        [where, f"`{ours}`", lif, f"{geometric_mean(values):.2f}", f"{min(values):.2f}", f"{max(values):.2f}"]
+        for where, ours, lif, values in summary
+    ]
+    header = ["", "QIF", "beside", "time over LIF's, mean", "least", "largest"]
     _draw(files, picture)
     method = (
         "`qif bench` repeats all peers one after another on the same input. Times are medians over the repetitions; a "
@@ -69,7 +73,20 @@ def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
         "faster. `qif` runs the backend that the machine's line names; averages over sizes are geometric, with the "
         "least and the largest."
     )
-    return Body(" ".join(sentences), sections, [], method)
+    return Body(_finding(summary), [table(header, rows, left=3), *sections], [], method)
+
+
+def _finding(summary: Sequence[tuple[str, str, str, list[float]]]) -> str:
+    means = [geometric_mean(values) for _, ours, lif, values in summary if (ours, lif) in IN_HOSTS]
+    faster = sum(ratio < 1 for _, ours, lif, values in summary if (ours, lif) in IN_HOSTS for ratio in values)
+    count = sum(len(values) for _, ours, lif, values in summary if (ours, lif) in IN_HOSTS)
+    if not means:
+        return "No machine here has measured a host."
+    return (
+        f"Forward and backward of a QIF layer inside a host take {min(means):.2f} to {max(means):.2f} of the time of "
+        f"that host's LIF layer, on average over sizes, for each machine, host and type of number. QIF is faster in "
+        f"{faster} of {count} measurements."
+    )
 
 
 IN_HOSTS = (("qif in SpikingJelly", "SpikingJelly LIFNode"), ("qif in snnTorch", "snnTorch Leaky"))
@@ -103,7 +120,7 @@ def _backends(timed: dict[str, Any]) -> Iterable[tuple[str, str]]:
 def _ratios(
     content: dict[str, Any], dtype: str, pairs: Callable[[dict[str, Any]], Iterable[tuple[str, str]]]
 ) -> list[dict[str, Any]]:
-    """Time of one peer over that of another for each pair, size by size."""
+    """Divide the time of one peer by that of another for each pair, size by size."""
     rows = []
     for case in content["cases"]:
         if case["dtype"] != dtype:
@@ -122,7 +139,7 @@ def _ratios(
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:
-    """A row a size: each LIF layer's time, and what stands beside it as a multiple."""
+    """Tabulate each LIF layer's time and QIF's as a multiple of it, a row for each size."""
     ours = list(dict.fromkeys(row["ours"] for row in rows))
     cells = []
     for case in dict.fromkeys(row["case"] for row in rows):
@@ -147,7 +164,7 @@ def _by_pair(rows: Sequence[dict[str, Any]], lif: str | None = None) -> dict[tup
 
 def _machine(content: dict[str, Any]) -> str:
     machine = content["machine"]
-    return str(machine["gpu"] or f"{machine['cpu']}, {machine['threads']} threads")
+    return str(machine["gpu"] or re.sub(r"\((R|TM)\)", "", f"{machine['cpu']}, {machine['threads']} threads"))
 
 
 def _about(content: dict[str, Any]) -> str:
@@ -161,22 +178,25 @@ def _about(content: dict[str, Any]) -> str:
 
 
 def _draw(files: Sequence[dict[str, Any]], path: Path) -> None:
-    """Ratio against the size of the input, a panel a machine and dtype."""
+    """Draw the ratio against the size of the input, a panel for each machine and type of number."""
+    from matplotlib.ticker import LogLocator
+
     panels = [(content, dtype) for content in files for dtype in _dtypes(content)]
-    with figure(path, (1.5 + 5.5 * len(panels), 4.4), dpi=110) as drawn:
+    with figure(path, (1.5 + 5.5 * len(panels), 5), dpi=110) as drawn:
         for axes, (content, dtype) in zip(drawn.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             rows = _ratios(content, dtype, _in_hosts), _ratios(content, dtype, _backends)
             for index, (ours, lif) in enumerate((*_by_pair(rows[0]), *_by_pair(rows[1], FASTEST))):
                 points = sorted((row["size"], row["ratio"]) for some in rows for row in some if row["ours"] == ours)
                 axes.loglog(
-                    *zip(*points, strict=True), label=f"{ours} / {lif}", marker="o", markersize=4, linestyle="",
-                    color=COLOURS[index % len(COLOURS)],
+                    *zip(*points, strict=True), label=f"{ours} / {lif}", marker=MARKERS[index % len(MARKERS)],
+                    markersize=4, linestyle="", color=COLOURS[(1 + index) % len(COLOURS)],
                 )  # fmt: skip
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter("{x:.2g}")
-            axes.yaxis.set_minor_formatter("{x:.2g}")
-            axes.axhline(1, color="0.5", linewidth=1)
+            axes.yaxis.set_minor_formatter("")
+            axes.axhline(1, color=COLOURS[0], linewidth=1, label="LIF")
             axes.set_title(f"{_machine(content)}, {dtype}", fontsize="medium")
-            axes.set_xlabel("T N")
-            axes.set_ylabel("time of QIF over LIF")
+            axes.set_xlabel("neuron-steps T N")
+            axes.set_ylabel("time of QIF over that of LIF")
             axes.grid(alpha=0.3)
-            axes.legend(fontsize="x-small")
+        legend_below(drawn, axes, 3)

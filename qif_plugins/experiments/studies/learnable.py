@@ -14,11 +14,11 @@ from torch import nn
 from ...diagnostics.observing import spiking_layers
 from ...neuron.parameters import QIFParameters
 from ...support.text import mean_pm
-from ..figures import COLOURS, figure
+from ..figures import COLOURS, errorbars, figure, integer_ticks, legend_below
 from ..records import Records, Result, Setting, Trial
 from .page import Body, table
 from .runner import Options
-from .stats import LEVEL, Interval, deviation, interval, paired, sign
+from .stats import LEVEL, Interval, ends, paired, sign
 from .trial import train
 
 __all__ = ["QUESTION", "TITLE", "plan", "report", "run"]
@@ -36,11 +36,14 @@ VARIANTS = {
 }
 LEARNED = ("a", "u1", "u2")
 DEPTHS = (2, 5)
-VERDICTS = {1: "a gain", 0: "no significant difference", -1: "a loss"}
+LEARNING = ("per layer", "per channel")
+
+Results = dict[tuple[str, int], dict[int, Result]]
+"""By variant and depth, then by seed."""
 
 
 def plan(options: Options, done: Records) -> list[Setting]:
-    """Every variant at every depth and seed."""
+    """Name a training for every variant, depth and seed."""
     size = (
         {"data": "digits", "width": 32, "epochs": 1}
         if options.quick
@@ -59,7 +62,7 @@ def plan(options: Options, done: Records) -> list[Setting]:
 
 
 def run(setting: Setting) -> Result:
-    """One training; besides its accuracy, what each layer's parameters became: mean and spread over channels."""
+    """Train a network; the result also has the mean and spread over channels of each layer's parameters."""
     learned: list[dict[str, Any]] = []
 
     def observe(model: nn.Module, epoch: int) -> None:
@@ -79,46 +82,40 @@ def _numbers(node: Any) -> dict[str, Any]:
 
 
 def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
-    """Accuracies, what is gained over fixed parameters, and what these became."""
-    results: dict[tuple[str, int], dict[int, Result]] = {}
+    """Write up accuracies, gains over fixed parameters, and the parameters learned."""
+    results: Results = {}
     for trial in trials:
         key = (_variant(trial.setting), trial.setting["layers"])
         results.setdefault(key, {})[trial.setting["seed"]] = trial.result
     depths = sorted({layers for _, layers in results})
     _draw(results, depths, picture)
-    gains = {
-        (layers, variant): gain
-        for layers, variant in itertools.product(depths, list(VARIANTS)[1:])
-        if (gain := _gain(results, layers, variant)) is not None
-    }
-    rows = [
-        [
-            f"{layers} layers, {variant}",
-            mean_pm([r["accuracy"] for r in results.get((variant, layers), {}).values()], ".2f", 100),
-            interval(gains[layers, variant]) if (layers, variant) in gains else "",
-            mean_pm([r["rate"] for r in results.get((variant, layers), {}).values() if "rate" in r], ".3f"),
-        ]
-        for layers, variant in itertools.product(depths, VARIANTS)
-    ]
+    compared = [key for key in itertools.product(LEARNING, depths) if _gain(results, *key) is not None]
+    together = f"95 % interval of all {len(compared)} together"
+    header = ["", "test accuracy, %", "gain over fixed, points", "95 % interval", together, "spikes a neuron-step"]
+    rows = []
+    for layers, variant in itertools.product(depths, VARIANTS):
+        trained = results.get((variant, layers), {}).values()
+        alone, all_of_them = _gain(results, variant, layers), _gain(results, variant, layers, len(compared))
+        rows.append(
+            [
+                f"{layers} layers, {variant}",
+                mean_pm([result["accuracy"] for result in trained], ".2f", 100),
+                *(["–"] * 3 if alone is None or all_of_them is None else _gain_cells(alone, all_of_them)),
+                mean_pm([result["rate"] for result in trained if "rate" in result], ".3f"),
+            ]
+        )
     learned = [
-        [
-            f"{layers} layers, {variant}, layer {index}",
-            *itertools.chain.from_iterable(
-                (mean_pm([row[name][0] for row in found], ".3f"), f"{fmean(row[name][1] for row in found):.3f}")
-                for name in LEARNED
-            ),
-        ]
-        for layers, variant in itertools.product(depths, list(VARIANTS)[1:])
+        _learned_row(f"{layers} layers, {variant}, layer {index}", found)
+        for layers, variant in itertools.product(depths, LEARNING)
         for index, found in _by_layer(results.get((variant, layers), {}))
     ]
-    header = [""]
-    for name in LEARNED:
-        header += [f"{name} (from {getattr(QIFParameters(), name):g})", f"{name}, over channels"]
+    learned += [_learned_row(f"all layers, {name}", every) for name in LEARNING if (every := _all(results, name))]
+    names = [f"{name} (from {getattr(QIFParameters(), name):g})" for name in LEARNED]
     sections = [
-        table(["", "test accuracy, %", "gain over fixed", "spikes a neuron-step"], rows),
-        "What was learned: mean ± standard deviation over seeds, and the mean standard deviation between the channels "
-        "of a layer.",
-        table(header, learned),
+        table(header, rows),
+        "Learned parameters: mean ± standard deviation over seeds, and the mean standard deviation between the "
+        "channels of a layer.",
+        table(["", *itertools.chain.from_iterable((name, "over channels") for name in names)], learned),
     ]
     setting = trials[0].setting
     method = (
@@ -126,61 +123,50 @@ def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
         f"{setting['epochs']} epochs of Adam at {setting['lr']:g}, which a cosine takes to 0, for weights and "
         "a, u1, u2 alike. The window is `unbiased` and follows a, u1, u2 as they are learned. Gains are paired: "
         "variants of one seed share their initial weights and the order of the images. Each interval stands for its "
-        "own comparison; the finding also says what is left with intervals that hold for all of them together "
-        "(Bonferroni)."
+        "own comparison, and a wider one for all of them together (Bonferroni): without any effect, one or more of "
+        f"{len(compared)} intervals for themselves would exclude 0 with a probability of up to "
+        f"{100 * len(compared) * (1 - LEVEL):.0f} %."
     )
     seeds = sorted({trial.setting["seed"] for trial in trials})
-    return Body(_finding(gains, results), sections, seeds, method)
+    return Body(_finding(results, compared), sections, seeds, method)
 
 
-def _gain(
-    results: dict[tuple[str, int], dict[int, Result]], layers: int, variant: str, comparisons: int = 1
-) -> Interval | None:
+def _gain_cells(alone: Interval, together: Interval) -> list[str]:
+    return [f"{100 * alone[0]:+.2f}", ends(alone), ends(together)]
+
+
+def _learned_row(name: str, found: Sequence[dict[str, Any]]) -> list[str]:
+    numbers = ((mean_pm([r[n][0] for r in found], ".3f"), f"{fmean(r[n][1] for r in found):.3f}") for n in LEARNED)
+    return [name, *itertools.chain.from_iterable(numbers)]
+
+
+def _gain(results: Results, variant: str, layers: int, comparisons: int = 1) -> Interval | None:
+    """Compare the accuracy of a variant with that of fixed parameters; ``None`` for these themselves."""
     fixed, other = results.get(("fixed", layers), {}), results.get((variant, layers), {})
     seeds = sorted(fixed.keys() & other.keys())
-    if not seeds:
+    if variant == "fixed" or not seeds:
         return None
     return paired([fixed[seed]["accuracy"] for seed in seeds], [other[seed]["accuracy"] for seed in seeds], comparisons)
 
 
-def _finding(gains: dict[tuple[int, str], Interval], results: dict[tuple[str, int], dict[int, Result]]) -> str:
-    sentences = [
-        f"{layers} layers, {variant}: {interval(gain)} over fixed parameters, {VERDICTS[sign(gain)]}."
-        for (layers, variant), gain in gains.items()
-    ]
-    sentences += _together(gains, results)
-    for variant in list(VARIANTS)[1:]:
-        rows = [
-            row
-            for (which, _), by_seed in results.items()
-            if which == variant
-            for r in by_seed.values()
-            for row in r["learned"]
-        ]
-        if rows:
-            learned = ", ".join(
-                f"{name} from {getattr(QIFParameters(), name):g} to {mean_pm([row[name][0] for row in rows], '.2f')}"
-                for name in LEARNED
-            )
-            sentences.append(f"Learned {variant}: {learned}, over all layers and seeds.")
-    return " ".join(sentences)
+def _finding(results: Results, compared: Sequence[tuple[str, int]]) -> str:
+    alone = [sign(gain) for key in compared if (gain := _gain(results, *key))]
+    together = [sign(gain) for key in compared if (gain := _gain(results, *key, len(compared)))]
+    return (
+        f"Of {len(compared)} comparisons with fixed parameters, {alone.count(1)} {_is(alone.count(1))} a significant "
+        f"gain and {alone.count(-1)} a significant loss, each by itself. With intervals that hold for all of them "
+        f"together, {together.count(1)} {_is(together.count(1))} a gain and {together.count(-1)} a loss."
+    )
 
 
-def _together(gains: dict[tuple[int, str], Interval], results: dict[tuple[str, int], dict[int, Result]]) -> list[str]:
-    """What is left of the comparisons that are significant by themselves among all of them."""
-    alone = [key for key, gain in gains.items() if sign(gain)]
-    if not alone:
-        return []
-    count, left = len(gains), []
-    for layers, variant in alone:
-        gain = _gain(results, layers, variant, comparisons=count)
-        if gain is not None:
-            verdict = VERDICTS[sign(gain)]
-            left.append(f"{layers} layers, {variant}, {100 * gain[1]:+.2f} to {100 * gain[2]:+.2f}, {verdict}")
+def _is(count: int) -> str:
+    return "is" if count == 1 else "are"
+
+
+def _all(results: Results, variant: str) -> list[dict[str, Any]]:
+    """List what every layer of a variant's networks learned."""
     return [
-        f"These are {count} comparisons: without any effect, one or more of their intervals would exclude 0 with a "
-        f"probability of up to {100 * count * (1 - LEVEL):.0f} %. With intervals that hold for all {count} together "
-        f"(Bonferroni): {'; '.join(left)}."
+        row for (which, _), found in results.items() if which == variant for r in found.values() for row in r["learned"]
     ]
 
 
@@ -193,31 +179,26 @@ def _variant(setting: Setting) -> str:
     return next(name for name, value in VARIANTS.items() if value == (setting["neuron"], setting["neuron_args"]))
 
 
-def _draw(results: dict[tuple[str, int], dict[int, Result]], depths: Sequence[int], path: Path) -> None:
-    """Accuracy of every variant, then every number by layer."""
-    with figure(path, (13, 3.8), dpi=110) as drawn:
+def _draw(results: Results, depths: Sequence[int], path: Path) -> None:
+    """Draw the accuracy of every variant, and what each layer of the deepest network learned."""
+    with figure(path, (13, 4.2), dpi=110) as drawn:
         panels = drawn.subplots(1, 4)
         for index, variant in enumerate(VARIANTS):
-            colour = COLOURS[index]
-            accuracies = [
-                [100 * r["accuracy"] for r in results.get((variant, layers), {}).values()] for layers in depths
-            ]
-            panels[0].errorbar(
-                [place + 0.15 * (index - 1) for place in range(len(depths))], [fmean(v) for v in accuracies],
-                [deviation(v) if len(v) > 1 else 0 for v in accuracies], linestyle="", marker="o", capsize=3,
-                color=colour, label=variant,
-            )  # fmt: skip
-            for place, name in enumerate(LEARNED, 1):
-                rows = _by_layer(results.get((variant, max(depths)), {}))
-                means = [[row[name][0] for row in found] for _, found in rows]
-                panels[place].errorbar(
-                    [at for at, _ in rows], [fmean(v) for v in means],
-                    [deviation(v) if len(v) > 1 else 0 for v in means], marker="o", capsize=3, color=colour,
-                )  # fmt: skip
-                panels[place].set_title(f"{name}, {max(depths)} layers")
-                panels[place].set_xlabel("layer")
+            style = {"color": COLOURS[1 + index], "label": variant}
+            accuracies = {
+                place + 0.15 * (index - 1): [100 * r["accuracy"] for r in results.get((variant, layers), {}).values()]
+                for place, layers in enumerate(depths)
+            }
+            errorbars(panels[0], accuracies, linestyle="", **style)
+            layers = _by_layer(results.get((variant, max(depths)), {}))
+            for axes, name in zip(panels[1:], LEARNED, strict=True):
+                errorbars(axes, {at: [row[name][0] for row in rows] for at, rows in layers}, **style)
         panels[0].set_xticks(range(len(depths)), [f"{layers} layers" for layers in depths])
-        panels[0].set_title("test accuracy (%)")
-        panels[0].legend()
+        panels[0].set_ylabel("test accuracy (%)")
+        for axes, name in zip(panels[1:], LEARNED, strict=True):
+            axes.set_ylabel(f"{name}, {max(depths)} layers")
+            axes.set_xlabel("layer")
+            integer_ticks(axes.xaxis)
         for axes in panels:
             axes.grid(alpha=0.3)
+        legend_below(drawn, panels[0])

@@ -1,4 +1,4 @@
-"""What a study writes: one page with its finding, figure and tables, and the index of all pages."""
+"""Write the page of a study, with its finding, tables and figure, and the index of all pages."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ __all__ = ["Body", "table", "write_index", "write_page"]
 
 @dataclass(frozen=True)
 class Body:
-    """What a study makes of its trials.
+    """The part of a page that a study writes from its trials.
 
     Attributes:
-        finding: One paragraph that states what the numbers show.
-        sections: Markdown: tables and what they mean.
-        seeds: Of the trials.
-        method: How the trials were made, and how the grid was thinned.
+        finding: At most two sentences that say what the numbers show. They stand in the index too.
+        sections: Markdown. The first is the table with the numbers behind the finding, and stands in the index too;
+            then come further tables, with a sentence on each that needs one.
+        seeds: Seeds of the trials.
+        method: The networks and the training, and how the grid was thinned.
     """
 
     finding: str
@@ -32,7 +33,7 @@ class Body:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A Markdown table, the first ``left`` columns flush left and the others flush right."""
+    """Format a Markdown table, the first ``left`` columns flush left and the others flush right."""
     marks = ["---" if index < left else "---:" for index in range(len(header))]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, marks, *rows))
 
@@ -40,41 +41,37 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -
 def write_page(
     path: Path, title: str, question: str, body: Body, trials: Sequence[Trial], records: Records, command: str
 ) -> None:
-    """Write the page of a study: question, finding, figure, tables, and what the numbers depend on."""
+    """Write the page of a study: question, finding, tables, figure, and what the numbers depend on."""
     picture = path.with_suffix(".png")
-    parts = [
-        f"# {title}",
-        question,
-        body.finding,
-        *([f"![{title}]({picture.name})"] if picture.exists() else []),
-        *body.sections,
-        "## How",
-        body.method,
-        *_provenance(body, trials, records, command),
-    ]
-    with replacing(path) as beside:
-        beside.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    first, *others = body.sections
+    figure = [f"![{title}]({picture.name})"] if picture.exists() else []
+    parts = [f"# {title}", question, body.finding, first, *figure, *others, "## Method", body.method]
+    _write(path, [*parts, _provenance(body, trials, records, command)])
 
 
 def write_index(folder: Path) -> None:
-    """Write ``index.md``: title and finding of every page there is."""
+    """Write ``index.md``: title, finding and first table of every page there is."""
     parts = [
         "# Studies",
-        "Every page is written by `qif study` from the trials recorded in the JSON file beside it. What it states is "
-        "computed from them; a longer run rewrites it. `qif study --list` says what there is; `qif study windows "
-        "--jobs 2` runs one, two trials at a time, and goes on where it was stopped. Numbers are mean ± standard "
-        "deviation over seeds.",
+        "`qif study` runs these experiments, stores every trial in the JSON file beside its page, and writes the page "
+        "from it; `qif study windows --jobs 2` runs one, two trials at a time, and goes on where it was stopped. "
+        "Numbers are mean ± standard deviation over seeds, intervals hold with 95 %.",
     ]
     for name in STUDIES:
         page = folder / f"{name}.md"
         if page.exists():
-            title, _, finding = page.read_text(encoding="utf-8").split("\n\n", 3)[:3]
-            parts += [f"## [{title.removeprefix('# ')}]({page.name})", finding]
-    with replacing(folder / "index.md") as beside:
+            title, _, finding, first = page.read_text(encoding="utf-8").split("\n\n", 4)[:4]
+            parts += [f"## [{title.removeprefix('# ')}]({page.name})", finding, first]
+    _write(folder / "index.md", parts)
+
+
+def _write(path: Path, parts: Sequence[str]) -> None:
+    with replacing(path) as beside:
         beside.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
-def _provenance(body: Body, trials: Sequence[Trial], records: Records, command: str) -> list[str]:
+def _provenance(body: Body, trials: Sequence[Trial], records: Records, command: str) -> str:
+    """Name the command, the seeds, the time, and the machines and versions of the trials."""
     minutes = sum(trial.seconds for trial in trials) / 60
     lines = [f"Command: `{command}`."]
     if trials:
@@ -85,4 +82,4 @@ def _provenance(body: Body, trials: Sequence[Trial], records: Records, command: 
         versions = ", ".join(f"{name} {version}" for name, version in seen["versions"].items())
         cpu = re.sub(r"\((R|TM)\)", "", seen["cpu"])
         lines.append(f"{cpu}, {seen['system']}, Python {seen['python']}; {versions}.")
-    return [" ".join(lines)]
+    return " ".join(lines)

@@ -1,4 +1,4 @@
-"""Runs what is missing of a study, stores every trial as it finishes, and writes the page."""
+"""Run the missing trials of a study, store each as it finishes, and write the page."""
 
 from __future__ import annotations
 
@@ -20,22 +20,39 @@ from ..records import Records, Result, Setting, key_of
 from . import STUDIES
 from .page import write_index, write_page
 
-__all__ = ["Options", "run_study"]
+__all__ = ["Options", "Progress", "run_study"]
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a study is asked for.
+    """The size of a study.
 
     Attributes:
-        quick: A tiny version on scikit-learn's digits, to see that it runs.
-        seeds: Seeds 0, 1, ...; ``None`` means the study's own number.
+        quick: Whether to run a tiny version on scikit-learn's digits, to see that it works.
+        seeds: Number of seeds, 0 first; ``None`` means the study's own number.
         results: Folder with the files of ``qif bench``, for ``latency``.
     """
 
     quick: bool = False
     seeds: int | None = None
     results: Path = Path("benchmarks/results")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A trial that has finished, among those that the study names so far.
+
+    Attributes:
+        done: Number of finished trials, those of earlier runs included.
+        total: Number of trials.
+        setting: The trial's setting.
+        seconds: CPU time that it took.
+    """
+
+    done: int
+    total: int
+    setting: Setting
+    seconds: float
 
 
 def run_study(
@@ -46,19 +63,19 @@ def run_study(
     jobs: int = 1,
     threads: int = 1,
     train: bool = True,
-    say: Callable[[str], None] = print,
+    say: Callable[[Progress], None] = lambda progress: None,
 ) -> Path:
-    """Run a study as far as its trials are not recorded yet, and write its page.
+    """Run the trials of a study that are not recorded yet, and write its page.
 
     Args:
         name: One of :data:`STUDIES`.
-        options: What to run.
+        options: The size of the study.
         out: Folder of ``<name>.json``, ``<name>.md`` and ``<name>.png``.
-        command: Written into the page.
-        jobs: Trials at a time, each in a process of its own.
-        threads: CPU threads of each.
-        train: Whether to run trials; without, the page is written from those there are.
-        say: Called with a line of progress.
+        command: The command that runs the study, for the page.
+        jobs: Trials at a time, each in a process of its own. Default 1, in this process.
+        threads: CPU threads of each. Default 1.
+        train: Whether to run trials; without, the page is written from those there are. Default True.
+        say: Called after each trial. Default: nothing.
 
     Returns:
         The page.
@@ -70,34 +87,28 @@ def run_study(
         raise ValueError(unknown("study", name, STUDIES))
     study: Any = importlib.import_module(f".{name}", __package__)
     with occupied(out):
-        return _run_study(study, name, options, out, command, jobs, threads, train, say)
-
-
-def _run_study(
-    study: Any, name: str, options: Options, out: Path, command: str, jobs: int, threads: int, train: bool,
-    say: Callable[[str], None],
-) -> Path:  # fmt: skip
-    records = Records(out / f"{name}.json")
-    while train and (missing := _missing(study, options, records)):
-        for done, (setting, result, seconds) in enumerate(_finished(name, missing, jobs, threads), 1):
-            records.add(setting, result, seconds)
-            say(f"{name}: {done} of {len(missing)}, {seconds:.0f} s: {_short(setting)}")
-    with _reading(records):
-        wanted = [records.get(setting) for setting in study.plan(options, records)]
-    trials = [trial for trial in wanted if trial is not None]
-    if wanted and not trials:
-        raise ValueError(f"{records.path} holds no trial of this study yet; run it without --page-only")
-    page = out / f"{name}.md"
-    with _reading(records):
-        body = study.report(options, trials, page.with_suffix(".png"))
-    write_page(page, study.TITLE, study.QUESTION, body, trials, records, command)
-    write_index(out)
-    return page
+        records = Records(out / f"{name}.json")
+        while train and (missing := _missing(study, options, records)):
+            total = len(records) + len(missing)
+            for setting, result, seconds in _finished(name, missing, jobs, threads):
+                records.add(setting, result, seconds)
+                say(Progress(len(records), total, setting, seconds))
+        with _reading(records):
+            wanted = [records.get(setting) for setting in study.plan(options, records)]
+        trials = [trial for trial in wanted if trial is not None]
+        if wanted and not trials:
+            raise ValueError(f"{records.path} holds no trial of this study yet; run it without --page-only")
+        page = out / f"{name}.md"
+        with _reading(records):
+            body = study.report(options, trials, page.with_suffix(".png"))
+        write_page(page, study.TITLE, study.QUESTION, body, trials, records, command)
+        write_index(out)
+        return page
 
 
 @contextmanager
 def _reading(records: Records) -> Iterator[None]:
-    """Every study has results of its own; what it misses in those of a file is said of the file."""
+    """Blame the file for what a study misses in the results that it reads from it."""
     try:
         yield
     except (KeyError, TypeError, IndexError) as error:
@@ -116,7 +127,7 @@ def _missing(study: Any, options: Options, records: Records) -> list[Setting]:
 def _finished(
     name: str, settings: Sequence[Setting], jobs: int, threads: int
 ) -> Iterator[tuple[Setting, Result, float]]:
-    """The trials in the order in which they finish."""
+    """Run trials, and yield each with its result and CPU time when it has finished."""
     if jobs == 1:
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
@@ -140,7 +151,3 @@ def _run(name: str, setting: Setting) -> tuple[Result, float]:
     began = time.process_time()
     result: Result = importlib.import_module(f".{name}", __package__).run(setting)
     return result, time.process_time() - began
-
-
-def _short(setting: Setting) -> str:
-    return ", ".join(f"{name}={value}" for name, value in setting.items() if value is not None)

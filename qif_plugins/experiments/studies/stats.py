@@ -1,4 +1,4 @@
-"""Means, standard deviations and intervals over seeds."""
+"""Confidence intervals of differences over seeds, by SciPy."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["LEVEL", "Interval", "deviation", "interval", "paired", "sign", "welch"]
+__all__ = ["LEVEL", "Interval", "deviation", "ends", "interval", "paired", "sign", "welch"]
 
 LEVEL = 0.95
-"""What share of all intervals covers the true difference."""
+"""Share of all intervals that cover the true difference."""
 Interval = tuple[float, float, float]
-"""Difference of two means, and the ends of its interval; NaN where too few values give none."""
+"""Difference of two means, and the ends of its interval; these are NaN where there are too few values."""
 
 
 def deviation(values: Sequence[float]) -> float:
@@ -22,15 +22,19 @@ def deviation(values: Sequence[float]) -> float:
 
 
 def interval(found: Interval, digits: int = 2) -> str:
-    """A difference of accuracies in points with its interval, as text."""
-    mean, low, high = (100 * value for value in found)
-    if math.isnan(low):
-        return f"{mean:+.{digits}f} points (too few seeds for an interval)"
-    return f"{mean:+.{digits}f} points (95 % interval {low:+.{digits}f} to {high:+.{digits}f})"
+    """Format a difference of accuracies with its interval, in points."""
+    known = "too few seeds for an interval" if math.isnan(found[1]) else f"95 % interval {ends(found, digits)}"
+    return f"{100 * found[0]:+.{digits}f} points ({known})"
+
+
+def ends(found: Interval, digits: int = 2) -> str:
+    """Format the ends of an interval of accuracies, in points; a dash where it is not known."""
+    _, low, high = found
+    return "–" if math.isnan(low) else f"{100 * low:+.{digits}f} to {100 * high:+.{digits}f}"
 
 
 def sign(found: Interval) -> int:
-    """1 or -1 where the interval lies above or below 0, 0 where it says neither."""
+    """Return 1 or -1 where the interval lies above or below 0, and 0 where it includes it or is not known."""
     _, low, high = found
     return int(low > 0) - int(high < 0)
 
@@ -41,37 +45,40 @@ def paired(first: Sequence[float], second: Sequence[float], comparisons: int = 1
     Args:
         first: Values of some seeds.
         second: Values of the same seeds.
-        comparisons: How many such intervals hold together with 95 % (Bonferroni). Default 1.
+        comparisons: Number of such intervals that shall hold together with 95 % (Bonferroni). Default 1.
+
+    Raises:
+        ValueError: Two numbers of seeds.
+        ImportError: SciPy is not installed.
     """
     if len(first) != len(second):
         raise ValueError(f"paired values need the same seeds, got {len(first)} and {len(second)}")
     differences = [b - a for a, b in zip(first, second, strict=True)]
-    mean = statistics.fmean(differences)
-    if len(differences) < 2:
-        return mean, math.nan, math.nan
-    quantile = _quantile(len(differences) - 1, 1 - (1 - LEVEL) / comparisons)
-    half = quantile * deviation(differences) / math.sqrt(len(differences))
-    return mean, mean - half, mean + half
+    level = 1 - (1 - LEVEL) / comparisons
+    return _interval(statistics.fmean(differences), [differences], level, "ttest_1samp", differences, 0)
 
 
 def welch(first: Sequence[float], second: Sequence[float]) -> Interval:
-    """Difference of the means, ``second`` less ``first``, with Welch's interval at 95 %."""
+    """Difference of the means, ``second`` less ``first``, with Welch's interval.
+
+    Raises:
+        ImportError: SciPy is not installed.
+    """
     mean = statistics.fmean(second) - statistics.fmean(first)
-    if len(first) < 2 or len(second) < 2:
+    return _interval(mean, [first, second], LEVEL, "ttest_ind", second, first, equal_var=False)
+
+
+def _interval(
+    mean: float, samples: Sequence[Sequence[float]], level: float, test: str, *values: Any, **options: Any
+) -> Interval:
+    """Interval of the test of SciPy's with this name; an end is the mean itself where no sample varies."""
+    if min(map(len, samples)) < 2:
         return mean, math.nan, math.nan
-    parts = [statistics.variance(values) / len(values) for values in (first, second)]
-    if not sum(parts):
+    if all(len(set(sample)) == 1 for sample in samples):
         return mean, mean, mean
-    freedom = sum(parts) ** 2 / sum(
-        part**2 / (len(values) - 1) for part, values in zip(parts, (first, second), strict=True)
-    )
-    half = _quantile(freedom) * math.sqrt(sum(parts))
-    return mean, mean - half, mean + half
-
-
-def _quantile(freedom: float, level: float = LEVEL) -> float:
     try:
         stats: Any = importlib.import_module("scipy.stats")
     except ImportError as error:
         raise ImportError("intervals over seeds need SciPy: pip install 'qif-plugins[study]'") from error
-    return float(stats.t.ppf(0.5 + level / 2, freedom))
+    found = getattr(stats, test)(*values, **options).confidence_interval(level)
+    return mean, float(found.low), float(found.high)
