@@ -88,9 +88,8 @@ def backward(
         else:
             slope = a * ((membrane - u1) + (membrane - u2))
             k = torch.where(fired, zero, back * slope + gv) + gh
-            if kind.detach_reset:
-                through = gs
-            else:
+            through = gs
+            if not kind.detach_reset:
                 reach = after - (a * (membrane - u1)) * (membrane - u2)
                 through = (gs + back * reach) + gv * (v_reset - membrane)
         surrogate = torch.where(w == 0, zero, through * w)
@@ -105,12 +104,7 @@ def backward(
                 before = h[t - 1] if t else start
                 if t or kind.pre_reset:
                     _, before = _fire_and_reset(before, threshold, v_reset, kind)
-                if needs[0]:
-                    sums[0] += grad * ((before - u1) * (before - u2))
-                if needs[1]:
-                    sums[1] -= grad * (a * (before - u2))
-                if needs[2]:
-                    sums[2] -= grad * (a * (before - u1))
+                _add_charge(sums, needs, grad, before, a, u1, u2)
             if needs[5] and x is not None:
                 sums[5] += grad * x[t].to(dtype)
         back = grad
@@ -120,6 +114,16 @@ def backward(
         _reduce(total, entry).to(dtype) if needed else None
         for total, entry, needed in zip(sums, c[:6], needs, strict=True)
     ]
+
+
+def _add_charge(sums: list[Tensor], needs: Sequence[bool], grad: Tensor, v: Tensor, a: Any, u1: Any, u2: Any) -> None:
+    """Add the terms of a, u1 and u2 in the charge that the membrane ``v`` contributed to a step."""
+    if needs[0]:
+        sums[0] += grad * ((v - u1) * (v - u2))
+    if needs[1]:
+        sums[1] -= grad * (a * (v - u2))
+    if needs[2]:
+        sums[2] -= grad * (a * (v - u1))
 
 
 def exp_negative(y: Tensor) -> Tensor:
