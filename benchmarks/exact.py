@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from qif_plugins.experiments.bench.harness import machine, machine_name
+from qif_plugins.experiments.bench.machine import machine, machine_name
 from qif_plugins.support.files import finite, replacing, write_json
 
 HERE = Path(__file__).parent

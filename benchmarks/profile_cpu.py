@@ -20,7 +20,8 @@ from typing import Any
 import torch
 
 from qif_plugins import QIFParameters, Window, qif_multi_step
-from qif_plugins.experiments.bench.harness import machine_name, write
+from qif_plugins.experiments.bench.harness import write
+from qif_plugins.experiments.bench.machine import machine_name
 from qif_plugins.ops import numba_backend
 from qif_plugins.ops.contract import Coefficient, Coefficients, Kind, Shape
 from qif_plugins.ops.shortcuts.memory import on_huge_pages

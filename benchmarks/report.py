@@ -15,8 +15,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from qif_plugins.experiments.bench.harness import PASSES, QUICK, QUICK_GPU
+from qif_plugins.experiments.bench.harness import QUICK, QUICK_GPU
 from qif_plugins.experiments.bench.peers import FLOOR_NEW, FLOOR_THERE, OURS
+from qif_plugins.experiments.bench.runner import PASSES
 from qif_plugins.experiments.figures import COLOURS, require_matplotlib
 from qif_plugins.support.files import replacing
 

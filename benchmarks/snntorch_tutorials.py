@@ -23,7 +23,7 @@ from snntorch import functional as SF
 from snntorch import surrogate, utils
 from torch import Tensor, nn
 
-from qif_plugins.experiments.bench.harness import machine
+from qif_plugins.experiments.bench.machine import machine
 from qif_plugins.experiments.data.images import load_images
 from qif_plugins.support.files import finite, write_json
 

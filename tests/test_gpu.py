@@ -17,8 +17,8 @@ from measured_models import MODELS
 from torch import distributed, nn
 
 from qif_plugins.cli import main
-from qif_plugins.experiments.bench.harness import PASSES
 from qif_plugins.experiments.bench.peers import OURS
+from qif_plugins.experiments.bench.runner import PASSES
 from qif_plugins.neuron.functional import available_backends, qif_multi_step
 from qif_plugins.neuron.parameters import QIFParameters
 from qif_plugins.neuron.surrogate import ATan, FastSigmoid, Sigmoid, Window

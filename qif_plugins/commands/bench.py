@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
-from ..experiments.bench.harness import FULL, QUICK, QUICK_GPU, machine_name
+from ..experiments.bench.harness import FULL, QUICK, QUICK_GPU
 from ..experiments.bench.harness import run as measure_all
+from ..experiments.bench.machine import machine_name
 from .options import at_least, device, positive
 
 __all__ = ["add_arguments", "run"]

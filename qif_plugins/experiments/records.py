@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from ..support.files import finite, read_json, replacing
-from .bench.harness import machine
-from .bench.peers import installed
+from .bench.machine import installed, machine
 
 __all__ = ["Records", "Result", "Setting", "Trial", "environment", "key_of"]
 

@@ -9,20 +9,20 @@ import pytest
 import torch
 
 from qif_plugins.cli import main
-from qif_plugins.experiments.bench.harness import PASSES, format_case, machine_name, measure
+from qif_plugins.experiments.bench.harness import format_case, measure
+from qif_plugins.experiments.bench.machine import machine_name
+from qif_plugins.experiments.bench.old_host import OldHost, OldRunner
 from qif_plugins.experiments.bench.peers import (
     FLOOR_NEW,
     FLOOR_THERE,
     FLOORS,
     OURS,
     PEERS,
-    OldHost,
-    OldRunner,
-    Runner,
     draw,
     moved_bytes,
     peers_for,
 )
+from qif_plugins.experiments.bench.runner import PASSES, Runner
 
 pytestmark = pytest.mark.host_independent
 

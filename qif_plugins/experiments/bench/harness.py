@@ -1,20 +1,17 @@
-"""The benchmark harness: peers interleaved on one input, medians and ratios, one results file a machine.
+"""Measure peers side by side on one input, and write medians and ratios to one results file for each machine.
 
-Every repetition runs each peer once, one after another, so that whatever else the machine does meets all of them.
-What counts are ratios to ours within a run; a machine's milliseconds are written beside them.
+Every repetition runs each peer once, one after another, so that whatever else the machine does slows all of them.
+Ratios to ours within a run are what counts; a machine's milliseconds stand beside them.
 
 ``seconds`` and ``ratio`` are call time, what the caller waits for. On a GPU ``device_seconds`` and ``device_ratio``
 stand beside them, the GPU's own time without Python's, and ``queued``, the share of repetitions in which that is so
-(:mod:`.peers` says how). The share of the copy bandwidth is judged by device time, a comparison with another neuron by
+(:mod:`.runner` says how). The share of the copy bandwidth is judged by device time, a comparison with another neuron by
 both.
 """
 
 from __future__ import annotations
 
 import gc
-import os
-import platform
-import re
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -24,38 +21,14 @@ from typing import Any
 
 import torch
 
-from ... import __version__
-from ...neuron.functional import available_backends
 from ...support.files import finite, occupied, read_json, write_json
 from ...support.text import text_table
-from .peers import (
-    OURS,
-    PASSES,
-    OldHost,
-    OldRunner,
-    Runner,
-    Times,
-    draw,
-    dtype_name,
-    installed,
-    moved_bytes,
-    peers_for,
-    release,
-)
+from .machine import installed, machine
+from .old_host import OldHost, OldRunner
+from .peers import OURS, draw, dtype_name, moved_bytes, peers_for
+from .runner import PASSES, Runner, Times, release
 
-__all__ = [
-    "FULL",
-    "PASSES",
-    "QUICK",
-    "QUICK_GPU",
-    "format_case",
-    "machine",
-    "machine_name",
-    "measure",
-    "read_results",
-    "run",
-    "write",
-]
+__all__ = ["FULL", "QUICK", "QUICK_GPU", "format_case", "measure", "read_results", "run", "write"]
 
 QUICK = (
     (4, 2**10), (4, 2**14), (4, 2**18), (4, 2**21), (1, 2**21), (16, 2**10), (16, 2**15), (16, 2**19), (64, 2**17),
@@ -69,40 +42,6 @@ LEAST = 3
 """Repetitions, however long they take."""
 
 
-def machine(device: torch.device) -> dict[str, Any]:
-    """What the numbers depend on."""
-    packages = ("torch", "numba", "triton", "cupy-cuda12x", "cupy-cuda13x", "spikingjelly", "snntorch", "numpy")
-    return {
-        "name": machine_name(device),
-        "device": device.type,
-        "cpu": _cpu(),
-        "threads": torch.get_num_threads(),
-        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "versions": {"qif-plugins": __version__, **{p: v for p in packages if (v := installed(p)) is not None}},
-        "backend": available_backends(device)[0],
-    }
-
-
-def machine_name(device: torch.device) -> str:
-    """A name for the results file: the GPU, or the CPU and the number of threads."""
-    what = (
-        torch.cuda.get_device_name(device) if device.type == "cuda" else f"{_cpu()} {torch.get_num_threads()} threads"
-    )
-    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", what.lower())).strip("-")
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return " ".join(line.split(":", 1)[1].split())
-    return platform.processor() or platform.machine()
-
-
 def measure(
     steps: int,
     neurons: int,
@@ -113,7 +52,7 @@ def measure(
     seconds: float = 10.0,
     repeats: int = 100,
 ) -> dict[str, Any]:
-    """Every peer on one input.
+    """Measure every peer on one input.
 
     Args:
         steps: T.
@@ -177,7 +116,7 @@ def measure(
 
 
 def _medians(rows: list[Times], ours: list[Times], which: str) -> dict[str, float]:
-    """Seconds and ratio to ours of one pass, by each clock."""
+    """Compute the medians of one pass, seconds and ratio to ours, by each clock."""
     medians = {}
     for clock, prefix in (("call", ""), ("device", "device_")):
         if clock in rows[0]:
@@ -198,7 +137,7 @@ def _cannot(shape: tuple[int, int, torch.dtype, torch.device], why: str) -> Valu
 
 
 def _start(build: Callable[[], Runner | OldRunner]) -> tuple[Runner | OldRunner, int] | str:
-    """A peer that has run, which compiles and loads, with its peak memory; or why it cannot."""
+    """Build a peer and run it once, which compiles and loads; return it with its peak memory, or why it cannot run."""
     try:
         runner = build()
         return runner, runner.peak_bytes()
@@ -222,14 +161,14 @@ def run(
     resume: bool = False,
     minutes: float = float("inf"),
 ) -> int:
-    """Measure all ``sizes`` (T, N), writing ``path`` after each.
+    """Measure all sizes, and write the results file after each.
 
     Args:
         sizes: (T, N).
         dtypes: Types of the input.
         device: Where.
         path: Results file.
-        command: What was typed, for the file.
+        command: The command that was typed, for the file.
         old_folder: Folder with a second SpikingJelly.
         seconds: Time for each size, as in :func:`measure`.
         report: Receives each case as text.
@@ -244,38 +183,31 @@ def run(
             cannot run a size.
     """
     with occupied(path.parent, path.name):
-        return _run(sizes, dtypes, device, path, command, old_folder, seconds, report, resume, minutes)
-
-
-def _run(
-    sizes: Iterable[tuple[int, int]], dtypes: Iterable[torch.dtype], device: torch.device, path: Path, command: str,
-    old_folder: Path | None, seconds: float, report: Callable[[str], None], resume: bool, minutes: float,
-) -> int:  # fmt: skip
-    hosts = tuple(host for host in ("spikingjelly", "snntorch") if installed(host) is not None)
-    began = time.monotonic()
-    results = _begun(path, device, command) if resume and path.exists() else _new(device, command)
-    done = {(case["T"], case["N"], case["dtype"]) for case in results["cases"]}
-    left = [
-        (steps, neurons, dtype)
-        for dtype in dtypes
-        for steps, neurons in sizes
-        if (steps, neurons, dtype_name(dtype)) not in done
-    ]
-    old = OldHost(old_folder) if old_folder is not None and left else None
-    try:
-        first = True
-        while left and (first or time.monotonic() - began < 60 * minutes):
-            first = False
-            steps, neurons, dtype = left.pop(0)
-            case = measure(steps, neurons, dtype, device, hosts, old, seconds)
-            results["cases"].append(case)
-            results["cases"].sort(key=_order)
-            write(path, results)
-            report(format_case(case))
-    finally:
-        if old is not None:
-            old.close()
-    return len(left)
+        hosts = tuple(host for host in ("spikingjelly", "snntorch") if installed(host) is not None)
+        began = time.monotonic()
+        results = _begun(path, device, command) if resume and path.exists() else _new(device, command)
+        done = {(case["T"], case["N"], case["dtype"]) for case in results["cases"]}
+        left = [
+            (steps, neurons, dtype)
+            for dtype in dtypes
+            for steps, neurons in sizes
+            if (steps, neurons, dtype_name(dtype)) not in done
+        ]
+        old = OldHost(old_folder) if old_folder is not None and left else None
+        try:
+            first = True
+            while left and (first or time.monotonic() - began < 60 * minutes):
+                first = False
+                steps, neurons, dtype = left.pop(0)
+                case = measure(steps, neurons, dtype, device, hosts, old, seconds)
+                results["cases"].append(case)
+                results["cases"].sort(key=_order)
+                write(path, results)
+                report(format_case(case))
+        finally:
+            if old is not None:
+                old.close()
+        return len(left)
 
 
 def _new(device: torch.device, command: str) -> dict[str, Any]:
@@ -284,7 +216,7 @@ def _new(device: torch.device, command: str) -> dict[str, Any]:
 
 
 def _begun(path: Path, device: torch.device, command: str) -> dict[str, Any]:
-    """The results in ``path``, to go on with."""
+    """Read the results in ``path``, to go on with."""
     here, results = machine(device), read_results(path)
     there = results["machine"]
     other = [key for key in ("name", "versions", "backend") if here[key] != there[key]]
@@ -300,7 +232,7 @@ def _begun(path: Path, device: torch.device, command: str) -> dict[str, Any]:
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """What :func:`write` wrote.
+    """Read what :func:`write` wrote.
 
     Raises:
         ValueError: It is no results file, or a damaged one.
@@ -328,7 +260,7 @@ def write(path: Path, results: dict[str, Any]) -> None:
 
 
 def format_case(case: dict[str, Any]) -> str:
-    """One case as a table: milliseconds, time over ours, memory; on a GPU also the GPU's own time."""
+    """Format one case as a table: milliseconds, time over ours, memory; on a GPU also the GPU's own time."""
     on_gpu = "device_seconds" in case["peers"][OURS]["both"]
     rows = []
     for name, result in case["peers"].items():
