@@ -1,6 +1,7 @@
 """What README.md, CONTRIBUTING.md and docs/ say: their code runs, their links resolve, the reference is complete."""
 
 import ast
+import json
 import re
 from importlib import import_module
 from pathlib import Path
@@ -11,6 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 BLOCK = re.compile(r"^```python(?P<flags>[^\n]*)\n(?P<code>.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:|mailto:|#)(?P<target>[^)#]+)")
+EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.ipynb"))
 OWN_LINK = re.compile(
     r"https://(?:github\.com/qif-plugins/qif-plugins/(?:blob|tree)|raw\.githubusercontent\.com/qif-plugins/qif-plugins)"
     r"/main/(?P<target>[^)#\s]+)"
@@ -49,9 +51,7 @@ def test_code_runs(page, tmp_path, monkeypatch):
     blocks = list(BLOCK.finditer(page.read_text()))
     if not blocks:
         pytest.skip("no Python block on this page")
-    needs = re.search(r"<!-- needs: (.*?) -->", page.read_text())
-    for requirement in needs.group(1).split(",") if needs else ():
-        _require(requirement.strip())
+    _require_all(page.read_text())
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "__main__"}
     for block in blocks:
@@ -61,7 +61,23 @@ def test_code_runs(page, tmp_path, monkeypatch):
 
 
 @pytest.mark.host_independent
-@pytest.mark.parametrize("page", PAGES, ids=name)
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("example", EXAMPLES, ids=name)
+def test_example_runs(example, tmp_path, monkeypatch):
+    """The cells of a notebook, in one namespace; they print and draw, and what they state they compute."""
+    cells = json.loads(example.read_text())["cells"]
+    _require_all("".join(cells[0]["source"]))
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "__main__"}
+    for number, cell in enumerate(cells):
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), f"{example.name}, cell {number}", "exec"), namespace)
+
+
+@pytest.mark.host_independent
+@pytest.mark.parametrize("page", [*PAGES, *EXAMPLES], ids=name)
 def test_links_resolve(page):
     text = page.read_text()
     missing = [t for t in LINK.findall(text) if not (page.parent / t.strip()).exists()]
@@ -125,6 +141,12 @@ def _entries_of_docstrings(path):
                 section = line in ("Args:", "Attributes:", "Raises:")
             elif section and re.match(r"    \S", line):
                 yield line.partition(":")[0].strip()
+
+
+def _require_all(text):
+    needs = re.search(r"<!-- needs: (.*?) -->", text)
+    for requirement in needs.group(1).split(",") if needs else ():
+        _require(requirement.strip())
 
 
 def _require(requirement):
