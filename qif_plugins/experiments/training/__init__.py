@@ -1,4 +1,4 @@
-"""Training of spiking networks: ``qif train`` and ``qif evaluate``, and the engine below them."""
+"""Train spiking networks: ``qif train`` and ``qif evaluate``, and the trainer that they use."""
 
 from .batches import Batches
 from .diagnosis import NonFiniteError

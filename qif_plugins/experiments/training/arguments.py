@@ -1,4 +1,4 @@
-"""The tables ``[model]`` and ``[neuron]`` of a configuration: what a model and a neuron take, and of which kind."""
+"""Check the tables ``[model]`` and ``[neuron]`` of a configuration against the signatures of models and neurons."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["arguments_of", "checked"]
 
 LAYERS = 1000
 FROM_DATA = ("in_features", "in_channels", "classes", "size", "spiking_neuron")
-"""Arguments of the models that are not the configuration's to give."""
+"""Arguments of the models that come from the data instead."""
 _KINDS = {
     frozenset({"bool"}): bool,
     frozenset({"int"}): int,
@@ -27,9 +27,9 @@ _KINDS = {
 
 
 def arguments_of(constructor: Callable[..., Any]) -> dict[str, type | None]:
-    """The arguments that a configuration may give, each with its kind; ``None`` for any.
+    """List the arguments that a configuration may set, each with its type; ``None`` stands for any type.
 
-    By annotation, or else by default: hosts annotate some of their arguments and not others.
+    The type comes from the annotation, or from the default where a host has not annotated the argument.
     """
     kinds: dict[str, type | None] = {}
     for name, parameter in inspect.signature(constructor).parameters.items():
@@ -47,15 +47,15 @@ def arguments_of(constructor: Callable[..., Any]) -> dict[str, type | None]:
 
 
 def checked(table: str, given: Mapping[str, Any], known: Mapping[str, type | None]) -> dict[str, Any]:
-    """The arguments of a table, whole numbers as floats where floats are wanted.
+    """Check the arguments of a table, and convert whole numbers to floats where floats are wanted.
 
     Args:
         table: Its name, for the error.
-        given: Name and value; ``None`` passes but for whole numbers and lists.
+        given: Values by name; ``None`` is allowed except for whole numbers and lists.
         known: From :func:`arguments_of`.
 
     Raises:
-        ValueError: An unknown name, or a value of another kind or out of range; names it.
+        ValueError: A name is unknown, or a value has another type or is out of range.
     """
     result = {}
     for key, value in given.items():

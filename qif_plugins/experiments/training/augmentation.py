@@ -1,4 +1,4 @@
-"""Augmentation whose randomness belongs to the sample: the same in any worker, and in a run that was resumed."""
+"""Data augmentation with random numbers that depend on seed, epoch and sample alone, in any worker and resumed run."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ EVENT_AUGMENTATIONS = ("flip", "roll")
 
 
 class Augmented(Dataset[Any]):
-    """A data set whose items are asked for by ``(epoch, index)`` and transformed with random numbers of that pair.
+    """A data set indexed by ``(epoch, index)``, whose transform draws random numbers that depend on that pair.
 
     Args:
         items: A data set of ``(value, label)``.
-        transform: From a value to a tensor; draws from PyTorch's global generator, as torchvision's do.
-        seed: Of those draws.
+        transform: Maps a value to a tensor; draws from PyTorch's global generator, as torchvision's transforms do.
+        seed: Seed of the random numbers.
     """
 
     def __init__(self, items: Any, transform: Callable[[Any], Tensor], seed: int) -> None:
@@ -55,16 +55,16 @@ def image_transform(
     padding: int = 4,
     train: bool = True,
 ) -> Callable[[Any], Tensor]:
-    """From a PIL image to a normalized tensor ``[C, size, size]``, by torchvision.
+    """Make a torchvision transform from a PIL image to a normalized tensor ``[C, size, size]``.
 
     Args:
-        names: Of :data:`IMAGE_AUGMENTATIONS`, applied in training alone, in this order: ``"crop"`` (pad by ``padding``
-            and cut out ``size``), ``"resized_crop"`` (a random part, resized), ``"flip"`` (left to right, every second
-            image), ``"autoaugment"`` (its ``policy``), ``"cutout"`` (see :func:`cutout`).
+        names: Names from :data:`IMAGE_AUGMENTATIONS`, applied only in training, in this order: ``"crop"`` (pad by
+            ``padding`` and cut out ``size``), ``"resized_crop"`` (a random part, resized), ``"flip"`` (left to right,
+            every second image), ``"autoaugment"`` (its ``policy``), ``"cutout"`` (see :func:`cutout`).
         size: Height and width of the result.
-        mean: Of each channel, to normalize by.
-        std: Of each channel, to normalize by.
-        policy: AutoAugment's: ``"cifar10"`` or ``"imagenet"``.
+        mean: Mean of each channel, to normalize by.
+        std: Standard deviation of each channel, to normalize by.
+        policy: Policy of AutoAugment: ``"cifar10"`` or ``"imagenet"``.
         cutout_size: Side of the square that is cut out. Default 16.
         padding: Pixels around the image for ``"crop"``. Default 4.
         train: Whether to augment. Otherwise images larger than ``size`` are resized to 8/7 of it and cropped to their
@@ -106,17 +106,17 @@ def cutout(image: Tensor, size: int) -> Tensor:
 
 
 def event_transform(names: Sequence[str], size: int, shift: int = 5, train: bool = True) -> Callable[[Any], Tensor]:
-    """From event frames ``[T, 2, H, W]`` to a float tensor ``[T, 2, size, size]``.
+    """Make a transform from event frames ``[T, 2, H, W]`` to a float tensor ``[T, 2, size, size]``.
 
     Args:
-        names: Of :data:`EVENT_AUGMENTATIONS`, applied in training alone and alike to all frames of a sample:
+        names: Names from :data:`EVENT_AUGMENTATIONS`, applied only in training, and alike to all frames of a sample:
             ``"flip"`` (left to right, every second sample) and ``"roll"`` (up to ``shift`` pixels along either axis,
             around the border).
         size: Height and width of the result; frames are resized bilinearly, with antialiasing.
         shift: Largest roll. Default 5.
         train: Whether to augment. Default True.
     """
-    # Not closures: workers that start afresh, as on Windows, get the transform pickled.
+    # No closure: worker processes that are spawned, as on Windows, receive the transform pickled.
     return partial(_frames, names=tuple(names) if train else (), size=size, shift=shift)
 
 

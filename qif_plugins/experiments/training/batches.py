@@ -1,7 +1,7 @@
-"""The order of the data, a function of the seed and the epoch alone.
+"""Batches in an order that depends on the seed and the epoch alone.
 
-What a batch holds depends neither on the number of processes, nor on worker processes, nor on where a run was cut:
-batch i of an epoch can be asked for without the batches before it.
+The samples of a batch depend neither on the number of processes, nor on worker processes, nor on where a run was
+interrupted: batch i of an epoch can be requested without the batches before it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _MASK = (1 << 64) - 1
 
 
 def seed_of(*numbers: int) -> int:
-    """A seed in [0, 2^63) that depends on every number and its place (the finalizer of SplitMix64, chained)."""
+    """Combine numbers into a seed in [0, 2^63) that depends on each number and its position (SplitMix64, chained)."""
     state = 0
     for number in numbers:
         state = (state + 0x9E3779B97F4A7C15 + number) & _MASK
@@ -37,7 +37,7 @@ class Batches:
             type.
         batch_size: Samples a batch over all processes, at least 1; the last one of an epoch may have fewer.
         shuffle: Whether each epoch has an order of its own. Default True.
-        seed: Of that order. Default 0.
+        seed: Seed of that order. Default 0.
         drop_last: Whether to leave out a last batch that is not full. Default False.
 
     Raises:
@@ -65,7 +65,7 @@ class Batches:
 
     @classmethod
     def of(cls, *tensors: Tensor, batch_size: int, shuffle: bool = True, seed: int = 0, drop_last: bool = False) -> Any:
-        """Batches of tensors in memory that share their first dimension; a batch is a tuple of their rows."""
+        """Make batches of tensors in memory that share their first dimension; a batch is a tuple of their rows."""
         lengths = {len(tensor) for tensor in tensors}
         if len(lengths) != 1:
             raise ValueError(f"tensors of one length are needed, got lengths {sorted(lengths)}")
@@ -76,28 +76,28 @@ class Batches:
         return cls(lengths.pop(), fetch, batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last)
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """Number of batches in an epoch."""
         return self.count // self.batch_size if self.drop_last else -(-self.count // self.batch_size)
 
     def size(self, batch: int) -> int:
-        """Samples of batch number ``batch``, over all processes."""
+        """Number of samples in batch number ``batch``, over all processes."""
         return min(self.batch_size, self.count - batch * self.batch_size)
 
     def epoch(self, epoch: int, first: int = 0, process: int = 0, processes: int = 1) -> Iterator[Any]:
-        """The batches of an epoch, or one process's share of each.
+        """Yield the batches of an epoch, or one process's share of each.
 
         Args:
-            epoch: Which epoch, from 0.
+            epoch: Number of the epoch, from 0.
             first: The first batch to make. Default 0.
-            process: Which share. Default 0.
-            processes: Of how many; a batch is cut into consecutive shares that differ by one sample at most. A share
-                without samples is ``None``. Default 1.
+            process: Number of the share. Default 0.
+            processes: Number of shares. A batch is cut into consecutive shares that differ by one sample at most; a
+                share without samples is ``None``. Default 1.
         """
         for indices in self.indices(epoch, first, process, processes):
             yield self.fetch(indices, epoch) if len(indices) else None
 
     def indices(self, epoch: int, first: int = 0, process: int = 0, processes: int = 1) -> Iterator[Tensor]:
-        """The indices of the samples that :meth:`epoch` fetches, a batch at a time."""
+        """Yield the indices of the samples that :meth:`epoch` fetches, one batch at a time."""
         if self.shuffle:
             order = torch.randperm(
                 self.count, generator=torch.Generator("cpu").manual_seed(seed_of(self.seed, epoch)), device="cpu"

@@ -1,4 +1,4 @@
-"""Checkpoints: files that are complete or not there, and that hold tensors and plain values only."""
+"""Checkpoints of training runs: files of tensors and plain values that are either complete or absent."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ _DATA: dict[str, Any] = {
         "before": {"epoch": float, "accuracy": float, str: float},
     },
 }
-"""What a checkpoint of a kind holds beside its state, see :func:`~qif_plugins.support.files.check_parts`."""
+"""Parts of a checkpoint of each kind beside its state, see :func:`~qif_plugins.support.files.check_parts`."""
 
 
 class Checkpoints:
-    """Saves a trainer's state into a folder: ``last.pt``, ``best.pt`` and, for people, ``history.json``.
+    """A folder to which a trainer's state is saved: ``last.pt``, ``best.pt`` and, for people to read, ``history.json``.
 
     Args:
-        folder: Where to; created at the first saving.
-        config: What the run was made from, in plain values; saved along.
-        data: What else is needed to make the same data, such as the division into training and test samples.
-        kind: Which command's they are, so that no other one takes them for its own. Default ``"qif train"``.
+        folder: The folder; created at the first saving.
+        config: Configuration of the run in plain values, saved with the state.
+        data: Further values that are needed to make the same data, such as the division into training and test samples.
+        kind: Command that writes the checkpoints; other commands refuse them. Default ``"qif train"``.
 
     Attributes:
-        before_saving: Called before each saving, such as to write logs out that go as far. Default nothing.
+        before_saving: Called before each saving, for example to flush logs up to the same step. Default: does nothing.
     """
 
     def __init__(
@@ -48,17 +48,17 @@ class Checkpoints:
 
     @property
     def last(self) -> Path:
-        """The file to go on from."""
+        """Path of the file to resume from."""
         return self.folder / "last.pt"
 
     @property
     def best(self) -> Path:
-        """The file of the best epoch."""
+        """Path of the file of the best epoch."""
         return self.folder / "best.pt"
 
     @property
     def history(self) -> Path:
-        """The file for people."""
+        """Path of the history in JSON."""
         return self.folder / "history.json"
 
     def save(self, trainer: Trainer, *, best: bool) -> None:
@@ -81,19 +81,19 @@ class Checkpoints:
 
 
 def load_checkpoint(path: Path, kind: str = TRAIN) -> dict[str, Any]:
-    """The content of a checkpoint, on the CPU.
+    """Read and check a checkpoint, on the CPU.
 
     Args:
         path: The file.
-        kind: Which command's it must be. Default ``"qif train"``.
+        kind: The command that must have written it. Default ``"qif train"``.
 
     Returns:
         ``config``, ``data``, ``version`` (of qif-plugins) and ``state`` (see :meth:`~.engine.Trainer.state`).
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is no checkpoint, or another command's; it is damaged, lacks a part, or holds weights that
-            are not finite.
+        ValueError: The file is not a checkpoint of this command, is damaged or lacks a part, or its weights are not
+            finite.
     """
     hint = f"'{kind}' writes best.pt and last.pt into its --out folder"
     content = load(path, f"checkpoint of '{kind}'", hint)
@@ -102,10 +102,10 @@ def load_checkpoint(path: Path, kind: str = TRAIN) -> dict[str, Any]:
 
 
 def check_checkpoint(path: Path, content: Any, kind: str = TRAIN) -> None:
-    """Check what was read from the file of a checkpoint, see :func:`load_checkpoint`.
+    """Check the content of a checkpoint file, see :func:`load_checkpoint`.
 
     Raises:
-        ValueError: It is no checkpoint of ``kind``, lacks a part, or holds weights that are not finite.
+        ValueError: It is not a checkpoint of ``kind``, lacks a part, or holds weights that are not finite.
     """
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:
@@ -127,7 +127,7 @@ def check_checkpoint(path: Path, content: Any, kind: str = TRAIN) -> None:
 
 
 def check_kind(path: Path, content: Mapping[str, Any], kind: str = TRAIN) -> None:
-    """Raises ValueError unless the content of a checkpoint at ``path`` is of ``kind``; early ones do not say theirs."""
+    """Raise ``ValueError`` unless a checkpoint is of ``kind``; early checkpoints do not name their kind."""
     found = content.get("kind", kind)
     if found not in (TRAIN, EXACT):
         raise ValueError(f"{path} is no checkpoint of '{kind}': its kind is {str(found)[:80]!r}")

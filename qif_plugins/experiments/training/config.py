@@ -1,4 +1,4 @@
-"""Configurations: a TOML file a run, every value of it checked before anything is touched."""
+"""Configurations of training runs: TOML files whose values are checked before anything else happens."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ DATA_SETS = (*IN_MEMORY, "cifar10", "cifar100", "imagenet", "cifar10dvs")
 
 @dataclass(frozen=True)
 class DataConfig:
-    """``[data]``.
+    """The table ``[data]``.
 
     Attributes:
         name: ``"digits"`` and ``"mnist5k"`` come with packages; ``"mnist"``, ``"fashion-mnist"``, ``"cifar10"``,
@@ -71,7 +71,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """``[loss]``.
+    """The table ``[loss]``.
 
     Attributes:
         name: ``"tet"``: cross entropy of every step; ``"mean"``: cross entropy of the mean logits.
@@ -86,7 +86,7 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """``[optimizer]``.
+    """The table ``[optimizer]``.
 
     Attributes:
         name: ``"sgd"``, ``"adam"`` or ``"adamw"``.
@@ -114,7 +114,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """``[training]``.
+    """The table ``[training]``.
 
     Attributes:
         epochs: How many.
@@ -139,7 +139,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """A run.
+    """The configuration of a training run.
 
     Attributes:
         data: What is trained on, see :class:`DataConfig`.
@@ -162,12 +162,12 @@ class Config:
         _check(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """In plain values, tuples as lists, options that are off left out."""
+        """Convert to plain values: tuples become lists, and options that are off are left out."""
         return _plain(asdict(self))
 
 
 def configurations() -> tuple[str, ...]:
-    """Names of the configurations that come with the package."""
+    """List the names of the configurations that come with the package."""
     return tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
 
 
@@ -205,7 +205,7 @@ def _read(source: str | Path) -> dict[str, Any]:
 
 
 def from_dict(tables: Mapping[str, Any], source: str | Path = "") -> Config:
-    """A configuration from nested dictionaries.
+    """Make a configuration from nested dictionaries.
 
     Args:
         tables: Such as :meth:`Config.to_dict` returns.

@@ -1,4 +1,4 @@
-"""The data sets of the configurations, read by the loaders that everybody uses, as batches for the trainer."""
+"""Data sets of the configurations as batches for the trainer, read by torchvision and SpikingJelly."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Task:
 
 
 class LoaderBatches(Batches):
-    """Batches of a data set of PyTorch's, through its ``DataLoader``.
+    """Batches that PyTorch's ``DataLoader`` loads, in worker processes if asked to.
 
     Args:
         items: Items by ``(epoch, index)``, see :class:`~.augmentation.Augmented`.
@@ -108,13 +108,13 @@ class LoaderBatches(Batches):
 
 
 def expected_shape(data: DataConfig) -> tuple[tuple[int, int, int], int]:
-    """Shape and classes that a data set should have, before it is read."""
+    """Shape of a sample and number of classes that a data set should have, known before it is read."""
     (channels, height, width), classes = _SHAPES[data.name]
     return (channels, data.size or height, data.size or width), classes
 
 
 def samples_of(data: DataConfig) -> int:
-    """How many training samples a data set should have, before it is read."""
+    """Number of training samples that a data set should have, known before it is read."""
     return _SAMPLES[data.name]
 
 
@@ -124,11 +124,11 @@ def load_task(
     """Read a data set.
 
     Args:
-        data: Which, and how.
+        data: The data set and its options.
         batch_size: Samples a batch.
-        seed: Of the order of the training samples, and of their augmentation.
-        record: Of an earlier :class:`Task`, to divide the samples as it did. Default none.
-        advice: What the error says where the data are not there: how to name their folder, and how to fetch them.
+        seed: Seed of the order of the training samples and of their augmentation.
+        record: Record of an earlier :class:`Task`, to divide the samples as it did. Default: none.
+        advice: How to name the folder of the data and how to download them, for the error if they are missing.
 
     Raises:
         FileNotFoundError: The data are not where they should be.
@@ -143,12 +143,12 @@ def load_task(
 
 
 def split_per_class(labels: Sequence[int], share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Divide samples class by class, as SpikingJelly's ``split_to_train_test_set`` does, but by a seed.
+    """Divide samples at random in each class, as SpikingJelly's ``split_to_train_test_set`` does, with a seed.
 
     Args:
         labels: The class of every sample.
-        share: Of each class that goes to the first part, rounded up.
-        seed: Of the choice.
+        share: Share of each class that goes to the first part, rounded up.
+        seed: Seed of the random choice.
 
     Returns:
         The indices of either part, ascending.

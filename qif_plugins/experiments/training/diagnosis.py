@@ -24,12 +24,12 @@ MOST_ADVICE = 3
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """Where it began.
+    """The place where the first value that is not finite arose.
 
     Attributes:
-        layer: Name of the module, "" where it was none.
+        layer: Name of the module; "" if it was not in a module.
         phase: ``"forward"`` or ``"backward"``.
-        what: One sentence.
+        what: One sentence of explanation.
     """
 
     layer: str
@@ -41,8 +41,8 @@ class NonFiniteError(ValueError):
     """A loss or a gradient was not finite.
 
     Attributes:
-        layer: Name of the layer that made the first value that is not finite; "" where it was none, or where the
-            batch gave finite values when run again.
+        layer: Name of the layer that made the first value that is not finite; "" if it was not in a layer, or if the
+            batch gave finite values when it was run again.
         phase: ``"forward"`` or ``"backward"``.
     """
 
@@ -136,7 +136,7 @@ class _Search:
         self.makers: dict[int, list[str]] = {}
         self.takers: dict[int, list[str]] = {}
         self.kept: list[Tensor] = []
-        """So that no other tensor takes an id that is in use."""
+        """Tensors that are followed, kept alive so that no other tensor gets the id of one of them."""
 
     @contextlib.contextmanager
     def looking(self) -> Iterator[None]:
@@ -147,7 +147,7 @@ class _Search:
             yield
 
     def of_parameters(self) -> Finding | None:
-        """A parameter whose gradient is not finite, though that of its layer's output is."""
+        """Find a parameter whose gradient is not finite although the gradient of its layer's output is."""
         for name, parameter in reversed(list(self.model.named_parameters())):
             layer = name.rpartition(".")[0]
             if parameter.grad is not None and not _finite(parameter.grad):
@@ -190,7 +190,7 @@ class _Search:
         roles.setdefault(key, []).append(name)
 
     def _arrived(self, gradient: Tensor, key: int) -> None:
-        """Gradients arrive last layer first: the first bad one was made by what took the tensor."""
+        """Check a gradient: the last layer's arrive first, so that the first bad one comes from the tensor's consumer."""
         if self.found is not None or _finite(gradient):
             return
         takers = _innermost(self.takers.get(key, []))
@@ -219,8 +219,10 @@ def _finite(tensor: Tensor) -> bool:
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
-    """Floating-point tensors in tuples, lists and dictionaries; in other objects infinity may be a value like another
-    (the time of a spike that never comes), so they are left alone."""
+    """Yield the floating-point tensors in tuples, lists and dictionaries.
+
+    Other objects are skipped, since infinity may be an ordinary value in them, such as the time of a missing spike.
+    """
     if isinstance(value, Tensor):
         if value.is_floating_point():
             yield value

@@ -36,14 +36,14 @@ Loss = Callable[[nn.Module, Any], Any]
 
 
 class Store(Protocol):
-    """Where a trainer puts its state; :class:`~.checkpoint.Checkpoints` is one."""
+    """A place to save a trainer's state, such as :class:`~.checkpoint.Checkpoints`."""
 
     def save(self, trainer: Trainer, *, best: bool) -> None:
-        """Keep the state of a trainer; called in every process."""
+        """Save the state of a trainer; called in every process."""
 
 
 class Trainer:
-    """Trains a model in place.
+    """A trainer of a model, which is changed in place.
 
     Args:
         model: Any module.
@@ -51,30 +51,31 @@ class Trainer:
         loss: Called with the model and a batch, in training and (without gradient, in evaluation mode) in testing.
             Returns a scalar, the mean over the samples of the batch, or a tuple of that and a dictionary of further
             such means by name, such as ``{"accuracy": ...}``.
-        train: Batches to learn from.
+        train: Training batches.
         test: Batches to evaluate after every epoch. Default none.
-        evaluate_loss: What to call instead of ``loss`` in evaluation. Default ``loss``.
+        evaluate_loss: Loss for evaluation. Default ``loss``.
         scheduler: Stepped after every step of the optimizer. Default none.
-        epochs: How many. Default 1.
-        accumulation: Batches of ``train`` a step of the optimizer. Default 1.
-        precision: ``"no"``, ``"bf16"`` or ``"fp16"`` (with loss scaling, on GPUs): the autocast of the model's forward
-            while this trainer runs it; its outputs are float32 again. Default ``"no"``.
+        epochs: Number of epochs. Default 1.
+        accumulation: Number of training batches in one step of the optimizer. Default 1.
+        precision: Autocast of the model's forward in this trainer: ``"no"``, ``"bf16"`` or ``"fp16"`` (on GPUs, with loss
+            scaling). Outputs are converted back to float32. Default ``"no"``.
         clip_norm: Largest norm of the gradient; larger ones are scaled down to it. Default none.
         reset: Called with the model before every batch, to clear the state of neurons. Default none.
-        layers: Modules by name whose outputs are spikes, to measure rates of. Default: the neurons that are found,
-            see :func:`~qif_plugins.diagnostics.observing.spiking_layers`.
-        train_rates: Whether to measure rates in training too, one sum a layer and call. Default True.
+        layers: Modules by name whose outputs are spikes, to measure their firing rates. Default: the layers found by
+            :func:`~qif_plugins.diagnostics.observing.spiking_layers`.
+        train_rates: Whether to measure firing rates in training too, at the cost of one sum per layer and call.
+            Default True.
         on_step: Called with the trainer and the step's measurements after every step of the optimizer.
         on_epoch: Called with the trainer and the epoch's row of the history.
-        store: Where to save the state, see :class:`~.checkpoint.Checkpoints`. Default nowhere.
-        save_every: Steps between savings within an epoch; 0 for none but at the end of each epoch. Default 0.
+        store: Place to save the state to, see :class:`~.checkpoint.Checkpoints`. Default: none.
+        save_every: Steps between savings within an epoch; 0 saves only at the end of each epoch. Default 0.
         monitor: The measurement whose largest value marks the best epoch; a loss, the smallest.
             Default ``"test_accuracy"``.
         cpu: Whether to stay on the CPU where there is a GPU. Default: if the model's parameters are on the CPU and
             this is the only process.
 
     Attributes:
-        history: A dictionary an epoch: epoch (from 1), loss and what else ``loss`` measured, rate, gradient_norm (mean
+        history: One dictionary per epoch: epoch (from 1), loss and what else ``loss`` measured, rate, gradient_norm (mean
             over steps, before clipping), lr (of the last step), seconds, and the same of ``test`` as test_...
         epoch: Epochs finished.
         step: Steps of the optimizer finished in the epoch under way.
@@ -152,12 +153,12 @@ class Trainer:
 
     @property
     def steps(self) -> int:
-        """Steps of the optimizer an epoch."""
+        """Number of optimizer steps in an epoch."""
         return -(-len(self.train) // self.accumulation)
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that prints and writes."""
+        """True in the process that prints and writes."""
         return bool(self.process == 0)
 
     def stop(self) -> None:
@@ -169,7 +170,7 @@ class Trainer:
 
     @property
     def stopped(self) -> bool:
-        """Whether all processes know that one was asked to stop."""
+        """True when all processes know that one of them was asked to stop."""
         return self._agreed or (self._asked and self.processes == 1)
 
     def fit(self) -> list[dict[str, float]]:
@@ -189,10 +190,10 @@ class Trainer:
         return self.history
 
     def evaluate(self, batches: Batches) -> dict[str, float]:
-        """The means of the loss and of what it measures over some batches, and the firing rate.
+        """Measure the means of the loss and of its further measurements over batches, and the firing rate.
 
-        The model runs without gradient in evaluation mode and is put back into its modes. :attr:`rates` tells the
-        layers apart afterwards.
+        The model runs in evaluation mode without gradients, and its modes are restored. Afterwards :attr:`rates` has
+        the firing rate of each layer.
         """
         modes = [(module, module.training) for module in self.model.modules()]
         self._test_rates.clear()
@@ -214,9 +215,9 @@ class Trainer:
         return _row(means, self._test_rates)
 
     def state(self) -> dict[str, Any]:
-        """Everything that a run needs to go on bit by bit, in tensors and plain values.
+        """Collect everything that a run needs to resume bit for bit, in tensors and plain values.
 
-        Called in every process; only the main one's result is complete.
+        Called in every process; only the main process gets a complete result.
         """
         rates = self._sum(self.train_rates.sums())
         # From here on the spikes of all processes are counted in the main one.
@@ -240,14 +241,14 @@ class Trainer:
         }
 
     def load_state(self, state: Mapping[str, Any], source: str = "the saved state") -> None:
-        """Go on from what :meth:`state` returned.
+        """Restore a state from :meth:`state`.
 
-        With another number of processes the order of the data stays the same, and random numbers drawn in the model,
-        such as those of dropout, do not.
+        With another number of processes the order of the data stays the same, but random numbers that are drawn in the
+        model, such as those of dropout, change.
 
         Args:
             state: The state.
-            source: Where it comes from, for the error. Default ``"the saved state"``.
+            source: Origin of the state, for the error. Default ``"the saved state"``.
 
         Raises:
             ValueError: The state is another model's or another run's, or a part of it is missing or of another kind;
@@ -279,11 +280,11 @@ class Trainer:
             self.train_rates.restore(state["rates"] if self.main else [0.0] * len(state["rates"]))
 
     def load_model(self, state: Mapping[str, Any], source: str = "the saved state") -> None:
-        """Take the model alone from what :meth:`state` returned, such as to evaluate it.
+        """Restore only the model from a state of :meth:`state`, for example to evaluate it.
 
         Args:
             state: The state.
-            source: Where it comes from, for the error. Default ``"the saved state"``.
+            source: Origin of the state, for the error. Default ``"the saved state"``.
 
         Raises:
             ValueError: The state is another model's; nothing is changed.
@@ -291,11 +292,11 @@ class Trainer:
         load_weights(self.model, state["model"], source)
 
     def so_far(self) -> dict[str, float]:
-        """The means of the epoch under way, over what this process has seen."""
+        """Compute the means of the current epoch over the samples that this process has seen."""
         return _row(self._means, self.train_rates)
 
     def best(self) -> bool:
-        """Whether the last epoch is the best so far, by ``monitor``; of equals, the first."""
+        """Return whether the last epoch is the best so far by ``monitor``; among equals the first one is."""
         values = [row[self.monitor] for row in self.history if self.monitor in row]
         sign = -1 if self.monitor.endswith("loss") else 1
         return bool(values) and all(sign * values[-1] > sign * value for value in values[:-1])

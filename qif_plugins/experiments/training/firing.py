@@ -14,11 +14,11 @@ __all__ = ["FiringRates"]
 
 
 class FiringRates:
-    """Spikes per neuron-step of each of some layers, over the calls made inside :meth:`measuring`.
+    """Spikes per neuron and time step of each layer, counted over the calls inside :meth:`measuring`.
 
     Args:
-        layers: Modules by name. A layer's output is its spikes, or a tuple that begins with them; one whose spikes are
-            no tensor, such as an exact layer's trains, has no rate per step and is left out.
+        layers: Modules by name. A layer's output is its spikes, or a tuple that begins with them. Layers whose spikes
+            are not a tensor, such as the spike trains of exact layers, have no rate per step and are left out.
     """
 
     def __init__(self, layers: Mapping[str, nn.Module]) -> None:
@@ -32,7 +32,7 @@ class FiringRates:
 
     @contextlib.contextmanager
     def measuring(self) -> Iterator[None]:
-        """Count inside the block, see :func:`~qif_plugins.neuron.observe.watching`."""
+        """Count the spikes inside the block, see :func:`~qif_plugins.neuron.observe.watching`."""
         with watching(self.layers, self._count):
             yield
 
@@ -45,20 +45,20 @@ class FiringRates:
             self._steps[seen.name] += spikes.numel()
 
     def sums(self) -> list[float]:
-        """Spikes of each layer, then neuron-steps of each."""
+        """Return the number of spikes of each layer, then its number of neuron-steps."""
         return [float(spikes) for spikes in self._spikes.values()] + list(self._steps.values())
 
     def restore(self, sums: list[float]) -> None:
-        """Set what :meth:`sums` returned."""
+        """Restore the numbers that :meth:`sums` returned."""
         half = len(self.layers)
         self._spikes = dict(zip(self.layers, sums[:half], strict=True))
         self._steps = dict(zip(self.layers, sums[half:], strict=True))
 
     def rates(self) -> dict[str, float]:
-        """Spikes per neuron-step by layer; layers that were not called are left out."""
+        """Return the spikes per neuron-step by layer; layers that were not called are left out."""
         return {name: float(self._spikes[name]) / steps for name, steps in self._steps.items() if steps}
 
     def mean(self) -> float | None:
-        """Spikes per neuron-step over all layers together, ``None`` if none was called."""
+        """Return the spikes per neuron-step over all layers together; ``None`` if no layer was called."""
         steps = sum(self._steps.values())
         return sum(map(float, self._spikes.values())) / steps if steps else None

@@ -22,7 +22,7 @@ LOSSES = ("tet", "mean")
 
 
 def tet(logits: Tensor, labels: Tensor, regularization: float = 0.0, target: float = 1.0) -> Tensor:
-    """The TET loss.
+    """Compute the TET loss.
 
     Args:
         logits: ``[T, N, classes]``.
@@ -41,12 +41,12 @@ def tet(logits: Tensor, labels: Tensor, regularization: float = 0.0, target: flo
 
 
 def mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """The cross entropy of the logits' mean over time, ``[T, N, classes]``."""
+    """Compute the cross entropy of the logits ``[T, N, classes]`` averaged over time."""
     return F.cross_entropy(logits.mean(0), labels)
 
 
 class SequenceLoss:
-    """What the trainer calls with a model and a batch ``(x, labels)``.
+    """A loss that the trainer calls with a model and a batch ``(x, labels)``.
 
     Args:
         name: One of :data:`LOSSES`.
@@ -59,7 +59,7 @@ class SequenceLoss:
         self.name, self.steps, self.regularization, self.target = name, steps, regularization, target
 
     def __call__(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, and the share of samples that the mean logits classify correctly."""
+        """Compute the loss, and the share of samples that the mean logits classify correctly."""
         x, labels = batch
         x_seq = x.transpose(0, 1) if self.steps is None else x.expand(self.steps, *x.shape)
         # Half-precision logits would round the loss.

@@ -17,7 +17,7 @@ class Means:
 
     @classmethod
     def merged(cls, parts: Iterable[Mapping[str, Sequence[float]]]) -> Means:
-        """One of several, each as :meth:`plain` returned it."""
+        """Merge several running means, each as :meth:`plain` returns it."""
         means = cls()
         for part in parts:
             for name, (count, total) in part.items():
@@ -26,15 +26,15 @@ class Means:
         return means
 
     def add(self, count: float, means: Mapping[str, Any]) -> None:
-        """Add the means over ``count`` further samples; numbers or scalar tensors, which stay on their device."""
+        """Add the means over ``count`` further samples, as numbers or as scalar tensors, which stay on their device."""
         for name, mean in means.items():
             self.counts[name] = self.counts.get(name, 0) + count
             self.totals[name] = self.totals.get(name, 0.0) + mean * count
 
     def plain(self) -> dict[str, list[float]]:
-        """Count and total by name."""
+        """Return the count and the total by name."""
         return {name: [count, float(self.totals[name])] for name, count in self.counts.items()}
 
     def values(self) -> dict[str, float]:
-        """The means by name."""
+        """Return the means by name."""
         return {name: total / count for name, (count, total) in self.plain().items()}

@@ -1,4 +1,4 @@
-"""One training process or several, started by Hugging Face Accelerate, PyTorch's ``torchrun`` or the user."""
+"""Training in one process or several, on Hugging Face Accelerate."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["accelerate", "gather", "main_process_first", "prepare", "share"]
 
 
 def accelerate() -> Any:
-    """Hugging Face Accelerate, imported when a trainer is made.
+    """Import Hugging Face Accelerate.
 
     Raises:
         ImportError: It is not installed.
@@ -77,7 +77,7 @@ def gather(value: Any, processes: int) -> list[Any]:
 
 
 def share(samples: int, process: int, processes: int) -> int:
-    """Number of a batch's samples that :meth:`~.batches.Batches.epoch` gives to one process."""
+    """Count the samples of a batch that :meth:`~.batches.Batches.epoch` gives to one process."""
     return samples // processes + (process < samples % processes)
 
 
@@ -94,5 +94,5 @@ def _processes() -> int:
 
 
 def _gloo() -> bool:
-    """Whether several processes have only CPUs, which Accelerate does not find out by itself."""
+    """Return whether there are several processes without GPUs, which Accelerate has to be told."""
     return _processes() > 1 and not (torch.cuda.is_available() or torch.xpu.is_available())

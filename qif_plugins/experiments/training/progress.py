@@ -1,4 +1,4 @@
-"""What a run shows while it trains: a progress bar, a line an epoch, and TensorBoard's files. Main process only."""
+"""Progress of a training run: a bar, one line per epoch and TensorBoard's logs, in the main process only."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from .engine import Trainer
 __all__ = ["Progress", "tensorboard_writer"]
 
 REFRESH = 0.5
-"""Seconds between two looks at loss, accuracy and rate: reading them waits for a GPU."""
+"""Seconds between two readings of loss, accuracy and rate, each of which waits for the GPU."""
 
 
 class Progress:
-    """Follows a trainer, as its ``on_step`` and ``on_epoch``.
+    """Progress display and logs of a trainer, used as its ``on_step`` and ``on_epoch``.
 
     Args:
-        writer: Of TensorBoard; ``None`` for none.
-        quiet: Whether to show neither bar nor lines. Default False.
+        writer: TensorBoard's writer; ``None`` logs nothing.
+        quiet: Whether to hide the bar and the lines. Default False.
     """
 
     def __init__(self, writer: Any = None, quiet: bool = False) -> None:
@@ -31,7 +31,7 @@ class Progress:
 
     @contextlib.contextmanager
     def following(self, trainer: Trainer) -> Iterator[None]:
-        """The bar stands while the block runs."""
+        """Show the bar while the block runs."""
         if trainer.main and not self.quiet:
             try:
                 from tqdm import tqdm
@@ -51,7 +51,7 @@ class Progress:
                 self.writer.close()
 
     def on_step(self, trainer: Trainer, measured: dict[str, float]) -> None:
-        """Move the bar on, and log the step."""
+        """Advance the bar, and log the step."""
         if self.writer is not None:
             step = trainer.epoch * trainer.steps + trainer.step
             for name, value in measured.items():
@@ -81,7 +81,7 @@ class Progress:
             self._print(describe(trainer, row))
 
     def flush(self) -> None:
-        """Write out what was logged, so that a checkpoint made next is not ahead of the logs."""
+        """Flush the logs, so that a checkpoint saved next is not ahead of them."""
         if self.writer is not None:
             self.writer.flush()
 
@@ -93,7 +93,7 @@ class Progress:
 
 
 def describe(trainer: Trainer, row: dict[str, float]) -> str:
-    """An epoch in a line."""
+    """Describe an epoch in one line."""
     parts = [f"epoch {row['epoch']:.0f}/{trainer.epochs}", f"loss {row['loss']:.4f}"]
     if "accuracy" in row:
         parts.append(f"accuracy {row['accuracy']:.2%}")
@@ -108,7 +108,7 @@ def describe(trainer: Trainer, row: dict[str, float]) -> str:
 
 
 def tensorboard_writer(folder: Path, steps_done: int) -> Any:
-    """A writer into ``folder``; what a run that was cut wrote of steps after the first ``steps_done`` is hidden."""
+    """Make a TensorBoard writer; entries that an interrupted run wrote after step ``steps_done`` are hidden."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

@@ -1,4 +1,4 @@
-"""The states of all random number generators, as plain values that a checkpoint can hold."""
+"""Save and restore the states of all random number generators as plain values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["random_state", "set_random_state", "set_torch_random", "torch_random
 
 
 def torch_random(device: torch.device) -> list[Tensor]:
-    """The state of PyTorch's generators: the CPU's, and the one of ``device`` if that is a GPU."""
+    """Return the states of PyTorch's generators: that of the CPU, and that of ``device`` if it is a GPU."""
     states = [torch.get_rng_state()]
     if device.type == "cuda":
         states.append(torch.cuda.get_rng_state(device))
@@ -22,14 +22,14 @@ def torch_random(device: torch.device) -> list[Tensor]:
 
 
 def set_torch_random(device: torch.device, states: list[Tensor]) -> None:
-    """Set what :func:`torch_random` returned; a state of a GPU is left out where there is none."""
+    """Restore the states from :func:`torch_random`; without a GPU, its state is ignored."""
     torch.set_rng_state(states[0].cpu())
     if device.type == "cuda" and len(states) > 1:
         torch.cuda.set_rng_state(states[1].cpu(), device)
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """The states of PyTorch's, NumPy's and Python's generators."""
+    """Return the states of PyTorch's, NumPy's and Python's generators."""
     numpy_state: Any = np.random.get_state()
     algorithm, keys, position, has_gauss, gauss = numpy_state
     version, words, python_gauss = random.getstate()
@@ -41,10 +41,10 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_state(device: torch.device, state: Mapping[str, Any]) -> None:
-    """Set what :func:`random_state` returned.
+    """Restore the states from :func:`random_state`.
 
     Raises:
-        ValueError: It is no such state.
+        ValueError: The states are not valid.
     """
     try:
         algorithm, keys, *rest = state["numpy"]

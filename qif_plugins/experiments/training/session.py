@@ -1,4 +1,4 @@
-"""From a configuration to a trainer: model, optimizer, schedule, data, loss."""
+"""Make the model, data, optimizer, schedule and trainer of a configuration."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ __all__ = ["build_model", "follow_schedule", "make_optimizer", "make_schedule", 
 
 
 def build_model(config: Config, shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """The model of a configuration, its weights drawn by the configuration's seed.
+    """Build the model of a configuration, with weights drawn from its seed.
 
     Raises:
-        ValueError: The model or the neuron does not know a key, or refuses its value.
+        ValueError: The model or the neuron does not have an argument, or refuses its value.
     """
     seed = config.training.seed
     own, neuron = _nulls(config.model), _nulls(config.neuron)
@@ -70,7 +70,7 @@ def build_model(config: Config, shape: tuple[int, int, int], classes: int) -> nn
 
 
 def _check_size(config: Config, make: Callable[..., nn.Module], *args: Any, **kwargs: Any) -> None:
-    """Raise ``ValueError`` if the weights of a model, their gradients and what the optimizer keeps do not fit."""
+    """Raise ``ValueError`` if the weights, their gradients and the optimizer's state do not fit into memory."""
     sizes = {f"model.{key}": value for key, value in config.model.items() if type(value) in (int, list)}
     sizes |= {"data.size": config.data.size} if config.data.size else {}
     given = ", ".join(f"{key} = {shown(value)}" for key, value in sizes.items()) or f"model.name = {args[0]!r}"
@@ -89,19 +89,19 @@ def _check_size(config: Config, make: Callable[..., nn.Module], *args: Any, **kw
 def prepare(
     config: Config, record: Mapping[str, Any] | None = None, advice: Advice = ADVICE, *, train: bool = True
 ) -> tuple[nn.Module, Task]:
-    """The model and the data of a configuration.
+    """Build the model and load the data of a configuration.
 
-    What the model and the neuron have to say against their arguments, they say before the data are touched.
+    Errors in the arguments of the model and the neuron are raised before the data are touched.
 
     Args:
         config: The run.
-        record: Of the :class:`~.data.Task` to divide the data as, from a checkpoint. Default none.
-        advice: What the error says where the data are not there: how to name their folder, and how to fetch them.
-        train: Whether to train it, which takes memory for what a batch leaves for the backward pass. Default True.
+        record: Record of a :class:`~.data.Task` from a checkpoint, to divide the data in the same way. Default: none.
+        advice: How to name the folder of the data and how to download them, for the error if they are missing.
+        train: Whether the model will be trained, which needs memory for the backward pass. Default True.
 
     Raises:
         ValueError: The model or the neuron refuses an argument, or there is too little memory.
-        FileNotFoundError: The data are not where they should be.
+        FileNotFoundError: The data are missing.
     """
     model = build_model(config, *expected_shape(config.data))
     training = config.training
@@ -116,7 +116,7 @@ def prepare(
 
 
 def _check_batch(config: Config, model: nn.Module) -> None:
-    """Raise ``ValueError`` for a batch beyond the data, or one whose forward pass leaves more than fits."""
+    """Raise ``ValueError`` for a batch larger than the data, or one whose activations do not fit into memory."""
     data, training = config.data, config.training
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if training.batch_size > samples_of(data):
@@ -143,7 +143,7 @@ def _check_batch(config: Config, model: nn.Module) -> None:
 
 
 def make_trainer(config: Config, model: nn.Module, task: Task, **options: Any) -> Trainer:
-    """A trainer of a model on a task.
+    """Make the trainer of a model on a task.
 
     Args:
         config: The run.
@@ -181,7 +181,7 @@ def make_trainer(config: Config, model: nn.Module, task: Task, **options: Any) -
 
 
 def make_optimizer(settings: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of a configuration, over all parameters of a model."""
+    """Make the optimizer of a configuration, for all parameters of a model."""
     if settings.name == "sgd":
         return torch.optim.SGD(
             model.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
@@ -193,13 +193,13 @@ def make_optimizer(settings: OptimizerConfig, model: nn.Module) -> torch.optim.O
 def make_schedule(
     settings: OptimizerConfig, optimizer: torch.optim.Optimizer, steps: int, epochs: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """The learning rate's schedule, a step of the optimizer at a time.
+    """Make the schedule of the learning rate, in steps of the optimizer.
 
     Args:
-        settings: Which.
-        optimizer: Whose.
-        steps: Steps an epoch.
-        epochs: How many epochs the whole takes.
+        settings: The table ``[optimizer]``.
+        optimizer: The optimizer.
+        steps: Steps in an epoch.
+        epochs: Epochs of the whole schedule.
     """
     warmup = settings.warmup_epochs * steps
     after = max(1.0, epochs * steps - warmup)
@@ -218,7 +218,7 @@ def make_schedule(
 
 
 def follow_schedule(trainer: Trainer) -> tuple[float, float]:
-    """Set the learning rate that the schedule has for the step to come, after a state that had another schedule.
+    """Set the learning rate to the schedule's value for the next step, after loading a state with another schedule.
 
     Args:
         trainer: From :func:`make_trainer`, its state loaded.
@@ -238,7 +238,7 @@ def _nulls(table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _surrogate(value: Any) -> Any:
-    """A surrogate of SpikingJelly from its name, or from a table of its name and arguments."""
+    """Make a surrogate of SpikingJelly from its name, or from a table of its name and arguments."""
     table = dict(value) if isinstance(value, Mapping) else {"name": value}
     name = table.pop("name", None)
     kind = getattr(surrogate, str(name), None)

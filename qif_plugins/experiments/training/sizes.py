@@ -1,4 +1,4 @@
-"""How much memory a run takes, as far as that is known before it begins."""
+"""Estimate the memory that a training run needs, before it begins."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CONTAINER = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_i
 
 
 def memory_here() -> float:
-    """Bytes of the memory that a run may fill: the first GPU's if there is one, else the container's or machine's."""
+    """Return the bytes of memory that a run may fill: of the first GPU, or else of the container or machine."""
     if torch.cuda.is_available():
         return float(torch.cuda.get_device_properties(0).total_memory)
     sizes = [math.inf]
@@ -34,15 +34,17 @@ def memory_here() -> float:
 
 
 def weights(model: nn.Module) -> int:
-    """Bytes of a model's parameters and buffers."""
+    """Count the bytes of a model's parameters and buffers."""
     return sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
 
 
 def activations(model: nn.Module, shape: tuple[int, int, int], reset: Callable[[nn.Module], Any]) -> int:
-    """Numbers that one step of one sample leaves for the backward pass: what weights, norms and neurons return.
+    """Count the numbers that one time step of one sample keeps for the backward pass.
+
+    Those are the outputs of the layers with weights, of norms and of neurons.
 
     Args:
-        model: From ``[T, N, C, H, W]``; a copy of it is run.
+        model: Model of sequences ``[T, N, C, H, W]``; a copy of it is run.
         shape: ``[C, H, W]``.
         reset: Clears the state of its neurons.
     """
@@ -64,12 +66,12 @@ def activations(model: nn.Module, shape: tuple[int, int, int], reset: Callable[[
 
 
 def check_memory(needed: float, what: str, way_out: str) -> None:
-    """Raise ``ValueError`` if something needs more memory than there is.
+    """Raise ``ValueError`` if more memory is needed than there is.
 
     Args:
-        needed: Bytes.
-        what: Needs them, for the error.
-        way_out: What to do about it.
+        needed: Number of bytes.
+        what: Subject and verb of the error, such as ``"8 samples take"``.
+        way_out: Remedy, for the error.
     """
     here = memory_here()
     if needed > here:

@@ -1,4 +1,4 @@
-"""What a trainer's saved state must hold before anything of it is taken over."""
+"""Check a trainer's saved state before any of it is restored."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PARTS: dict[Any, Any] = {
 }
 """The parts of :meth:`~.engine.Trainer.state`, as :func:`~qif_plugins.support.files.check_parts` takes them.
 
-Early files have no ``"unmoved"``, the weights that the optimizer keeps nothing of."""
+Early files have no ``"unmoved"``, the weights for which the optimizer has no state yet."""
 
 
 def check_state(
@@ -39,17 +39,17 @@ def check_state(
     scaler: torch.amp.GradScaler | None,
     steps: int,
 ) -> None:
-    """Check a saved state against the run that is to go on from it; changes nothing.
+    """Check a saved state against the run that is to resume from it; changes nothing.
 
     Args:
-        state: Of :meth:`~.engine.Trainer.state`.
-        optimizer: The run's own.
-        scheduler: The run's own.
-        scaler: The run's own; ``None`` without mixed precision.
-        steps: Of the optimizer in an epoch.
+        state: Result of :meth:`~.engine.Trainer.state`.
+        optimizer: The run's optimizer.
+        scheduler: The run's schedule, if any.
+        scaler: The run's loss scaler; ``None`` without mixed precision.
+        steps: Optimizer steps in an epoch.
 
     Raises:
-        ValueError: A part is missing, of another kind, of another run or at odds with the others.
+        ValueError: A part is missing, has another type, belongs to another run or contradicts the others.
     """
     check_parts(state, PARTS)
     check_progress(state)
@@ -59,7 +59,7 @@ def check_state(
             raise ValueError(f"it has {has} {name}, and this run has {have}")
         if mine is not None:
             values = mine.state_dict()
-            # Of private entries, each version of PyTorch has its own.
+            # Private entries differ between versions of PyTorch.
             check_parts(state[name], {key: object for key in values if key[0] != "_" and key != "verbose"}, name)
             _check_like(state[name], values, name)
     if state["step"] >= steps:
@@ -68,10 +68,10 @@ def check_state(
 
 
 def check_progress(state: Mapping[str, Any]) -> None:
-    """Check that the parts of a state that say how far a run is agree.
+    """Check that the parts of a state agree on how far the run has come.
 
     Raises:
-        ValueError: They do not.
+        ValueError: They disagree.
     """
     epoch, step, history, means = state["epoch"], state["step"], state["history"], state["means"]
     if step < 0 or len(history) != epoch:
@@ -87,7 +87,7 @@ def check_progress(state: Mapping[str, Any]) -> None:
 
 
 def _check_like(saved: Any, mine: Any, name: str) -> None:
-    """That a value can take the place of this run's: it is of the same kind and, if a list, length, and not NaN."""
+    """Raise ``ValueError`` unless a value can replace this run's: of the same type and length, and not NaN."""
     if isinstance(mine, dict):
         check_parts(saved, dict, name)
         for key in mine.keys() & saved.keys():
@@ -117,7 +117,7 @@ def _check_optimizer(state: Mapping[str, Any], optimizer: torch.optim.Optimizer)
         raise ValueError(f"optimizer has groups of {sizes[0]} tensors, and this run's {sizes[1]}: another model's")
     for number, (group, mine) in enumerate(zip(saved["param_groups"], groups, strict=True)):
         own, name = {key: value for key, value in mine.items() if key != "params"}, f"optimizer.param_groups[{number}]"
-        # What is on or off differs between versions of PyTorch, which fill in what is missing of it.
+        # Switches differ between versions of PyTorch, which fill in the missing ones.
         check_parts(group, {key: object for key, value in own.items() if type(value) in (int, float, tuple)}, name)
         _check_like(group, own, name)
     wanted = _moments(optimizer)
@@ -135,7 +135,7 @@ def _check_optimizer(state: Mapping[str, Any], optimizer: torch.optim.Optimizer)
 
 
 def _check_moments(entry: Any, weight: Tensor, wanted: tuple[str, ...], name: str) -> None:
-    """What an optimizer keeps of one weight."""
+    """Raise ``ValueError`` unless the optimizer's state of one weight is complete and fits the weight."""
     check_parts(entry, {key: (float, Tensor) if key == "step" else Tensor for key in wanted}, name)
     for key, value in entry.items():
         if not isinstance(value, Tensor):
@@ -151,7 +151,7 @@ def _check_moments(entry: Any, weight: Tensor, wanted: tuple[str, ...], name: st
 
 
 def _moments(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
-    """What the usual optimizers keep of every weight."""
+    """Names of the tensors that a common optimizer keeps for every weight."""
     if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
         return ("step", "exp_avg", "exp_avg_sq")
     momentum = isinstance(optimizer, torch.optim.SGD) and any(group["momentum"] for group in optimizer.param_groups)

@@ -1,4 +1,4 @@
-"""Batch statistics over all processes, on any device.
+"""Batch norm with statistics over all processes, on any device.
 
 PyTorch's ``SyncBatchNorm`` runs on GPUs only and would take a sequence's second dimension, the batch, for channels.
 """
@@ -16,9 +16,9 @@ __all__ = ["synchronize_batch_norm"]
 
 
 def synchronize_batch_norm(model: nn.Module) -> nn.Module:
-    """Let every tdBN of a model, in place, take its training statistics over all processes.
+    """Make every tdBN of a model, in place, compute its training statistics over all processes.
 
-    The modules keep their parameters, buffers and ``state_dict``. A training step needs two small all-reduces a norm
+    The modules keep their parameters, buffers and ``state_dict``. A training step needs two small all-reduces per norm
     in each direction.
 
     Raises:
@@ -36,7 +36,7 @@ def synchronize_batch_norm(model: nn.Module) -> nn.Module:
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over all processes; so is its gradient's."""
+    """Sum over all processes, of the values and of their gradients."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
