@@ -176,19 +176,23 @@ def _train_in(out: Path, chosen: Settings, arguments: argparse.Namespace) -> int
         print(f"{checkpoints.last} has {resumed['state']['epoch']} of {chosen.epochs} epochs")
 
     def report(record: dict[str, float]) -> None:
-        print(
-            f"epoch {record['epoch']:3.0f}  loss {record['loss']:.4f}  accuracy {record['accuracy']:.4f}  silent "
-            f"{record['silent']:.3f}  rate {record['rate']:.3f}  gradient {record['grad_norm']:.3g}"
-        )
+        # Epoch 0, before training, has no loss and no gradient.
+        parts = [f"{text} {record[name]:{form}}" for name, text, form in _SHOWN if name in record]
+        print(f"epoch {record['epoch']:3.0f}  {'  '.join(parts)}")
 
     history = fit(network, data, chosen, report, checkpoints=checkpoints, resumed=resumed)
-    # JSON has no NaN: what epoch 0 lacks is left out.
-    records = [{key: value for key, value in record.items() if math.isfinite(value)} for record in history]
-    content = {"dataset": arguments.dataset, "settings": asdict(chosen), "history": records}
+    content = {"dataset": arguments.dataset, "settings": asdict(chosen), "history": finite(history)}
     write_json(out / "exact.json", content)
     save(out / "exact.pt", {"settings": asdict(chosen), "data": source, "network": network.state_dict()})
     print(f"written: {out / 'exact.json'}, {out / 'exact.pt'}")
     return 0
+
+
+_SHOWN = (
+    ("loss", "loss", ".4f"), ("accuracy", "accuracy", ".4f"), ("silent", "silent", ".3f"), ("rate", "rate", ".3f"),
+    ("grad_norm", "gradient", ".3g"),
+)  # fmt: skip
+"""Measurements in the line of an epoch: name, text and format."""
 
 
 def _saved(checkpoints: Checkpoints, resume: bool) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""The engine and its adjoint as one autograd function."""
+"""Autograd function of the engine and its adjoint."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from .padding import padded
 __all__ = ["MODELS", "EventBudgetError", "Layer"]
 
 MODELS = {"lif": engine.LIF, "qif": engine.QIF, "theta": engine.THETA}
-"""The neurons by name."""
+"""Engine's numbers of the neurons by name."""
 
 _SEGMENT = 64
-"""States are kept once in so many events and recomputed in between."""
+"""Number of events between two states that are kept; the states in between are recomputed."""
 _WORK = 4
-"""Time steps of a discrete neuron that an event of a neuron is worth at least, where threads are handed out."""
+"""Work of one event in one neuron, in time steps of a discrete neuron, to decide on the number of threads."""
 
 
 class EventBudgetError(RuntimeError):
-    """A layer emitted more spikes in one sample than ``max_spikes`` allows; nothing was truncated.
+    """A layer emitted more spikes in one sample than ``max_spikes`` allows; no result is returned.
 
     Args:
         max_spikes: The limit.
@@ -44,9 +44,9 @@ class EventBudgetError(RuntimeError):
 
 
 class Layer(torch.autograd.Function):
-    """Spikes in ascending order, [B, K] times and neurons, and the engine's state at the end, three times [B, N].
+    """Spikes in ascending order, [B, K] times and neurons, and the engine's state at the end, three tensors [B, N].
 
-    Takes float64 tensors (indices int64) in the caller's unit of time, of which ``tau`` is the engine's.
+    Takes float64 tensors (indices int64). Times are in the caller's unit; the engine's unit of time is ``tau``.
     """
 
     @staticmethod
@@ -55,12 +55,12 @@ class Layer(torch.autograd.Function):
         model: int, recurrent: bool, duration: float, tau: float, max_spikes: int, differentiate: bool,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         batch, neurons = times.shape[0], weight.shape[0]
-        # Copies, since backward reads them again.
+        # Copies, since backward reads them later.
         t_in, source = times.contiguous().numpy() / tau, np.array(indices.contiguous().numpy())
         columns, constant = weight.contiguous().numpy(), drive.contiguous().numpy()
         sent = np.zeros(neurons) if delay is None else delay.contiguous().numpy() / tau
         begin = start.contiguous().numpy()
-        # Without a backward pass to come, one state of each sample is kept.
+        # Without a backward pass, only the first state of each sample is kept.
         segment = _SEGMENT if differentiate else 1 << 60
         n_spikes, n_events = np.zeros(batch, np.int64), np.zeros(batch, np.int64)
         end = np.empty((batch, 3, neurons))

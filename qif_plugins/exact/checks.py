@@ -1,4 +1,4 @@
-"""What a layer refuses: bad spike trains, parameters and states."""
+"""Check the spike trains, parameters and states that a layer receives."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .padding import valid
 __all__ = ["check_model", "check_spikes", "check_tensors"]
 
 LARGEST = 1e100
-"""Limit of weights, states, currents and of duration / tau: the engine squares them, and the sum over all events of
-numbers beyond it would leave float64, after which spikes are missing from the train without a sign."""
+"""Limit of weights, states, currents and duration / tau. The engine squares them, and larger numbers could overflow
+float64 in the sum over all events, so that spikes would be missing without an error."""
 
 
 def check_spikes(times: Tensor, indices: Tensor, n_inputs: int, duration: float) -> None:
@@ -28,7 +28,7 @@ def check_spikes(times: Tensor, indices: Tensor, n_inputs: int, duration: float)
         duration: Length of the trial.
 
     Raises:
-        ValueError: They are not; the message names the first offender.
+        ValueError: They are not; the message names the first invalid value.
     """
     if times.dim() != 2 or times.shape != indices.shape:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""From images and event lists to spike trains."""
+"""Encode images and event lists as spike trains."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ __all__ = ["encode_images", "pad_events"]
 
 
 def encode_images(images: Tensor, latest: float, threshold: float = 0.1, dtype: torch.dtype = torch.float64) -> Spikes:
-    """Time to first spike: a pixel of intensity x spikes once, at latest·(1 - x), if x >= threshold.
+    """Encode intensities as times to first spike: a pixel of intensity x >= threshold spikes once, at latest·(1 - x).
 
     Args:
         images: [B, ...] in [0, 1].
         latest: Time at which intensity 0 would spike, > 0; at most the trial's duration.
         threshold: Intensity below which a pixel stays silent. Default 0.1.
-        dtype: Of the times. Default float64.
+        dtype: Type of the times. Default float64.
 
     Returns:
         Trains with one channel per pixel.
@@ -45,13 +45,13 @@ def encode_images(images: Tensor, latest: float, threshold: float = 0.1, dtype: 
 def pad_events(
     events: Sequence[tuple[np.ndarray, np.ndarray]], channels: int, duration: float, dtype: torch.dtype = torch.float64
 ) -> Spikes:
-    """Event lists of different lengths, such as SHD's, as one padded batch.
+    """Pad event lists of different lengths, such as those of SHD, to one batch.
 
     Args:
         events: For each sample times and channels, in any order; events after ``duration`` are dropped.
         channels: Number of channels.
         duration: Trial length, in the unit of the times.
-        dtype: Of the times. Default float64.
+        dtype: Type of the times. Default float64.
 
     Returns:
         Sorted, padded trains.

@@ -65,7 +65,7 @@ def _slope_series(x):
 
 @_jit
 def _entire(x):
-    """C(x), S(x), S'(x), scaled by exp(-√-x) for x < -limit: the scale of (p, q) is free, an overflow is not."""
+    """Compute C(x), S(x), S'(x), for x < -limit scaled by exp(-√-x) against overflow: the scale of (p, q) is free."""
     if abs(x) <= _LIMIT:
         return _c_series(x), _s_series(x), _slope_series(x)
     if x > 0:
@@ -164,7 +164,7 @@ def _advance(model, x, y, flag, dt, drive):
 
 @_jit
 def _projective_zero(p, q, i):
-    """The smallest σ > 0 with q(σ) = 0, infinite if there is none; q >= 0, and q = 0 only with p < 0."""
+    """Find the smallest σ > 0 with q(σ) = 0, infinite if there is none; q >= 0, and q = 0 only with p < 0."""
     if i > 0:
         r = math.sqrt(i)
         return math.atan2(r * q, p) / r
@@ -179,7 +179,7 @@ def _projective_zero(p, q, i):
 
 @_jit
 def _lif_crossing(v, i, j, v_end, e):
-    """exp(-Δ) at the first upward crossing of V = 1 before exp(-Δ) = e, or -1 if there is none.
+    """Find exp(-Δ) at the first upward crossing of V = 1 before exp(-Δ) = e, or -1 if there is none.
 
     The crossing is the root of i u² - b u + d = 0, b = v - j + i, d = 1 - j, at which the left side grows with u.
     """
@@ -200,7 +200,7 @@ def _lif_crossing(v, i, j, v_end, e):
 
 @_jit
 def _first(model, x, y, n, dt, drive):
-    """Time from the interval's start to the first spike of a flagged neuron; infinite if rounding raised the flag."""
+    """Find the time from the interval's start to a flagged neuron's first spike, infinite if rounding set the flag."""
     if model == LIF:
         u = _lif_crossing(x[0, n], x[1, n], drive[n], y[0, n], math.exp(-dt))
         return min(-math.log(u), dt) if u > 0 else math.inf
@@ -353,7 +353,7 @@ def _receive(model, x, row):
 
 @_jit
 def _row(weight, rows, have, source):
-    """``rows[source]``, the weights from ``source``, copied from the column of ``weight`` at their first use."""
+    """Return ``rows[source]``, the weights from ``source``, copied from the column of ``weight`` at the first use."""
     if not have[source]:
         have[source] = True
         for n in range(weight.shape[0]):
@@ -366,11 +366,11 @@ def forward(
     model, t_in, source_in, weight, recurrent, delay, start, drive, duration, seg, max_spikes, capacity, n_spikes,
     n_events, end, lo, hi,
 ):  # fmt: skip
-    """Samples ``lo`` to ``hi``.
+    """Simulate the samples ``lo`` to ``hi``.
 
     Args:
         t_in: [B, K] times of the input spikes, ascending, infinite behind the last.
-        source_in: [B, K] where they come from.
+        source_in: [B, K] their sources.
         weight: [N, S], column ``source``; with ``recurrent`` the last N columns are from the layer's own neurons.
         delay: [N], of the recurrent connections, by source.
         start: [B, 3, N] states at t = 0.
@@ -520,7 +520,7 @@ def _lif_retreat(a, b, dt, grad_drive):
 
 @_jit
 def _lif_spikes(x, a, b, n, t, dt, drive, first, last, spike_t, grad_spike, grad_drive):
-    """The adjoint of neuron n over an interval with the spikes first..last, replacing what _lif_retreat wrote."""
+    """Take neuron n's adjoint over an interval with the spikes first..last, in place of _lif_retreat's result."""
     grad_drive[n] += a[0, n] * math.expm1(-dt)
     av, ai = a[0, n], a[1, n]
     later = dt
@@ -559,7 +559,7 @@ def _projective_spikes(model, x, b, n, t, dt, drive, first, last, spike_t, grad_
 
 @_jit
 def _to_time(model, x, a, row):
-    """dL/dt of an event: ``x`` and ``a`` are the states and adjoints just after it."""
+    """Compute dL/dt of an event from the states ``x`` and adjoints ``a`` just after it."""
     total = 0.0
     if model == QIF:
         for n in range(row.shape[0]):
@@ -646,13 +646,15 @@ def backward(
     spike_t, spike_n, spike_e, n_spikes, first_spike, grad_spike, grad_end, needs_time, grad_t, grad_weight, grad_delay,
     grad_start, grad_drive, lo, hi,
 ):  # fmt: skip
-    """Samples ``lo`` to ``hi`` of the adjoint; names as in :func:`forward`, and all samples' lists one after the other.
+    """Take the adjoint of the samples ``lo`` to ``hi`` back to their start.
+
+    Names are those of :func:`forward`; the lists of all samples are joined one after the other.
 
     Args:
-        event_t: From ``first_event[b]`` on the times of sample b's events, without ``recurrent`` of its inputs.
-        event_source: Where they come from.
-        event_ref: Which spikes or inputs they are; without ``recurrent`` not read.
-        first_spike: [B], where sample b's spikes begin.
+        event_t: Times of sample b's events from ``first_event[b]`` on; without ``recurrent``, of its input spikes.
+        event_source: Source of each event.
+        event_ref: Number of the spike or input spike of each event; not read without ``recurrent``.
+        first_spike: [B], position of sample b's first spike.
         grad_spike: Like ``spike_t``, in and overwritten: its gradients.
         grad_end: [B, 3, N] of ``end``; homogeneous, p·grad_p + q·grad_q = 0.
         grad_t: [B, K], out: of ``t_in``.

@@ -1,4 +1,4 @@
-"""One layer of continuous-time neurons as a differentiable function of spike times.
+"""A layer of continuous-time neurons as a differentiable function of spike times.
 
 :func:`spiking_layer` runs the engine and its adjoint (:mod:`.engine`, which has the equations) under autograd.
 """
@@ -23,7 +23,7 @@ MAX_SPIKES = 1 << 20
 
 @dataclass(frozen=True, eq=False)
 class EndState:
-    """The neurons at the trial's end.
+    """State of the neurons at the trial's end.
 
     Attributes:
         p: [B, N] float64. LIF: V = p. QIF and theta neurons: V = rest + p/q; r(p, q) is the same state for every r > 0.
@@ -53,7 +53,7 @@ class EndState:
 
 
 class LayerOutput(NamedTuple):
-    """Spikes in ascending order, and the state at the end.
+    """Spikes of a layer in ascending order, and its state at the trial's end.
 
     Attributes:
         times: [B, K], padded with infinity; K is the largest number of spikes in any sample.
@@ -82,7 +82,7 @@ def spiking_layer(
     current: Tensor | float = 0.0,
     max_spikes: int = MAX_SPIKES,
 ) -> LayerOutput:
-    """Every spike of a layer of N neurons, exactly, and exactly differentiable.
+    """Compute all spikes of a layer of N neurons exactly, with exact derivatives.
 
     Args:
         model: ``"lif"``: τV' = -V + I + J, spike at 1, reset to 0. ``"qif"``: τV' = V(V - 1) + I, spike at +∞, reset to
@@ -94,7 +94,7 @@ def spiking_layer(
         duration: Length T of the trial, > 0, in the unit of ``times`` and ``tau``.
         tau: Time constant τ of the membrane; the synapse's is τ/2. Default 1.
         delay: Delays >= 0 of the inputs, [N_in], or of each synapse, [N, N_in] (slower: no two neurons then share an
-            event; not with recurrence). What arrives after the trial's end has no effect. Default none.
+            event; not with recurrence). Spikes that arrive after the trial's end have no effect. Default none.
         recurrent_weight: [N, N]: the layer's own spikes, sent from column to row. Default none.
         recurrent_delay: [N] delays >= 0 of the recurrent connections, by sender. Default 0.
         v0: Initial membrane, [N] or [B, N]; below 1 for LIF; -∞ (just spiked) is allowed for QIF and theta neurons.
@@ -148,7 +148,7 @@ def spiking_layer(
 
 
 def _start(model: str, v0: Tensor | None, i0: Tensor | None, batch: int, neurons: int) -> Tensor:
-    """The engine's initial state [B, 3, N]."""
+    """Make the engine's initial state [B, 3, N]."""
     rest = 0.5 if model == "theta" else 0.0
     if v0 is None and i0 is None:
         start = torch.zeros(batch, 3, neurons, dtype=torch.float64, device="cpu")
@@ -165,7 +165,7 @@ def _start(model: str, v0: Tensor | None, i0: Tensor | None, batch: int, neurons
 
 
 def _delayed(times: Tensor, indices: Tensor, delay: Tensor, duration: float) -> tuple[Tensor, Tensor]:
-    """The spikes as they arrive, in order; those after the trial's end dropped."""
+    """Delay input spikes and sort them by arrival; spikes after the trial's end are dropped."""
     arrival = times + delay.to(times.dtype)[indices.clamp(min=0)]
     late = ~(arrival <= duration)
     arrival, order = torch.where(late, math.inf, arrival).sort(dim=1, stable=True)
@@ -176,7 +176,7 @@ def _with_synaptic_delays(
     model: str, times: Tensor, indices: Tensor, weight: Tensor, duration: float, tau: float, delay: Tensor,
     recurrent_weight: Tensor | None, v0: Tensor | None, i0: Tensor | None, current: Tensor | float, max_spikes: int,
 ) -> LayerOutput:  # fmt: skip
-    """Each neuron as a layer of its own, since each has its own order of events."""
+    """Compute each neuron as a separate layer, since each has its own order of events."""
     if recurrent_weight is not None:
         raise ValueError("delays of single synapses, [N, N_in], do not go with recurrence; pass one delay per input")
     batch = times.shape[0]

@@ -1,4 +1,4 @@
-"""Weights that start a network active."""
+"""Scale the weights of a network so that its neurons spike before training."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ __all__ = ["InactiveError", "initialise"]
 
 
 class InactiveError(ValueError):
-    """No scale of the weights gives a layer the wanted activity."""
+    """No scale of the weights gives a layer the wanted number of spikes."""
 
 
 @torch.no_grad()
 def initialise(network: nn.Module | Iterable[nn.Module], spikes: Spikes, rate: float = 1.0, steps: int = 12) -> Spikes:
     """Scale each layer's weights, first to last, until its neurons spike ``rate`` times a trial on average.
 
-    Exact gradients say nothing about spikes that are far from existing, so where training starts matters more than
-    for surrogate gradients. Only the input weights of a layer are scaled, by one factor.
+    Exact gradients carry no information about spikes that are far from occurring, so the initial weights matter more
+    than for surrogate gradients. Only the input weights of a layer are scaled, by one factor.
 
     Args:
         network: The layers in order, such as an ``nn.Sequential``; modified in place.
@@ -37,8 +37,8 @@ def initialise(network: nn.Module | Iterable[nn.Module], spikes: Spikes, rate: f
 
     Raises:
         ValueError: ``rate`` is not positive.
-        InactiveError: No factor between 1/1024 and 1024 reaches it (an input without spikes, or theta neurons that
-            spike more often with no input at all).
+        InactiveError: No factor between 1/1024 and 1024 reaches ``rate``: the input has no spikes, or theta neurons
+            spike more often without any input.
     """
     if not rate > 0:
         raise ValueError(f"rate must be positive, got {rate}")
@@ -57,7 +57,7 @@ def initialise(network: nn.Module | Iterable[nn.Module], spikes: Spikes, rate: f
             enough: int = enough,
         ) -> float:
             layer.weight.copy_(weight * 2**power)
-            # One sample with more spikes than the whole batch should have decides, and the rest need not be counted.
+            # If one sample has more spikes than the whole batch should have, the rest need not be counted.
             budget, layer.max_spikes = layer.max_spikes, min(layer.max_spikes, enough)
             try:
                 return float(layer(spikes).ordinary_counts().double().mean())

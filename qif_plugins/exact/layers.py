@@ -1,4 +1,4 @@
-"""Layers of continuous-time neurons as modules; stacks are ``nn.Sequential``.
+"""Layers of continuous-time neurons as modules, to be stacked with ``nn.Sequential``.
 
 The equations are in :func:`~qif_plugins.exact.functional.spiking_layer`. For the pseudospikes (arXiv 2309.14523), the
 drive at the trial's end, D = I(T) + W·phase of the presynaptic neurons (a neuron about to spike has phase 1 and so
@@ -8,8 +8,8 @@ counts as much as if it had), becomes constant and sufficient, with s(D) = scale
     theta  τV' = (V - 1/2)² + J - 1/4, V(T) + W·phase in V's place, the same formulas with s = J - 1/4
     LIF    τV' = -V + 1 + s(D + J)                 period τ log((1 + s)/s),   phase from V(T) likewise
 
-For LIF neurons this is an extension of their last spikes alone: a LIF spike can vanish in the midst of a trial,
-and then spike times jump, pseudospikes or not.
+For LIF neurons this continues only the last spikes: a LIF spike can vanish in the middle of a trial, and then spike
+times jump with pseudospikes, too.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["LIFLayer", "QIFLayer", "SpikingLayer", "ThetaLayer"]
 
 
 class SpikingLayer(nn.Module):
-    """What the layers have in common; make a :class:`QIFLayer`, :class:`ThetaLayer` or :class:`LIFLayer`.
+    """Base class of :class:`QIFLayer`, :class:`ThetaLayer` and :class:`LIFLayer`.
 
     Args:
         in_features: Number of inputs.
@@ -37,8 +37,8 @@ class SpikingLayer(nn.Module):
         tau: Membrane time constant, the synapse's is half of it. Default 1.
         recurrent: Whether the neurons are connected to each other. Default False.
         recurrent_delay: Delay of those connections. Default 0.
-        delay: ``None`` (default): no delays. A float: the initial value of one learnable delay per input; negative
-            values that an optimizer reaches count as 0.
+        delay: Initial value of one learnable delay per input; negative values that an optimizer reaches count as 0.
+            Default ``None``: no delays.
         synaptic_delays: Whether ``delay`` is one per synapse instead. Default False.
         learn_v0: Whether the initial membrane is learned. Default False.
         pseudo_scale: Scale of the softplus above, > 0. Default 10 for QIF, as in the code published with arXiv
@@ -46,9 +46,9 @@ class SpikingLayer(nn.Module):
         max_spikes: Spikes per sample before :class:`~qif_plugins.exact.functional.EventBudgetError`. Default 2^20.
         dtype: float64 (default) or float32, which is computed in float64 and rounded once.
 
-    Weights start as N(μ, μ²), μ = 2/√in_features; :func:`~qif_plugins.exact.initialise` scales them to a wanted
-    activity on data, which is what to do before training. Those of theta neurons, active without input, start as
-    N(0, μ²/4).
+    Weights are drawn from N(μ, μ²), μ = 2/√in_features. Before training,
+    :func:`~qif_plugins.exact.initialise` scales them to a wanted activity on data. Those of theta neurons, which are
+    active without input, are drawn from N(0, μ²/4).
 
     Raises:
         ValueError: ``duration``, ``tau`` or ``pseudo_scale`` is not positive, or a delay negative.
@@ -101,7 +101,7 @@ class SpikingLayer(nn.Module):
             self.v0 = nn.Parameter(torch.full((out_features,), rest, dtype=dtype))
 
     def forward(self, spikes: Spikes) -> Spikes:
-        """The layer's spikes, with their continuation.
+        """Compute the layer's spikes and their continuation beyond the trial.
 
         Args:
             spikes: Input trains with ``in_features`` channels; a preceding layer's output or :class:`Spikes`.
@@ -146,7 +146,7 @@ class SpikingLayer(nn.Module):
         return self.pseudo_scale * F.softplus(drive / self.pseudo_scale)
 
     def _continuation(self, end: EndState, drive: Tensor) -> tuple[Tensor, Tensor]:
-        """``phase`` and ``period`` of the pseudospikes, [B, N], given W·phase of the presynaptic neurons."""
+        """Compute ``phase`` and ``period`` of the pseudospikes, [B, N], from W·phase of the presynaptic neurons."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:

@@ -1,4 +1,4 @@
-"""Losses on spike times and counts; all continue through pseudospikes, so that silent neurons learn."""
+"""Losses on spike times and counts, which pseudospikes continue so that silent neurons learn."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ __all__ = ["count_cross_entropy", "first_spike_cross_entropy", "spike_count_loss
 
 
 def first_spike_cross_entropy(spikes: Spikes, labels: Tensor, scale: float, regularisation: float = 1e-2) -> Tensor:
-    """Cross-entropy with the logits -t/scale, t the time to first spike: the class is the neuron that spikes first.
+    """Compute the cross-entropy with the logits -t/scale, t the time to first spike: the first neuron to spike wins.
 
     Args:
         spikes: Output of the last layer, one neuron per class.
         labels: [B] int64.
         scale: Time that counts as one unit of logit, > 0; a fraction of the time constant is a good start.
         regularisation: Weight of mean(exp(t_label/T) - 1), which makes the right neuron spike within the trial.
-            Default 0.01. Pseudospikes that come many T late, as a small ``pseudo_scale`` allows, make it huge.
+            Default 0.01. It is huge if pseudospikes come many T late, as a small ``pseudo_scale`` allows.
 
     Returns:
         The mean over the batch.
@@ -31,7 +31,7 @@ def first_spike_cross_entropy(spikes: Spikes, labels: Tensor, scale: float, regu
 
 
 def count_cross_entropy(spikes: Spikes, labels: Tensor, scale: float = 1.0) -> Tensor:
-    """Cross-entropy with the spike counts, continued by the phase at the trial's end, times ``scale`` as logits.
+    """Compute the cross-entropy with ``scale`` times the spike counts, continued by the final phase, as logits.
 
     Args:
         spikes: Output of the last layer, one neuron per class.
@@ -45,7 +45,9 @@ def count_cross_entropy(spikes: Spikes, labels: Tensor, scale: float = 1.0) -> T
 
 
 def spike_count_loss(spikes: Spikes, targets: Tensor) -> Tensor:
-    """Mean squared distance of the continued counts from n + 1/2: n spikes, the next one half a period after the end.
+    """Compute the mean squared distance of the continued counts from n + 1/2.
+
+    At a count of n + 1/2 a neuron has spiked n times, and its next spike is half a period after the trial's end.
 
     Args:
         spikes: Spike trains with phases.
@@ -58,12 +60,11 @@ def spike_count_loss(spikes: Spikes, targets: Tensor) -> Tensor:
 
 
 def spike_time_loss(spikes: Spikes, targets: Tensor) -> Tensor:
-    """Mean squared distance of the first spikes from target times.
+    """Compute the mean squared distance of the first spikes from target times.
 
     Args:
         spikes: Spike trains.
-        targets: [B, N, n] or [N, n], ascending in the last dimension; infinite where no spike is wanted, which puts
-            no demand on that spike.
+        targets: [B, N, n] or [N, n], ascending in the last dimension; spikes with an infinite target do not count.
 
     Returns:
         A scalar.

@@ -1,4 +1,4 @@
-"""Passes over padded spike trains, compiled with Numba."""
+"""Check, count and pad spike trains, compiled with Numba."""
 
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
@@ -15,7 +15,7 @@ _jit = njit(cache=True, nogil=True)
 
 @_jit
 def valid(times, indices, n_inputs, end):
-    """Whether the trains ascend in [0, ``end``], are padded with infinity alone, and have their indices in range.
+    """Return whether trains ascend in [0, ``end``], are padded with infinity only, and have their indices in range.
 
     Args:
         times: [B, K] float64.
@@ -37,12 +37,12 @@ def valid(times, indices, n_inputs, end):
 
 @_jit
 def places(indices, channels, number):
-    """Where each channel's first spikes are.
+    """Find the positions of each channel's first spikes.
 
     Args:
         indices: [B, K] int64, below ``channels``; negative where there is no spike.
         channels: Number C.
-        number: How many spikes, at least 0.
+        number: Number of spikes to find, at least 0.
 
     Returns:
         [B, C, number] positions in [0, K), -1 where the channel spikes less often; [B, C] numbers of spikes.
@@ -66,14 +66,14 @@ def places(indices, channels, number):
 
 @_jit
 def padded(times, neurons, counts, most, unit):
-    """Each sample's spikes in ascending order, padded.
+    """Sort and pad the spikes of each sample.
 
     Args:
-        times: Of all samples, one after the other.
-        neurons: As ``times``.
+        times: Spike times of all samples, one after the other.
+        neurons: Neuron of each spike.
         counts: [B] numbers of spikes.
-        most: Their maximum.
-        unit: What the times are multiplied with.
+        most: Maximum of ``counts``.
+        unit: Factor of the times.
 
     Returns:
         [B, most] times, padded with infinity; [B, most] neurons, padded with -1; for each spike, sample by sample and

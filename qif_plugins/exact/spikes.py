@@ -40,19 +40,19 @@ class Spikes:
     duration: float = math.inf
 
     def ordinary_counts(self) -> Tensor:
-        """[B, N] int64, the spikes within the trial."""
+        """Count the spikes within the trial, [B, N] int64."""
         return self._places(0)[1]
 
     def counts(self) -> Tensor:
-        """[B, N], spikes within the trial plus ``phase``: continuous in the parameters."""
+        """Count the spikes within the trial and add ``phase``, [B, N]: continuous in the parameters."""
         ordinary = self.ordinary_counts().to(self.times.dtype)
         return ordinary if self.phase is None else ordinary + self.phase
 
     def nth(self, number: int) -> Tensor:
-        """The first spike times of each neuron.
+        """Return the first spike times of each neuron.
 
         Args:
-            number: How many, >= 1.
+            number: Number of spikes, >= 1.
 
         Returns:
             [B, N, number]: ordinary spikes, then pseudospikes (infinity without ``phase``).
@@ -74,7 +74,7 @@ class Spikes:
         return torch.where(where >= 0, ordinary_times, later)
 
     def first(self) -> Tensor:
-        """[B, N], the time to each neuron's first spike or pseudospike."""
+        """Return the time to each neuron's first spike or pseudospike, [B, N]."""
         return self.nth(1)[..., 0]
 
     def _places(self, number: int) -> tuple[Tensor, Tensor]:

@@ -50,7 +50,7 @@ def build(
     spiking_neuron: Callable[..., nn.Module] | str = "qif",
     **kwargs: Any,
 ) -> SpikingModel:
-    """The model ``name`` for data of a given shape.
+    """Build the model ``name`` for data of a given shape.
 
     Args:
         name: One of :data:`MODELS`.

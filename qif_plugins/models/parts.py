@@ -1,4 +1,4 @@
-"""What the models share: the neuron by class or name, the norm by name, the initialization, the input's contract.
+"""Parts that the models share: neurons by class or name, norms by name, initialization and the check of the input.
 
 As in SpikingJelly's model zoo, every constructor takes ``spiking_neuron`` and hands its remaining keyword arguments,
 deeply copied, to each neuron that it makes.
@@ -36,10 +36,10 @@ NEURONS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {
     "parametric_lif": (neuron.ParametricLIFNode, {"init_tau": 2.0, "decay_input": False}),
     "if": (neuron.IFNode, {}),
 }
-"""Neurons by name, with the arguments that a name stands for where the caller gives no others.
+"""Neurons by name, with default arguments that the caller may override.
 
-LIF is that of the TET code, a leak of 1/2 and an input that is not decayed: tdBN brings the input to the threshold's
-scale, and SpikingJelly's default would halve it again.
+LIF is that of the TET code, with a leak of 1/2 and an input that is not decayed: tdBN scales the input to the
+threshold, and SpikingJelly's default would halve it again.
 """
 
 NORMS = ("tdbn", "batch", None)
@@ -47,7 +47,7 @@ NORMS = ("tdbn", "batch", None)
 
 
 class Neurons:
-    """Makes the neurons of one model.
+    """Factory of the neurons of one model.
 
     Args:
         spiking_neuron: A SpikingJelly neuron's class, anything that makes one from keywords, or a name in
@@ -59,7 +59,7 @@ class Neurons:
         v_threshold: The neurons' threshold θ, for tdBN.
 
     Raises:
-        ValueError: Unknown name, arguments that the neuron refuses, or one that is no SpikingJelly module.
+        ValueError: Unknown name, arguments that the neuron refuses, or a neuron that is not a SpikingJelly module.
     """
 
     def __init__(self, spiking_neuron: Callable[..., nn.Module] | str, kwargs: dict[str, Any]) -> None:
@@ -78,7 +78,7 @@ class Neurons:
         self.v_threshold = float(getattr(trial, "v_threshold", 1.0))
 
     def __call__(self, channels: int) -> nn.Module:
-        """A neuron for a layer of ``channels`` channels."""
+        """Make the neurons of a layer of ``channels`` channels."""
         kwargs = deepcopy(self.kwargs)
         if self.per_channel:
             kwargs["channels"] = channels
@@ -94,7 +94,9 @@ class Neurons:
 
 
 class SpikingModel(nn.Module, base.StepModule):
-    """A model over sequences ``[T, N, *]``, time first; a single step ``[N, *]`` after ``set_step_mode(model, "s")``.
+    """Base class of the models of sequences ``[T, N, *]``, time first.
+
+    After SpikingJelly's ``set_step_mode(model, "s")`` a model takes single steps ``[N, *]``.
 
     Attributes:
         in_channels: Channels C of the input.
@@ -126,17 +128,17 @@ class SpikingModel(nn.Module, base.StepModule):
 
 
 def conv(channels: int, width: int, kernel: int = 3, stride: int = 1, bias: bool = False) -> nn.Module:
-    """A convolution padded by half its kernel."""
+    """Make a convolution padded by half its kernel."""
     return layer.Conv2d(channels, width, kernel, stride, kernel // 2, bias=bias)
 
 
 def linear(features: int, width: int, bias: bool = True) -> nn.Module:
-    """A linear layer."""
+    """Make a linear layer."""
     return layer.Linear(features, width, bias=bias)
 
 
 def norm1d(name: str | None, features: int, v_threshold: float) -> nn.Module:
-    """The norm ``name`` of :data:`NORMS` over ``[T, N, features]``.
+    """Make the norm ``name`` of :data:`NORMS` for ``[T, N, features]``.
 
     Raises:
         ValueError: Unknown name.
@@ -145,7 +147,7 @@ def norm1d(name: str | None, features: int, v_threshold: float) -> nn.Module:
 
 
 def norm2d(name: str | None, channels: int, v_threshold: float, alpha: float = 1.0) -> nn.Module:
-    """The norm ``name`` of :data:`NORMS` over ``[T, N, channels, H, W]``; ``alpha`` is tdBN's.
+    """Make the norm ``name`` of :data:`NORMS` for ``[T, N, channels, H, W]``; ``alpha`` is tdBN's.
 
     Raises:
         ValueError: Unknown name.

@@ -1,4 +1,4 @@
-"""Convolutional networks without branches: VGGSNN, and the class that the small convolutional network shares."""
+"""Convolutional networks without branches: VGGSNN, and the class that the small convolutional network also uses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ VGGSNN = (64, 128, "pool", 256, 256, "pool", 512, 512, "pool", 512, 512, "pool")
 
 
 class PlainNet(SpikingModel):
-    """Convolutions with norm and neurons, means in between, and a linear readout.
+    """Network of convolutions with norm and neurons, mean pooling and a linear readout.
 
     Args:
         plan: Widths of the 3 x 3 convolutions, and ``"pool"`` for a mean over 2 x 2.
@@ -24,10 +24,10 @@ class PlainNet(SpikingModel):
         size: Height and width of the input.
         norm: A name of :data:`~qif_plugins.models.parts.NORMS`.
         neurons: Makes the neurons.
-        bias: Whether the convolutions have biases beside a norm; without one they always have.
+        bias: Whether convolutions with a norm have biases; without a norm they always have. Default False.
 
     Raises:
-        ValueError: An image that the means leave nothing of, or an unknown norm.
+        ValueError: An image too small for the pooling, or an unknown norm.
     """
 
     def __init__(

@@ -7,8 +7,8 @@ norm of each of the two branches that add up before a neuron, so that their sum 
     x ─ conv ─ tdBN ─ neurons ─ conv ─ tdBN(1/√2) ─ + ─ neurons
     └───────────── [conv 1 x 1 ─ tdBN(1/√2)] ───────┘
 
-A shortcut that changes neither width nor resolution hands the spikes on as they are: at a rate r it adds r to the
-mean, and the deviation is 0.8 θ, where r = 0.17 and θ = 1. The neurons behind it fire no less for that.
+A shortcut that changes neither width nor resolution passes the spikes on: at a rate r it adds r to the mean, and the
+standard deviation is 0.8 θ for r = 0.17 and θ = 1. The neurons after it do not fire less.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ BRANCH_ALPHA = 1 / math.sqrt(2)
 
 
 class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions beside a shortcut, both before the last neurons.
+    """Residual block of two 3 x 3 convolutions and a shortcut, which are added before the last neurons.
 
     Args:
         channels: Channels of the input.
         width: Channels of the output.
-        stride: Of the first convolution and the shortcut.
+        stride: Stride of the first convolution and the shortcut.
         norm: ``"tdbn"`` or ``"batch"``.
         neurons: Makes the neurons.
     """
@@ -59,14 +59,14 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(SpikingModel):
-    """A stem, stages of :class:`BasicBlock`, the mean over space and a head; see :func:`resnet19`, :func:`resnet34`.
+    """Network of a stem, stages of :class:`BasicBlock`, mean pooling and a head; :func:`resnet19` and :func:`resnet34`.
 
     Args:
         in_channels: Channels C of the input.
         stem_width: Channels of the first convolution.
         stem_kernel: Its kernel's height and width.
         stem_stride: Its stride.
-        pool: What follows its neurons.
+        pool: Layer after its neurons.
         stages: Blocks of each stage.
         widths: Channels of each stage; every stage but the first halves the resolution.
         head: From the last width to the classes.
@@ -131,14 +131,14 @@ def resnet19(
     ICLR 2022: a 3 x 3 stem of 64 channels, and a head of two linear layers with 256 neurons between them. For CIFAR,
     and for DVS frames with two channels. 12,631,370 parameters with the defaults.
 
-    That code has no norm in the head, 12,630,858 parameters. Its 256 neurons are then silent at the start: mean rates
-    through PyTorch's initial weights make an input of deviation 0.1, of which nothing reaches the threshold.
+    That code has no norm in the head and 12,630,858 parameters. Its 256 neurons are silent at first, since mean rates
+    and PyTorch's initial weights make an input with a standard deviation of 0.1, far below the threshold.
 
     Args:
         in_channels: Channels of the input. Default 3.
         classes: Outputs. Default 10.
         norm: ``"tdbn"`` (default) or ``"batch"``, the code's own.
-        head_norm: Whether the norm stands before the head's neurons, too. Default True.
+        head_norm: Whether the head's neurons have a norm, too. Default True.
         spiking_neuron: The neuron's class or name, see :class:`~qif_plugins.models.parts.Neurons`. Default
             :class:`~qif_plugins.adapters.spikingjelly.QIFNode`.
         kwargs: Passed on to each neuron.

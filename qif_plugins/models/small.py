@@ -14,7 +14,7 @@ __all__ = ["Perceptron", "convnet", "perceptron"]
 
 
 class Perceptron(SpikingModel):
-    """Linear layers with neurons between them; see :func:`perceptron`."""
+    """Network of linear layers with neurons between them; see :func:`perceptron`."""
 
     def __init__(
         self, in_features: int, classes: int, layers: int, width: int, norm: str | None, neurons: Neurons

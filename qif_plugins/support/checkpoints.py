@@ -1,4 +1,4 @@
-"""Files of tensors and plain values: written whole, and read only if they are sound."""
+"""Save and load files of tensors and plain values, complete and checked."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ __all__ = ["check_content", "check_tensors", "load", "load_weights", "save"]
 
 
 def save(path: Path, content: Any) -> None:
-    """Write ``content`` as :func:`torch.save` does; the file is complete, and on the disk, or the one before.
+    """Write ``content`` as :func:`torch.save` does; afterwards the file is complete on the disk, or unchanged.
 
     Raises:
-        OSError: It cannot be written, for want of space, say.
+        OSError: The file cannot be written, for example because the disk is full.
     """
     # In memory first: the writer of PyTorch's zip files does not pass on why a file could not be written.
     whole = io.BytesIO()
@@ -35,16 +35,16 @@ def save(path: Path, content: Any) -> None:
 
 
 def load(path: Path, what: str, hint: str = "") -> Any:
-    """What :func:`save` wrote, on the CPU; with ``weights_only``, so that a file that is not what it says runs no code.
+    """Read a file that :func:`save` wrote, on the CPU and with ``weights_only``, so that no code in the file runs.
 
     Args:
         path: The file.
-        what: It must be, for the error: ``"checkpoint of 'qif train'"``.
-        hint: What to do where it is not, for the error. Default nothing.
+        what: Name of such a file, for the error: ``"checkpoint of 'qif train'"``.
+        hint: Remedy if it is another file, for the error. Default: none.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is none, or damaged.
+        ValueError: The file is another one, or is damaged.
     """
     end = f"; {hint}" if hint else ""
     if path.is_dir():
@@ -60,7 +60,7 @@ def load(path: Path, what: str, hint: str = "") -> Any:
         # torch.load does not look at the checksums.
         with zipfile.ZipFile(file) as archive:
             broken = archive.testzip()
-    except Exception as error:  # whatever a reader meets in a file that was cut or written over
+    except Exception as error:  # any error is possible in a file that is truncated or overwritten
         raise ValueError(
             f"{path} is damaged or incomplete ({' '.join(str(error).split())}); take another copy or an earlier "
             "checkpoint"
@@ -73,21 +73,21 @@ def load(path: Path, what: str, hint: str = "") -> Any:
     try:
         file.seek(0)
         return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever the unpickler meets in a file that is something else
+    except Exception as error:  # any error is possible in a file of another kind
         raise ValueError(f"{path} is no {what}: {type(error).__name__} while reading it{end}") from error
 
 
 def check_content(path: Path, content: Any, parts: Any, what: str) -> None:
-    """Check that what was read from a file has its parts.
+    """Check that the content of a file has its parts.
 
     Args:
         path: The file, for the error.
-        content: What was read.
-        parts: See :func:`~qif_plugins.support.files.check_parts`.
-        what: The file must be, for the error.
+        content: Content of the file.
+        parts: Parts that it must have, see :func:`~qif_plugins.support.files.check_parts`.
+        what: Name of such a file, for the error.
 
     Raises:
-        ValueError: A part is missing or of another kind.
+        ValueError: A part is missing or has another type.
     """
     try:
         check_parts(content, parts)
@@ -99,7 +99,7 @@ def check_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
     """Check that the tensors of a saved model hold finite numbers.
 
     Raises:
-        ValueError: One does not, or has no numbers in it; names it.
+        ValueError: A tensor does not, or is not an ordinary tensor of numbers; the message names it.
     """
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
@@ -115,12 +115,12 @@ def check_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
 
 
 def load_weights(model: nn.Module, saved: Mapping[str, Any], source: str = "the saved state") -> None:
-    """Take over a saved state of a model, ``strict`` as PyTorch has it.
+    """Load a saved state into a model, ``strict`` as PyTorch does it.
 
     Args:
         model: The model, unchanged if the state is not its own.
-        saved: Of ``state_dict``.
-        source: Where it comes from, for the error.
+        saved: Result of ``state_dict``.
+        source: Origin of the state, for the error.
 
     Raises:
         ValueError: The state is another model's: a tensor is missing, too many, or of another shape or kind.
@@ -136,7 +136,7 @@ def load_weights(model: nn.Module, saved: Mapping[str, Any], source: str = "the 
             model.load_state_dict(saved)
     except (RuntimeError, TypeError, AttributeError, ValueError, KeyError) as error:
         problem = " ".join(str(error).split())
-        # PyTorch has copied what did fit.
+        # PyTorch has copied the tensors that fit.
         model.load_state_dict(before, strict=False)
     if problem:
         raise ValueError(f"{source} is another model's: {problem[:400]}")
@@ -144,7 +144,7 @@ def load_weights(model: nn.Module, saved: Mapping[str, Any], source: str = "the 
 
 @contextmanager
 def _checksums() -> Iterator[None]:
-    """With checksums, which a program may have turned off (PyTorch 2.6 and later)."""
+    """Let :func:`torch.save` write checksums, which a program may have turned off (PyTorch 2.6 and later)."""
     serialization: Any = torch.serialization
     if not hasattr(serialization, "get_crc32_options") or serialization.get_crc32_options():
         yield

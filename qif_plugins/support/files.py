@@ -1,4 +1,4 @@
-"""Files that are either complete or not there, folders that one run at a time writes to, and what a file must hold."""
+"""Write files completely or not at all, lock folders for one run at a time, and check the content of files."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ _KINDS = {
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to, beside ``path`` and with its suffix, that takes its place if the block succeeds.
+    """Yield a temporary path beside ``path``, with its suffix, that replaces it if the block succeeds.
 
     Args:
-        path: The file to create or replace; its folder is created if need be.
+        path: The file to create or replace; its folder is created if necessary.
 
     Raises:
-        OSError: It cannot be written, for want of space, say; the file that was there is untouched.
+        OSError: The file cannot be written, for example because the disk is full; the earlier file is unchanged.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,15 +61,15 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def occupied(folder: Path, name: str = "") -> Iterator[None]:
-    """A folder, made if need be, that this run alone writes to while the block runs.
+    """Lock a folder, created if necessary, so that only this run writes to it while the block runs.
 
-    The lock is the operating system's, on a file ``.qif-lock`` in the folder: it ends with the process, however that
-    ends. What an earlier run was writing when it was killed is removed. Folders that were made and stayed empty are
+    The operating system holds the lock, on a file ``.qif-lock`` in the folder, until the process ends in whatever way.
+    Temporary files of an earlier run that was killed are removed. Folders that were created and stayed empty are
     removed at the end.
 
     Args:
         folder: The folder.
-        name: Of a file in it, if that alone is written to. Default: the whole folder.
+        name: Name of a file in the folder, to lock only that file. Default: the whole folder.
 
     Raises:
         ValueError: Another run writes there.
@@ -94,7 +94,7 @@ def occupied(folder: Path, name: str = "") -> Iterator[None]:
 
 
 def check_target(path: Path) -> None:
-    """Find out whether a file can be written, before the work whose result it is to hold.
+    """Check that a file can be written, before the work whose result it will hold.
 
     Raises:
         OSError: ``path`` is a folder, or its folder cannot be made or written to.
@@ -114,17 +114,17 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path, what: str, parts: Any, way_out: str = "move it away") -> Any:
-    """The content of a JSON file of ours.
+    """Read and check a JSON file.
 
     Args:
         path: The file.
-        what: It is if it is another, for the error: ``"no file of qif bench"``.
-        parts: What it must hold, see :func:`check_parts`.
-        way_out: What to do about another one, for the error.
+        what: Description of a wrong file, for the error: ``"no file of qif bench"``.
+        parts: Parts that the file must have, see :func:`check_parts`.
+        way_out: Remedy, for the error.
 
     Raises:
-        ValueError: It is no such file.
-        OSError: It cannot be read.
+        ValueError: The file is another one.
+        OSError: The file cannot be read.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -135,17 +135,17 @@ def read_json(path: Path, what: str, parts: Any, way_out: str = "move it away") 
 
 
 def check_parts(value: Any, kind: Any, name: str = "") -> None:
-    """Check that a value read from a file has the parts that it must have.
+    """Check the types and parts of a value read from a file.
 
     Args:
         value: The value.
-        kind: A type, or a tuple of types, any of which will do (a whole number will where ``float`` stands, true and
-            false where ``bool`` stands alone); ``{"key": kind, ...}`` for a dictionary with these entries and perhaps
-            others, ``{str: kind}`` for one with any names, ``[kind]`` for a list; ``object`` for anything.
-        name: Of the value, for the error.
+        kind: A type, or a tuple of allowed types (``float`` allows whole numbers; only ``bool`` allows true and
+            false); ``{"key": kind, ...}`` for a dictionary with at least these entries, ``{str: kind}`` for one with
+            any names, ``[kind]`` for a list; ``object`` for anything.
+        name: Name of the value, for the error.
 
     Raises:
-        ValueError: It has not; says which part.
+        ValueError: A part is missing or has another type; the message names it.
     """
     if isinstance(kind, dict):
         _check_kind(value, (dict,), name)
@@ -168,7 +168,7 @@ def check_parts(value: Any, kind: Any, name: str = "") -> None:
 
 
 def finite(content: Any) -> Any:
-    """``content`` with ``None`` for every number that is not finite."""
+    """Replace every number that is not finite by ``None``."""
     if isinstance(content, dict):
         return {name: finite(value) for name, value in content.items()}
     if isinstance(content, list | tuple):
@@ -190,7 +190,7 @@ def _named(kind: type) -> str:
 
 
 def _cannot(error: OSError, what: str) -> OSError:
-    """The error with what was tried, in the words of one line."""
+    """Make a one-line error that also says what was attempted."""
     text = f"{what}: {error.strerror or error}"
     return OSError(text) if error.errno is None else OSError(error.errno, text)
 
@@ -199,7 +199,7 @@ def _cannot(error: OSError, what: str) -> OSError:
 
 
 def _make(folder: Path) -> list[Path]:
-    """Make a folder and return what of it was not there, the innermost first."""
+    """Create a folder, and return the folders that were created, the innermost first."""
     made: list[Path] = []
     try:
         place = folder
@@ -219,11 +219,11 @@ def _make(folder: Path) -> list[Path]:
 
 
 _handles: set[int] = set()
-"""Locks held. A process forked from this one, such as one that loads data, must not keep them when this one ends."""
+"""Handles of the locks held. Forked processes, such as data loaders, must not keep them after this process ends."""
 
 
 def _locked(path: Path, what: Path) -> int:
-    """Lock a file, made if need be; its handle."""
+    """Lock a file, created if necessary, and return its handle."""
     while True:
         try:
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -241,7 +241,7 @@ def _locked(path: Path, what: Path) -> int:
             )
         # Whoever held it before may have removed it in between.
         if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
-            with suppress(OSError):  # of no consequence: whose it is stands there for people
+            with suppress(OSError):  # the content only tells people who holds the lock
                 os.ftruncate(handle, 0)
                 os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
             return handle
@@ -249,7 +249,7 @@ def _locked(path: Path, what: Path) -> int:
 
 
 def _taken(handle: int) -> bool:
-    """Lock an open file without waiting; whether nobody else has."""
+    """Lock an open file without waiting; returns False if another process holds the lock."""
     try:
         if sys.platform == "win32":
             msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
@@ -289,7 +289,7 @@ if _at_fork is not None:
 
 
 def _remove_rests(folder: Path, name: str) -> None:
-    """Remove what :func:`replacing` left in a process that was killed, and nothing else."""
+    """Remove the temporary files of :func:`replacing` in a process that was killed, and nothing else."""
     rest = re.compile(rf"\.{re.escape(name) if name else '.+'}\.qif-[0-9a-f]{{16}}\.tmp(\.[^.]+)?")
     for other in folder.glob(".*.qif-*"):
         if rest.fullmatch(other.name):

@@ -1,4 +1,4 @@
-"""Trained networks of the comparison as files."""
+"""Save and load the trained networks of a comparison."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from .training import Hyperparameters, Training
 __all__ = ["KIND", "check_content", "checkpoint_name", "rebuild", "save"]
 
 KIND = "qif compare"
-"""What the entry ``"kind"`` of such a file says."""
+"""Value of the entry ``"kind"`` in such a file."""
 
 
 def checkpoint_name(training: Training) -> str:
-    """A file name for one training, without the suffix."""
+    """Return the file name of one training, without the suffix."""
     neuron = "lif" if training.neuron == "LIF" else f"qif-{training.window}"
     return f"{training.host}-{neuron}-{training.seed}"
 
 
 def save(path: Path, network: nn.Module, training: Training, images: Images, settings: Hyperparameters) -> None:
-    """Write a trained network, what it was trained on, and how well it does."""
+    """Write a trained network with its settings, its data set's name and its accuracy."""
     content = {
         "kind": KIND,
         "host": training.host,
@@ -46,10 +46,10 @@ def save(path: Path, network: nn.Module, training: Training, images: Images, set
 
 
 def check_content(path: Path, content: Any) -> None:
-    """Check what was read from a file that :func:`save` wrote.
+    """Check the content of a file that :func:`save` wrote.
 
     Raises:
-        ValueError: It is another file, lacks a part, or holds weights that are not finite.
+        ValueError: The file is another one, lacks a part, or holds weights that are not finite.
     """
     kind = "file of 'qif compare --save'"
     checkpoints.check_content(path, content, _PARTS, kind)
@@ -69,15 +69,15 @@ _PARTS: dict[str, Any] = {
 
 
 def rebuild(path: Path, content: dict[str, Any], images: Images) -> tuple[HostLayers, nn.Module]:
-    """The network that :func:`save` wrote, on the CPU and in evaluation mode.
+    """Rebuild the network that :func:`save` wrote, on the CPU and in evaluation mode.
 
     Args:
         path: The file, for the error.
-        content: What was read from it, see :func:`check_content`.
-        images: What it was trained on.
+        content: Content of the file, see :func:`check_content`.
+        images: The data set that the network was trained on.
 
     Returns:
-        Its host and the network.
+        The layers of its host, and the network.
 
     Raises:
         ImportError: The host is not installed.

@@ -1,10 +1,10 @@
-"""The network of the comparison, in each host's own layers.
+"""The network of the comparison, built from each host's own layers.
 
-:func:`build` is the same code for every host and every neuron: the neuron is one argument, the host another. What
-differs between hosts is how a layer is spread over time, how a neuron is stepped, and how its state is cleared.
+:func:`build` is the same code for every host and neuron, both of which are arguments. Hosts differ in how a layer is
+applied over time, how a neuron is stepped, and how its state is cleared.
 
-The leak of the LIF neurons is β = 1/2 without decay of the input (tdBN brings the input to the threshold's scale, so
-a decayed one would hardly ever fire); everything else is the host's default: its surrogate, its reset.
+The LIF neurons have the leak β = 1/2 and do not decay their input: tdBN scales the input to the threshold, and with a
+decayed input they would hardly ever fire. Their surrogate and reset are the host's defaults.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class SpikingJellyLayers:
         return self.layer.AvgPool2d(2, step_mode="m")
 
     def readout(self, features: int, classes: int) -> nn.Module:
-        """Flattening and a linear layer at every time step."""
+        """A linear layer of the flattened input at every time step."""
         return nn.Sequential(self.layer.Flatten(step_mode="m"), self.layer.Linear(features, classes, step_mode="m"))
 
     def spiking(self, neuron: Callable[[], nn.Module]) -> nn.Module:
@@ -79,7 +79,7 @@ class SpikingJellyLayers:
 
 
 class SnnTorchLayers:
-    """The same parts in snnTorch, whose layers are PyTorch's and whose neurons take one step at a time."""
+    """The parts of the network in snnTorch, with PyTorch's layers and neurons that take one step at a time."""
 
     def __init__(self) -> None:
         import snntorch
@@ -99,7 +99,7 @@ class SnnTorchLayers:
         return _EveryStep(nn.AvgPool2d(2))
 
     def readout(self, features: int, classes: int) -> nn.Module:
-        """Flattening and a linear layer at every time step."""
+        """A linear layer of the flattened input at every time step."""
         return _EveryStep(nn.Sequential(nn.Flatten(), nn.Linear(features, classes)))
 
     def spiking(self, neuron: Callable[[], nn.Module]) -> nn.Module:
@@ -131,7 +131,7 @@ class _EveryStep(nn.Module):
 
 
 class _Unrolled(nn.Module):
-    """A snnTorch neuron over a sequence, from rest: in one call where it has one, else step by step."""
+    """A snnTorch neuron applied to a sequence from rest, in one call if the neuron can, else step by step."""
 
     def __init__(self, neuron: nn.Module) -> None:
         super().__init__()
@@ -156,11 +156,11 @@ HostLayers = SpikingJellyLayers | SnnTorchLayers
 def build(
     host: HostLayers, neuron: Callable[[], nn.Module], channels: int, size: int, classes: int
 ) -> tuple[nn.Module, list[nn.Module]]:
-    """Three blocks of convolution, tdBN, neurons and (twice) pooling, then a linear readout.
+    """Build three blocks of convolution, tdBN, neurons and, in the first two, pooling, and a linear readout.
 
     Args:
-        host: Whose layers.
-        neuron: Makes one neuron layer; the one argument in which LIF and QIF differ.
+        host: Layers of the host.
+        neuron: Makes one layer of neurons; LIF and QIF networks differ in this argument alone.
         channels: Channels of the image.
         size: Height and width of the image, a multiple of 4.
         classes: Outputs.
@@ -185,7 +185,7 @@ HOSTS: dict[str, type[HostLayers]] = {"spikingjelly": SpikingJellyLayers, "snnto
 
 
 def host_version(name: str) -> str | None:
-    """The installed version of a host, ``None`` if it is not installed."""
+    """Return the installed version of a host, or ``None`` if it is not installed."""
     if importlib.util.find_spec(name) is None:
         return None
     try:
@@ -195,5 +195,5 @@ def host_version(name: str) -> str | None:
 
 
 def installed_hosts() -> tuple[str, ...]:
-    """The hosts of :data:`HOSTS` that are installed."""
+    """List the hosts of :data:`HOSTS` that are installed."""
     return tuple(name for name in HOSTS if host_version(name) is not None)

@@ -1,4 +1,4 @@
-"""Results of a comparison: a table to read, a JSON file to compute with, a figure to show."""
+"""Results of a comparison as a table, a JSON file and a figure."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .training import Training
 __all__ = ["GOAL", "Summary", "print_table", "summarise", "write_figure", "write_json"]
 
 GOAL = 0.9
-"""Accuracy whose first epoch is reported."""
+"""Test accuracy; the first epoch that reaches it is reported."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """All seeds of one neuron in one host.
+    """Summary of one neuron in one host over all seeds.
 
     Attributes:
         host: Name of the host.
@@ -49,7 +49,7 @@ class Summary:
 
 
 def summarise(trainings: Iterable[Training]) -> list[Summary]:
-    """One summary for each host and neuron, in the order of their first appearance."""
+    """Summarise the trainings of each host and neuron, in the order of their first appearance."""
     return [_summary(group) for group in _groups(trainings)]
 
 
@@ -82,7 +82,7 @@ def print_table(summaries: Sequence[Summary]) -> None:
 
 
 def write_json(path: Path, header: dict[str, Any], trainings: Sequence[Training]) -> None:
-    """Write ``header``, the table's rows, and every training with its curves; null where a loss is not finite."""
+    """Write ``header``, the table's rows and every training with its curves; a loss that is not finite as null."""
     content = {
         **header,
         "summary": [asdict(row) for row in summarise(trainings)],
@@ -92,7 +92,7 @@ def write_json(path: Path, header: dict[str, Any], trainings: Sequence[Training]
 
 
 def write_figure(path: Path, title: str, trainings: Sequence[Training]) -> None:
-    """Draw test accuracy against epoch, mean and deviation over seeds, one panel a host."""
+    """Draw the test accuracy by epoch, mean and standard deviation over seeds, with one panel for each host."""
     curves = []
     for group in _groups(trainings):
         label = "LIF" if group[0].neuron == "LIF" else f"QIF, {group[0].window}"

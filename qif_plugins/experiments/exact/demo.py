@@ -1,4 +1,4 @@
-"""What exact gradients through smooth spikes can do, in three figures: ``qif exact demo``."""
+"""Demonstrations of exact gradients through smooth spikes, as figures: ``qif exact demo``."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ DEMOS: dict[str, Callable[..., dict[str, float]]] = {
 
 
 def _neuron(seed: int) -> tuple[QIFLayer, Spikes]:
-    """A neuron with 60 inputs that spike once each."""
+    """Make a neuron, and 60 inputs that spike once each."""
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     times = (torch.rand(1, 60, generator=generator, dtype=torch.float64, device="cpu") * DURATION).sort(1)[0]
@@ -121,7 +121,7 @@ def _neuron(seed: int) -> tuple[QIFLayer, Spikes]:
 
 
 def _optimize(layer: QIFLayer, inputs: Spikes, loss: Callable[[Spikes], Tensor], steps: int) -> list[Tensor]:
-    """Ordinary spikes and pseudospikes, eight in all, at each step."""
+    """Train, and record the first eight ordinary spikes and pseudospikes at each step."""
     optimizer = torch.optim.Adam(layer.parameters(), lr=0.05)
     records = []
     for _ in range(steps + 1):

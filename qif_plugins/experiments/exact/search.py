@@ -1,14 +1,15 @@
-"""LIF against QIF with hyperparameters searched equally for both: what ``qif exact compare`` runs.
+"""Comparison of LIF and QIF whose hyperparameters are searched alike: ``qif exact compare``.
 
-In three parts, each the same for every neuron:
+A comparison has three parts, each the same for every neuron:
 
-    search    Optuna's TPE sampler proposes settings from one space; each trial trains on four fifths of the training
-              set and is worth its accuracy on the last fifth. The test set is not looked at.
-    confirm   the best few trials are trained with further seeds, and the best on average is taken
-    test      trained on the whole training set over seeds that no search saw, and measured on the test set
+    search    Optuna's TPE sampler proposes settings from one space. Each trial trains on four fifths of the training
+              set and is judged by its accuracy on the last fifth. The test set is not used.
+    confirm   The best trials are trained with further seeds, and the best on average is chosen.
+    test      The chosen settings are trained on the whole training set, with seeds that no search used, and measured
+              on the test set.
 
-Every finished run is kept at once in one file, and a run that is there is not done again, so that a killed comparison
-goes on where it was. The sampler is seeded for each trial anew, so that it then proposes what it would have proposed.
+Every finished run is recorded at once, and recorded runs are not done again: a comparison that was killed continues
+where it was.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ _RESULT = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is compared, apart from how long.
+    """The task and the networks of a comparison.
 
     Attributes:
         dataset: One of :data:`~qif_plugins.experiments.exact.data.DATASETS`.
@@ -78,11 +79,11 @@ class Comparison:
     batch: int = 50
 
     def entries(self) -> dict[str, Any]:
-        """All attributes in plain JSON values."""
+        """Return all attributes in plain JSON values."""
         return {**asdict(self), "hidden": list(self.hidden)}
 
     def settings(self, neuron: str, params: Mapping[str, Any], seed: int) -> Settings:
-        """A run of ``neuron`` with the searched ``params``, see :func:`space`."""
+        """Make the settings of a run of ``neuron`` with ``params`` from :func:`space`."""
         base = Settings(**{**DEFAULTS[self.dataset], "neuron": neuron, "recurrent": self.recurrent})
         base = replace(base, epochs=self.epochs, batch=self.batch, hidden=self.hidden, seed=seed)
         chosen = replace(base, **params, max_spikes=MOST_SPIKES * max(self.hidden, default=10))
@@ -92,7 +93,7 @@ class Comparison:
 
 
 def space(dataset: str) -> dict[str, BaseDistribution]:
-    """The search space, which does not depend on the neuron.
+    """Define the search space, which is the same for every neuron.
 
     Args:
         dataset: One of :data:`~qif_plugins.experiments.exact.data.DATASETS`.
@@ -124,7 +125,7 @@ def space(dataset: str) -> dict[str, BaseDistribution]:
 
 
 def validation_split(data: SpikeData, fraction: float = 0.2) -> SpikeData:
-    """The training set alone, its own samples held out as the test set.
+    """Hold out samples of the training set as a test set.
 
     Args:
         data: A task.
@@ -204,16 +205,16 @@ def compare(
     seeds: int = 5,
     report: Callable[[Record], None] = lambda record: None,
 ) -> None:
-    """Do what is not in ``runs`` yet.
+    """Run everything that is not recorded in ``runs`` yet.
 
     Args:
         runs: The finished runs; added to.
-        neurons: Which ones. Default LIF and QIF.
-        trials: Of the search, for each neuron. Default 40.
-        finalists: Best trials that are trained again. Default 5.
-        confirmations: With so many further seeds. Default 2.
-        seeds: Of the test. Default 5.
-        report: Called with every run once it is done.
+        neurons: Names of the neurons. Default LIF and QIF.
+        trials: Number of trials of the search for each neuron. Default 40.
+        finalists: Number of best trials that are trained again. Default 5.
+        confirmations: Number of further seeds for each of them. Default 2.
+        seeds: Number of seeds of the test. Default 5.
+        report: Called with every run once it is done, see :meth:`Runs.of`.
 
     Raises:
         ImportError: Optuna is missing.
@@ -253,14 +254,14 @@ def compare(
 
 
 def chosen(runs: Runs, neuron: str) -> Record:
-    """The trial with the best mean validation accuracy among the confirmed ones, or among all if none is."""
+    """Choose the trial with the best mean validation accuracy among the confirmed ones, or among all if none is."""
     ranked = _best_first(runs, neuron)
     confirmed = [record for record in ranked if runs.of("confirm", neuron, number=record["number"])]
     return max(confirmed or ranked, key=lambda record: validation(runs, record))
 
 
 def validation(runs: Runs, record: Record) -> float:
-    """The mean validation accuracy of a trial over its seeds."""
+    """Average the validation accuracy of a trial over its seeds."""
     again = runs.of("confirm", record["neuron"], number=record["number"])
     return statistics.fmean([record["accuracy"], *(one["accuracy"] for one in again)])
 
@@ -270,15 +271,11 @@ def _best_first(runs: Runs, neuron: str) -> list[Record]:
 
 
 def _train(settings: Settings, data: SpikeData) -> Record:
-    """A run's accuracy at its end, 0 if it failed, with its history or the reason."""
+    """Train, and return the final accuracy (0 if the run failed), the history and the reason of a failure."""
     history: list[dict[str, float]] = []
-
-    def keep(row: dict[str, float]) -> None:
-        history.append({name: value for name, value in row.items() if math.isfinite(value)})
-
     result: Record = {}
     try:
-        fit(build(settings, data.train.channels, data.classes), data, settings, keep)
+        fit(build(settings, data.train.channels, data.classes), data, settings, history.append)
     except (EventBudgetError, InactiveError, NonFiniteError) as error:
         result["failed"] = str(error)
     accuracy = 0.0 if "failed" in result else history[-1]["accuracy"]
@@ -286,11 +283,11 @@ def _train(settings: Settings, data: SpikeData) -> Record:
 
 
 def summarise(runs: Runs, neurons: Sequence[str]) -> dict[str, Record]:
-    """What came out, by neuron.
+    """Summarise a comparison by neuron.
 
     Args:
-        runs: Of a comparison that is done.
-        neurons: Which ones.
+        runs: Runs of a finished comparison.
+        neurons: Names of the neurons.
 
     Returns:
         For each its settings, the validation accuracy that chose them, how many of the trials failed and the median
@@ -334,11 +331,11 @@ def _mean(values: Any) -> float:
 
 
 def draw(runs: Runs, neurons: Sequence[str], path: Path) -> None:
-    """The trials' accuracies in order, and error, silent neurons and gradient norms over epochs of the test.
+    """Draw the trials' accuracies, and the test's error, silent neurons and gradient norms by epoch.
 
     Args:
-        runs: Of a comparison that is done.
-        neurons: Which ones.
+        runs: Runs of a finished comparison.
+        neurons: Names of the neurons.
         path: The image to write; the bands are the seeds' extremes, and a dotted line is the largest batch.
 
     Raises:

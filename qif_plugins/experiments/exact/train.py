@@ -1,8 +1,7 @@
-"""Training of exact networks: what ``qif exact train`` runs."""
+"""Train exact networks: ``qif exact train``."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from itertools import pairwise
@@ -45,7 +44,7 @@ LOSSES = ("first", "count")
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that decides a run, besides the data.
+    """Settings that decide a run, apart from the data.
 
     Attributes:
         neuron: ``"lif"``, ``"qif"`` or ``"theta"``.
@@ -90,7 +89,7 @@ PARTS: dict[str, Any] = {
     "loss": str, "scale": float, "rate": float, "epochs": int, "batch": int, "lr": float, "seed": int,
     "clip": (float, type(None)), "pseudo_scale": (float, type(None)), "max_spikes": int,
 }  # fmt: skip
-"""What saved settings hold, see :func:`~qif_plugins.support.files.check_parts`."""
+"""Parts of saved settings, see :func:`~qif_plugins.support.files.check_parts`."""
 _PARTS: dict[str, Any] = {
     "settings": PARTS,
     "data": {"name": str, "root": (str, type(None)), "limit": (int, type(None))},
@@ -99,10 +98,10 @@ _PARTS: dict[str, Any] = {
 
 
 def check_saved(path: Path, content: Any) -> Settings:
-    """The settings in what was read from an ``exact.pt``.
+    """Check the content of an ``exact.pt``, and return its settings.
 
     Raises:
-        ValueError: It is another file, lacks a part, or holds weights that are not finite.
+        ValueError: The file is another one, lacks a part, or holds weights that are not finite.
     """
     kind = "file exact.pt of 'qif exact train'"
     check_content(path, content, _PARTS, kind)
@@ -122,14 +121,14 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "mnist5k": {"hidden": (200,), "lr": 3e-3},
     "shd": {"hidden": (128,), "duration": 1.4, "tau": 0.1, "loss": "count", "scale": 1.0, "rate": 3.0, "lr": 1e-3},
 }
-"""What a data set changes in :class:`Settings`."""
+"""Changes to :class:`Settings` by data set."""
 
 LIF_IMAGES: dict[str, Any] = {"duration": 1.0, "latest": 1.0}
-"""What LIF neurons change for images: long after the input, a silent neuron has no membrane left to learn from."""
+"""Changes for LIF neurons on images, since long after the input a silent neuron has no membrane left to learn from."""
 
 
 def build(settings: Settings, channels: int, classes: int) -> nn.Sequential:
-    """The network, its weights drawn by ``settings.seed``."""
+    """Build the network, with weights drawn from ``settings.seed``."""
     torch.manual_seed(settings.seed)
     layer = LAYERS[settings.neuron]
     sizes = [channels, *settings.hidden, classes]
@@ -158,15 +157,15 @@ def fit(
     checkpoints: Checkpoints | None = None,
     resumed: Mapping[str, Any] | None = None,
 ) -> list[dict[str, float]]:
-    """Train in place.
+    """Train a network in place.
 
     Args:
         network: From :func:`build`.
-        data: The task.
-        settings: The run.
+        data: The data set.
+        settings: The settings of the run.
         report: Called with each epoch's measurements.
         active: Whether to scale the weights to ``settings.rate`` first (theta neurons need none). Default True.
-        checkpoints: Where to keep the state after every epoch. Default nowhere.
+        checkpoints: Folder to save the state to after every epoch. Default: none.
         resumed: A checkpoint of the same settings and data to go on from, as
             :func:`~qif_plugins.experiments.training.checkpoint.load_checkpoint` reads it. Default: from the start.
 
@@ -174,7 +173,7 @@ def fit(
         One dictionary an epoch: loss, accuracy (test), gradient norm before clipping (mean and largest over batches),
         silent neurons (fraction of the hidden ones without an ordinary spike in the whole test set), unanswered
         (fraction of the test samples in which no output neuron has an ordinary spike), rate (hidden, ordinary) and
-        seconds. Epoch 0 is before training.
+        seconds. Epoch 0, before training, has no loss, gradient norm and seconds.
 
     Raises:
         NonFiniteError: The loss or a gradient is not finite; names the layer, and the weights are those before that
@@ -185,8 +184,7 @@ def fit(
             initialise(
                 network, select(data.train, torch.arange(min(200, len(data.train_labels)), device="cpu")), settings.rate
             )
-        unknown = {"loss": math.nan, "grad_norm": math.nan, "grad_norm_max": math.nan}
-        before = {"epoch": 0.0, **unknown, **evaluate(network, data, settings)}
+        before = {"epoch": 0.0, **evaluate(network, data, settings)}
         report(before)
     else:
         before = resumed["data"]["before"]
@@ -227,7 +225,7 @@ def fit(
 
 
 class _Batches(Batches):
-    """Each epoch's order is the next permutation of one generator."""
+    """Batches whose order in each epoch is the next permutation of one generator."""
 
     def indices(self, epoch: int, first: int = 0, process: int = 0, processes: int = 1) -> Iterator[Tensor]:
         generator = torch.Generator().manual_seed(self.seed)
@@ -239,7 +237,7 @@ class _Batches(Batches):
 
 @torch.no_grad()
 def evaluate(network: nn.Sequential, data: SpikeData, settings: Settings) -> dict[str, float]:
-    """Accuracy on the test set, the hidden layers' rate, and what is silent; see :func:`fit`."""
+    """Measure accuracy, firing rate and silent neurons on the test set, see :func:`fit`."""
     correct, unanswered, spikes_sum = 0, 0, 0.0
     spiked = [torch.zeros(size, dtype=torch.bool, device="cpu") for size in settings.hidden]
     for samples in torch.arange(len(data.test_labels), device="cpu").split(200):
@@ -262,7 +260,7 @@ def evaluate(network: nn.Sequential, data: SpikeData, settings: Settings) -> dic
 
 
 def classification_loss(out: Spikes, labels: Tensor, settings: Settings) -> Tensor:
-    """The loss that ``settings`` names, of the last layer's spikes."""
+    """Compute the loss that ``settings`` names from the last layer's spikes."""
     if settings.loss == "first":
         return first_spike_cross_entropy(out, labels, settings.scale)
     return count_cross_entropy(out, labels, 1 / settings.scale)

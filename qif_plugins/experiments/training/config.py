@@ -51,7 +51,7 @@ class DataConfig:
         steps: T: how often a static image is repeated, or into how many frames of equal event counts CIFAR10-DVS is
             cut.
         size: Height and width; 0 for the data's own.
-        augment: What to do to training samples, see :mod:`~qif_plugins.experiments.training.augmentation`.
+        augment: Augmentations of training samples, see :mod:`~qif_plugins.experiments.training.augmentation`.
         cutout_size: Side of the square of ``"cutout"``. Default 16.
         workers: Processes that load data, beside each training process. Default 0.
         split_seed: Of the division of CIFAR10-DVS, which has none: 9 of 10 samples of a class to train; below 2^63.
@@ -76,7 +76,7 @@ class LossConfig:
     Attributes:
         name: ``"tet"``: cross entropy of every step; ``"mean"``: cross entropy of the mean logits.
         regularization: λ of TET, from 0 to 1. Default 0.
-        target: What TET's second term pulls the logits to. Default 1.
+        target: Value to which TET's second term pulls the logits. Default 1.
     """
 
     name: str = "tet"
@@ -142,7 +142,7 @@ class Config:
     """The configuration of a training run.
 
     Attributes:
-        data: What is trained on, see :class:`DataConfig`.
+        data: The data set, see :class:`DataConfig`.
         model: ``name``, one of ``qif_plugins.models.MODELS``, and the model's own arguments.
         neuron: ``name``, one of ``qif_plugins.models.NEURONS``, and the neuron's arguments; ``surrogate_function`` by
             the name of a surrogate of SpikingJelly. TOML has no null: in both, ``"none"`` stands for ``None``.

@@ -61,7 +61,7 @@ class Task:
         test: Batches to test on, alike.
         shape: ``[C, H, W]`` of a sample of one step.
         classes: How many.
-        record: What a checkpoint must hold for the same division of the samples: empty where the data set has one.
+        record: Values that a checkpoint needs to divide the samples in the same way; empty if the data set is divided.
     """
 
     train: Batches

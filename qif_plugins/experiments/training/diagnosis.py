@@ -190,7 +190,7 @@ class _Search:
         roles.setdefault(key, []).append(name)
 
     def _arrived(self, gradient: Tensor, key: int) -> None:
-        """Check a gradient: the last layer's arrive first, so that the first bad one comes from the tensor's consumer."""
+        """Check a gradient. The last layer's arrive first: the first bad one comes from the tensor's consumer."""
         if self.found is not None or _finite(gradient):
             return
         takers = _innermost(self.takers.get(key, []))

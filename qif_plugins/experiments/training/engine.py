@@ -57,8 +57,8 @@ class Trainer:
         scheduler: Stepped after every step of the optimizer. Default none.
         epochs: Number of epochs. Default 1.
         accumulation: Number of training batches in one step of the optimizer. Default 1.
-        precision: Autocast of the model's forward in this trainer: ``"no"``, ``"bf16"`` or ``"fp16"`` (on GPUs, with loss
-            scaling). Outputs are converted back to float32. Default ``"no"``.
+        precision: Autocast of the model's forward in this trainer: ``"no"``, ``"bf16"`` or ``"fp16"`` (on GPUs, with
+            loss scaling). Outputs are converted back to float32. Default ``"no"``.
         clip_norm: Largest norm of the gradient; larger ones are scaled down to it. Default none.
         reset: Called with the model before every batch, to clear the state of neurons. Default none.
         layers: Modules by name whose outputs are spikes, to measure their firing rates. Default: the layers found by
@@ -75,8 +75,9 @@ class Trainer:
             this is the only process.
 
     Attributes:
-        history: One dictionary per epoch: epoch (from 1), loss and what else ``loss`` measured, rate, gradient_norm (mean
-            over steps, before clipping), lr (of the last step), seconds, and the same of ``test`` as test_...
+        history: One dictionary per epoch: epoch (from 1), loss and the further measurements of ``loss``, rate,
+            gradient_norm (mean over steps, before clipping), lr (of the last step), seconds, and, with the prefix
+            test_, the measurements on ``test``.
         epoch: Epochs finished.
         step: Steps of the optimizer finished in the epoch under way.
         rates: Firing rate of each layer in the last evaluation.

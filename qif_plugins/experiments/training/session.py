@@ -175,7 +175,7 @@ def make_trainer(config: Config, model: nn.Module, task: Task, **options: Any) -
         cpu=False,
         **options,
     )
-    # What a model draws while it runs, such as dropout, differs between processes.
+    # Random numbers of a running model, such as those of dropout, differ between processes.
     torch.manual_seed(seed_of(training.seed, trainer.process))
     return trainer
 
