@@ -32,7 +32,7 @@ import numpy as np
 import torch
 
 from qif_plugins.experiments.bench.machine import machine, machine_name
-from qif_plugins.support.files import finite, replacing, write_json
+from qif_plugins.support.files import finite, write_json
 
 HERE = Path(__file__).parent
 NETWORKS = ("784-100-10", "700-128-20")
@@ -318,10 +318,7 @@ def line(record: dict[str, Any]) -> str:
 
 def draw(results: dict[str, Any], path: Path) -> None:
     """Neuron-events a second against events, batch and neurons."""
-    from qif_plugins.experiments.figures import COLOURS, require_matplotlib
-
-    require_matplotlib()
-    from matplotlib.figure import Figure
+    from qif_plugins.experiments.figures import colours_of, figure
 
     records = [
         {**record, "neurons": int(record["network"].split("-")[1])}
@@ -341,39 +338,40 @@ def draw(results: dict[str, Any], path: Path) -> None:
         return [x for x, _ in pairs], [y for _, y in pairs]
 
     small, large = {"network": "784-100-10"}, {"network": "700-128-20"}
-    figure = Figure(figsize=(13, 4.2), layout="constrained")
-    panels = figure.subplots(1, 3, sharey=True)
     shown = (
         ("spikes", "input spikes a sample, batch 16", {"batch": 16}, (small, large)),
         ("batch", "samples a batch, 100 input spikes", {"spikes": 100}, (small, large)),
         ("neurons", "hidden neurons, 1,000 input spikes, batch 16", {"spikes": 1000, "batch": 16}, ({},)),
     )
     peers = (("qif", "QIF"), ("jax", "reference in JAX"), ("loop", "PyTorch event loop (first layer)"))
-    for axes, (key, label, fixed, networks) in zip(panels, shown, strict=True):
-        for place, network in enumerate(networks):
-            for colour, (peer, name) in zip(COLOURS, peers, strict=False):
-                if key == "neurons" and peer != "qif":
-                    continue
-                for passes, style in (("forward_s", "-"), ("both_s", ":")):
-                    x, y = rates(peer, key, fixed | network, passes)
-                    if not x:
+    colours = colours_of(name for _, name in peers)
+    with figure(path, (13, 4.2), dpi=130) as drawn:
+        panels = drawn.subplots(1, 3, sharey=True)
+        for axes, (key, label, fixed, networks) in zip(panels, shown, strict=True):
+            for place, network in enumerate(networks):
+                for peer, name in peers:
+                    if key == "neurons" and peer != "qif":
                         continue
-                    which = "forward" if passes == "forward_s" else "forward and gradient"
-                    axes.loglog(
-                        x, y, style, color=colour, marker="os"[place], markersize=3.5,
-                        label=f"{name}, {network.get('network', '700-N-20')}, {which}",
-                    )  # fmt: skip
-        if key != "spikes":
-            axes.set_xscale("log", base=2)
-        axes.axhline(10, color="0.6", linewidth=1, linestyle="--")
-        axes.set_xlabel(label)
-        axes.grid(alpha=0.3)
-    panels[0].set_ylabel("million neuron-events a second, one core")
-    handles = {text: handle for axes in panels for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize="x-small")
-    figure.suptitle(results["machine"]["cpu"], fontsize="medium")
-    with replacing(path) as beside:
-        figure.savefig(beside, dpi=130)
+                    for passes, style in (("forward_s", "-"), ("both_s", ":")):
+                        x, y = rates(peer, key, fixed | network, passes)
+                        if not x:
+                            continue
+                        which = "forward" if passes == "forward_s" else "forward and gradient"
+                        axes.loglog(
+                            x, y, style, color=colours[name], marker="os"[place], markersize=3.5,
+                            label=f"{name}, {network.get('network', '700-N-20')}, {which}",
+                        )  # fmt: skip
+            if key != "spikes":
+                axes.set_xscale("log", base=2)
+            axes.axhline(10, color="0.6", linewidth=1, linestyle="--")
+            axes.set_xlabel(label)
+            axes.grid(alpha=0.3)
+        panels[0].set_ylabel("million neuron-events a second, one core")
+        handles = {
+            text: handle for axes in panels for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        drawn.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize="x-small")
+        drawn.suptitle(results["machine"]["cpu"], fontsize="medium")
     print(f"wrote {path}")
 
 

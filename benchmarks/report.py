@@ -18,7 +18,7 @@ from typing import Any
 from qif_plugins.experiments.bench.harness import QUICK, QUICK_GPU
 from qif_plugins.experiments.bench.peers import FLOOR_NEW, FLOOR_THERE, OURS
 from qif_plugins.experiments.bench.runner import PASSES
-from qif_plugins.experiments.figures import COLOURS, require_matplotlib
+from qif_plugins.experiments.figures import COLOURS, colours_of, figure
 from qif_plugins.support.files import replacing
 
 HERE = Path(__file__).parent
@@ -108,14 +108,17 @@ def main() -> None:
 
 def draw(results: dict[str, Any], path: Path) -> None:
     """Nanoseconds per neuron-step of forward and backward together, against N and against T."""
-    require_matplotlib()
-    from matplotlib.figure import Figure
-
     cases = [case for case in results["cases"] if case["dtype"] == "float32"]
     names = list(dict.fromkeys(name for case in cases for name in case["peers"]))
-    names.sort(key=lambda name: name in FLOORS)  # the others keep their colours
-    figure = Figure(figsize=(17, 4.4), layout="constrained")
-    *panels, flat = figure.subplots(1, 3, sharey=True)
+    colours = colours_of(name for name in names if name not in FLOORS) | FLOORS
+    with figure(path, (17, 4.4)) as drawn:
+        _draw(results, cases, names, colours, drawn)
+
+
+def _draw(
+    results: dict[str, Any], cases: list[dict[str, Any]], names: list[str], colours: dict[str, str], drawn: Any
+) -> None:
+    *panels, flat = drawn.subplots(1, 3, sharey=True)
     all_steps = sorted({case["T"] for case in cases})
     steps = 4 if 4 in all_steps else all_steps[0]
     products = _commonest(case["T"] * case["N"] for case in cases)
@@ -124,13 +127,13 @@ def draw(results: dict[str, Any], path: Path) -> None:
         ("T", f"time steps T, T N = {products}", [case for case in cases if case["T"] * case["N"] == products]),
     )
     for axes, (key, label, some) in zip(panels, shown, strict=True):
-        for index, name in enumerate(names):
+        for name in names:
             points = sorted((case[key], _cost(case, name)) for case in some if "both" in case["peers"].get(name, {}))
             if points:
                 axes.loglog(
                     *zip(*points, strict=True), label=name, marker="o", markersize=3.5, base=2,
-                    color=FLOORS.get(name, COLOURS[index % len(COLOURS)]),
-                    linewidth=2.5 if name == OURS else 1.2, linestyle="--" if index >= len(COLOURS) else "-",
+                    color=colours[name], linewidth=2.5 if name == OURS else 1.2,
+                    linestyle="--" if colours[name] in [colours[n] for n in names[: names.index(name)]] else "-",
                 )  # fmt: skip
         axes.set_yscale("log", base=10)
         axes.set_xlabel(label)
@@ -139,42 +142,34 @@ def draw(results: dict[str, Any], path: Path) -> None:
         points = sorted((case["N"], _cost(case, OURS)) for case in cases if case["T"] == some_steps)
         flat.loglog(
             *zip(*points, strict=True), label=f"T = {some_steps}", marker="o", markersize=3.5, base=2,
-            color=COLOURS[index % len(COLOURS)],
+            color=COLOURS[2 + index % 5],
         )  # fmt: skip
     flat.set_yscale("log", base=10)
     flat.set_xlabel(f"neurons N, {OURS} alone")
     flat.grid(alpha=0.3)
-    flat.legend(fontsize="small")
     panels[0].set_ylabel("forward + backward, ns a neuron-step")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
+    for axes, place in ((panels[0], "outside right upper"), (flat, "outside right lower")):
+        drawn.legend(*axes.get_legend_handles_labels(), loc=place, fontsize="small")
     clock = ", device time" if _on_gpu(results) else ""
-    figure.suptitle(f"{_machine(results)}, float32{clock}", fontsize="medium")
-    with replacing(path) as beside:
-        figure.savefig(beside, dpi=150)
+    drawn.suptitle(f"{_machine(results)}, float32{clock}", fontsize="medium")
 
 
 def draw_summary(results: dict[str, Any], path: Path, size: tuple[int, int] = (4, 2**21)) -> None:
     """Milliseconds of forward and backward together, LIF beside QIF in each host, at one T and N in float32."""
-    require_matplotlib()
-    from matplotlib.figure import Figure
-
     case = next(case for case in results["cases"] if (case["T"], case["N"]) == size and case["dtype"] == "float32")
-    figure = Figure(figsize=(7, 2.2), layout="constrained")
-    axes = figure.subplots()
-    for index, neuron in enumerate(("LIF", "QIF")):
-        times = [case["peers"][names[index]]["both"]["seconds"] * 1e3 for names in PAIRS.values()]
-        places = [row + 0.4 * index for row in range(len(PAIRS))]
-        axes.bar_label(
-            axes.barh(places, times, height=0.38, color=COLOURS[index], label=neuron), fmt="%.0f ms", padding=3
-        )
-    axes.set_yticks([row + 0.2 for row in range(len(PAIRS))], list(PAIRS))
-    axes.invert_yaxis()
-    axes.margins(x=0.12)
-    axes.set_xlabel(f"forward and backward of {size[1] / 2**20:.0f} million neurons over {size[0]} time steps, ms")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right center", frameon=False)
-    with replacing(path) as beside:
-        figure.savefig(beside, dpi=150)
+    with figure(path, (7, 2.2)) as drawn:
+        axes = drawn.subplots()
+        for index, (neuron, colour) in enumerate(colours_of(("LIF", "QIF")).items()):
+            times = [case["peers"][names[index]]["both"]["seconds"] * 1e3 for names in PAIRS.values()]
+            places = [row + 0.4 * index for row in range(len(PAIRS))]
+            bars = axes.barh(places, times, height=0.38, color=colour, label=neuron)
+            axes.bar_label(bars, fmt="%.0f ms", padding=3)
+        axes.set_yticks([row + 0.2 for row in range(len(PAIRS))], list(PAIRS))
+        axes.invert_yaxis()
+        axes.margins(x=0.12)
+        axes.set_xlabel(f"forward and backward of {size[1] / 2**20:.0f} million neurons over {size[0]} time steps, ms")
+        axes.spines[["top", "right"]].set_visible(False)
+        drawn.legend(loc="outside right center", frameon=False)
 
 
 def _on_gpu(results: dict[str, Any]) -> bool:

@@ -92,7 +92,10 @@ def _run(arguments: argparse.Namespace) -> int:
         print(f"[{number}/{len(subjects)}] {subject.source}: measured", flush=True)
     print()
     print(_table(results))
-    x_label = "from the first network (0) to the second (1)" if arguments.to else f"{arguments.direction} direction"
+    unit = "(× norm of the weights)"
+    x_label = (
+        "from the first network (0) to the second (1)" if arguments.to else f"{arguments.direction} direction {unit}"
+    )
     figures = [arguments.out / f"lines.{arguments.format}"]
     draw_lines(
         figures[0], [result.column(result.zoom) for result in results if result.zoom], x_label, arguments.smallest
@@ -100,7 +103,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.grid:
         figures.append(arguments.out / f"plane.{arguments.format}")
         planes = [(result.subject.title, result.plane) for result in results if result.plane]
-        draw_planes(figures[1], planes, (x_label, "random direction"), arguments.smallest)
+        draw_planes(figures[1], planes, (x_label, f"random direction {unit}"), arguments.smallest)
     options = {name: getattr(arguments, name) for name in _RECORDED}
     content = {"options": options, "networks": [result.as_json() for result in results]}
     write_json(arguments.out / "landscape.json", content)

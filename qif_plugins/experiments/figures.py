@@ -94,11 +94,12 @@ def colours_of(labels: Iterable[str]) -> dict[str, str]:
     """Choose a colour for each label: LIF has its own in every figure, QIF its own, further labels those after them.
 
     Args:
-        labels: Names such as ``"LIF"``, ``"QIF, unbiased"`` and ``"QIF, paper"``. The first that begins with a neuron's
-            name has that neuron's colour.
+        labels: Names such as ``"LIF"``, ``"QIF, unbiased"`` and ``"QIF, paper"``. The first that names a neuron has
+            that neuron's colour.
     """
     neurons, others = {"lif": COLOURS[0], "qif": COLOURS[1]}, itertools.cycle(COLOURS[2:])
-    return {label: neurons.pop(label[:3].lower(), "") or next(others) for label in labels}
+    named = {label: next((name for name in ("qif", "lif") if name in label.lower()), "") for label in labels}
+    return {label: neurons.pop(name, "") or next(others) for label, name in named.items()}
 
 
 def errorbars(axes: Any, values: Mapping[Any, Sequence[float]], **style: Any) -> None:

@@ -1,4 +1,4 @@
-"""Directions in parameter space: a tensor for each name of a parameter or buffer that moves."""
+"""Make directions in parameter space: a tensor for each parameter or buffer that moves, by name."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["between", "gradient_direction", "random_direction"]
 
 
 def random_direction(network: nn.Module, seed: int) -> dict[str, Tensor]:
-    """A filter-normalised random direction (Li et al., *Visualizing the Loss Landscape of Neural Nets*, 2018).
+    """Draw a filter-normalised random direction (Li et al., *Visualizing the Loss Landscape of Neural Nets*, 2018).
 
     Each row of a parameter (the weights of one neuron or filter) has the norm of the network's own row; a vector, such
     as the biases of a layer, has its own norm as a whole.
 
     Args:
-        network: Whose trainable parameters give the shapes and norms.
-        seed: Of the draw.
+        network: The network whose trainable parameters give the shapes and norms.
+        seed: Seed of the draw.
 
     Returns:
         One tensor for each trainable parameter, by name.
@@ -37,7 +37,7 @@ def random_direction(network: nn.Module, seed: int) -> dict[str, Tensor]:
 
 
 def gradient_direction(network: nn.Module, loss: Loss) -> dict[str, Tensor]:
-    """The gradient of the loss, scaled to the norm of all parameters, so that positions have a random line's unit.
+    """Compute the gradient of the loss, scaled to the norm of all parameters, as a random direction is.
 
     Args:
         network: Left as it was.
@@ -60,13 +60,13 @@ def gradient_direction(network: nn.Module, loss: Loss) -> dict[str, Tensor]:
 
 
 def between(network: nn.Module, other: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The direction that leads to another state of the same network: there at 1, at ``network`` at 0.
+    """Compute the direction that leads to another state of the same network: there at 1, at ``network`` at 0.
 
     Buffers with floating-point values, such as batch norm's running statistics, move along, so that both ends are the
     networks themselves; the slope is that of the parameters alone.
 
     Args:
-        network: At one end.
+        network: The network at one end.
         other: The ``state_dict`` of the other end.
 
     Returns:

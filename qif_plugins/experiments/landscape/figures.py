@@ -1,16 +1,15 @@
-"""Figures of landscapes, PNG, PDF or SVG by the file's suffix."""
+"""Draw landscapes, as PNG, PDF or SVG by the file's suffix."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..figures import COLOURS, figure
+from ..figures import COLOURS, colours_of, figure
 from .jumps import EVENTS, Jump
 from .lines import Line, Plane
 from .numbers import candidates
@@ -24,14 +23,14 @@ _MARKERS = dict(zip(EVENTS, "os^x", strict=True))
 
 @dataclass(frozen=True)
 class Column:
-    """What one network contributes to :func:`draw_lines`.
+    """The part of one network in :func:`draw_lines`.
 
     Attributes:
-        title: Over the column.
+        title: Title of the column, which begins with the neuron's name.
         line: The loss of a batch.
         zoom: The same about its largest unexplained change, on a finer grid.
         sample: The loss of one sample; ``None`` if there is none.
-        jumps: Its jumps.
+        jumps: The jumps of ``sample``.
     """
 
     title: str
@@ -42,48 +41,51 @@ class Column:
 
 
 def draw_lines(path: Path, columns: Sequence[Column], x_label: str, smallest: float) -> None:
-    """One column a network: loss of the batch with a zoom, its slope beside differences, loss of one sample.
+    """Draw a column for each network: loss of the batch with a zoom, its slope beside differences, loss of one sample.
 
     Args:
         path: The file to write.
-        columns: What to draw.
-        x_label: What positions are.
+        columns: The networks.
+        x_label: Label of the positions.
         smallest: Height from which on the zoom draws a jump as one.
 
     Raises:
         ImportError: Matplotlib is not installed.
     """
     rows = 3 if any(column.sample for column in columns) else 2
-    with _grid(path, rows, len(columns)) as (_, axes):
+    with figure(path, (0.6 + 3.2 * len(columns), 0.5 + 2.5 * rows)) as drawn:
+        axes = drawn.subplots(rows, len(columns), squeeze=False)
         for place, column in enumerate(columns):
-            _draw_loss(axes[0][place], column, smallest)
-            _draw_slope(axes[1][place], column.line)
+            colour = colours_of([column.title])[column.title]
+            _draw_loss(axes[0][place], column, smallest, colour)
+            _draw_slope(axes[1][place], column.line, colour)
             if column.sample is not None:
-                _draw_sample(axes[2][place], column.sample, column.jumps)
+                _draw_sample(axes[2][place], column.sample, column.jumps, colour)
             axes[0][place].set_title(column.title)
             axes[-1][place].set_xlabel(x_label)
-        labels = ("loss of the batch", "slope of the batch's loss", "loss of one sample")
+        labels = ("loss of the batch (nats)", "slope of the batch's loss", "loss of one sample (nats)")
         for row, label in zip(axes, labels, strict=False):
             row[0].set_ylabel(label)
 
 
 def draw_planes(path: Path, planes: Sequence[tuple[str, Plane]], labels: tuple[str, str], smallest: float) -> None:
-    """The loss over planes as contours, one column a network; steps of the grid with what may be a jump as dots.
+    """Draw the loss over planes as contours, a column for each network, with a dot where the grid may have a jump.
 
     Args:
         path: The file to write.
         planes: Titles and planes.
-        labels: What the positions of either direction are.
+        labels: Labels of the positions along either direction.
         smallest: Height below which a jump is not marked.
 
     Raises:
         ImportError: Matplotlib is not installed.
     """
-    with _grid(path, 1, len(planes)) as (drawn, axes):
-        for axis, (title, plane) in zip(axes[0], planes, strict=True):
+    with figure(path, (0.6 + 3.2 * len(planes), 2.8)) as drawn:
+        axes = drawn.subplots(1, len(planes), squeeze=False)[0]
+        for axis, (title, plane) in zip(axes, planes, strict=True):
             x, y = plane.positions
             filled = axis.contourf(x, y, plane.loss.t(), levels=24, cmap="viridis")
-            drawn.colorbar(filled, ax=axis, shrink=0.9)
+            drawn.colorbar(filled, ax=axis, shrink=0.9, label="loss (nats)")
             axis.contour(x, y, plane.loss.t(), levels=12, colors="black", linewidths=0.3)
             for along in (0, 1):
                 middles = (plane.positions[along][1:] + plane.positions[along][:-1]) / 2
@@ -91,23 +93,22 @@ def draw_planes(path: Path, planes: Sequence[tuple[str, Plane]], labels: tuple[s
                     jumping = middles[candidates(line, smallest)]
                     fixed = torch.full_like(jumping, other)
                     pair = (jumping, fixed) if along == 0 else (fixed, jumping)
-                    axis.plot(*pair, ".", color=COLOURS[1], markersize=1.5, zorder=5)
+                    axis.plot(*pair, ".", color=COLOURS[3], markersize=1.5, zorder=5)
             axis.set_title(title)
             axis.set_xlabel(labels[0])
-        axes[0][0].set_ylabel(labels[1])
+        axes[0].set_ylabel(labels[1])
 
 
-def _draw_loss(axes: Any, column: Column, smallest: float) -> None:
+def _draw_loss(axes: Any, column: Column, smallest: float, colour: str) -> None:
     line, zoom = column.line, column.zoom
-    axes.plot(line.positions, line.loss, color=COLOURS[0], linewidth=1)
+    axes.plot(line.positions, line.loss, color=colour, linewidth=1)
     low, high = float(line.loss.min()), float(line.loss.max())
     # Room for the inset over the curve.
     axes.set_ylim(low - 0.05 * (high - low), high + 1.1 * (high - low) + 1e-12)
     inset = axes.inset_axes((0.3, 0.56, 0.66, 0.4))
-    loss = zoom.loss.clone()
     for place in candidates(zoom, smallest).nonzero()[:, 0].tolist():
-        inset.plot(zoom.positions[place : place + 2], loss[place : place + 2], ":", color="0.5", linewidth=0.8)
-    inset.plot(zoom.positions, loss, ".", color=COLOURS[0], markersize=2)
+        inset.plot(zoom.positions[place : place + 2], zoom.loss[place : place + 2], ":", color="0.5", linewidth=0.8)
+    inset.plot(zoom.positions, zoom.loss, ".", color=colour, markersize=2)
     inset.tick_params(labelsize=6)
     inset.locator_params(nbins=3)
     inset.ticklabel_format(useOffset=True)
@@ -116,33 +117,30 @@ def _draw_loss(axes: Any, column: Column, smallest: float) -> None:
     axes.indicate_inset_zoom(inset, edgecolor="0.3")
 
 
-def _draw_slope(axes: Any, line: Line) -> None:
+def _draw_slope(axes: Any, line: Line, colour: str) -> None:
     difference = (line.loss[2:] - line.loss[:-2]) / (line.positions[2:] - line.positions[:-2])
-    axes.plot(line.positions[1:-1], difference, color=COLOURS[4], linewidth=0.7, label="central difference")
-    axes.plot(line.positions, line.slope, color=COLOURS[0], linewidth=1, label="gradient")
+    axes.plot(line.positions[1:-1], difference, color="0.6", linewidth=0.7, label="central difference")
+    axes.plot(line.positions, line.slope, color=colour, linewidth=1, label="gradient")
     # A jump's difference is its height over the step: it would leave of everything else a flat line.
-    middle = torch.quantile(
-        torch.cat([difference, line.slope]), torch.tensor([0.02, 0.98], dtype=torch.float64, device="cpu")
-    )
-    low, high = (min(float(middle[0]), float(line.slope.min())), max(float(middle[1]), float(line.slope.max())))
+    ends = torch.tensor([0.02, 0.98], dtype=torch.float64, device="cpu")
+    least, most = torch.quantile(torch.cat([difference, line.slope]), ends).tolist()
+    low, high = min(least, float(line.slope.min())), max(most, float(line.slope.max()))
     margin = 0.2 * (high - low) + 1e-12
-    axes.set_ylim(low - margin, high + 2 * margin)
-    axes.legend(loc="upper right", fontsize=7, framealpha=0.9)
+    axes.set_ylim(low - margin, high + margin)
+    _legend_above(axes)
 
 
-def _draw_sample(axes: Any, line: Line, jumps: Sequence[Jump]) -> None:
-    axes.plot(line.positions, line.loss, color=COLOURS[0], linewidth=1)
-    for index, event in enumerate(EVENTS):
+def _draw_sample(axes: Any, line: Line, jumps: Sequence[Jump], colour: str) -> None:
+    axes.plot(line.positions, line.loss, color=colour, linewidth=1)
+    for event, mark in zip(EVENTS, COLOURS[2:], strict=False):
         places = [jump.position for jump in jumps if jump.event == event]
         if places:
             nearest = [int((line.positions - place).abs().argmin()) for place in places]
-            label = f"{event}: {len(places)}" if event != EVENTS[-1] else f"no spike changes: {len(places)}"
-            axes.plot(places, line.loss[nearest], _MARKERS[event], color=COLOURS[1 + index], markersize=4, label=label)
+            label = f"{event if event != EVENTS[-1] else 'no spike changes'}: {len(places)}"
+            axes.plot(places, line.loss[nearest], _MARKERS[event], color=mark, markersize=4, label=label)
     if jumps:
-        axes.legend(loc="upper right", fontsize=7, framealpha=0.9)
+        _legend_above(axes)
 
 
-@contextmanager
-def _grid(path: Path, rows: int, columns: int) -> Iterator[tuple[Any, Any]]:
-    with figure(path, (0.6 + 3.2 * columns, 0.5 + 2.3 * rows)) as drawn:
-        yield drawn, drawn.subplots(rows, columns, squeeze=False)
+def _legend_above(axes: Any) -> None:
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, fontsize=7, frameon=False)

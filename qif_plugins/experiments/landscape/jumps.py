@@ -1,4 +1,4 @@
-"""Jumps of a loss: where exactly, how high, and which spikes change there."""
+"""Locate the jumps of a loss on a line: where exactly, how high, and which spikes change there."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from .numbers import REFINE, candidates
 __all__ = ["EVENTS", "Jump", "locate_jumps"]
 
 EVENTS = ("number of spikes", "order of spikes", "time of spikes", "none")
-"""What may happen to the first layer whose spikes change: a neuron gains or loses spikes; no neuron does, but the order
-of the layer's spikes changes (exact networks alone); neither does, but spikes move by more than the distance between
-the two sides explains; nothing."""
+"""Events in the first layer whose spikes change: a neuron gains or loses spikes; no neuron does, but the order of the
+layer's spikes changes (exact networks alone); neither does, but spikes move by more than the distance between the two
+sides explains; no spike changes."""
 
 _HALVINGS = 30
 
@@ -66,7 +66,7 @@ def locate_jumps(
     most: int = 50,
     refine: int = REFINE,
 ) -> list[Jump]:
-    """The jumps of a line, each confined by bisection to 2^-30 of the grid's step.
+    """Find the jumps of a line, each confined by bisection to 2^-30 of the grid's step.
 
     A step of the grid is searched if what its slopes do not explain did not shrink with the grid, and counts if a jump
     is left at the end; kinks and steep stretches are not. Of several jumps in one step, the search follows the larger.
@@ -76,7 +76,7 @@ def locate_jumps(
         loss: That of ``line``; runs ``network`` once.
         direction: That of ``line``.
         line: Measured on ``refine``·n + 1 positions.
-        layers: Whose spikes to compare, by name, first to last: modules that return an exact layer's spikes or a tensor
+        layers: The layers to compare, by name, first to last: modules that return an exact layer's spikes, or a tensor
             (or a tuple that begins with it) with time first, or one step at a time. Default:
             :func:`~qif_plugins.diagnostics.observing.spiking_layers`.
         smallest: Height below which a jump does not count, in units of the loss. Default 1e-6.
@@ -119,7 +119,7 @@ def _unexplained(left: _Side, right: _Side) -> float:
 
 @contextmanager
 def _recorded(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Any]]]:
-    """What the layers return, call by call, in the order of their first calls."""
+    """Record the spikes that layers return, call by call, in the order of their first calls."""
     spikes: dict[str, list[Any]] = {}
 
     def remember(seen: Seen) -> None:
@@ -140,7 +140,7 @@ def _event(before: dict[str, list[Any]], after: dict[str, list[Any]]) -> tuple[s
 
 
 def _steps_change(before: list[Tensor], after: list[Tensor]) -> tuple[str, int, float]:
-    """Of spikes in time steps: one tensor with time first, or one a step."""
+    """Compare spikes in time steps: one tensor with time first, or one for each step."""
     a, b = (calls[0] if len(calls) == 1 else torch.stack(calls) for calls in (before, after))
     changed = (a != b).any(0)
     neurons = int(changed.sum())
@@ -154,7 +154,7 @@ def _steps_change(before: list[Tensor], after: list[Tensor]) -> tuple[str, int, 
 
 
 def _times_change(before: list[Any], after: list[Any]) -> tuple[str, int, float]:
-    """Of exact spike trains."""
+    """Compare exact spike trains."""
     a, b = before[0], after[0]
     gained = a.ordinary_counts() != b.ordinary_counts()
     if bool(gained.any()):

@@ -1,4 +1,4 @@
-"""Losses and slopes on lines and planes in parameter space."""
+"""Measure losses and slopes on lines and planes in parameter space."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Line:
     slope: Tensor
 
     def unexplained(self) -> Tensor:
-        """[P - 1], what neighbouring slopes do not explain of the loss's change between them.
+        """Compute [P - 1], the part of the loss's change between neighbours that their slopes do not explain.
 
         By the trapezoidal rule or by that with its end correction (the slope's own differences), whichever leaves less:
         as the grid refines, the magnitude shrinks with the fifth power of the step where the loss is smooth, with the
@@ -49,7 +49,7 @@ class Line:
         return torch.where(corrected.abs() < plain.abs(), corrected, plain)
 
     def coarse(self, refine: int) -> Line:
-        """Every ``refine``-th position."""
+        """Take every ``refine``-th position."""
         return Line(self.positions[::refine], self.loss[::refine], self.slope[::refine])
 
 
@@ -68,13 +68,13 @@ class Plane:
     slope: Tensor
 
     def lines(self, axis: int) -> list[Line]:
-        """The lines of the grid along direction ``axis``, 0 or 1, one for each position of the other."""
+        """List the lines of the grid along direction ``axis``, 0 or 1, one for each position of the other."""
         losses, slopes = self.loss.movedim(axis, 1), self.slope[..., axis].movedim(axis, 1)
         return [Line(self.positions[axis], loss, slope) for loss, slope in zip(losses, slopes, strict=True)]
 
 
 def along(network: nn.Module, loss: Loss, direction: Direction, positions: Tensor) -> Line:
-    """The loss and its slope along a direction.
+    """Measure the loss and its slope along a direction.
 
     Args:
         network: Changed while measuring, and restored.
@@ -103,7 +103,7 @@ def along(network: nn.Module, loss: Loss, direction: Direction, positions: Tenso
 def over_plane(
     network: nn.Module, loss: Loss, directions: tuple[Direction, Direction], positions: tuple[Tensor, Tensor]
 ) -> Plane:
-    """The loss and its slopes over the plane of two directions; otherwise as :func:`along`."""
+    """Measure the loss and its slopes over the plane of two directions; otherwise as :func:`along`."""
     for line in positions:
         _check(line)
     shape = [len(line) for line in positions]
@@ -119,7 +119,7 @@ def over_plane(
 
 @contextmanager
 def moving(network: nn.Module) -> Iterator[Move]:
-    """A function that evaluates loss and gradient elsewhere; everything is restored at the end."""
+    """Provide a function that evaluates loss and gradient elsewhere; everything is restored at the end."""
     # What is in the state alone: hosts keep membranes in buffers too, of another size at every batch.
     state = {name: tensor for name, tensor in network.state_dict(keep_vars=True).items() if tensor.is_floating_point()}
     trainable = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
@@ -165,7 +165,7 @@ def moving(network: nn.Module) -> Iterator[Move]:
 
 
 def slope_along(gradient: Direction, direction: Direction) -> float:
-    """The inner product; what moves without a gradient, a buffer, does not count."""
+    """Compute the inner product; buffers, which move without a gradient, do not count."""
     return sum(float((grad * direction[name]).sum()) for name, grad in gradient.items() if name in direction)
 
 

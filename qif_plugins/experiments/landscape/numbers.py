@@ -1,4 +1,4 @@
-"""Numbers for how fragmented a landscape is."""
+"""Quantify how fragmented a landscape is."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from .lines import Line, Plane
 __all__ = ["REFINE", "candidates", "fragmentation", "plane_angle"]
 
 REFINE = 4
-"""The coarse grid takes every so many positions of the fine one."""
+"""Positions of the fine grid to one of the coarse grid."""
 
 
 def candidates(line: Line, smallest: float, refine: int = REFINE) -> torch.Tensor:
-    """[P - 1] bool: the steps of the grid with what may be a jump, for it neither shrank with the grid nor is a kink.
+    """Find the steps of the grid that may hold a jump: the change did not shrink with the grid, and is no kink.
 
     Args:
         line: Measured on ``refine``·n + 1 positions.
         smallest: Height below which nothing counts.
         refine: The ratio of the grids. Default 4: at a jump the unexplained change is that of the coarse step around
             it, at a kink a quarter of the largest, and 1/1024 where the loss is smooth.
+
+    Returns:
+        [P - 1], bool.
     """
     fine = line.unexplained().abs()
     coarse = line.coarse(refine).unexplained().abs().repeat_interleave(refine)
@@ -31,7 +34,7 @@ def candidates(line: Line, smallest: float, refine: int = REFINE) -> torch.Tenso
 
 
 def fragmentation(line: Line, smallest: float = 1e-6, refine: int = REFINE, window: int = 9) -> dict[str, float]:
-    """Numbers for how fragmented a line is.
+    """Quantify how fragmented a line is.
 
     Args:
         line: Measured on a fine grid of ``refine``·n + 1 positions.
@@ -76,7 +79,7 @@ def fragmentation(line: Line, smallest: float = 1e-6, refine: int = REFINE, wind
 
 
 def plane_angle(plane: Plane) -> float:
-    """The median angle in degrees between the gradient in a plane and central differences, inside the grid."""
+    """Compute the median angle in degrees between the gradient in a plane and central differences, inside the grid."""
     steps = [line[2:] - line[:-2] for line in plane.positions]
     first = (plane.loss[2:, 1:-1] - plane.loss[:-2, 1:-1]) / steps[0][:, None]
     second = (plane.loss[1:-1, 2:] - plane.loss[1:-1, :-2]) / steps[1]
@@ -84,7 +87,7 @@ def plane_angle(plane: Plane) -> float:
 
 
 def _degrees(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """The angles between vectors in the last dimension; accurate near 0, where arccos is not."""
+    """Compute the angles between vectors in the last dimension, accurate near 0, where arccos is not."""
     a, b = (part / part.norm(dim=-1, keepdim=True).clamp(min=1e-300) for part in (a, b))
     return torch.atan2((a - b).norm(dim=-1), (a + b).norm(dim=-1)) * (360 / math.pi)
 

@@ -1,4 +1,4 @@
-"""What ``qif landscape`` measures: trained networks from files, and networks that a function returns."""
+"""Load what ``qif landscape`` measures: trained networks from files, and networks that a function returns."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class Subject:
 
     Attributes:
         source: Where it comes from, as given.
-        title: For people.
+        title: Its name in tables and figures.
         network: In evaluation mode.
         loss: The mean loss over samples by their numbers in the training set.
-        samples: How many there are; 0 where the loss is over samples of its own.
-        about: What else is known: settings, accuracy.
+        samples: Number of samples; 0 where the loss is over samples of its own.
+        about: Settings and accuracy, where they are known.
     """
 
     source: str
@@ -50,7 +50,7 @@ class Subject:
 
 
 def load_subject(source: str, data_folder: Path | None = None) -> Subject:
-    """The network that ``source`` names.
+    """Load the network that ``source`` names.
 
     Args:
         source: A folder with ``exact.pt`` or ``best.pt``, a file of ``qif compare --save`` or ``qif train``, or
