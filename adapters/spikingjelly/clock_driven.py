@@ -5,67 +5,48 @@ There, the single-step and the multi-step neuron are two classes, and a multi-st
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from spikingjelly.clock_driven import neuron, surrogate
 from torch import Tensor
 
-from qif_plugins.neuron.parameters import Number
-from qif_plugins.neuron.surrogate import Gaussian, Window
-
-from ._common import QIFNeuron, fused_surrogates, resolve
+from .arguments import NodeOptions, show_options
+from .node import broadcast, fused_surrogates, overridden
 from .surrogate import CudaAnalyticGaussianBase, CudaAnalyticWindowBase
-from .v0 import HOOKS, overridden
+from .v0 import HOOKS, HookedNeuron
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from qif_plugins.ops.backends import BackendName
 
 __all__ = ["AnalyticGaussian", "AnalyticWindow", "MultiStepQIFNode", "QIFNode"]
 
 
 class AnalyticWindow(CudaAnalyticWindowBase, surrogate.MultiArgsSurrogateFunctionBase):
-    """The rectangular window as a ``clock_driven`` surrogate; see :class:`..v0.AnalyticWindow`."""
-
-    def __init__(self, lo: Number = -0.5, hi: Number = 0.5, height: Number = 1.0, spiking: bool = True) -> None:
-        Window(lo, hi, height)  # checks
-        super().__init__(spiking)
-        self.lo, self.hi, self.height = lo, hi, height
+    """The rectangular window as a ``clock_driven`` surrogate, with the arguments of :class:`..v2.AnalyticWindow`."""
 
 
 class AnalyticGaussian(CudaAnalyticGaussianBase, surrogate.MultiArgsSurrogateFunctionBase):
-    """The Gaussian as a ``clock_driven`` surrogate; see :class:`qif_plugins.Gaussian`.
-
-    Build it from a neuron with :meth:`isometric`.
-
-    Args:
-        height: Value at the threshold, > 0. Default 1.
-        width: Standard deviation, in units of the membrane, > 0. Default 0.5.
-        spiking: As in the host: spikes with the Gaussian as gradient, or its integral. Default True.
-
-    Raises:
-        ValueError: As :class:`qif_plugins.Gaussian`.
-    """
-
-    def __init__(self, height: Number = 1.0, width: Number = 0.5, spiking: bool = True) -> None:
-        Gaussian(height, width)  # checks
-        super().__init__(spiking)
-        self.height, self.width = height, width
+    """The Gaussian as a ``clock_driven`` surrogate, with the arguments of SpikingJelly 2's."""
 
 
-class QIFNode(QIFNeuron, neuron.BaseNode):
+class QIFNode(HookedNeuron, neuron.BaseNode):
     """One time step of the QIF neuron in the place of ``clock_driven.neuron.LIFNode``.
 
-    The first arguments are LIFNode's, in its order; the others and the equations are those of
-    :class:`qif_plugins.adapters.spikingjelly.QIFNode`.
+    The first arguments are LIFNode's, in its order; the others and the equations are those of :class:`..v2.QIFNode`.
 
     Args:
         cupy_fp32_inference: Whether to take CuPy in eval mode on a GPU in float32, whatever ``backend`` says.
             Default False.
-        backend: ``"auto"`` (default) or an implementation by name.
     """
 
     analytic_window = AnalyticWindow
     analytic_gaussian = AnalyticGaussian
     fused_surrogates = fused_surrogates(surrogate)
 
+    @show_options
     def __init__(
         self,
         tau: float | None = None,
@@ -76,18 +57,10 @@ class QIFNode(QIFNeuron, neuron.BaseNode):
         detach_reset: bool = False,
         cupy_fp32_inference: bool = False,
         *,
-        a: float | None = None,
-        u1: float | None = None,
-        u2: float | None = None,
-        input_gain: float | None = None,
-        dynamics: str | None = None,
-        window: str | Window | None = None,
-        backend: str = "auto",
+        backend: BackendName = "auto",
+        **options: Unpack[NodeOptions],
     ) -> None:
-        resolved = resolve(
-            tau, decay_input, v_threshold, v_reset, a=a, u1=u1, u2=u2, input_gain=input_gain, dynamics=dynamics
-        )
-        arguments = self._configure(*resolved, surrogate_function, window)
+        arguments = self._configure(tau, decay_input, v_threshold, v_reset, surrogate_function, **options)
         self.backend = backend
         if cupy_fp32_inference:
             neuron.check_backend("cupy")
@@ -99,24 +72,15 @@ class QIFNode(QIFNeuron, neuron.BaseNode):
         if name not in ("v_threshold", "v_reset"):
             super().register_memory(name, value)
 
-    def neuronal_charge(self, x: Tensor) -> None:
-        """h = f(v) + g x, into ``v``; what a subclass or a step-by-step user of the host's interface calls."""
-        params, _ = self._neuron(x.unsqueeze(0))
-        self.v = params.map(self.v) + params.input_gain * x
-
-    def neuronal_fire(self) -> Any:
-        """The spikes of ``v``."""
-        return self.surrogate_function(self.v - self.params.v_threshold)
-
     def forward(self, x: Tensor) -> Tensor:
         """One time step ``[N, *]``."""
-        if overridden(self, QIFNode, HOOKS):
+        if overridden(self, QIFNode, *HOOKS):
             return super().forward(x)
-        spike, self.v, _ = self._run(*self._broadcast(x, single=True), single=True)
+        spike, self.v, _ = self._run(*broadcast(x, self.v, single=True), single=True)
         return spike
 
-    def _implementation(self, x_seq: Tensor) -> str:
-        if self.cupy_fp32_inference and not self.training and x_seq.is_cuda and x_seq.dtype == torch.float32:
+    def _implementation(self, x: Tensor) -> str:
+        if self.cupy_fp32_inference and not self.training and x.is_cuda and x.dtype == torch.float32:
             return "cupy"
         return self.backend
 
@@ -125,8 +89,8 @@ class MultiStepQIFNode(QIFNode):
     """All time steps of the QIF neuron in the place of ``clock_driven.neuron.MultiStepLIFNode``.
 
     The first arguments are MultiStepLIFNode's, in its order; the others and the equations are those of
-    :class:`qif_plugins.adapters.spikingjelly.QIFNode`. After a forward, ``v_seq`` holds the membrane of every step
-    and ``v`` the last one, until ``reset()``.
+    :class:`..v2.QIFNode`. After a forward, ``v_seq`` holds the membrane of every step and ``v`` the last one, until
+    ``reset()``.
 
     Args:
         backend: ``"auto"`` (default) or an implementation by name. MultiStepLIFNode's default is ``"torch"``, which
@@ -137,6 +101,7 @@ class MultiStepQIFNode(QIFNode):
 
     v_seq: Any
 
+    @show_options
     def __init__(
         self,
         tau: float | None = None,
@@ -145,20 +110,13 @@ class MultiStepQIFNode(QIFNode):
         v_reset: float | None = 0.0,
         surrogate_function: Any = None,
         detach_reset: bool = False,
-        backend: str = "auto",
+        backend: BackendName = "auto",
         lava_s_cale: int = 1 << 6,
-        *,
-        a: float | None = None,
-        u1: float | None = None,
-        u2: float | None = None,
-        input_gain: float | None = None,
-        dynamics: str | None = None,
-        window: str | Window | None = None,
+        **options: Unpack[NodeOptions],
     ) -> None:
         super().__init__(
-            tau, decay_input, v_threshold, v_reset, surrogate_function, detach_reset,
-            a=a, u1=u1, u2=u2, input_gain=input_gain, dynamics=dynamics, window=window, backend=backend,
-        )  # fmt: skip
+            tau, decay_input, v_threshold, v_reset, surrogate_function, detach_reset, backend=backend, **options
+        )
         if backend == "cupy":
             neuron.check_backend(backend)
         self.register_memory("v_seq", None)
@@ -168,12 +126,12 @@ class MultiStepQIFNode(QIFNode):
         """All time steps ``[T, N, *]``."""
         if x_seq.dim() < 2:
             raise ValueError(f"a multi-step node takes [T, N, *], got shape {list(x_seq.shape)}")
-        if overridden(self, QIFNode, HOOKS):
+        if overridden(self, QIFNode, *HOOKS):
             steps = []
             for x in x_seq:
                 spike = super().forward(x)
                 steps.append((spike, self.v))
             spike_seq, self.v_seq = (torch.stack(sequence) for sequence in zip(*steps, strict=True))
             return spike_seq
-        spike_seq, self.v, self.v_seq = self._run(*self._broadcast(x_seq), store_v_seq=True)
+        spike_seq, self.v, self.v_seq = self._run(*broadcast(x_seq, self.v), store_v_seq=True)
         return spike_seq

@@ -33,8 +33,12 @@ class AnalyticBase:
     See the classes of the host version for the constructors.
     """
 
+    core: ClassVar[type[Window] | type[Gaussian]]
+    """The core's surrogate."""
+    default: ClassVar[str]
+    """Name of the window that a constructor without arguments derives."""
     names: ClassVar[tuple[str, ...]]
-    """The numbers, by the constructor's names."""
+    """Its numbers, by the constructor's names."""
     spiking: bool
     own = False
     """Whether a node made it for itself, and may change it."""
@@ -45,6 +49,27 @@ class AnalyticBase:
     def relative(surrogate: Any, v_threshold: Number) -> dict[str, Number]:
         """The constructor's numbers for a surrogate in units of the membrane."""
         raise NotImplementedError
+
+    @classmethod
+    def constructed(cls, *numbers: Number | None) -> dict[str, Number]:
+        """The numbers of a constructor, those of the paper's parameters where none was passed.
+
+        Raises:
+            ValueError: Some are missing (the height alone is 1 by default), or as the core's surrogate.
+        """
+        given = dict(zip(cls.names, numbers, strict=True))
+        if all(value is None for value in numbers):
+            params = QIFParameters()
+            return cls.relative(Window.named(cls.default, params), params.v_threshold)
+        missing = [name for name, value in given.items() if value is None and name != "height"]
+        if missing:
+            raise ValueError(
+                f"{' and '.join(missing)} must be passed with {', '.join(given.keys() - missing)}; leave all of them "
+                "out for the surrogate that is derived for the paper's parameters"
+            )
+        checked: dict[str, Any] = {name: 1.0 if value is None else value for name, value in given.items()}
+        cls.core(**checked)
+        return checked
 
     @classmethod
     def from_window(cls: type[Self], window: Window | Gaussian, v_threshold: Number) -> Self:
@@ -79,6 +104,8 @@ class AnalyticBase:
 class AnalyticWindowBase(AnalyticBase):
     """The rectangular window."""
 
+    core = Window
+    default = "unbiased"
     names = ("lo", "hi", "height")
     lo: Number
     hi: Number
@@ -126,6 +153,8 @@ class AnalyticWindowBase(AnalyticBase):
 class AnalyticGaussianBase(AnalyticBase):
     """The Gaussian centred on the threshold."""
 
+    core = Gaussian
+    default = "isometric"
     names = ("height", "width")
     height: Number
     width: Number
@@ -154,7 +183,7 @@ class AnalyticGaussianBase(AnalyticBase):
         return height * width * math.sqrt(math.pi / 2) * torch.special.erfc(-x / (math.sqrt(2) * width))
 
 
-class _CudaText:
+class _CudaText(AnalyticBase):
     """What the CuPy kernels of SpikingJelly 0.0.0.0.14 ask of a surrogate."""
 
     def cuda_codes(self, y: str, x: str, dtype: str) -> str:
@@ -185,6 +214,13 @@ class _CudaText:
 class CudaAnalyticWindowBase(_CudaText, AnalyticWindowBase):
     """Adds the CUDA text that the CuPy kernels of SpikingJelly 0.0.0.0.14 paste into their backward pass."""
 
+    def __init__(
+        self, lo: Number | None = None, hi: Number | None = None, height: Number | None = None, spiking: bool = True
+    ) -> None:
+        numbers = self.constructed(lo, hi, height)
+        super().__init__(spiking)  # type: ignore[call-arg]
+        vars(self).update(numbers)
+
     def _value(self, x: str, half: bool) -> str:
         lo, hi, height = (_literal(value, half) for value in (self.lo, self.hi, self.height))
         if half:  # the ordered comparisons are false for NaN, as in the float version
@@ -194,6 +230,11 @@ class CudaAnalyticWindowBase(_CudaText, AnalyticWindowBase):
 
 class CudaAnalyticGaussianBase(_CudaText, AnalyticGaussianBase):
     """As :class:`CudaAnalyticWindowBase`."""
+
+    def __init__(self, height: Number | None = None, width: Number | None = None, spiking: bool = True) -> None:
+        numbers = self.constructed(height, width)
+        super().__init__(spiking)  # type: ignore[call-arg]
+        vars(self).update(numbers)
 
     def _value(self, x: str, half: bool) -> str:
         height, scale = (_literal(value, half) for value in (self.height, math.sqrt(0.5) / self.width))

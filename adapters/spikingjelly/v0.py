@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spikingjelly.activation_based import base, neuron, surrogate
-from torch import Tensor, nn
+from torch import Tensor
 
-from qif_plugins.neuron.parameters import Number
-from qif_plugins.neuron.surrogate import Gaussian, Window
-
-from ._common import QIFNeuron, fused_surrogates, resolve
+from .arguments import NodeOptions, StepMode, show_options
+from .node import QIFNeuron, broadcast, fused_surrogates, overridden
 from .parametric import ParametricQIFNeuron
 from .surrogate import CudaAnalyticGaussianBase, CudaAnalyticWindowBase
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from qif_plugins.ops.backends import BackendName
 
 __all__ = ["AnalyticGaussian", "AnalyticWindow", "ParametricQIFNode", "QIFNode"]
 
@@ -22,91 +25,42 @@ HOOKS = ("neuronal_charge", "neuronal_fire", "neuronal_reset")
 class AnalyticWindow(CudaAnalyticWindowBase, surrogate.MultiArgsSurrogateFunctionBase):
     """The rectangular window as a SpikingJelly surrogate, for our nodes and the host's alike, CuPy kernels included.
 
-    Build it from a neuron with :meth:`unbiased`, :meth:`paper` or :meth:`heuristic`.
-
-    Args:
-        lo: Lower end relative to the threshold. Default -0.5.
-        hi: Upper end relative to the threshold, above ``lo``. Default 0.5.
-        height: Value inside, > 0. Default 1.
-        spiking: As in the host: spikes with the window as gradient, or the integral of the window. Default True.
-
-    Raises:
-        ValueError: As :class:`qif_plugins.neuron.surrogate.Window`.
+    Its arguments are those of :class:`..v2.AnalyticWindow`.
     """
-
-    def __init__(self, lo: Number = -0.5, hi: Number = 0.5, height: Number = 1.0, spiking: bool = True) -> None:
-        Window(lo, hi, height)  # checks
-        super().__init__(spiking)
-        self.lo, self.hi, self.height = lo, hi, height
 
 
 class AnalyticGaussian(CudaAnalyticGaussianBase, surrogate.MultiArgsSurrogateFunctionBase):
-    """The Gaussian as a SpikingJelly surrogate, CuPy kernels included; see :class:`qif_plugins.Gaussian`.
-
-    Build it from a neuron with :meth:`isometric`.
-
-    Args:
-        height: Value at the threshold, > 0. Default 1.
-        width: Standard deviation, in units of the membrane, > 0. Default 0.5.
-        spiking: As in the host: spikes with the Gaussian as gradient, or its integral. Default True.
-
-    Raises:
-        ValueError: As :class:`qif_plugins.Gaussian`.
-    """
-
-    def __init__(self, height: Number = 1.0, width: Number = 0.5, spiking: bool = True) -> None:
-        Gaussian(height, width)  # checks
-        super().__init__(spiking)
-        self.height, self.width = height, width
+    """The Gaussian as a SpikingJelly surrogate, CuPy kernels included, with the arguments of 2.x's."""
 
 
-class QIFNode(QIFNeuron, neuron.BaseNode):
+class HookedNeuron(QIFNeuron):
+    """The charge and the spike as the methods that a subclass, or a step-by-step user, of the host's node calls."""
+
+    def neuronal_charge(self, x: Tensor) -> None:
+        """h = f(v) + g x, into ``v``."""
+        params, _ = self._neuron(x, single=True)
+        self.v = params.map(self.v) + params.input_gain * x
+
+    def neuronal_fire(self) -> Any:
+        """The spikes of ``v``."""
+        if self.learns_window:
+            self._followed()  # a charge of a subclass's own may have passed it by
+        return self.surrogate_function(self.v - self.params.v_threshold)
+
+
+class QIFNode(HookedNeuron, neuron.BaseNode):
     """Discretized quadratic integrate-and-fire neuron in the place of SpikingJelly's ``LIFNode``.
 
-    ::
-
-        f(v) = a (v - u1)(v - u2)
-        h[t] = f(v[t-1]) + g x[t];   s[t] = 1 if h[t] >= θ else 0;   v[t] = v_reset if s[t] else h[t]
-
-    The first arguments are LIFNode's, in its order. A leak that is passed (``tau``, ``decay_input``) is matched, see
-    :meth:`qif_plugins.QIFParameters.matching_lif`; without one the parameters are those of arXiv 2510.05168.
-    Both step modes have the gradients of one call over all steps. A subclass that overrides ``neuronal_charge``,
+    The equations and the arguments are those of :class:`..v2.QIFNode`, in the order of this version's LIFNode. Both
+    step modes have the gradients of one call over all steps. A subclass that overrides ``neuronal_charge``,
     ``neuronal_fire``, ``neuronal_reset`` or ``single_step_forward`` runs step by step through them, as in the host.
-    For that (and for half precision) the next step starts from a membrane kept beside ``v``. A write to ``v``
-    between two steps is noticed and drops it, except one to the same memory through ``v.data`` and one in place around
-    a step under torch.compile: assign the new membrane there, ``node.v = ...``.
-
-    All of them may be assigned after construction, with the effect and the checks that they have here. A
-    ``v_threshold`` that is then an ``nn.Parameter``, or another tensor with gradient, is learned, and kept where the
-    membrane is stable; a named window follows it.
 
     Args:
-        tau: LIF's time constant to match, in steps, > 1. Left out: no leak is matched (with ``decay_input`` alone, 2).
-        decay_input: Whether the LIF neuron to match scales its input by 1/tau. Left out with a ``tau``: True.
-        v_threshold: Threshold θ, below the unstable fixed point of the map. Default 1.
-        v_reset: Membrane after a spike and at the start; what a matched leak decays to. Default 0. ``None`` subtracts
-            the threshold instead; a QIF membrane is then unbounded.
-        surrogate_function: A surrogate of the host, used as passed. ATan, Sigmoid, Erf and :class:`AnalyticWindow`
-            run fused, others on the reference. Left out: the analytic window.
-        detach_reset: Whether the reset passes no gradient to the spike. Default False.
-        step_mode: ``"s"`` (default) or ``"m"``.
         backend: ``"auto"`` (default) or an implementation by name, in either step mode. LIFNode's default is
             ``"torch"``, which asks for the reference here: every implementation gives the same bits, so the
             fastest is taken unless one is asked for. ``functional.set_backend(net, "cupy")`` selects CuPy.
-        store_v_seq: Whether to keep the membrane of every step in ``v_seq`` in multi-step mode. Default False.
-        a: Curvature of the map; any of ``a``, ``u1``, ``u2`` sets the leak aside. Paper's value 0.25.
-        u1: First root of the map. Paper's value 0.
-        u2: Second root of the map. Paper's value 0.5.
-        input_gain: Factor g on the input. Default 1, or 1/tau where a leak with ``decay_input`` is matched.
-        dynamics: ``"paper"`` or ``"lif"`` to decide regardless of the leak, which is then set aside, as ``repr``
-            shows; see :mod:`qif_plugins.neuron.arguments`. Default: by the other arguments.
-        window: ``"unbiased"`` (default), ``"isometric"``, ``"paper"``, ``"heuristic"`` or a
-            :class:`~qif_plugins.Window`.
 
     Raises:
-        ValueError: ``dynamics`` together with a, u1 or u2, ``window`` together with ``surrogate_function``, an unknown
-            name, or parameters that :class:`~qif_plugins.QIFParameters` refuses.
-        TypeError: A number that is none, or a ``surrogate_function`` that cannot be called.
         ImportError: ``backend="cupy"`` without CuPy.
     """
 
@@ -114,6 +68,7 @@ class QIFNode(QIFNeuron, neuron.BaseNode):
     analytic_gaussian = AnalyticGaussian
     fused_surrogates = fused_surrogates(surrogate)
 
+    @show_options
     def __init__(
         self,
         tau: float | None = None,
@@ -122,28 +77,19 @@ class QIFNode(QIFNeuron, neuron.BaseNode):
         v_reset: float | None = 0.0,
         surrogate_function: Any = None,
         detach_reset: bool = False,
-        step_mode: str = "s",
-        backend: str = "auto",
+        step_mode: StepMode = "s",
+        backend: BackendName = "auto",
         store_v_seq: bool = False,
-        *,
-        a: float | None = None,
-        u1: float | None = None,
-        u2: float | None = None,
-        input_gain: float | None = None,
-        dynamics: str | None = None,
-        window: str | Window | None = None,
+        **options: Unpack[NodeOptions],
     ) -> None:
-        resolved = resolve(
-            tau, decay_input, v_threshold, v_reset, a=a, u1=u1, u2=u2, input_gain=input_gain, dynamics=dynamics
-        )
-        arguments = self._configure(*resolved, surrogate_function, window)
+        arguments = self._configure(tau, decay_input, v_threshold, v_reset, surrogate_function, **options)
         super().__init__(
             **arguments, detach_reset=detach_reset, step_mode=step_mode, backend=backend, store_v_seq=store_v_seq
         )
 
     @property
     def backend(self) -> str:
-        """Which implementation runs; ``"auto"`` takes the best one for the input's device."""
+        """The implementation that runs; ``"auto"`` takes the best one for the input's device."""
         return self._backend
 
     @backend.setter
@@ -152,27 +98,18 @@ class QIFNode(QIFNeuron, neuron.BaseNode):
             base.check_backend_library(value)  # LIFNode asks for the library when the backend is set, too
         QIFNeuron.backend.fset(self, value)  # type: ignore[attr-defined]
 
-    def neuronal_charge(self, x: Tensor) -> None:
-        """h = f(v) + g x, into ``v``; what a subclass or a step-by-step user of the host's interface calls."""
-        params, _ = self._neuron(x.unsqueeze(0))
-        self.v = params.map(self.v) + params.input_gain * x
-
-    def neuronal_fire(self) -> Any:
-        """The spikes of ``v``."""
-        return self.surrogate_function(self.v - self.params.v_threshold)
-
     def single_step_forward(self, x: Tensor) -> Tensor:
         """One time step ``[N, *]``."""
-        if overridden(self, QIFNode, HOOKS):
+        if overridden(self, QIFNode, *HOOKS):
             return super().single_step_forward(x)
-        spike, self.v, _ = self._run(*self._broadcast(x, single=True), single=True)
+        spike, self.v, _ = self._run(*broadcast(x, self.v, single=True), single=True)
         return spike
 
     def multi_step_forward(self, x_seq: Tensor) -> Tensor:
         """All time steps ``[T, N, *]``."""
-        if overridden(self, QIFNode, (*HOOKS, "single_step_forward")):
+        if overridden(self, QIFNode, *HOOKS, "single_step_forward"):
             return super().multi_step_forward(x_seq)
-        spike_seq, self.v, v_seq = self._run(*self._broadcast(x_seq), self.store_v_seq)
+        spike_seq, self.v, v_seq = self._run(*broadcast(x_seq, self.v), self.store_v_seq)
         if self.store_v_seq:
             self.v_seq = v_seq
         return spike_seq
@@ -181,23 +118,10 @@ class QIFNode(QIFNeuron, neuron.BaseNode):
 class ParametricQIFNode(ParametricQIFNeuron, QIFNode):
     """QIF neuron that learns a, u1 and u2, in the place of SpikingJelly's ``ParametricLIFNode``.
 
-    The parametrization keeps every optimizer step in the region where the resting point is stable and the threshold
-    lies below the unstable point, see :mod:`qif_plugins.adapters.spikingjelly.parametric`. ``v_threshold``,
-    ``v_reset`` and ``input_gain`` are not learned; ``v_reset`` stays at the given number while u1 moves.
-    The windows "isometric", "unbiased" and "paper" follow the parameters: they are a function of the current values, in
-    training and in evaluation, however often forward ran, see :mod:`qif_plugins.neuron.following`; ``moments`` are
-    those they are derived from.
-
-    The first arguments are ParametricLIFNode's, in its order; those not named here are :class:`QIFNode`'s.
-
-    Args:
-        init_tau: LIF's time constant to match at the start. Left out: start at the paper's parameters.
-        channels: ``None`` (default) learns one value a layer; a number learns one a channel of ``[N, channels, *]``.
-
-    Raises:
-        ValueError: As :class:`QIFNode`, or parameters outside the region at the start.
+    The arguments are those of :class:`..v2.ParametricQIFNode`, in the order of this version's ParametricLIFNode.
     """
 
+    @show_options
     def __init__(
         self,
         init_tau: float | None = None,
@@ -206,27 +130,15 @@ class ParametricQIFNode(ParametricQIFNeuron, QIFNode):
         v_reset: float | None = 0.0,
         surrogate_function: Any = None,
         detach_reset: bool = False,
-        step_mode: str = "s",
-        backend: str = "auto",
+        step_mode: StepMode = "s",
+        backend: BackendName = "auto",
         store_v_seq: bool = False,
         *,
-        a: float | None = None,
-        u1: float | None = None,
-        u2: float | None = None,
-        input_gain: float | None = None,
-        dynamics: str | None = None,
-        window: str | Window | None = None,
         channels: int | None = None,
+        **options: Unpack[NodeOptions],
     ) -> None:
         super().__init__(
-            init_tau, decay_input, v_threshold, v_reset, surrogate_function, detach_reset, step_mode,
-            store_v_seq=store_v_seq, a=a, u1=u1, u2=u2, input_gain=input_gain, dynamics=dynamics, window=window,
-            backend=backend,
+            init_tau, decay_input, v_threshold, v_reset, surrogate_function, detach_reset, step_mode, backend,
+            store_v_seq, **options,
         )  # fmt: skip
         self._learn(channels)
-
-
-def overridden(node: nn.Module, cls: type, names: tuple[str, ...]) -> bool:
-    """Whether a subclass, or the node itself, has methods of its own that the fused forward would pass by."""
-    mine = vars(node)
-    return any(name in mine or getattr(type(node), name) is not getattr(cls, name) for name in names)

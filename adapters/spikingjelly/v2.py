@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spikingjelly.activation_based import neuron, surrogate
 from torch import Tensor
 
+from qif_plugins.neuron.functional import qif_multi_step
 from qif_plugins.neuron.parameters import Number
-from qif_plugins.neuron.surrogate import Gaussian, Window
 
-from ._common import QIFNeuron, fused_surrogates, resolve
+from .arguments import NodeOptions, StepMode, show_options
+from .node import QIFNeuron, fused_surrogates, overridden
 from .parametric import ParametricQIFNeuron
 from .surrogate import AnalyticGaussianBase, AnalyticWindowBase
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from qif_plugins.ops.backends import BackendName
 
 __all__ = ["AnalyticGaussian", "AnalyticWindow", "ParametricQIFNode", "QIFNode"]
 
@@ -23,18 +29,20 @@ class AnalyticWindow(AnalyticWindowBase, surrogate.SurrogateFunctionBase):
     Build it from a neuron with :meth:`unbiased`, :meth:`paper` or :meth:`heuristic`.
 
     Args:
-        lo: Lower end relative to the threshold. Default -0.5.
-        hi: Upper end relative to the threshold, above ``lo``. Default 0.5.
-        height: Value inside, > 0. Default 1.
+        lo: Lower end relative to the threshold. Left out together with ``hi`` and ``height``: the unbiased window of
+            the paper's parameters, as :func:`qif_plugins.adapters.snntorch.analytic_window` has it.
+        hi: Upper end relative to the threshold, above ``lo``.
+        height: Value inside, > 0. Default 1 where the ends are given.
         spiking: As in the host: spikes with the window as gradient, or the integral of the window. Default True.
 
     Raises:
-        ValueError: As :class:`qif_plugins.neuron.surrogate.Window`.
+        ValueError: One end without the other, a height without ends, or as :class:`qif_plugins.Window`.
     """
 
-    def __init__(self, lo: Number = -0.5, hi: Number = 0.5, height: Number = 1.0, spiking: bool = True) -> None:
-        Window(lo, hi, height)  # checks
-        super().__init__(spiking=spiking, lo=lo, hi=hi, height=height)
+    def __init__(
+        self, lo: Number | None = None, hi: Number | None = None, height: Number | None = None, spiking: bool = True
+    ) -> None:
+        super().__init__(spiking=spiking, **self.constructed(lo, hi, height))
 
 
 class AnalyticGaussian(AnalyticGaussianBase, surrogate.SurrogateFunctionBase):
@@ -43,17 +51,17 @@ class AnalyticGaussian(AnalyticGaussianBase, surrogate.SurrogateFunctionBase):
     Build it from a neuron with :meth:`isometric`.
 
     Args:
-        height: Value at the threshold, > 0. Default 1.
-        width: Standard deviation, in units of the membrane, > 0. Default 0.5.
+        height: Value at the threshold, > 0. Default 1. Left out together with ``width``: the isometric Gaussian of the
+            paper's parameters.
+        width: Standard deviation, in units of the membrane, > 0.
         spiking: As in the host: spikes with the Gaussian as gradient, or its integral. Default True.
 
     Raises:
-        ValueError: As :class:`qif_plugins.Gaussian`.
+        ValueError: A height without a width, or as :class:`qif_plugins.Gaussian`.
     """
 
-    def __init__(self, height: Number = 1.0, width: Number = 0.5, spiking: bool = True) -> None:
-        Gaussian(height, width)  # checks
-        super().__init__(spiking=spiking, height=height, width=width)
+    def __init__(self, height: Number | None = None, width: Number | None = None, spiking: bool = True) -> None:
+        super().__init__(spiking=spiking, **self.constructed(height, width))
 
 
 class QIFNode(QIFNeuron, neuron.BaseNode):
@@ -111,6 +119,7 @@ class QIFNode(QIFNeuron, neuron.BaseNode):
 
     v_seq: Any
 
+    @show_options
     def __init__(
         self,
         tau: float | None = None,
@@ -119,21 +128,13 @@ class QIFNode(QIFNeuron, neuron.BaseNode):
         v_reset: float | None = 0.0,
         surrogate_function: Any = None,
         detach_reset: bool = False,
-        step_mode: str = "s",
+        step_mode: StepMode = "s",
         store_v_seq: bool = False,
         *,
-        a: float | None = None,
-        u1: float | None = None,
-        u2: float | None = None,
-        input_gain: float | None = None,
-        dynamics: str | None = None,
-        window: str | Window | None = None,
-        backend: str = "auto",
+        backend: BackendName = "auto",
+        **options: Unpack[NodeOptions],
     ) -> None:
-        resolved = resolve(
-            tau, decay_input, v_threshold, v_reset, a=a, u1=u1, u2=u2, input_gain=input_gain, dynamics=dynamics
-        )
-        arguments = self._configure(*resolved, surrogate_function, window)
+        arguments = self._configure(tau, decay_input, v_threshold, v_reset, surrogate_function, **options)
         self.backend = backend
         super().__init__(**arguments, detach_reset=detach_reset, step_mode=step_mode, store_v_seq=store_v_seq)
 
@@ -146,32 +147,36 @@ class QIFNode(QIFNeuron, neuron.BaseNode):
         self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], **kwargs: Any
     ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
         """One time step with explicit states, as the host defines it."""
-        spike_seq, v = self._transition(inputs[0].unsqueeze(0), states[0])
-        return (spike_seq.squeeze(0),), (v, *states[1:])
+        (spike_seq,), states = self._transition(inputs[0].unsqueeze(0), states)
+        return (spike_seq.squeeze(0),), states
 
     def multi_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], **kwargs: Any
     ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
         """All time steps with explicit states, as the host defines it."""
-        if self._steps_overridden():
+        if overridden(self, QIFNode, "single_step_functional_forward"):
             return super().multi_step_functional_forward(inputs, states, **kwargs)
-        spike_seq, v = self._transition(inputs[0], states[0])
+        return self._transition(inputs[0], states)
+
+    def _transition(self, x_seq: Tensor, states: tuple[Any, ...]) -> tuple[tuple[Tensor], tuple[Any, ...]]:
+        # The gradients chain through the membrane after its reset, which is the state.
+        spike_seq, v = qif_multi_step(x_seq, states[0], *self._neuron(x_seq), self.detach_reset, backend=self.backend)
         return (spike_seq,), (v, *states[1:])
 
     def single_step_forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """One time step ``[N, *]``."""
-        if self._steps_overridden():
+        if overridden(self, QIFNode, "single_step_functional_forward"):
             return super().single_step_forward(x, *args, **kwargs)
-        spike, v, _ = self._run(x, self._state(x, "s"), single=True)
-        self.v = v
+        spike, self.v, _ = self._run(x, self._state(x, "s"), single=True)
         if self.store_v_seq:
-            self._append_v_seq(v)
+            self._append_v_seq(self.v)
         return spike
 
     def multi_step_forward(self, x_seq: Tensor, *args: Any, **kwargs: Any) -> Any:
         """All time steps ``[T, N, *]``."""
-        overridden = type(self).multi_step_functional_forward is not QIFNode.multi_step_functional_forward
-        if overridden or self._steps_overridden():
+        if overridden(self, QIFNode, "single_step_functional_forward") or (
+            type(self).multi_step_functional_forward is not QIFNode.multi_step_functional_forward
+        ):
             return super().multi_step_forward(x_seq, *args, **kwargs)
         spike_seq, self.v, self.v_seq = self._run(x_seq, self._state(x_seq, "m"), self.store_v_seq)
         return spike_seq
@@ -180,17 +185,12 @@ class QIFNode(QIFNeuron, neuron.BaseNode):
         # The core starts from a number without a tensor of it.
         return self.v if isinstance(self.v, float) else self.materialize_states((x,), (self.v,), step_mode)[0]
 
-    def _steps_overridden(self) -> bool:
-        """Whether a subclass, or the node itself, has its own time step, which the fused forward would pass by."""
-        name = "single_step_functional_forward"
-        return name in vars(self) or getattr(type(self), name) is not getattr(QIFNode, name)
-
 
 class ParametricQIFNode(ParametricQIFNeuron, QIFNode):
     """QIF neuron that learns a, u1 and u2, in the place of SpikingJelly's ``ParametricLIFNode``.
 
     The parametrization keeps every optimizer step in the region where the resting point is stable and the threshold
-    lies below the unstable point, see :mod:`qif_plugins.adapters.spikingjelly.parametric`. ``v_threshold``,
+    lies below the unstable point, see :mod:`qif_plugins.neuron.reparametrization`. ``v_threshold``,
     ``v_reset`` and ``input_gain`` are not learned; ``v_reset`` stays at the given number while u1 moves.
     The windows "isometric", "unbiased" and "paper" follow the parameters: they are a function of the current values, in
     training and in evaluation, however often forward ran, see :mod:`qif_plugins.neuron.following`; ``moments`` are
@@ -206,6 +206,7 @@ class ParametricQIFNode(ParametricQIFNeuron, QIFNode):
         ValueError: As :class:`QIFNode`, or parameters outside the region at the start.
     """
 
+    @show_options
     def __init__(
         self,
         init_tau: float | None = None,
@@ -214,21 +215,15 @@ class ParametricQIFNode(ParametricQIFNeuron, QIFNode):
         v_reset: float | None = 0.0,
         surrogate_function: Any = None,
         detach_reset: bool = False,
-        step_mode: str = "s",
+        step_mode: StepMode = "s",
         store_v_seq: bool = False,
         *,
-        a: float | None = None,
-        u1: float | None = None,
-        u2: float | None = None,
-        input_gain: float | None = None,
-        dynamics: str | None = None,
-        window: str | Window | None = None,
-        backend: str = "auto",
+        backend: BackendName = "auto",
         channels: int | None = None,
+        **options: Unpack[NodeOptions],
     ) -> None:
         super().__init__(
-            init_tau, decay_input, v_threshold, v_reset, surrogate_function, detach_reset, step_mode,
-            store_v_seq=store_v_seq, a=a, u1=u1, u2=u2, input_gain=input_gain, dynamics=dynamics, window=window,
-            backend=backend,
+            init_tau, decay_input, v_threshold, v_reset, surrogate_function, detach_reset, step_mode, store_v_seq,
+            backend=backend, **options,
         )  # fmt: skip
         self._learn(channels)

@@ -9,12 +9,10 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..adapters.spikingjelly import QIFNode
-from ..adapters.spikingjelly._common import QIFNeuron
-from ..adapters.spikingjelly.parametric import FIXED, LEARNED, ParametricQIFNeuron
-from ..neuron.following import WindowMemory
+from ..adapters.spikingjelly.parametric import LearnedMap
 from ..neuron.parameters import QIFParameters
 
 __all__ = ["LeakQIFNode", "LearnedLeak"]
@@ -23,8 +21,8 @@ MIN_LEAK = 1e-4
 """How near a learned leak may come to 0 and to 1: the matched map needs both apart, and float32 some distance."""
 
 
-class LearnedLeak(ParametricQIFNeuron):
-    """Mixed in before a QIFNode that was given a ``tau``.
+class LearnedLeak(LearnedMap):
+    """A node that learns the leak that its map matches. Mixed in before a QIFNode.
 
     Its one parameter is that of ``ParametricLIFNode``: sigmoid(w) = 1/tau. The map matches the leak 1 - sigmoid(w)
     at every step, see :meth:`qif_plugins.QIFParameters.matching_lif`, and the window follows. Where
@@ -34,15 +32,13 @@ class LearnedLeak(ParametricQIFNeuron):
     w: nn.Parameter
     _params: QIFParameters
     raw_names = ("w",)
+    fixed = ("v_threshold", "v_reset")
+    unassigned = "the leak is learned: tau is 1/sigmoid(w), and the map follows w"
 
-    def _configure(self, params: QIFParameters, *args: Any) -> dict[str, Any]:
-        return QIFNeuron._configure(self, params, *args)
-
-    def _learn(self, channels: int | None = None) -> None:
-        self.channels = None
+    def __init__(self, tau: float = 2.0, decay_input: bool = True, **arguments: Any) -> None:
+        super().__init__(tau, decay_input, **arguments)
         assert self.tau is not None
         self.w = nn.Parameter(torch.full((), -math.log(self.tau - 1)))  # in the default dtype, as any parameter
-        self._window_memory = WindowMemory()
         self._window_changed()
 
     @property
@@ -50,27 +46,14 @@ class LearnedLeak(ParametricQIFNeuron):
         """``"lif"``: a leak is matched, the one learned."""
         return "lif"
 
-    def _leak_tau(self) -> Any:
+    def _matched_tau(self) -> Any:
         return 1 / torch.sigmoid(self.w.detach().double())
 
-    @property
-    def params(self) -> QIFParameters:
-        """The neuron as the core describes it; tensors with gradient."""
-        if not self._has_raw():
-            # The host's constructor runs before there are parameters.
-            return self._params
+    def _learned_params(self) -> QIFParameters:
         w = self.w.to(torch.promote_types(self.w.dtype, torch.float32))
-        rate = torch.sigmoid(w).clamp(MIN_LEAK, 1 - MIN_LEAK)
-        matched = self._matched(rate, self._params, checked=False)
-        # The base class takes each of the three for a tensor; u1, the resting potential, is a number.
-        numbers = matched.numbers()
-        for name in LEARNED:
-            number = numbers[name]
-            if not isinstance(number, Tensor):
-                numbers[name] = rate.new_full((), number)
-        return QIFParameters.unchecked(**numbers, reset=matched.reset)
+        return self._matched(torch.sigmoid(w).clamp(MIN_LEAK, 1 - MIN_LEAK), self._params)
 
-    def _matched(self, rate: Any, fixed: QIFParameters, checked: bool = True) -> QIFParameters:
+    def _matched(self, rate: Any, fixed: QIFParameters, checked: bool = False) -> QIFParameters:
         return QIFParameters.matching_lif(
             1 - rate,
             fixed.v_threshold,
@@ -80,38 +63,22 @@ class LearnedLeak(ParametricQIFNeuron):
             checked=checked,
         )
 
-    @property
-    def input_gain(self) -> Any:
-        """Factor on the input, as learned so far where the input is decayed."""
-        return self.params.input_gain
-
-    def _numbers(self) -> tuple[Any, Any, Any]:
-        params = self.params
-        return params.a, params.u1, params.u2
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        QIFNeuron.__setattr__(self, name, value)
-
-    def _assign(self, name: str, value: Any, store: Callable[[], None]) -> None:
-        if name == "decay_input" and value is not None:
-            before = self.decay_input
-            store()
-            try:
-                self._window_changed()
-            except ValueError:
-                self.__dict__["decay_input"] = before
-                raise
+    def _assign(self, name: str, value: Any, store: Callable[[Any], None]) -> None:
+        if name != "decay_input" or value is None:
+            super()._assign(name, value, store)
             return
-        self._refuse(name, value, "the leak is learned: tau is 1/sigmoid(w), and the map follows w", FIXED[:2])
-        super()._assign(name, value, store)
+        before = self.decay_input
+        store(bool(value))
+        try:
+            self._window_changed()
+        except ValueError:
+            self.__dict__["decay_input"] = before
+            raise
 
     def _replace(self, **changes: Any) -> None:
         """Assign threshold or reset; the map goes on matching the leak."""
-        if all(getattr(self._params, name) == value for name, value in changes.items()):
-            return
         fixed = dataclasses.replace(self._params, **changes)
-        self._params = self._matched(torch.sigmoid(self.w.detach().double()).item(), fixed)
-        self._link = None
+        self._params = self._matched(torch.sigmoid(self.w.detach().double()).item(), fixed, checked=True)
         self._window_changed()
 
     def _window_changed(self) -> None:
@@ -122,10 +89,6 @@ class LearnedLeak(ParametricQIFNeuron):
 class LeakQIFNode(LearnedLeak, QIFNode):
     """In the place of ``ParametricLIFNode``."""
 
-    def __init__(self, tau: float = 2.0, decay_input: bool = True, **arguments: Any) -> None:
-        super().__init__(tau, decay_input, **arguments)
-        self._learn()
-
 
 if find_spec("spikingjelly.clock_driven") is not None:
     from ..adapters.spikingjelly import clock_driven
@@ -133,13 +96,5 @@ if find_spec("spikingjelly.clock_driven") is not None:
     class ClockDrivenLeakQIFNode(LearnedLeak, clock_driven.QIFNode):
         """In the place of ``clock_driven``'s ``ParametricLIFNode``."""
 
-        def __init__(self, tau: float = 2.0, decay_input: bool = True, **arguments: Any) -> None:
-            super().__init__(tau, decay_input, **arguments)
-            self._learn()
-
     class MultiStepLeakQIFNode(LearnedLeak, clock_driven.MultiStepQIFNode):
         """In the place of ``clock_driven``'s ``MultiStepParametricLIFNode``."""
-
-        def __init__(self, tau: float = 2.0, decay_input: bool = True, **arguments: Any) -> None:
-            super().__init__(tau, decay_input, **arguments)
-            self._learn()

@@ -14,8 +14,8 @@ from spikingjelly.activation_based import layer, neuron
 from torch import Tensor, nn
 
 from ..adapters.spikingjelly import ParametricQIFNode, QIFNode
-from ..adapters.spikingjelly._common import DEFAULT_TAU
-from ..adapters.spikingjelly.parametric import ParametricQIFNeuron
+from ..adapters.spikingjelly.arguments import DEFAULT_TAU
+from ..adapters.spikingjelly.parametric import LearnedMap
 from ..neuron.module import QIFLayer
 from .hosts import NO_LEAK_BETA, Neuron, Plan, Request, Snapshot, check_arguments, never_fires, no_leak
 from .leak import LeakQIFNode, LearnedLeak
@@ -144,7 +144,7 @@ class _SpikingJelly:
         if module._arguments.map.decided != "lif":
             raise ValueError(no_leak(module._arguments.map.decided))
         tau, learned, notes = DEFAULT_TAU if module.tau is None else module.tau, frozenset[str](), []
-        if isinstance(module, ParametricQIFNeuron):
+        if isinstance(module, LearnedMap):
             tau, learned = _tau_by_now(module), frozenset({name for name in module._parameters if "raw_" in name})
             notes.append(f"tau={tau:.4g} as learned so far; {', '.join(sorted(learned))} are kept and not used")
         values = {name: getattr(module, name) for name in CARRIED if hasattr(module, name)}

@@ -15,17 +15,27 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
 from ..support.names import unknown
 from ..support.text import number
-from .parameters import Number
+from .parameters import Number, QIFParameters
 
-__all__ = ["DYNAMICS", "MAP", "PAPER", "MapArguments", "limited_threshold"]
+__all__ = [
+    "DYNAMICS",
+    "MAP",
+    "MAX_BETA",
+    "PAPER",
+    "DynamicsName",
+    "MapArguments",
+    "build_parameters",
+    "one_number",
+]
 
-DYNAMICS = ("paper", "lif")
+DynamicsName = Literal["paper", "lif"]
+DYNAMICS: tuple[str, ...] = get_args(DynamicsName)
 MAP = ("a", "u1", "u2")
 PAPER: dict[str, Number] = {"a": 0.25, "u1": 0.0, "u2": 0.5}
 
@@ -33,6 +43,10 @@ MIN_DISTANCE = 1e-6
 """How near the threshold of a matched neuron may be learned to come to the resting point, which it must lie above."""
 MAX_REACH = 0.99
 """How far towards the unstable point of a given map a threshold may be learned to go, from the resting point."""
+MAX_BETA = 0.9999
+"""Upper limit of a learned leak β, and of the one that a window is derived for: the matched map needs β < 1, its
+float32 gradient and its moments some distance from it.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,19 +138,51 @@ class MapArguments:
         return MapArguments(None, {}, leak) if open_to_it else dataclasses.replace(self, leak=leak)
 
 
-def limited_threshold(threshold: Tensor, resting: Number, unstable: Number | None = None) -> Tensor:
-    """A learned threshold, kept where the membrane is stable.
+def build_parameters(
+    roots: Mapping[str, Any],
+    v_threshold: Any,
+    *,
+    beta: Any = None,
+    v_rest: Number = 0.0,
+    checked: bool = True,
+    learned_threshold: bool = False,
+    **others: Any,
+) -> QIFParameters:
+    """The neuron that the arguments describe together.
+
+    A learned threshold is kept where the membrane is stable: at least 1e-6 above the resting point where a leak is
+    matched, so that the unstable point moves with the threshold; otherwise at most 99 % of the way from the resting to
+    the unstable point. Beyond, it passes no gradient.
 
     Args:
-        threshold: The threshold as learned.
-        resting: The map's resting point.
-        unstable: The map's unstable point; ``None`` (default) where the map matches a leak, so that it moves with the
-            threshold.
+        roots: a, u1 and u2; empty where a leak is matched.
+        v_threshold: Threshold θ.
+        beta: The leak to match where ``roots`` are empty.
+        v_rest: The potential that a matched leak decays to. Default 0.
+        checked: Whether to check the numbers. ``False`` reads no tensor back from its device. Default True.
+        learned_threshold: Whether the threshold is a tensor that is learned. Default False.
+        **others: ``v_reset``, ``reset``, ``input_gain`` and, where a leak is matched, ``curvature``, see
+            :meth:`QIFParameters.matching_lif`.
 
-    Returns:
-        At least 1e-6 above the resting point for a matched neuron; otherwise at most 99 % of the way from the resting
-        to the unstable point. Beyond, it passes no gradient.
+    Raises:
+        ValueError: Parameters that :class:`QIFParameters` refuses.
     """
-    if unstable is None:
-        return threshold.clamp(min=resting + MIN_DISTANCE)
-    return threshold.clamp(max=resting + MAX_REACH * (unstable - resting))
+    if not roots:
+        if learned_threshold:
+            v_threshold = v_threshold.clamp(min=v_rest + MIN_DISTANCE)
+        return QIFParameters.matching_lif(beta, v_threshold, v_rest=v_rest, checked=checked, **others)
+    others.pop("curvature", None)
+    if learned_threshold:
+        resting, unstable = QIFParameters.unchecked(**roots).fixed_points()
+        v_threshold = v_threshold.clamp(max=resting + MAX_REACH * (unstable - resting))
+    make = QIFParameters if checked else QIFParameters.unchecked
+    return make(**roots, v_threshold=v_threshold, **others)
+
+
+def one_number(value: Any) -> Any:
+    """A tensor of one number as that number, one of several integers as floats; anything else as it is."""
+    if not isinstance(value, Tensor) or value.is_meta:
+        return value
+    if value.numel() == 1:
+        return float(value)
+    return value if value.is_floating_point() else value.float()

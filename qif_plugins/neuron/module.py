@@ -1,4 +1,4 @@
-"""What a host's QIF module has in common with every other: the moments that its window is derived from.
+"""The part that the QIF neurons of all hosts share: the window, and the moments that it is derived from.
 
 By default a window assumes the input that tdBN makes, mean 0 and deviation θ. :func:`~qif_plugins.calibrate`
 replaces the assumption by what it measured. A module that was calibrated has two more entries in its state_dict,
@@ -9,19 +9,21 @@ replaces the assumption by what it measured. A module that was calibrated has tw
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..ops.backends import BACKENDS
+from ..support.names import unknown
 from .following import WindowMemory, followed_moments, window_of_moments
 from .moments import membrane_moments
 from .observe import watchable
 from .parameters import Number, QIFParameters
-from .surrogate import Gaussian, Window
+from .surrogate import WINDOWS, Gaussian, Window
 
-__all__ = ["NO_NIR", "QIFLayer", "on_device"]
+__all__ = ["NO_NIR", "QIFLayer", "check_backend", "checked_window", "on_device"]
 
 KINDS = ("input", "membrane")
 
@@ -42,7 +44,7 @@ class QIFLayer:
     _open_to_leak: bool = False
     """Whether swap chose the map, and nobody since, so that a leak that is assigned is matched."""
     _window_memory: WindowMemory
-    """Of a neuron that learns its window."""
+    """The window of learned numbers."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -76,8 +78,25 @@ class QIFLayer:
         return True
 
     def _window_changed(self) -> None:
-        """Derive the window anew."""
+        """Derive the window anew.
+
+        Raises:
+            MomentClosureError: The closure does not converge, for learned numbers either: only their training goes on.
+        """
         raise NotImplementedError
+
+    def _learned(self) -> Sequence[Any]:
+        """The numbers that the window follows where they are learned."""
+        raise NotImplementedError
+
+    def _follow(self) -> Window | Gaussian:
+        """The window of the learned numbers as they are now."""
+        assert self.derived_window is not None
+        return self.followed_window(self.derived_window, self.qif_parameters)
+
+    def _followed(self) -> Window | Gaussian:
+        """The same, kept until one of the numbers changes."""
+        return self._window_memory(self._learned(), self._follow)
 
     @property
     def measured_moments(self) -> Mapping[str, Tensor]:
@@ -159,16 +178,20 @@ class QIFLayer:
         dtype = torch.float64 if torch.float64 in dtypes else torch.float32
         return window.mapped(lambda value: value.to(dtype) if isinstance(value, Tensor) else value)
 
-    def window_moments(self) -> tuple[Number, Number]:
+    def window_moments(self, params: QIFParameters | None = None) -> tuple[Number, Number]:
         """Mean and deviation of the membrane that the window assumes.
+
+        Args:
+            params: The neuron. Default: the module's own parameters.
 
         Raises:
             MomentClosureError: The closure does not converge.
         """
         if "membrane_mean" in self._measured:
             return _number(self._measured["membrane_mean"]), _number(self._measured["membrane_std"])
-        mean, std = self.input_moments()
-        return membrane_moments(self.qif_parameters, std, mean)
+        params = self.qif_parameters if params is None else params
+        mean, std = self._assumed_input(params)
+        return membrane_moments(params, std, mean)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[misc]
@@ -203,6 +226,30 @@ def _checked_moments(moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
             f"{', '.join(sorted(found))}"
         )
     return found
+
+
+def checked_window(window: Any) -> Any:
+    """``window``, a name or a window.
+
+    Raises:
+        TypeError: Neither.
+        ValueError: An unknown name.
+    """
+    if not isinstance(window, str | Window):
+        raise TypeError(f"window must be one of {', '.join(map(repr, WINDOWS))} or a Window, got {window!r}")
+    if isinstance(window, str) and window not in WINDOWS:
+        raise ValueError(unknown("window", window, WINDOWS, "pass a Window(lo, hi)"))
+    return window
+
+
+def check_backend(name: Any) -> None:
+    """Refuse a name that no back end has.
+
+    Raises:
+        ValueError: It is neither ``"auto"`` nor one of :data:`~qif_plugins.ops.backends.BACKENDS`.
+    """
+    if name not in ("auto", *BACKENDS):
+        raise ValueError(unknown("backend", name, ("auto", *BACKENDS)))
 
 
 def window_from_membrane(name: str, params: QIFParameters, mean: Number, std: Number) -> Window | Gaussian:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -31,10 +31,23 @@ from .isometry import gaussian_width, rectangle_width, relative_mean_square
 from .moments import membrane_moments
 from .parameters import Number, QIFParameters, holds_everywhere, is_finite, same_number
 
-__all__ = ["WINDOWS", "ATan", "FastSigmoid", "FusedSurrogate", "Gaussian", "Sigmoid", "Surrogate", "Window", "spike"]
+__all__ = [
+    "DEFAULT_WINDOW",
+    "WINDOWS",
+    "ATan",
+    "FastSigmoid",
+    "FusedSurrogate",
+    "Gaussian",
+    "Sigmoid",
+    "Surrogate",
+    "Window",
+    "WindowName",
+    "spike",
+]
 
-WINDOWS = ("isometric", "unbiased", "paper", "heuristic")
-DEFAULT_WINDOW = "unbiased"
+WindowName = Literal["isometric", "unbiased", "paper", "heuristic"]
+WINDOWS: tuple[str, ...] = get_args(WindowName)
+DEFAULT_WINDOW: WindowName = "unbiased"
 """The window of a neuron for which none was chosen, in every host."""
 
 

@@ -6,15 +6,18 @@ import importlib
 import logging
 from functools import lru_cache
 from types import ModuleType
+from typing import Literal
 
 import torch
 
-__all__ = ["BACKENDS", "available_backends", "choose_backend", "implementation", "unavailable_reason"]
+__all__ = ["BACKENDS", "BackendName", "available_backends", "choose_backend", "implementation", "unavailable_reason"]
 
 logger = logging.getLogger("qif_plugins")
 
 BACKENDS = ("numba", "triton", "cupy", "torch")
 """Implementations by public name, best first on any device; each is the module ``NAME_backend`` of this package."""
+BackendName = Literal["auto", "numba", "triton", "cupy", "torch"]
+"""The values of an argument ``backend``."""
 
 
 @lru_cache(maxsize=16)

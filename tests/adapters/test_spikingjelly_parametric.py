@@ -11,11 +11,11 @@ from torch import nn
 pytest.importorskip("spikingjelly")
 
 from qif_plugins.adapters.spikingjelly import ParametricQIFNode, QIFNode
-from qif_plugins.adapters.spikingjelly.parametric import constrained, unconstrained
 from spikingjelly.activation_based import functional, layer
 
 from qif_plugins import QIFParameters, membrane_moments
 from qif_plugins.neuron.functional import qif_multi_step
+from qif_plugins.neuron.reparametrization import constrained, unconstrained
 from qif_plugins.neuron.surrogate import Window
 
 NAMES = ("raw_a", "raw_u1", "raw_u2")

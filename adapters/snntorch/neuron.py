@@ -1,0 +1,340 @@
+"""The discrete QIF neuron as an snnTorch neuron, which stands where ``snn.Leaky`` stands.
+
+snnTorch's ``mem`` is the membrane before its reset. The reset is taken from the step before, without gradient::
+
+    mem[t] = (1 - reset) f(mem[t-1]) + x[t],   reset = 1 where mem[t-1] fired    "zero" (default)
+    spk[t] = 1 if mem[t] >= θ else 0
+
+with f(v) = a (v - u1)(v - u2), the gate of arXiv 2510.05168: a reset to u1, where f is 0.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from typing import Any, Literal
+
+import snntorch as snn
+import torch
+from torch import Tensor
+
+from qif_plugins.neuron.arguments import MAP, DynamicsName, MapArguments, build_parameters
+from qif_plugins.neuron.following import WindowMemory, versions
+from qif_plugins.neuron.functional import check_spread, qif_multi_step, qif_step
+from qif_plugins.neuron.module import check_backend, checked_window
+from qif_plugins.neuron.parameters import Number, QIFParameters
+from qif_plugins.neuron.surrogate import DEFAULT_WINDOW, ATan, FusedSurrogate, Window, WindowName, spike
+from qif_plugins.ops.backends import BackendName
+from qif_plugins.support.names import unknown
+from qif_plugins.support.text import number
+
+from .instances import enter
+from .parameters import Neuron, Parameters, check_leak, checked_argument, detached, reset_of
+from .surrogate import Heaviside, check_spike_grad
+
+__all__ = ["QIF"]
+
+ResetMechanism = Literal["zero", "subtract", "none"]
+
+_CURVATURE = 0.5
+_NEVER = ATan(strict=True)
+"""A surrogate for neurons without reset, whose kernel has no threshold: not even an infinite h exceeds it."""
+
+
+class QIF(Parameters, snn.Leaky):
+    """Discretized quadratic integrate-and-fire neuron with ``snn.Leaky``'s arguments, states and returns.
+
+    Arguments not listed are Leaky's, in Leaky's order, with Leaky's meaning and defaults. It is a
+    ``snn.Leaky``, so that ``utils.reset``, ``backprop`` and the hidden-state functions find it.
+
+    What Leaky lets one assign after construction, and our own arguments, may be assigned: the neuron is then the one
+    that the constructor would have made. What it would refuse is refused, and the neuron stays as it was. An
+    ``nn.Parameter``, or another tensor with gradient, assigned to ``beta`` or ``threshold`` is learned as under
+    ``learn_beta`` and ``learn_threshold``. Which argument decides where several could, see
+    :mod:`qif_plugins.neuron.arguments`.
+
+    Wherever a number or a tensor is taken, an array or a list of numbers is, too, as by ``Leaky``.
+
+    Args:
+        beta: Leak that the neuron matches near rest, see :meth:`~qif_plugins.QIFParameters.matching_lif`: a
+            float or a tensor (per neuron), 0 <= beta < 1. Left out, the neuron has the paper's a, u1, u2,
+            and the entry ``beta`` of its ``state_dict``, there for Leaky's sake, holds the map's slope at rest.
+        threshold: Threshold θ, a float or a tensor (per neuron), below the map's unstable fixed point. Default 1.
+        spike_grad: ``None`` (default) means the analytic window. A function that takes mem - θ is used as
+            passed; snnTorch's ``atan``, ``fast_sigmoid`` and ``sigmoid`` through the kernels, firing at
+            mem > θ as they do. A surrogate of :mod:`qif_plugins.neuron.surrogate` fires at mem >= θ.
+        surrogate_disable: No gradient through the spike; fires at mem >= θ. Plain PyTorch operations.
+        learn_beta: Learn beta, clamped to [0, 0.9999]. Needs ``dynamics="lif"``.
+        learn_threshold: Learn θ. It is clamped where it would leave the region in which the membrane is
+            stable: to at least 1e-6 for a matched neuron, whose unstable point moves with it, and
+            otherwise to 99 % of the way from the resting to the unstable point.
+        reset_mechanism: ``"zero"`` (default). ``"subtract"`` subtracts θ from the membrane before f (Leaky
+            does it after its leak), ``"none"`` never resets: under both a large membrane stays large, f
+            squares it and the potential explodes. They exist because Leaky has them. Setting the attribute
+            changes the neuron; loading a ``state_dict`` does not.
+        a: Curvature of f, see :class:`~qif_plugins.QIFParameters`; float or tensor.
+        u1: First root of f.
+        u2: Second root of f. Any of a, u1, u2 passed decides the dynamics, the others default to the paper's.
+        dynamics: ``"paper"`` or ``"lif"`` (matched to beta); default by what else is passed. A beta that does not
+            decide is set aside.
+        curvature: For the matched neuron, where θ lies between the resting (0) and the unstable point (1).
+            Left out: 0.5.
+        window: ``"unbiased"`` (left out), ``"isometric"``, ``"paper"``, ``"heuristic"``, or a
+            :class:`~qif_plugins.neuron.surrogate.Window` in units of the membrane; the derivative where
+            ``spike_grad`` is left out. A named window follows beta and θ when they are learned.
+        backend: See :func:`~qif_plugins.qif_multi_step`. Default ``"auto"``.
+
+    Raises:
+        ValueError: Parameters outside their range, contradicting arguments, an unknown window.
+
+    Edits of beta or threshold are noticed through assignment, in-place operations and ``load_state_dict``, and where
+    they are learned through ``.data``, too, at the latest when the next sequence begins; the beta of a neuron that
+    matches no leak decides nothing when it is written to in place or loaded. A copy and an unpickled neuron join
+    ``SpikingNeuron.instances`` without being kept alive by it, as a constructed one is.
+    ``snntorch.export_nir`` refuses it: NIR has no QIF.
+    """
+
+    reset_mechanism_val: Tensor
+
+    def __init__(
+        self,
+        beta: Number | None = None,
+        threshold: Number = 1.0,
+        spike_grad: Any = None,
+        surrogate_disable: bool = False,
+        init_hidden: bool = False,
+        inhibition: bool = False,
+        learn_beta: bool = False,
+        learn_threshold: bool = False,
+        reset_mechanism: ResetMechanism = "zero",
+        state_quant: Any = False,
+        output: bool = False,
+        graded_spikes_factor: Number = 1.0,
+        learn_graded_spikes_factor: bool = False,
+        reset_delay: bool = True,
+        *,
+        a: Number | None = None,
+        u1: Number | None = None,
+        u2: Number | None = None,
+        dynamics: DynamicsName | None = None,
+        curvature: float | None = None,
+        window: WindowName | Window | None = None,
+        backend: BackendName = "auto",
+    ) -> None:
+        numbers = {"beta": beta, "curvature": curvature, "a": a, "u1": u1, "u2": u2}
+        given = {name: checked_argument(name, value) for name, value in numbers.items() if value is not None}
+        beta, threshold = given.get("beta"), checked_argument("threshold", threshold)
+        graded_spikes_factor = checked_argument("graded_spikes_factor", graded_spikes_factor)
+        chosen = MapArguments(
+            dynamics,
+            {name: value for name, value in given.items() if name in MAP},
+            {name: value for name, value in given.items() if name not in MAP},
+        )
+        check_leak(chosen, learn_beta)
+        # Everything is checked before the host's constructor enters the neuron in SpikingNeuron.instances.
+        if reset_mechanism not in snn.SpikingNeuron.reset_dict:
+            raise ValueError(unknown("reset_mechanism", reset_mechanism, snn.SpikingNeuron.reset_dict))
+        if window is not None and (spike_grad is not None or surrogate_disable):
+            other = "surrogate_disable" if surrogate_disable else "spike_grad"
+            raise ValueError(f"{other} and window both decide the surrogate gradient; pass one of them")
+        window = checked_window(DEFAULT_WINDOW if window is None else window)
+        check_backend(backend)
+        check_spike_grad(spike_grad)
+        curvature = given.get("curvature", _CURVATURE)
+        params = build_parameters(
+            chosen.roots, detached(threshold), beta=detached(beta), curvature=curvature, reset=reset_of(reset_mechanism)
+        )
+        if beta is None:
+            beta = params.map_derivative(params.fixed_points()[0])
+        super().__init__(
+            beta, threshold, spike_grad, surrogate_disable, init_hidden, inhibition, learn_beta, learn_threshold,
+            reset_mechanism, state_quant, output, graded_spikes_factor, learn_graded_spikes_factor, reset_delay,
+        )  # fmt: skip
+        del self.state_function  # Leaky's, for its own forward
+        self._given = {"beta": beta, "threshold": threshold}
+        self.curvature, self.backend = curvature, backend
+        self._choose(chosen)
+        self._window, self._window_memory, self._seen = window, WindowMemory(), None
+        self._mem_before: tuple[Tensor, Any, Neuron] | None = None
+        self.spike_grad = Heaviside() if surrogate_disable else spike_grad
+        try:
+            self._window_changed()
+        except ValueError:
+            snn.SpikingNeuron.instances.remove(self)
+            raise
+        self._settled = True
+
+    @property
+    def fires_in_operator(self) -> bool:
+        """Whether the spikes are the operator's own, so that their gradient passes through it."""
+        return not self.state_quant
+
+    # -- running ---------------------------------------------------------------------------------
+
+    def forward(self, input_: Tensor, mem: Tensor | None = None) -> Any:
+        """One time step.
+
+        Args:
+            input_: Input current, any shape, floating point.
+            mem: Membrane before its reset after the previous step, as returned; ``None`` (default) takes the
+                neuron's own. One of another shape than ``input_`` is replaced by zeros.
+
+        Returns:
+            ``(spk, mem)``; with ``init_hidden`` and without ``output``, ``spk`` alone.
+
+        Raises:
+            TypeError: ``mem`` passed to a neuron with ``init_hidden``, or an input that is not floating point.
+        """
+        before = self._before(input_, mem)
+        neuron = self._neuron()
+        self._check_spread(neuron, input_)
+        self._forget_reset()
+        # Without the graph behind the membrane; a compiler traces no versions.
+        traced = torch.compiler.is_compiling()
+        self._mem_before = None if traced else (before.detach(), *versions([before])[0][1:], neuron)
+        spk, mem = self._charge_step(input_, before, neuron)
+        if self.state_quant:
+            mem = self.state_quant(mem)
+            spk = self._fire(mem if self.inhibition else self.state_quant(mem), neuron)
+        if self.inhibition:
+            winner = (mem - neuron.params.v_threshold).argmax(1, keepdim=True)
+            spk = fired = spk * torch.zeros_like(spk).scatter_(1, winner, 1)
+        else:
+            fired = spk
+            spk = self._graded(spk, neuron)
+        if not self.reset_delay and self._reset_mechanism != "none":
+            at_once = fired - self._fire(before, neuron).detach()
+            mem = mem - at_once * (
+                mem - neuron.params.u1 if self._reset_mechanism == "zero" else neuron.params.v_threshold
+            )
+        self.mem = mem
+        return (spk, mem) if self.output or not self.init_hidden else spk
+
+    def forward_sequence(self, x_seq: Tensor, mem: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """All time steps of a sequence, in one pass forward and one backward; the same as stepping.
+
+        ``inhibition``, ``state_quant`` and ``reset_delay=False`` are stepped.
+
+        Args:
+            x_seq: Input current ``[T, ...]``, time first.
+            mem: As in :meth:`forward`.
+
+        Returns:
+            ``(spk_seq, mem_seq)``, both ``[T, ...]``.
+
+        Raises:
+            TypeError: As :meth:`forward`.
+            ValueError: As :meth:`forward`, and T = 0.
+        """
+        if x_seq.dim() == 0 or len(x_seq) == 0:
+            raise ValueError(f"x_seq needs at least one time step in dimension 0, got shape {list(x_seq.shape)}")
+        before = self._before(x_seq[0], mem)
+        if self.inhibition or self.state_quant or not self.reset_delay:
+            self.mem, steps = before, []
+            for x in x_seq.unbind(0):
+                out = self.forward(x)
+                steps.append((out if isinstance(out, Tensor) else out[0], self.mem))
+            spikes, mems = zip(*steps, strict=True)
+            return torch.stack(spikes), torch.stack(mems)
+        neuron = self._neuron()
+        self._check_spread(neuron, x_seq[0])
+        self._forget_reset()
+        self._mem_before = None
+        spk_seq, mem_seq = self._charge(x_seq, before, neuron)
+        self.mem = mem_seq[-1].clone()
+        return self._graded(spk_seq, neuron), mem_seq
+
+    def _check_spread(self, neuron: Neuron, x: Tensor) -> None:
+        """Name what the user passed, of which the core knows the map alone, where it does not fit the input."""
+        for name in neuron.spread:
+            check_spread(name, getattr(self, name), x, x.shape)
+
+    def _before(self, x: Tensor, mem: Tensor | None) -> Tensor:
+        if mem is None:
+            mem = self.mem
+        elif self.init_hidden:
+            raise TypeError("mem cannot be passed to a neuron with init_hidden=True, which keeps its own")
+        elif not isinstance(mem, Tensor):
+            raise TypeError(f"mem must be a tensor, got {mem!r}")
+        before = mem if mem.shape == x.shape else torch.zeros_like(x)
+        if not before.is_floating_point() and x.is_floating_point():
+            before = before.to(x.dtype)
+        if not torch.compiler.is_compiling() and before.grad_fn is None:  # a sequence begins
+            self._window_memory.doubt()
+        return before
+
+    def _forget_reset(self) -> None:
+        if "reset" in self.__dict__:  # TorchDynamo traces this, and no pop
+            del self.reset
+
+    @cached_property
+    def reset(self) -> Tensor:
+        """Where the membrane was reset before the last step of :meth:`forward`, 1 and 0, as Leaky keeps it."""
+        if self._mem_before is None:
+            raise AttributeError  # as on a Leaky that has not run; the module names itself and the attribute
+        mem, version, neuron = self._mem_before
+        if not mem.is_inference() and mem._version != version:
+            raise RuntimeError("the membrane before the last step was changed in place, so that its reset is not known")
+        with torch.no_grad():
+            return self._fire(mem, neuron)
+
+    def state_function(self, input_: Tensor) -> Tensor:
+        """The membrane one step after :attr:`mem` under ``input_``, as Leaky's; :attr:`mem` stays."""
+        return self._charge_step(input_, self._before(input_, None), self._neuron())[1]
+
+    def _charge(self, x_seq: Tensor, mem: Tensor, neuron: Neuron) -> tuple[Tensor, Tensor]:
+        """Spikes and membranes of a sequence, graded_spikes_factor aside."""
+        if self._reset_mechanism == "none":
+            unlimited = QIFParameters.unchecked(**neuron.params.numbers() | {"v_threshold": math.inf})
+            *_, h_seq = qif_multi_step(x_seq, mem, unlimited, _NEVER, True, backend=self.backend, store_h_seq=True)
+            return self._fire(h_seq, neuron), h_seq
+        spk_seq, _, h_seq = qif_multi_step(
+            x_seq, mem, neuron.params, neuron.surrogate, True, backend=self.backend, store_h_seq=True, pre_reset=True
+        )
+        return spk_seq, h_seq
+
+    def _charge_step(self, x: Tensor, mem: Tensor, neuron: Neuron) -> tuple[Tensor, Tensor]:
+        """Spikes and membrane of one time step."""
+        if self._reset_mechanism == "none":
+            spk_seq, h_seq = self._charge(x.unsqueeze(0), mem, neuron)
+            # A copy: the host detaches mem in place, which a view does not allow.
+            return spk_seq.squeeze(0), h_seq.squeeze(0).clone()
+        spk, _, h = qif_step(
+            x, mem, neuron.params, neuron.surrogate, True, backend=self.backend, store_h=True, pre_reset=True
+        )
+        return spk, h
+
+    def _fire(self, h: Tensor, neuron: Neuron) -> Tensor:
+        threshold = neuron.params.v_threshold
+        if isinstance(neuron.surrogate, FusedSurrogate):
+            return spike(h, threshold, neuron.surrogate)
+        return neuron.surrogate(h - threshold).to(h.dtype)
+
+    def _graded(self, spk: Tensor, neuron: Neuron) -> Tensor:
+        return (spk * self.graded_spikes_factor).to(spk.dtype) if neuron.graded else spk
+
+    # -- copies and checkpoints ------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__ | {"_seen": None, "_current": None, "_mem_before": None}
+        state["_buffers"] = self._buffers | {"mem": self.mem.detach()}  # a copy does not share the graph
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        enter(self)
+
+    def extra_repr(self) -> str:
+        params = self.qif_parameters
+        numbers = ", ".join(f"{name}={_brief(getattr(params, name))}" for name in ("a", "u1", "u2", "v_threshold"))
+        leak = f", beta={_brief(self.beta)}" if self._decided == "lif" else ""
+        window = self._window if self._spike_grad is None else self._spike_grad
+        return (
+            f"dynamics={self.dynamics}{leak}, {numbers}, reset_mechanism={self._reset_mechanism}, "
+            f"{'window' if self._spike_grad is None else 'spike_grad'}={window}, backend={self.backend}"
+            f"{self._chosen().describe_set_aside()}"
+        )
+
+
+def _brief(value: Number) -> str:
+    return number(value, ".4g")

@@ -1,0 +1,399 @@
+"""Leaky's arguments and ours as the parameters and the window of a neuron: assigned, learned, moved and loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from qif_plugins.neuron.arguments import MAP, MAX_BETA, MapArguments, build_parameters
+from qif_plugins.neuron.following import has_storage, same_versions, versions
+from qif_plugins.neuron.module import QIFLayer, check_backend, checked_window, on_device
+from qif_plugins.neuron.parameters import Number, QIFParameters
+from qif_plugins.neuron.surrogate import Gaussian, Surrogate, Window, WindowName
+from qif_plugins.support.names import checked_number
+
+from .surrogate import SpikeGradient, check_spike_grad, recognised, shifted
+
+__all__ = ["Neuron", "Parameters", "check_leak", "checked_argument", "detached", "reset_of"]
+
+ASSIGNED = frozenset({"beta", "threshold", *MAP, "dynamics", "curvature", "backend"})
+"""The attributes that are checked when they are assigned, and are no properties."""
+
+
+class Neuron(NamedTuple):
+    """A neuron at one moment, as the core takes it.
+
+    Attributes:
+        params: Its parameters.
+        surrogate: Its surrogate.
+        graded: Whether ``graded_spikes_factor`` scales the spikes.
+        constants: beta and threshold, ``None`` for one that is learned.
+        spread: The arguments that have more than one value.
+    """
+
+    params: QIFParameters
+    surrogate: Any
+    graded: bool
+    constants: tuple[Number | None, ...]
+    spread: tuple[str, ...]
+
+
+class Parameters(QIFLayer):
+    """The numbers and the window of a neuron with Leaky's ``beta`` and ``threshold``. Mixed in before ``Leaky``."""
+
+    beta: Any
+    threshold: Any
+    graded_spikes_factor: Any
+    surrogate_disable: Any
+    curvature: float
+    backend: str
+    _buffers: dict[str, Any]
+    _parameters: dict[str, Any]
+    _reset_mechanism: str
+    _given: dict[str, Any]
+    """beta and threshold as they were passed, before ``half()`` rounded them."""
+    _choice: tuple[Any, tuple[str, ...], tuple[str, ...]]
+    """``dynamics``, and the names of what was passed of the map and of the leak."""
+    _decided: str
+    _root_names: tuple[str, ...]
+    _seen: list[tuple[Any, Any]] | None = None
+    _current: Neuron
+    """What was derived from the tensors in ``_seen``."""
+    _varying: frozenset[str] = frozenset()
+    """Of beta and threshold, those that are not constant although they require no gradient: one that is parametrized,
+    where no gradient is taken, and one that torch.vmap has batched, which cannot be read.
+    """
+    _settled = False
+    """Whether an assignment is one of the user's, neither the constructor's nor that of a state that is loaded."""
+    _window: WindowName | Window
+    _spike_grad: Any
+
+    # -- assignment ------------------------------------------------------------------------------
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in ASSIGNED or not self._settled:
+            super().__setattr__(name, value)
+            return
+        before = dict(self.__dict__)
+        before |= {key: before[key].copy() for key in ("_parameters", "_buffers", "_non_persistent_buffers_set")}
+        try:
+            self._assign(name, value)
+        except (TypeError, ValueError):
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
+
+    def _assign(self, name: str, value: Any) -> None:
+        """Take over a value as the constructor would have; what goes wrong is undone by the caller."""
+        if name == "backend":
+            check_backend(value)
+            super().__setattr__(name, value)
+            return
+        chosen = self._chosen()
+        if name == "dynamics" or name in MAP:
+            self._open_to_leak = False
+            params = self.qif_parameters
+            present = {root: _one(getattr(params, root)) for root in MAP}
+            if name == "dynamics":
+                chosen = chosen.with_dynamics(value, present)
+            else:
+                chosen = chosen.with_map(present, **{name: checked_argument(name, value)})
+        else:
+            value = checked_argument(name, value)
+            if name != "threshold":
+                chosen = chosen.with_leak(self._open_to_leak, **{name: value})
+            check_leak(chosen, name == "beta" and isinstance(value, nn.Parameter))
+            if name != "curvature" and not isinstance(value, Tensor) and name not in {**self.__dict__, **self._buffers}:
+                self.register_buffer(name, torch.tensor(value, dtype=torch.float32))  # type: ignore[attr-defined]  # after a del
+            else:
+                super().__setattr__(name, value)  # the host refuses a number for a buffer
+        self._choose(chosen)
+        self._params(detached(self.beta), detached(self.threshold), checked=True)
+        self._window_changed()
+
+    def _chosen(self) -> MapArguments:
+        """The arguments, passed or assigned since, that could decide the map."""
+        dynamics, given, leak = self._choice
+        return MapArguments(
+            dynamics,
+            {name: getattr(self, name) for name in given},
+            {name: getattr(self, name, None) for name in leak},  # None: deleted, and about to be assigned
+        )
+
+    def _choose(self, chosen: MapArguments) -> None:
+        self._choice = chosen.dynamics, tuple(chosen.given), tuple(chosen.leak)
+        self._decided = chosen.decided
+        self._root_names = tuple(chosen.roots)
+        for name in MAP:
+            self._buffers.pop(name, None)
+            self.__dict__.pop(name, None)
+        for name, value in chosen.roots.items():
+            if isinstance(value, Tensor):
+                self.register_buffer(name, value, persistent=False)  # type: ignore[attr-defined]
+            else:
+                self.__dict__[name] = value
+
+    @property
+    def dynamics(self) -> str:
+        """What decided the map: ``"paper"``, ``"lif"`` (beta is matched) or ``"explicit"`` (a, u1, u2 were given)."""
+        return self._decided
+
+    # -- the surrogate ---------------------------------------------------------------------------
+
+    @property
+    def surrogate(self) -> Surrogate:
+        """The derivative of the spike as the kernels take it; a window's ends are in units of the membrane."""
+        return self._neuron().surrogate
+
+    @property
+    def spike_grad(self) -> Any:
+        """The function of mem - θ that fires: the one passed, or the current window's."""
+        if callable(self._spike_grad):
+            return self._spike_grad
+        neuron = self._neuron()
+        return SpikeGradient(shifted(neuron.surrogate, neuron.params.v_threshold, -1))
+
+    @spike_grad.setter
+    def spike_grad(self, value: Any) -> None:
+        check_spike_grad(value)
+        self._spike_grad = recognised(value)
+        self._seen = None
+
+    @property
+    def window(self) -> WindowName | Window:
+        """The window's name, or the window given; set, it takes the place of a ``spike_grad`` that was passed."""
+        return self._window
+
+    @window.setter
+    def window(self, value: WindowName | Window) -> None:
+        value = checked_window(value)
+        if self.surrogate_disable:
+            raise ValueError(
+                "surrogate_disable and window both decide the surrogate gradient; construct another neuron"
+            )
+        before = self._window, self._spike_grad
+        self._window, self._spike_grad = value, None
+        try:
+            self._window_changed()
+        except ValueError:
+            self._window, self._spike_grad = before
+            raise
+
+    @property
+    def derived_window(self) -> str | None:
+        """Name of the window that the neuron derives for itself; ``None`` where its surrogate was given."""
+        return self._window if self._spike_grad is None and isinstance(self._window, str) else None
+
+    @property
+    def learns_window(self) -> bool:
+        """Whether the window follows learned parameters, which needs the moments of the input."""
+        return self._learns("beta") or self._learns("threshold")
+
+    @property
+    def resets(self) -> bool:
+        """Whether the membrane is reset after a spike; without, there is no stationary membrane to measure."""
+        return self._reset_mechanism != "none"
+
+    def _window_changed(self) -> None:
+        if self.learns_window and self.derived_window not in (None, "heuristic") and not self.beta.is_meta:
+            self.window_moments()  # raises where nothing converges, which training only falls back for
+        self._refresh()
+
+    # -- the parameters --------------------------------------------------------------------------
+
+    @property
+    def qif_parameters(self) -> QIFParameters:
+        """The neuron's current parameters, without gradient."""
+        with torch.no_grad():
+            return self._neuron().params
+
+    def _neuron(self) -> Neuron:
+        """Parameters and surrogate as of the current tensors, derived anew only when one of them has changed."""
+        if not torch.compiler.is_compiling() or self._seen is None:
+            seen = versions(self._learned())
+            if not same_versions(seen, self._seen):
+                self._current = self._derive()
+                self._seen = seen
+        current = self._current
+        if not self.learns_window:
+            return current
+        current = current._replace(params=self._params(*self._learned_numbers(current.constants)))
+        # A window given as spike_grad moves with the threshold.
+        placed = isinstance(self._spike_grad, SpikeGradient) and isinstance(self._spike_grad.surrogate, Window)
+        return current._replace(surrogate=self._followed()) if placed or self.derived_window is not None else current
+
+    def _learned(self) -> Sequence[Any]:
+        names = ("beta", "threshold", "graded_spikes_factor", "_reset_mechanism", *self._root_names)
+        return [getattr(self, name) for name in names]
+
+    @torch.no_grad()
+    def _follow(self) -> Window | Gaussian:
+        params = self._params(*self._learned_numbers())
+        if self.derived_window is None:
+            return shifted(self._spike_grad.surrogate, params.v_threshold, 1)
+        return self.followed_window(self.derived_window, params)
+
+    def _learned_numbers(self, constants: tuple[Number | None, ...] = (None, None)) -> tuple[Any, Any]:
+        """beta, kept in its range if it is learned, and threshold; those of ``constants`` where they are given."""
+        beta, threshold = constants
+        if beta is None:
+            beta = _wide(self.beta)
+            beta = beta.clamp(0, MAX_BETA) if self._learns("beta") else beta
+        return beta, _wide(self.threshold) if threshold is None else threshold
+
+    def _refresh(self) -> None:
+        self._seen = None
+        self._window_memory.clear()
+        if not self.beta.is_meta:
+            self._neuron()  # now rather than in the first forward, which torch.compile may be tracing
+
+    @torch.no_grad()
+    def _derive(self) -> Neuron:
+        self._varying = frozenset(
+            name
+            for name in ("beta", "threshold")
+            if is_parametrized(self, name) or not has_storage(getattr(self, name))  # type: ignore[arg-type]
+        )
+        beta, threshold = self._learned_numbers()
+        # Constants become floats, which the kernels take as such; learned parameters stay on their device.
+        if not self._learns("beta") and beta.numel() == 1:
+            beta = self._constant("beta", beta)
+        if not self._learns("threshold") and threshold.numel() == 1:
+            threshold = self._constant("threshold", threshold)
+        params = self._params(beta, threshold, checked=not self.learns_window)
+        factor = self.graded_spikes_factor
+        graded = isinstance(factor, nn.Parameter) or not has_storage(factor) or bool((factor != 1).any())
+        surrogate = self._window if self._spike_grad is None else self._spike_grad
+        if isinstance(surrogate, SpikeGradient):
+            surrogate = shifted(surrogate.surrogate, params.v_threshold, 1)
+        elif isinstance(surrogate, str) and not self.learns_window:
+            near_one = beta.clamp(max=MAX_BETA) if isinstance(beta, Tensor) else min(beta, MAX_BETA)
+            surrogate = self.derive_window(surrogate, self._params(near_one, threshold))
+            surrogate = on_device(surrogate, self.beta.device)
+        constants = tuple(
+            None if self._learns(name) else number for name, number in (("beta", beta), ("threshold", threshold))
+        )
+        used = ("threshold", "beta") if self._decided == "lif" else ("threshold", *self._root_names)
+        values = {name: getattr(self, name) for name in used}
+        spread = tuple(name for name, value in values.items() if isinstance(value, Tensor) and value.numel() > 1)
+        return Neuron(params, surrogate, graded, constants, spread)
+
+    def _params(self, beta: Any, threshold: Any, checked: bool = False) -> QIFParameters:
+        """The parameters; unless they are checked, a learned threshold is kept where the membrane is stable."""
+        return build_parameters(
+            {name: getattr(self, name) for name in self._root_names}, threshold, beta=beta, curvature=self.curvature,
+            reset=reset_of(self._reset_mechanism), checked=checked,
+            learned_threshold=not checked and self._learns("threshold"),
+        )  # fmt: skip
+
+    def _constant(self, name: str, now: Tensor) -> float:
+        """The number; as it was passed, in float32, where the buffer holds its rounding to half precision."""
+        buffer, given = getattr(self, name), self._given[name]
+        value: float = now.item()
+        if buffer.dtype in (torch.float16, torch.bfloat16) and isinstance(given, float):
+            passed = torch.tensor(given, dtype=torch.float32, device="cpu")
+            if passed.to(buffer.dtype).item() == value:
+                return passed.item()
+        return value
+
+    def _learns(self, name: str) -> bool:
+        # Among the parameters functional_call puts its tensors, too.
+        return name in self._parameters or name in self._varying or bool(getattr(self, name).requires_grad)
+
+    # -- moving and loading ----------------------------------------------------------------------
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)  # type: ignore[misc]
+        self._refresh()
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        mine = (self.beta, self.threshold)
+        loaded = [state_dict.get(prefix + name, value) for name, value in zip(("beta", "threshold"), mine, strict=True)]
+        fits = all(new.shape == old.shape for new, old in zip(loaded, mine, strict=True))
+        try:
+            if fits and not self.learns_window:
+                self._params(detached(loaded[0]), detached(loaded[1]), checked=True)
+            # Leaky's checkpoints say "subtract", its default; the mechanism stays the one constructed.
+            mechanism: Tensor = self.reset_mechanism_val.clone()  # type: ignore[has-type]
+            self._settled = False
+            super()._load_from_state_dict(state_dict, prefix, *args)
+            self.reset_mechanism_val = mechanism
+            self._refresh()
+        except ValueError as error:
+            args[-1].append(f"{prefix.rstrip('.') or 'QIF'}: {error}")
+        finally:
+            self._settled = True
+
+
+def reset_of(mechanism: str) -> str:
+    """The core's name for a reset mechanism; under ``"none"`` the threshold is out of reach."""
+    return "soft" if mechanism == "subtract" else "hard"
+
+
+def check_leak(chosen: MapArguments, learn_beta: bool) -> None:
+    """Refuse a leak to match, or to learn, that is not there.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if chosen.decided == "lif" and "beta" not in chosen.leak:
+        what = "dynamics='lif' matches a leak" if chosen.dynamics else "curvature shapes the map that beta matches"
+        raise ValueError(f"{what}: pass beta")
+    if learn_beta and chosen.decided != "lif":
+        raise ValueError(
+            "learn_beta learns the leak that the neuron matches, and this neuron has "
+            f"{'the paper' if chosen.decided == 'paper' else 'given'} parameters instead: pass beta and neither "
+            "dynamics='paper' nor a, u1, u2, or leave learn_beta False"
+        )
+
+
+def checked_argument(name: str, value: Any) -> Any:
+    """A number, or a tensor of what else ``torch.as_tensor`` takes, as the host makes it of an array or a list.
+
+    Raises:
+        TypeError: Neither.
+        ValueError: A tensor with gradient for what is not learned, or a curvature that is not one number.
+    """
+    if not isinstance(value, Tensor | str | bytes) and (isinstance(value, Sequence) or np.ndim(value)):
+        try:
+            value = torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(
+                f"{name} must be a number, a tensor, or an array or list of numbers, got {value!r}"
+            ) from None
+    value = value if type(value) is int else checked_number(name, value)  # the host keeps an integer as one
+    if isinstance(value, Tensor) and value.is_complex():
+        raise TypeError(f"{name} must be real, got {value!r}")
+    if name == "curvature":
+        if isinstance(value, Tensor) and value.numel() != 1:
+            raise ValueError(f"curvature must be one number, got a tensor of shape {list(value.shape)}")
+        return float(value)
+    if name in MAP and isinstance(value, Tensor):
+        if value.requires_grad:
+            raise ValueError(
+                f"QIF does not learn {name}: learn_beta and learn_threshold, or a parameter assigned to beta or "
+                "threshold, learn what shapes its map. (In SpikingJelly, ParametricQIFNode learns a, u1 and u2.)"
+            )
+        return value if value.is_floating_point() else value.to(torch.get_default_dtype())
+    return value
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """In at least float32: the host keeps an integer threshold as an integer, and half() rounds beta."""
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+def _one(value: Number) -> Number:
+    """A tensor of one number as that number."""
+    return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+
+
+def detached(value: Any) -> Any:
+    """A number as it is, a tensor without gradient, in at least float32."""
+    return _wide(value.detach()) if isinstance(value, Tensor) else value

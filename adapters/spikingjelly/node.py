@@ -1,0 +1,483 @@
+"""The QIF node without what differs between SpikingJelly's versions: assignment, parameters, surrogate, copies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from qif_plugins.neuron.arguments import MAP, one_number
+from qif_plugins.neuron.chaining import ChainedSteps
+from qif_plugins.neuron.following import WindowMemory, has_storage, same_versions, versions
+from qif_plugins.neuron.functional import check_spread
+from qif_plugins.neuron.module import check_backend, checked_window, on_device
+from qif_plugins.neuron.parameters import QIFParameters
+from qif_plugins.neuron.surrogate import (
+    DEFAULT_WINDOW,
+    ATan,
+    FusedSurrogate,
+    Gaussian,
+    Sigmoid,
+    Surrogate,
+    Window,
+    WindowName,
+)
+from qif_plugins.ops.backends import BACKENDS
+from qif_plugins.support.text import number
+
+from .arguments import Arguments, checked_assignment, constructor_number, learns
+from .surrogate import AnalyticBase
+
+__all__ = ["QIFNeuron", "broadcast", "fused_surrogates", "overridden"]
+
+ASSIGNED = frozenset(
+    {"v_threshold", "v_reset", "tau", "decay_input", "input_gain", *MAP, "dynamics", "window", "surrogate_function"}
+)
+"""The attributes whose assignment changes the neuron or its window."""
+RESOLVED = frozenset({*MAP, "input_gain", "dynamics"})
+"""Those of them that are read as the result of all arguments together, and not stored as assigned."""
+
+
+class QIFNeuron(ChainedSteps):
+    """Discretized quadratic integrate-and-fire neuron, mixed in before the ``BaseNode`` of the host's version.
+
+    The attributes that LIFNode's users assign after construction, and our own arguments, may be assigned: the node is
+    then the one that the constructor would have made, and a window that was derived is derived anew. A value that the
+    constructor would refuse is refused, and the node stays as it was. ``v_threshold`` may be a tensor that broadcasts
+    to one time step, and an ``nn.Parameter`` or another tensor with gradient: the threshold is then learned, kept where
+    the membrane is stable, see :func:`qif_plugins.neuron.arguments.build_parameters`.
+
+    Attributes:
+        v_threshold: Firing threshold θ.
+        v_reset: Membrane after a spike; ``None`` means the soft reset.
+        window: How the surrogate was chosen: a name, a given :class:`~qif_plugins.neuron.surrogate.Window`, or ``None``
+            where ``surrogate_function`` was passed.
+        tau: As passed, ``None`` if left out; read by code written for LIFNode.
+        decay_input: As passed, ``None`` if left out.
+    """
+
+    analytic_window: ClassVar[Any]
+    """The AnalyticWindow of the host version."""
+    analytic_gaussian: ClassVar[Any]
+    """Its AnalyticGaussian."""
+    fused_surrogates: ClassVar[dict[Any, Any]]
+    """Surrogates of the host that have a fused kernel: host class -> core class, both taking ``alpha``."""
+
+    _arguments: Arguments
+    _params: QIFParameters
+    _seen: list[tuple[Any, Any]]
+    """The tensors that ``_params`` were made of, with their versions."""
+    _shown: Window | Gaussian | None
+    """The learned window that ``surrogate_function`` shows."""
+    _memories: dict[str, Any]
+    _modules: dict[str, Any]
+    _parameters: dict[str, Any]
+    _buffers: dict[str, Any]
+    _backend: str
+    window: WindowName | Window | None
+    surrogate_function: Any
+    tau: Any
+    decay_input: bool | None
+    v_threshold: Any
+    v_reset: Any
+    v: Any
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name in ("v_threshold", "v_reset", "tau", "decay_input"):
+            if isinstance(vars(cls).get(name), property):
+                raise TypeError(
+                    f"{cls.__name__}.{name} is a property, which a QIF node would not read; assign {name} to the node "
+                    "instead, before each forward if it is computed"
+                )
+
+    def _configure(
+        self,
+        tau: float | None,
+        decay_input: bool | None,
+        v_threshold: float,
+        v_reset: float | None,
+        surrogate_function: Any,
+        window: str | Window | None = None,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """Set what the host's constructor does not; returns the arguments to call it with.
+
+        Raises:
+            TypeError, ValueError: As the constructor.
+        """
+        unknown = options.keys() - {"a", "u1", "u2", "input_gain", "dynamics"}
+        if unknown:
+            raise TypeError(f"{type(self).__name__}.__init__() got an unexpected keyword argument {min(unknown)!r}")
+        arguments = Arguments.constructed(tau, decay_input, v_reset, **options)
+        params = arguments.parameters(constructor_number("v_threshold", v_threshold))
+        self._check_learnable(params)
+        if surrogate_function is None:
+            window = checked_window(DEFAULT_WINDOW if window is None else window)
+            derived = Window.named(window, params) if isinstance(window, str) else window
+            surrogate_function = self._own_surrogate(derived, params.v_threshold)
+        elif window is not None:
+            raise ValueError("surrogate_function and window both decide the surrogate gradient; pass one of them")
+        else:
+            _check_surrogate(surrogate_function)
+        vars(self).update(
+            _params=params, _seen=[], _link=None, _window_memory=WindowMemory(), _shown=None, window=window,
+            tau=arguments.map.leak.get("tau"), decay_input=arguments.map.leak.get("decay_input"),
+            v_threshold=params.v_threshold, v_reset=arguments.v_reset, _arguments=arguments,
+        )  # fmt: skip
+        return {
+            "v_threshold": params.v_threshold,
+            "v_reset": self.v_reset,
+            "surrogate_function": surrogate_function,
+        }
+
+    def _check_learnable(self, params: QIFParameters) -> None:
+        """Refuse parameters that a node which learns them cannot start from."""
+
+    # -- assignment ------------------------------------------------------------------------------
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in ASSIGNED or "_arguments" not in vars(self):
+            super().__setattr__(name, value)
+        elif name == "window":
+            self._choose_window(value)
+        elif name == "surrogate_function":
+            self._choose_surrogate(value)
+        elif name in vars(self) and _is_number(value) and _is_number(vars(self)[name]) and value == vars(self)[name]:
+            super().__setattr__(name, value)  # as the host's constructor does with what it was given
+        else:
+            self._assign(name, value, partial(super().__setattr__, name))
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        self._register(name, param, partial(super().register_parameter, name))  # type: ignore[misc]
+
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        store = super().register_buffer  # type: ignore[misc]
+        self._register(name, tensor, lambda value: store(name, value, persistent))
+
+    def _register(self, name: str, tensor: Tensor | None, store: Callable[[Any], None]) -> None:
+        if name in ASSIGNED and "_arguments" in vars(self):
+            self._assign(name, tensor, store)
+        else:
+            store(tensor)
+
+    def _assign(self, name: str, value: Any, store: Callable[[Any], None]) -> None:
+        """Take over a value, which ``store`` puts among the module's attributes."""
+        value = checked_assignment(name, value, type(self).__name__)
+        present = self._present() if name in RESOLVED else self._params
+        arguments = self._arguments.assigned(name, value, present, self._open_to_leak)
+        threshold = value if name == "v_threshold" else self._threshold()
+        params = arguments.parameters(_detached(threshold))
+        window = self._derived(params)
+        if name not in RESOLVED:
+            store(value)
+        elif name != "input_gain":
+            self._open_to_leak = False
+        self._adopt(arguments, threshold, params, window)
+
+    def _adopt(
+        self, arguments: Arguments, threshold: Any, params: QIFParameters, window: Window | Gaussian | None
+    ) -> None:
+        changed = params != self._params
+        self._arguments, self._params = arguments, params
+        self._seen = versions(arguments.tensors(threshold))
+        self._window_memory.clear()
+        if changed:
+            self._link = None
+            if window is not None:
+                self._show(window, params.v_threshold)
+
+    def _choose_window(self, window: Any) -> None:
+        window = checked_window(window)
+        derived, threshold = self._new_window(window), self._present().v_threshold
+        if self.window is None or not _is_own(self.surrogate_function):  # others may have the one that was given
+            super().__setattr__("surrogate_function", self._own_surrogate(derived, threshold))
+        super().__setattr__("window", window)
+        self._window_memory.clear()
+        self._show(derived, threshold)
+
+    def _choose_surrogate(self, surrogate: Any) -> None:
+        before = self._modules.get("surrogate_function", vars(self).get("surrogate_function"))
+        _check_surrogate(surrogate)
+        super().__setattr__("surrogate_function", surrogate)
+        constructed = before is None and _is_own(surrogate)
+        if surrogate is not before and not constructed:
+            vars(self)["window"] = None
+
+    def _own_surrogate(self, window: Window | Gaussian, v_threshold: Any) -> Any:
+        kind = self.analytic_window if isinstance(window, Window) else self.analytic_gaussian
+        surrogate = kind.from_window(window, v_threshold)
+        surrogate.own = True
+        return surrogate
+
+    def _show(self, window: Window | Gaussian, v_threshold: Any) -> None:
+        """Show a window in ``surrogate_function``, where users and the host's own time step find it."""
+        kind = self.analytic_window if isinstance(window, Window) else self.analytic_gaussian
+        if isinstance(self.surrogate_function, kind):
+            self.surrogate_function.follow(window, v_threshold)
+        else:
+            super().__setattr__("surrogate_function", self._own_surrogate(window, v_threshold))
+
+    # -- parameters ------------------------------------------------------------------------------
+
+    @property
+    def a(self) -> Any:
+        """Curvature of the map."""
+        return self.params.a
+
+    @property
+    def u1(self) -> Any:
+        """First root of the map."""
+        return self.params.u1
+
+    @property
+    def u2(self) -> Any:
+        """Second root of the map."""
+        return self.params.u2
+
+    @property
+    def input_gain(self) -> Any:
+        """Factor on the input."""
+        return self.params.input_gain
+
+    @property
+    def dynamics(self) -> str:
+        """What decided the map: ``"paper"``, ``"lif"`` (a leak is matched) or ``"explicit"`` (a, u1, u2 were given)."""
+        return self._arguments.map.decided
+
+    @property
+    def params(self) -> QIFParameters:
+        """The neuron as the core describes it; a learned threshold, and what follows it, with gradient."""
+        if type(vars(self).get("v_threshold")) is float and not self._seen:
+            return self._params
+        threshold = self._threshold()
+        if learns(threshold):
+            return self._arguments.parameters(threshold, learned=True)
+        if not torch.compiler.is_compiling() and not self._is_current(threshold):
+            params = self._arguments.parameters(threshold)
+            self._adopt(self._arguments, threshold, params, self._derived(params))
+        return self._params
+
+    @property
+    def qif_parameters(self) -> QIFParameters:
+        """The same under the name that every host's QIF module has."""
+        return self.params
+
+    def _is_current(self, threshold: Any) -> bool:
+        return same_versions(versions(self._arguments.tensors(threshold)), self._seen)
+
+    def _present(self) -> QIFParameters:
+        """The neuron as it is now, without gradient."""
+        params = self.params
+        if not learns(params.v_threshold):
+            return params
+        numbers = {name: one_number(_detached(value)) for name, value in params.numbers().items()}
+        return QIFParameters.unchecked(**numbers, reset=params.reset)
+
+    def _threshold(self) -> Any:
+        for place in (vars(self), self._parameters, self._buffers):
+            if place.get("v_threshold") is not None:
+                return place["v_threshold"]
+        raise RuntimeError(f"{type(self).__name__} has no v_threshold since it was deleted; assign one")
+
+    # -- window and surrogate --------------------------------------------------------------------
+
+    @property
+    def derived_window(self) -> str | None:
+        """Name of the window that the node derives for itself; ``None`` where its surrogate was given."""
+        return self.window if isinstance(self.window, str) and _is_own(self.surrogate_function) else None
+
+    @property
+    def learns_window(self) -> bool:
+        """Whether the window follows a learned threshold."""
+        threshold = vars(self).get("v_threshold")
+        return type(threshold) is not float and self.derived_window is not None and learns(self._threshold())
+
+    def _learned(self) -> Sequence[Any]:
+        return [self._threshold()]
+
+    def _derived(self, params: QIFParameters) -> Window | Gaussian | None:
+        """The window for ``params`` where the node derives one by name."""
+        return None if self.derived_window is None else self.settled_window(self.derived_window, params)
+
+    def _new_window(self, window: str | Window) -> Window | Gaussian:
+        """The window of that name for the numbers as they are now.
+
+        Raises:
+            MomentClosureError: The closure does not converge.
+        """
+        return self.settled_window(window, self._present()) if isinstance(window, str) else window
+
+    def _window_changed(self) -> None:
+        self._window_memory.clear()
+        if self.derived_window is not None:
+            self._show(self._new_window(self.derived_window), self._present().v_threshold)
+
+    def _followed(self) -> Window | Gaussian:
+        """The window of the learned numbers, which ``surrogate_function`` shows as well."""
+        window = super()._followed()
+        if torch.compiler.is_compiling() or window is self._shown or not all(map(has_storage, window.coefficients())):
+            return window
+        threshold = self._threshold()
+        self._show(window, _detached(self.params.v_threshold) if learns(threshold) else threshold)
+        self._shown = window
+        return window
+
+    def _surrogate(self, v_threshold: Any) -> Surrogate:
+        """The surrogate as the core takes it."""
+        chosen = self.surrogate_function
+        if isinstance(chosen, FusedSurrogate) or not getattr(chosen, "spiking", False):
+            return chosen
+        if type(chosen) in (self.analytic_window, self.analytic_gaussian):
+            return chosen.window(v_threshold)
+        fused = self.fused_surrogates.get(type(chosen))
+        # A sharpness that is learned, or that the kernels do not accept, is left to the host's own surrogate.
+        if fused is not None and isinstance(chosen.alpha, int | float) and chosen.alpha > 0:
+            return fused(float(chosen.alpha))
+        return chosen
+
+    def _neuron(self, x: Tensor, single: bool = False) -> tuple[QIFParameters, Surrogate]:
+        params = self.params
+        if self._seen:  # the core knows the map alone, and the user what was passed
+            for name, value in self._arguments.numbers(self._threshold()).items():
+                check_spread(name, value, x, x.shape if single else x.shape[1:])
+        if self.learns_window:
+            return params, self._followed()
+        threshold = _detached(params.v_threshold)
+        surrogate = self._surrogate(threshold)
+        if isinstance(surrogate, Window | Gaussian):
+            placed = on_device(surrogate, x.device)
+            if placed is not surrogate:  # one window a channel, on its first input on this device
+                self._show(placed, threshold)
+                surrogate = placed
+        return params, surrogate
+
+    # -- the host's interface --------------------------------------------------------------------
+
+    @property
+    def supported_backends(self) -> tuple[str, ...]:
+        """The values that ``backend`` may have: ``"auto"`` and the implementations of :mod:`qif_plugins.ops`."""
+        return ("auto", *BACKENDS)
+
+    @property
+    def backend(self) -> str:
+        """The implementation that runs; ``"auto"`` takes the best one for the input's device."""
+        return self._backend
+
+    @backend.setter
+    def backend(self, value: str) -> None:
+        check_backend(value)
+        self._backend = value
+
+    def _implementation(self, x: Tensor) -> str:
+        return self.backend
+
+    def reset(self) -> None:
+        super().reset()  # type: ignore[misc]
+        self._link = None
+        self._window_memory.doubt()
+
+    def detach(self) -> None:
+        # Not in place, as the hosts do it: behind a surrogate without kernel the membrane is a view, which refuses.
+        self._memories = {name: _detached(value) for name, value in self._memories.items()}
+        self._link = None
+        self._window_memory.doubt()
+
+    def extra_repr(self) -> str:
+        names = ("a", "u1", "u2", "v_threshold", "v_reset", "input_gain")
+        numbers = ", ".join(f"{name}={number(getattr(self, name, None))}" for name in names)
+        leak = "" if self.dynamics != "lif" else f", tau={number(self._matched_tau())}"
+        window = "" if self.derived_window is None else f", window={self.derived_window}"
+        step_mode = f", step_mode={self.step_mode}" if hasattr(self, "step_mode") else ""
+        return (
+            f"dynamics={self.dynamics}{leak}, {numbers}, detach_reset={self.detach_reset}{window}{step_mode}, "
+            f"backend={self.backend}{self._arguments.map.describe_set_aside()}"
+        )
+
+    def _matched_tau(self) -> Any:
+        return self._arguments.tau
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The state of a copy or a pickle: the graph behind the membrane stays with the original."""
+        state = self.__dict__.copy()
+        state["_link"] = None
+        state["_seen"] = [(None, None)] * len(self._seen)  # whatever is a tensor is looked at anew
+        state["_memories"] = {name: _detached(value) for name, value in state["_memories"].items()}
+        if "v_seq" in state:
+            state["v_seq"] = _detached(state["v_seq"])
+        return state
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        loaded = state_dict.get(prefix + "v_threshold")
+        if loaded is not None and self._buffers.get("v_threshold") is not None:
+            try:
+                self._arguments.parameters(loaded)
+            except ValueError as error:
+                args[-1].append(f"{prefix}v_threshold: {error}")
+                return
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def fused_surrogates(host_surrogate: Any) -> dict[Any, Any]:
+    """The table of :attr:`QIFNeuron.fused_surrogates` for a host's surrogate module."""
+    return {host_surrogate.ATan: ATan, host_surrogate.Sigmoid: Sigmoid, host_surrogate.Erf: _erf}
+
+
+def _erf(alpha: float) -> Gaussian:
+    """SpikingJelly's Erf, whose derivative is α/√π · exp(-α² (h - θ)²)."""
+    return Gaussian(alpha / math.sqrt(math.pi), 1 / (math.sqrt(2) * alpha))
+
+
+def overridden(node: nn.Module, cls: type, *names: str) -> bool:
+    """Whether a subclass, or the node itself, has methods of its own that the fused forward would pass by."""
+    mine = vars(node)
+    return any(name in mine or getattr(type(node), name) is not getattr(cls, name) for name in names)
+
+
+def broadcast(x: Tensor, v: Any, single: bool = False) -> tuple[Tensor, Any]:
+    """The input and the membrane, as SpikingJelly 0.0.0.0.14 adds them: either may broadcast, and ``v`` be of integers.
+
+    Raises:
+        ValueError: They do not broadcast.
+    """
+    if not isinstance(v, Tensor):
+        return x, v
+    if not v.is_floating_point():
+        v = v.to(x.dtype)
+    step = x.shape if single else x.shape[1:]
+    if v.shape == step:
+        return x, v
+    try:
+        shape = torch.broadcast_shapes(v.shape, step)
+    except RuntimeError:
+        raise ValueError(
+            f"v has shape {list(v.shape)} and one time step of the input {list(step)}; they do not broadcast. Call "
+            "reset() between inputs of different shapes"
+        ) from None
+    if single:
+        return x.expand(shape), v.expand(shape)
+    return x.reshape(len(x), *[1] * (len(shape) - len(step)), *step).expand(len(x), *shape), v.expand(shape)
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or isinstance(value, int | float)
+
+
+def _check_surrogate(surrogate: Any) -> None:
+    if isinstance(surrogate, type) or not (callable(surrogate) or isinstance(surrogate, FusedSurrogate)):
+        raise TypeError(
+            f"surrogate_function must be a surrogate of SpikingJelly or qif_plugins or a function of h - θ, got "
+            f"{surrogate!r}; a class has to be called, surrogate.ATan(), and a window by name is window="
+        )
+
+
+def _is_own(surrogate: Any) -> bool:
+    return isinstance(surrogate, AnalyticBase) and surrogate.own
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value

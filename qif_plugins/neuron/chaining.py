@@ -1,0 +1,155 @@
+"""Time steps in several calls, with the gradients of one call over all of them.
+
+Without ``detach_reset`` the gradient of a sequence folds the reset into the charge (:mod:`.functional`), which a chain
+of calls through the membrane after its reset cannot give. So the membrane before its reset is kept beside the module's
+``v``, and the next call starts from it, as long as ``v`` is what the last call left there. In half precision, where
+``v`` is rounded, the next call starts from the float32 membrane, as a call over all steps does.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..ops.layout import wider
+from .following import has_storage
+from .functional import qif_multi_step, qif_step
+from .module import NO_NIR, QIFLayer
+
+__all__ = ["ChainedSteps"]
+
+_LOW_PRECISION = (torch.float16, torch.bfloat16)
+
+
+class _Link(NamedTuple):
+    """The membrane that the last call left in ``v``, and what the next call starts from while it is still there.
+
+    Attributes:
+        v: The membrane in ``v``.
+        version: Count of its changes in place.
+        tracked: Whether it required a gradient.
+        place: Its graph and its memory, which ``detach_()`` and an assigned ``.data`` change without a new version.
+        state: The membrane before its reset with the graph behind it, or after it in float32 where ``v`` is rounded.
+        pre_reset: Which of the two.
+        threshold: The threshold, with its version where it is a tensor: another one would reset otherwise.
+    """
+
+    v: Tensor
+    version: Any
+    tracked: bool
+    place: Any
+    state: Tensor
+    pre_reset: bool
+    threshold: tuple[Any, Any]
+
+    def leads_to(self, v: Any, threshold: Any) -> bool:
+        """Whether ``v`` is what the last call left there, and the threshold is the same."""
+        if v is not self.v or v.requires_grad != self.tracked or _version(v) != self.version:
+            return False
+        if not torch.compiler.is_compiling() and _place(v) != self.place:
+            return False
+        before, version = self.threshold
+        return not isinstance(before, Tensor) or (threshold is before and _version(threshold) == version)
+
+
+class ChainedSteps(QIFLayer):
+    """A module that keeps its membrane in ``v`` between calls. Mixed in before the host's base class."""
+
+    detach_reset: bool
+    _link: _Link | None = None
+
+    def _neuron(self, x: Tensor, single: bool = False) -> tuple[Any, Any]:
+        """The parameters and the surrogate for this input, which has no dimension for time if ``single``."""
+        raise NotImplementedError
+
+    def _threshold(self) -> Any:
+        """The threshold as it was assigned: a number, a tensor or a parameter."""
+        raise NotImplementedError
+
+    def _implementation(self, x: Tensor) -> str:
+        """The back end for this input."""
+        raise NotImplementedError
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """One time step or all of them, as the host's base class decides.
+
+        Raises:
+            NotImplementedError: torch.fx traces into the module, as NIR's exporter does.
+        """
+        if args and isinstance(args[0], torch.fx.Proxy):
+            raise NotImplementedError(
+                f"torch.fx cannot trace into {type(self).__name__}; make it a leaf of the tracer. If this is an export "
+                f"to NIR: {NO_NIR}"
+            )
+        return super().forward(*args, **kwargs)  # type: ignore[misc]
+
+    def _run(
+        self, x: Tensor, v: Tensor | float, store_v_seq: bool = False, single: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The spikes, the last membrane and, on demand, every membrane.
+
+        Args:
+            x: All time steps, or one if ``single``.
+            v: The module's membrane.
+            store_v_seq: Whether to return every membrane. Default False.
+            single: Whether ``x`` has no dimension for time. Default False.
+        """
+        params, surrogate = self._neuron(x, single)
+        threshold = self._threshold()
+        low = x.dtype in _LOW_PRECISION
+        dtype = wider(x.dtype, v.dtype) if isinstance(v, Tensor) else x.dtype
+        link = self._link if self._link is not None and self._link.leads_to(v, threshold) else None
+        start: Tensor | float = v
+        if link is not None:
+            start = link.state
+        elif low:
+            start = v.float() if isinstance(v, Tensor) else torch.full_like(x if single else x[0], v, dtype=torch.float)
+        keep = _may_be_trained() and not self.detach_reset and params.reset == "hard"
+        pre_reset = link is not None and link.pre_reset
+        backend = self._implementation(x)
+        if single:
+            spikes, exact, *h = qif_step(
+                x, start, params, surrogate, self.detach_reset, backend=backend, store_h=keep, pre_reset=pre_reset
+            )
+        else:
+            spikes, exact, *h = qif_multi_step(
+                x, start, params, surrogate, self.detach_reset, store_v_seq, backend, store_h_seq=keep,
+                pre_reset=pre_reset,
+            )  # fmt: skip
+        v_out = exact if exact.dtype == dtype else exact.to(dtype)
+        v_last = v_out[-1].clone() if store_v_seq else v_out
+        self._link = None
+        if h or low:
+            # The last step: a copy, which does not keep the others in memory.
+            state, every = (h[0], not single) if h else (exact, store_v_seq)
+            self._link = _link(v_last, state[-1].clone() if every else state, bool(h), threshold)
+        return spikes, v_last, v_out if store_v_seq else None
+
+
+def _may_be_trained() -> bool:
+    """Whether a gradient may be asked for: of what is captured (exported, traced) even where none is possible now."""
+    if torch.is_grad_enabled() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return True
+    if torch.compiler.is_compiling():  # versions of PyTorch without is_exporting may be exporting
+        return getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)()
+    proxies = sys.modules.get("torch.fx.experimental.proxy_tensor")
+    return getattr(proxies, "get_proxy_mode", lambda: None)() is not None
+
+
+def _link(v: Tensor, state: Tensor, pre_reset: bool, threshold: Any) -> _Link:
+    place = None if torch.compiler.is_compiling() else _place(v)
+    return _Link(v, _version(v), v.requires_grad, place, state, pre_reset, (threshold, _version(threshold)))
+
+
+def _version(value: Any) -> int | None:
+    # Inference tensors count no versions, and a compiler cannot trace the question.
+    if torch.compiler.is_compiling() or not isinstance(value, Tensor) or value.is_inference():
+        return None
+    return value._version
+
+
+def _place(v: Tensor) -> Any:
+    return v.grad_fn, v.data_ptr() if has_storage(v) else None
