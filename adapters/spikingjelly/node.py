@@ -108,7 +108,8 @@ class QIFNeuron(ChainedSteps):
         """Set what the host's constructor does not; returns the arguments to call it with.
 
         Raises:
-            TypeError, ValueError: As the constructor.
+            TypeError: As the constructor.
+            ValueError: As the constructor.
         """
         unknown = options.keys() - {"a", "u1", "u2", "input_gain", "dynamics"}
         if unknown:
