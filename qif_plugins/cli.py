@@ -74,6 +74,7 @@ def _run(words: list[str], chosen: str) -> int:
             help=text,
             description=f"{text[0].upper()}{text[1:]}.",
             formatter_class=_HelpFormatter,
+            allow_abbrev=False,
         )
         if name == chosen:
             command = importlib.import_module(module, __package__)

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--windows", default=",".join(WINDOWS), help="windows of QIF, comma-separated")
     parser.add_argument("--seeds", type=at_least(1, 10_000), default=3, help="how many seeds, 0 first")
     parser.add_argument("--epochs", type=at_least(1), default=5, help="passes over the training images")
-    parser.add_argument("--T", type=at_least(1), default=4, help="time steps")
+    parser.add_argument("--steps", type=at_least(1), default=4, help="time steps")
     parser.add_argument("--batch-size", type=at_least(2), default=32, help="images a training step")
     parser.add_argument("--lr", type=positive, default=4e-3, help="learning rate of Adam, taken to 0 by a cosine")
     parser.add_argument("--device", default="cpu", help="device to train on")
@@ -81,7 +81,7 @@ def _run(arguments: argparse.Namespace, hosts: tuple[str, ...], windows: tuple[s
     images = load_images(
         arguments.data, arguments.data_folder, arguments.download, "pass --data-folder where it lies, or --download"
     )
-    settings = Hyperparameters(arguments.epochs, arguments.T, arguments.batch_size, arguments.lr, where)
+    settings = Hyperparameters(arguments.epochs, arguments.steps, arguments.batch_size, arguments.lr, where)
     print(
         f"{images.name}: {len(images.train)} training and {len(images.test)} test images; T = {settings.steps}, "
         f"epochs {settings.epochs}, seeds 0 to {arguments.seeds - 1}; {len(plan)} trainings"
@@ -229,7 +229,7 @@ def _header(arguments: argparse.Namespace, hosts: tuple[str, ...], windows: tupl
             "windows": windows,
             "seeds": list(range(arguments.seeds)),
             "epochs": arguments.epochs,
-            "T": arguments.T,
+            "T": arguments.steps,
             "batch_size": arguments.batch_size,
             "lr": arguments.lr,
             "device": arguments.device,

@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, text in (("mac", "a multiply-accumulate"), ("ac", "an accumulate"), ("mult", "a multiplication"),
                        ("add", "an addition")):  # fmt: skip
         parser.add_argument(f"--{name}", type=float, default=getattr(_COSTS, name), help=f"pJ of {text}")
-    parser.add_argument("--json", type=Path, help="file for everything that was counted")
+    parser.add_argument("--out", type=Path, help="JSON file for everything that was counted (default: none is written)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -87,21 +87,21 @@ def run(arguments: argparse.Namespace) -> int:
     for name in ("batches", "data_folder"):
         if getattr(arguments, name) is not None and not arguments.checkpoint:
             raise ValueError(f"--{name.replace('_', '-')} is for --checkpoint")
-    for path in filter(None, (arguments.plot, arguments.json)):
+    for path in filter(None, (arguments.plot, arguments.out)):
         check_target(path)  # before the counting, not after
     if arguments.plot:
         require_matplotlib(arguments.plot)
     torch.set_num_threads(arguments.threads)
     content = _trained(arguments, costs) if arguments.checkpoint else _sweep(arguments, costs)
-    if arguments.json:
+    if arguments.out:
         content = {
             "versions": {"qif-plugins": __version__, "python": platform.python_version(), "torch": torch.__version__},
             "costs_pj": asdict(costs),
             "memory_pj_per_word": MEMORIES,
             **content,
         }
-        write_json(arguments.json, content)
-    written = [str(path) for path in (arguments.json, arguments.plot) if path]
+        write_json(arguments.out, content)
+    written = [str(path) for path in (arguments.out, arguments.plot) if path]
     if written:
         print(f"\nwrote {' and '.join(written)}")
     return 0

@@ -28,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     def mode(name: str, text: str) -> argparse.ArgumentParser:
         description = f"{text[0].upper()}{text[1:]}."
-        return modes.add_parser(name, help=text, description=description, formatter_class=parser.formatter_class)
+        return modes.add_parser(
+            name, help=text, description=description, formatter_class=parser.formatter_class, allow_abbrev=False
+        )
 
     train = mode("train", "train on a data set")
     _add_data(train)
@@ -38,9 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"the neuron that spikes first wins, or the one that spikes most ({_default('loss')})",
     )  # fmt: skip
     for name, kind, text in _NUMBERS:
-        train.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"{text} ({_default(name)})")
+        train.add_argument(_option(name), dest=name, type=kind, help=f"{text} ({_default(name)})")
     train.add_argument("--resume", action="store_true", help="go on from last.pt in --out, or begin if there is none")
-    train.add_argument("--out", type=Path, help="folder of the results (default: runs/exact-DATASET-NEURON)")
+    train.add_argument("--out", type=Path, help="folder of the results (default: runs/exact-DATA-NEURON)")
     search = mode("compare", "search hyperparameters equally for several neurons, then test the best")
     _add_data(search)
     search.add_argument("--neurons", choices=tuple(LAYERS), nargs="+", help="neurons (default: lif qif)")
@@ -48,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     search.add_argument("--finalists", type=int, default=5, help="best trials, which are trained again")
     search.add_argument("--seeds", type=int, default=5, help="seeds of the test")
     search.add_argument("--epochs", type=int, default=8, help="epochs of every run")
-    search.add_argument("--batch", type=int, default=50, help="batch size")
+    search.add_argument(_option("batch"), dest="batch", type=int, default=50, help="samples a batch")
     search.add_argument(
         "--out", type=Path, default=Path("runs/exact-compare"),
         help="folder of the results; runs that are there are not done again",
@@ -66,7 +68,7 @@ _NUMBERS = (
     ("scale", float, "time, or number of spikes, that counts as one logit"),
     ("rate", float, "mean number of spikes of a neuron at the start"),
     ("epochs", int, "epochs"),
-    ("batch", int, "batch size"),
+    ("batch", int, "samples a batch"),
     ("lr", float, "learning rate"),
     ("seed", int, "seed of weights and batches"),
     ("clip", float, "largest norm of a gradient, beyond which it is scaled down"),
@@ -77,6 +79,11 @@ _NUMBERS = (
 LARGEST = 2**31 - 1
 """The largest count of epochs, samples or runs."""
 _UNSET = {"clip": "no limit", "pseudo_scale": "the neuron's own"}
+
+
+def _option(name: str) -> str:
+    """The option that a number of :class:`~.train.Settings` is given by."""
+    return "--batch-size" if name == "batch" else f"--{name.replace('_', '-')}"
 
 
 def _default(name: str) -> str:
@@ -93,8 +100,10 @@ def _default(name: str) -> str:
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dataset", choices=DATASETS, default="digits", help="what to learn")
-    parser.add_argument("--root", type=Path, help="folder of shd_train.h5 and shd_test.h5, or SpikingJelly's SHD root")
+    parser.add_argument("--data", choices=DATASETS, default="digits", help="data set")
+    parser.add_argument(
+        "--data-folder", type=Path, help="folder of shd_train.h5 and shd_test.h5, or SpikingJelly's SHD root"
+    )
     parser.add_argument("--limit", type=int, help="use so many samples of the training and of the test set at most")
     sizes = {name: " ".join(map(str, DEFAULTS[name].get("hidden", Settings().hidden))) for name in DATASETS}
     parser.add_argument(
@@ -126,8 +135,8 @@ def settings(arguments: argparse.Namespace) -> Settings:
         ValueError: A number out of range.
     """
     chosen = Settings(neuron=arguments.neuron, recurrent=arguments.recurrent)
-    chosen = replace(chosen, **DEFAULTS[arguments.dataset])
-    if chosen.neuron == "lif" and arguments.dataset != "shd":
+    chosen = replace(chosen, **DEFAULTS[arguments.data])
+    if chosen.neuron == "lif" and arguments.data != "shd":
         chosen = replace(chosen, **LIF_IMAGES)
     names = ("loss", *(name for name, _, _ in _NUMBERS))
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
@@ -137,16 +146,16 @@ def settings(arguments: argparse.Namespace) -> Settings:
     for name in ("duration", "tau", "latest", "scale", "rate", "batch", "lr", "clip", "pseudo_scale", "limit"):
         value = getattr(arguments if name == "limit" else chosen, name)
         if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"--{name.replace('_', '-')} must be positive and finite, got {value}")
+            raise ValueError(f"{_option(name)} must be positive and finite, got {value}")
     _check_seed(chosen.seed)
     for name in ("epochs", "batch", "limit"):
         if (getattr(arguments, name) or 0) > LARGEST:
-            raise ValueError(f"--{name} must be at most {LARGEST}, got {getattr(arguments, name)}")
+            raise ValueError(f"{_option(name)} must be at most {LARGEST}, got {getattr(arguments, name)}")
     if chosen.epochs < 0 or any(size < 1 for size in chosen.hidden):
         raise ValueError(
             f"--epochs must not be negative and --hidden at least 1, got {chosen.epochs} and {chosen.hidden}"
         )
-    if arguments.dataset != "shd" and chosen.latest > chosen.duration:
+    if arguments.data != "shd" and chosen.latest > chosen.duration:
         raise ValueError(
             f"--latest {chosen.latest:g} lies after the trial's end; at most --duration {chosen.duration:g}"
         )
@@ -160,18 +169,19 @@ def _check_seed(seed: int) -> None:
 
 def _train(arguments: argparse.Namespace) -> int:
     chosen = settings(arguments)
-    out: Path = arguments.out or Path("runs") / f"exact-{arguments.dataset}-{chosen.neuron}"
+    out: Path = arguments.out or Path("runs") / f"exact-{arguments.data}-{chosen.neuron}"
     with occupied(out):
         return _train_in(out, chosen, arguments)
 
 
 def _train_in(out: Path, chosen: Settings, arguments: argparse.Namespace) -> int:
-    source = {"name": arguments.dataset, "root": arguments.root and str(arguments.root), "limit": arguments.limit}
+    folder = arguments.data_folder and str(arguments.data_folder)
+    source = {"name": arguments.data, "root": folder, "limit": arguments.limit}
     checkpoints = Checkpoints(out, asdict(chosen), {"source": source}, EXACT)
     resumed = _saved(checkpoints, arguments.resume)
-    data = load(arguments.dataset, chosen.duration, chosen.latest, arguments.root, arguments.limit)
+    data = load(arguments.data, chosen.duration, chosen.latest, arguments.data_folder, arguments.limit)
     network = build(chosen, data.train.channels, data.classes)
-    print(f"{arguments.dataset}: {len(data.train_labels)} samples to train, {len(data.test_labels)} to test; {chosen}")
+    print(f"{arguments.data}: {len(data.train_labels)} samples to train, {len(data.test_labels)} to test; {chosen}")
     if resumed is not None:
         print(f"{checkpoints.last} has {resumed['state']['epoch']} of {chosen.epochs} epochs")
 
@@ -181,7 +191,7 @@ def _train_in(out: Path, chosen: Settings, arguments: argparse.Namespace) -> int
         print(f"epoch {record['epoch']:3.0f}  {'  '.join(parts)}")
 
     history = fit(network, data, chosen, report, checkpoints=checkpoints, resumed=resumed)
-    content = {"dataset": arguments.dataset, "settings": asdict(chosen), "history": finite(history)}
+    content = {"dataset": arguments.data, "settings": asdict(chosen), "history": finite(history)}
     write_json(out / "exact.json", content)
     save(out / "exact.pt", {"settings": asdict(chosen), "data": source, "network": network.state_dict()})
     print(f"written: {out / 'exact.json'}, {out / 'exact.pt'}")
@@ -228,14 +238,14 @@ def _compare(arguments: argparse.Namespace) -> int:
         value = getattr(arguments, name)
         if value is not None and not 1 <= value <= LARGEST:
             limit = "at least 1" if value < 1 else f"at most {LARGEST}"
-            raise ValueError(f"--{name} must be {limit}, got {value}")
+            raise ValueError(f"{_option(name)} must be {limit}, got {value}")
     if any(size < 1 for size in arguments.hidden or ()):
         raise ValueError(f"--hidden must be at least 1, got {arguments.hidden}")
-    default = DEFAULTS[arguments.dataset].get("hidden", Settings().hidden)
+    default = DEFAULTS[arguments.data].get("hidden", Settings().hidden)
     hidden = default if arguments.hidden is None else tuple(arguments.hidden)
     comparison = Comparison(
-        arguments.dataset,
-        arguments.root and str(arguments.root),
+        arguments.data,
+        arguments.data_folder and str(arguments.data_folder),
         arguments.limit,
         hidden,
         arguments.recurrent,

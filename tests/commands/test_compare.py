@@ -23,8 +23,9 @@ from qif_plugins.experiments.compare.hosts import HOSTS, build, host_version
 from qif_plugins.experiments.compare.report import summarise
 from qif_plugins.experiments.compare.training import Epoch, Training
 from qif_plugins.experiments.data.images import DATA_SETS, load_images
+from qif_plugins.neuron.surrogate import WINDOWS
 
-QUICK = ["--seeds", "1", "--epochs", "1", "--T", "2", "--batch-size", "128"]
+QUICK = ["--seeds", "1", "--epochs", "1", "--steps", "2", "--batch-size", "128"]
 
 
 def _without_times(content):
@@ -128,7 +129,7 @@ def test_a_comparison_that_was_cut_goes_on_as_if_it_had_not_been(result, tmp_pat
 
     for other, message in (
         (["--epochs", "2"], "holds trainings with epochs 1, and here it is 2"),
-        (["--T", "3"], "holds trainings with T 2, and here it is 3"),
+        (["--steps", "3"], "holds trainings with T 2, and here it is 3"),
         (["--windows", "paper"], "holds a training that is not asked for (spikingjelly, QIF unbiased, seed 0"),
         (["--seeds", "1"], "holds a training that is not asked for"),
     ):
@@ -226,7 +227,7 @@ def test_summary():
     ("words", "message"),
     [
         (["--hosts", "spikingjelly,norse"], "unknown host 'norse'; choose from 'spikingjelly', 'snntorch'"),
-        (["--windows", "wide"], "unknown window 'wide'; choose from 'unbiased', 'paper', 'heuristic'"),
+        (["--windows", "wide"], f"unknown window 'wide'; choose from {', '.join(map(repr, WINDOWS))}"),
         (["--windows", ","], "no window given"),
         (["--data", "imagenet"], f"unknown data set 'imagenet'; choose from {', '.join(map(repr, DATA_SETS))}"),
         (["--data", "mnist", "--data-folder", "nowhere"], "pass --data-folder where it lies, or --download"),
@@ -242,7 +243,9 @@ def test_refuses_before_training(words, message, tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "out" / "compare.json").exists()
 
 
-@pytest.mark.parametrize("words", [["--seeds", "0"], ["--T", "0"], ["--lr", "nan"], ["--lr", "-1"], ["--epochs", "x"]])
+@pytest.mark.parametrize(
+    "words", [["--seeds", "0"], ["--steps", "0"], ["--lr", "nan"], ["--lr", "-1"], ["--epochs", "x"]]
+)
 def test_refuses_sizes(words):
     with pytest.raises(SystemExit) as stop:
         main(["compare", *words])

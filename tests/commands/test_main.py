@@ -49,6 +49,14 @@ def test_every_subcommand_has_help(name, capsys):
     assert capsys.readouterr().out.startswith(f"usage: qif {name}")
 
 
+@pytest.mark.parametrize("words", ["compare --T 4", "exact train --batch 8", "energy --ou x.json"])
+def test_an_option_has_one_name(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(words.split())
+    assert stop.value.code == 2
+    assert "unrecognized arguments: --" in capsys.readouterr().err
+
+
 def test_version(capsys):
     with pytest.raises(SystemExit):
         main(["--version"])

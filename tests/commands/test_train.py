@@ -331,7 +331,7 @@ def test_a_folder_that_cannot_be_written_is_found_before_the_data_are_read(tmp_p
             assert f"cannot write into {place}" in message
             assert message.count("\n") == 1
     for words in (
-        ["bench", "--size", "1x8", "--out"], ["energy", "--model", "perceptron", "--json"],
+        ["bench", "--size", "1x8", "--out"], ["energy", "--model", "perceptron", "--out"],
         ["energy", "--model", "perceptron", "--plot"],
     ):  # fmt: skip
         assert cli.main([*words, str(tmp_path / "file" / "result.json")]) == 2

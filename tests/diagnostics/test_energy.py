@@ -328,7 +328,7 @@ def test_resnet19_has_the_published_size():
 def test_command(tmp_path, capsys):
     files = [tmp_path / "energy.json", tmp_path / "energy.png"]
     words = ["energy", "--model", "convnet", "--shape", "1", "8", "8", "--rates", "0.1", "0.3", "--steps", "2"]
-    assert main([*words, "--json", str(files[0]), "--plot", str(files[1])]) == 0
+    assert main([*words, "--out", str(files[0]), "--plot", str(files[1])]) == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in ("0.94 %", "3.23 %", *LIF_UPDATES, *MEMORIES))
     assert files[1].read_bytes().startswith(b"\x89PNG")
@@ -360,7 +360,7 @@ def test_command_on_a_checkpoint(tmp_path, capsys):
     checkpoints.save(trainer, best=True)
     capsys.readouterr()
     written = tmp_path / "energy.json"
-    words = ["energy", "--checkpoint", str(checkpoints.best), "--json", str(written)]
+    words = ["energy", "--checkpoint", str(checkpoints.best), "--out", str(written)]
     assert main(words) == 0
     content = json.loads(written.read_text())
     counts = content["measured"]

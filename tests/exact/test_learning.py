@@ -102,7 +102,20 @@ def call(*words):
 
 def test_the_command_trains_on_shd(tmp_path, capsys):
     write_shd(tmp_path)
-    words = ["train", "--dataset", "shd", "--root", tmp_path, "--hidden", 8, "--recurrent", "--epochs", 1, "--batch", 6]
+    words = [
+        "train",
+        "--data",
+        "shd",
+        "--data-folder",
+        tmp_path,
+        "--hidden",
+        8,
+        "--recurrent",
+        "--epochs",
+        1,
+        "--batch-size",
+        6,
+    ]
     assert call(*words, "--out", tmp_path / "out") == 0
     assert "12 samples to train, 12 to test" in capsys.readouterr().out
     record = json.loads((tmp_path / "out" / "exact.json").read_text())
@@ -225,18 +238,18 @@ def test_the_command_repeats_itself(tmp_path):
         (["train", "--tau", 0], ValueError, "--tau must be positive"),
         (["train", "--limit", -1], ValueError, "--limit must be positive"),
         (["train", "--latest", 9], ValueError, "--latest 9 lies after the trial's end"),
-        (["train", "--batch", 10**20], ValueError, "--batch must be at most 2147483647, got 1000"),
+        (["train", "--batch-size", 10**20], ValueError, "--batch-size must be at most 2147483647, got 1000"),
         (["demo", "--seed", -1], ValueError, "--seed must be at least 0 and below 2\\^63, got -1"),
         (["train", "--hidden", 0], ValueError, "--hidden at least 1"),
-        (["train", "--dataset", "shd"], ValueError, "pass the folder that holds shd_train.h5"),
+        (["train", "--data", "shd"], ValueError, "pass the folder that holds shd_train.h5"),
         (
-            ["train", "--dataset", "shd", "--root", "nowhere"],
+            ["train", "--data", "shd", "--data-folder", "nowhere"],
             FileNotFoundError,
             "shd_train.h5 is neither in nowhere nor in its folders",
         ),
         (["demo", "fly"], ValueError, "unknown demonstration 'fly'"),
         (
-            ["train", "--limit", 6, "--hidden", 4, "--batch", 2, "--lr", 1e12],
+            ["train", "--limit", 6, "--hidden", 4, "--batch-size", 2, "--lr", 1e12],
             ValueError,
             "more than 1048576 spikes in one sample; lower --rate or --lr",
         ),

@@ -173,9 +173,9 @@ def test_the_command_compares_on_shd_and_refuses_to_mix_comparisons(tmp_path, ca
     out = tmp_path / "out"
     words = [
         "compare",
-        "--dataset",
+        "--data",
         "shd",
-        "--root",
+        "--data-folder",
         tmp_path,
         "--hidden",
         4,
@@ -211,7 +211,7 @@ def test_the_command_compares_on_shd_and_refuses_to_mix_comparisons(tmp_path, ca
         (["--limit", -3], "--limit must be at least 1, got -3"),
         (["--trials", 10**20], "--trials must be at most 2147483647, got 1000"),
         (["--hidden", 0], "--hidden must be at least 1"),
-        (["--dataset", "shd"], "pass the folder that holds shd_train.h5"),
+        (["--data", "shd"], "pass the folder that holds shd_train.h5"),
     ],
 )
 def test_the_command_refuses(words, message, tmp_path):

@@ -63,7 +63,7 @@ def load(name: str, duration: float, latest: float, root: Path | None = None, li
         if root is None:
             raise ValueError(
                 "the data set 'shd' is read from files; pass the folder that holds shd_train.h5 and shd_test.h5 as "
-                "root (--root of 'qif exact')"
+                "root (--data-folder of 'qif exact')"
             )
         parts = [load_shd(root, train, duration, limit) for train in (True, False)]
         return SpikeData(*parts[0], *parts[1], classes=SHD_CLASSES)
