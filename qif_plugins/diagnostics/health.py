@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ..neuron.module import QIFLayer
 from ..neuron.moments import MomentClosureError
@@ -235,7 +236,7 @@ def _gradients(statistics: dict[str, _Statistics], value: Any) -> dict[str, list
 
 def _direction(output: Any) -> Tensor:
     """A fixed random functional of every floating-point tensor in the output."""
-    tensors = [t for t in _tensors(output) if t.requires_grad]
+    tensors = [t for t in tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point() and t.requires_grad]
     if not tensors:
         raise ValueError(
             "the model's output carries no gradient; if it is spikes without one, pass a loss or a callable"
@@ -248,16 +249,6 @@ def _direction(output: Any) -> Tensor:
         )
         total = total + (tensor * signs).sum()
     return total
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    if isinstance(output, Tensor):
-        return [output] if output.is_floating_point() else []
-    if isinstance(output, dict):
-        output = list(output.values())
-    if isinstance(output, tuple | list):
-        return [tensor for part in output for tensor in _tensors(part)]
-    return []
 
 
 def _derivative(surrogate: Any, h: Tensor, v_threshold: Number) -> Tensor:

@@ -27,7 +27,7 @@ from qif_plugins.cli import main
 from qif_plugins.diagnostics.observing import spiking_layers
 from qif_plugins.experiments.records import Records, key_of
 from qif_plugins.experiments.studies import STUDIES, budget, closures
-from qif_plugins.experiments.studies.mismatch import agreement, score_gradients, surrogate_gradients
+from qif_plugins.experiments.studies.mismatch import SmoothedLoss, agreement
 from qif_plugins.experiments.studies.runner import Options, run_study
 from qif_plugins.experiments.studies.stats import paired, welch
 from qif_plugins.experiments.studies.trial import data_of, make, surrogate_named, train
@@ -118,11 +118,11 @@ def test_score_gradient_is_that_of_the_smoothed_loss(node, charge, gain):
         functional.reset_net(model)
         return model(x.expand(STEPS, *x.shape)).mean(0)
 
-    estimates = score_gradients(
+    smoothed = SmoothedLoss(
         forward, [model[1], model[3]], parameters, torch.tensor([X]), torch.tensor([CLASS]),
-        lambda scores, labels: nn.functional.cross_entropy(scores, labels, reduction="none"),
-        NOISE, 3000, 40, torch.Generator().manual_seed(0),
-    ).double()  # fmt: skip
+        lambda scores, labels: nn.functional.cross_entropy(scores, labels, reduction="none"), NOISE,
+    )  # fmt: skip
+    estimates = smoothed.score_gradients(3000, 40, torch.Generator().manual_seed(0)).double()
     error = estimates.std(0) / len(estimates) ** 0.5
     assert (error < 0.05 * exact.norm()).all()
     assert ((estimates.mean(0) - exact).abs() <= 4 * error + 1e-6).all()
@@ -139,9 +139,9 @@ def test_surrogate_gradient_of_a_single_layer_is_exact_where_the_window_is_the_d
         return model(x[None]).mean(0)
 
     x, labels = torch.randn(8, 3), torch.randint(2, (8,))
-    arguments = (forward, [model[1]], list(model[0].parameters()), x, labels, _squares, 0.5)
-    true = score_gradients(*arguments, 3000, 10, torch.Generator().manual_seed(1))
-    other = surrogate_gradients(*arguments, 3000, 10, torch.Generator().manual_seed(2))
+    smoothed = SmoothedLoss(forward, [model[1]], list(model[0].parameters()), x, labels, _squares, 0.5)
+    true = smoothed.score_gradients(3000, 10, torch.Generator().manual_seed(1))
+    other = smoothed.surrogate_gradients(3000, 10, torch.Generator().manual_seed(2))
     seen = agreement(true, other)
     assert seen.resolved
     assert abs(seen.cosine - 1) < 4 * seen.cosine_error + 0.01
@@ -169,8 +169,9 @@ def test_agreement_has_no_bias_from_noise():
 
 @pytest.mark.parametrize(("noise", "repeats", "match"), [(0.0, 4, "positive"), (0.5, 1, "at least 2")])
 def test_estimator_refuses(noise, repeats, match):
+    arguments = (lambda x: x, [], [], torch.zeros(1, 2), torch.zeros(1), _squares, noise)
     with pytest.raises(ValueError, match=match):
-        score_gradients(lambda x: x, [], [], torch.zeros(1, 2), torch.zeros(1), _squares, noise, repeats, 3, None)
+        SmoothedLoss(*arguments).score_gradients(repeats, 3, None)
 
 
 # -- records ---------------------------------------------------------------------------------------------------------

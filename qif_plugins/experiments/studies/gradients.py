@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ...diagnostics.observing import spiking_layers
 from ...support.text import mean_pm
 from ..records import Result, Setting, Trial
-from .mismatch import agreement, score_gradients, surrogate_gradients
+from .mismatch import SmoothedLoss, agreement
 from .page import table
 from .trial import data_of, make, outputs, train
 
@@ -67,13 +67,11 @@ def compare_gradients(setting: Setting) -> Result:
 def _compare(network: nn.Module, x: Tensor, labels: Tensor, setting: Setting, noise: float) -> list[dict[str, Any]]:
     generator = torch.Generator().manual_seed(setting["seed"])
 
-    def gradients(estimate: Callable[..., Tensor], model: nn.Module, repeats: int) -> Tensor:
-        return estimate(
-            _forward(model, setting["steps"]), list(spiking_layers(model).values()), _hidden(model), x, labels,
-            _losses, noise, repeats, setting["replicates"], generator,
-        )  # fmt: skip
+    def smoothed(model: nn.Module) -> SmoothedLoss:
+        neurons = list(spiking_layers(model).values())
+        return SmoothedLoss(_forward(model, setting["steps"]), neurons, _hidden(model), x, labels, _losses, noise)
 
-    true = gradients(score_gradients, network, setting["repeats"])
+    true = smoothed(network).score_gradients(setting["repeats"], setting["replicates"], generator)
     first = _hidden(network)[0].numel()
     rows = []
     for label, detach in itertools.product(setting["compared"], (False, True)):
@@ -83,7 +81,8 @@ def _compare(network: nn.Module, x: Tensor, labels: Tensor, setting: Setting, no
         model.eval()
         for neuron in spiking_layers(model).values():
             neuron.train()  # in evaluation mode SpikingJelly 0.0.0.0.14's pass no gradient
-        averaged = gradients(surrogate_gradients, model, max(2, setting["repeats"] // 20))
+        repeats = max(2, setting["repeats"] // 20)
+        averaged = smoothed(model).surrogate_gradients(repeats, setting["replicates"], generator)
         loss = _losses(_forward(model, setting["steps"])(x), labels).mean()
         plain = torch.cat([g.flatten() for g in torch.autograd.grad(loss, _hidden(model))])
         for part, cut in (("hidden", slice(None)), ("first", slice(first))):

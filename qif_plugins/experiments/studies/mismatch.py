@@ -1,4 +1,4 @@
-"""How far a surrogate gradient is from the gradient that it stands for.
+"""Measure how far a surrogate gradient is from the gradient that it stands for.
 
 The loss of a spiking network is piecewise constant in its weights: its gradient is zero almost everywhere. What a
 surrogate gradient can be held against is the gradient of the *noise-smoothed* loss, E[L], where Gaussian noise of
@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Agreement", "agreement", "score_gradients", "surrogate_gradients"]
+__all__ = ["SmoothedLoss", "agreement"]
 
 Forward = Callable[[Tensor], Tensor]
 """Samples ``[N, ...]`` to outputs ``[N, classes]``, from membranes at rest."""
@@ -41,12 +41,100 @@ SampleLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """A surrogate gradient beside the true one, with standard errors.
+class SmoothedLoss:
+    """Loss of a network on samples, averaged over noise on the input of its neurons.
 
     Attributes:
-        cosine: Between the two.
+        forward: Runs the network.
+        neurons: Its spiking layers, every one of them.
+        parameters: The tensors whose gradient is wanted.
+        x: Samples ``[N, ...]``.
+        labels: Their classes ``[N]``.
+        loss: Loss of each sample.
+        noise: Deviation s of the noise on the neurons' input.
+
+    Raises:
+        ValueError: A noise that is not positive.
+    """
+
+    forward: Forward
+    neurons: Sequence[nn.Module]
+    parameters: Sequence[Tensor]
+    x: Tensor
+    labels: Tensor
+    loss: SampleLoss
+    noise: float
+
+    def __post_init__(self) -> None:
+        if not (self.noise > 0 and math.isfinite(self.noise)):
+            raise ValueError(
+                f"the noise must be positive and finite, got {self.noise}: without it the loss has no gradient"
+            )
+
+    def score_gradients(self, repeats: int, replicates: int, generator: torch.Generator) -> Tensor:
+        """Compute independent unbiased estimates of the gradient.
+
+        Args:
+            repeats: Draws of the noise for each sample in a replicate, at least 2.
+            replicates: Number of estimates.
+            generator: Generator of the noise.
+
+        Returns:
+            ``[replicates, P]``, the parameters flattened one after another.
+
+        Raises:
+            ValueError: Too few repeats.
+        """
+        if repeats < 2:
+            raise ValueError(f"the baseline needs other repeats of the same sample: at least 2, got {repeats}")
+        rows = []
+        for _ in range(replicates):
+            scores: list[Tensor] = []
+
+            def inject(x_seq: Tensor, scores: list[Tensor] = scores) -> Tensor:
+                drawn = self._draw(x_seq, generator)
+                scores.append((drawn / self.noise**2 * x_seq).transpose(0, 1).flatten(1).sum(1))
+                return x_seq.detach() + drawn
+
+            losses = self._losses(repeats, inject)
+            by_sample = losses.detach().view(repeats, -1)
+            # L less the mean of the others.
+            advantage = (by_sample - by_sample.mean(0)) * (repeats / (repeats - 1))
+            rows.append(self._gradient((advantage.flatten() * torch.stack(scores).sum(0) + losses).mean()))
+        return torch.stack(rows)
+
+    def surrogate_gradients(self, repeats: int, replicates: int, generator: torch.Generator) -> Tensor:
+        """Average the surrogate gradient over the same noise; arguments and result as :meth:`score_gradients`."""
+        return torch.stack(
+            [
+                self._gradient(self._losses(repeats, lambda x_seq: x_seq + self._draw(x_seq, generator)).mean())
+                for _ in range(replicates)
+            ]
+        )
+
+    def _draw(self, x_seq: Tensor, generator: torch.Generator) -> Tensor:
+        return self.noise * torch.randn(x_seq.shape, generator=generator, dtype=x_seq.dtype, device=x_seq.device)
+
+    def _losses(self, repeats: int, change: Callable[[Tensor], Tensor]) -> Tensor:
+        """Compute the loss of each repeat of each sample, with ``change`` between the neurons and their input."""
+        many = self.x.repeat(repeats, *[1] * (self.x.dim() - 1))
+        with _at_inputs(self.neurons, change):
+            return self.loss(self.forward(many), self.labels.repeat(repeats))
+
+    def _gradient(self, value: Tensor) -> Tensor:
+        gradients = torch.autograd.grad(value, self.parameters, allow_unused=True, materialize_grads=True)
+        return torch.cat([gradient.flatten() for gradient in gradients])
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Comparison of a surrogate gradient with the true one, with standard errors.
+
+    Attributes:
+        cosine: Cosine between the two.
+        cosine_error: Its standard error.
         ratio: Norm of the surrogate gradient over that of the true one.
+        ratio_error: Its standard error.
         resolved: Whether the squared norms of both are above three times their standard errors; if not, the
             replicates are too few to say anything.
     """
@@ -56,86 +144,6 @@ class Agreement:
     ratio: float
     ratio_error: float
     resolved: bool
-
-
-def score_gradients(
-    forward: Forward,
-    neurons: Sequence[nn.Module],
-    parameters: Sequence[Tensor],
-    x: Tensor,
-    labels: Tensor,
-    loss: SampleLoss,
-    noise: float,
-    repeats: int,
-    replicates: int,
-    generator: torch.Generator,
-) -> Tensor:
-    """Independent unbiased estimates of the gradient of the mean noise-smoothed loss.
-
-    Args:
-        forward: Runs the network.
-        neurons: Its spiking layers, every one of them.
-        parameters: With respect to what.
-        x: Samples ``[N, ...]``.
-        labels: Their classes ``[N]``.
-        loss: Loss of each sample.
-        noise: Deviation s of the noise on the neurons' input.
-        repeats: Draws of the noise a sample in each replicate, at least 2.
-        replicates: Independent estimates.
-        generator: Of the noise.
-
-    Returns:
-        ``[replicates, P]``, the parameters flattened one after another.
-
-    Raises:
-        ValueError: Too few repeats, or a noise that is not positive.
-    """
-    if repeats < 2:
-        raise ValueError(f"the baseline needs other repeats of the same sample: at least 2, got {repeats}")
-    _check_noise(noise)
-    many, targets = _repeated(x, labels, repeats)
-    rows = []
-    for _ in range(replicates):
-        scores: list[Tensor] = []
-
-        def inject(x_seq: Tensor, scores: list[Tensor] = scores) -> Tensor:
-            drawn = noise * torch.randn(x_seq.shape, generator=generator, dtype=x_seq.dtype, device=x_seq.device)
-            scores.append((drawn / noise**2 * x_seq).transpose(0, 1).flatten(1).sum(1))
-            return x_seq.detach() + drawn
-
-        with _at_inputs(neurons, inject):
-            losses = loss(forward(many), targets)
-        by_sample = losses.detach().view(repeats, -1)
-        # L less the mean of the others.
-        advantage = (by_sample - by_sample.mean(0)) * (repeats / (repeats - 1))
-        score = torch.stack(scores).sum(0)
-        rows.append(_gradient((advantage.flatten() * score + losses).mean(), parameters))
-    return torch.stack(rows)
-
-
-def surrogate_gradients(
-    forward: Forward,
-    neurons: Sequence[nn.Module],
-    parameters: Sequence[Tensor],
-    x: Tensor,
-    labels: Tensor,
-    loss: SampleLoss,
-    noise: float,
-    repeats: int,
-    replicates: int,
-    generator: torch.Generator,
-) -> Tensor:
-    """The surrogate gradient of the mean loss under the same noise, averaged over it; as :func:`score_gradients`."""
-    _check_noise(noise)
-    many, targets = _repeated(x, labels, repeats)
-    with _at_inputs(
-        neurons,
-        lambda x_seq: (
-            x_seq + noise * torch.randn(x_seq.shape, generator=generator, dtype=x_seq.dtype, device=x_seq.device)
-        ),
-    ):
-        rows = [_gradient(loss(forward(many), targets).mean(), parameters) for _ in range(replicates)]
-    return torch.stack(rows)
 
 
 def agreement(true: Tensor, other: Tensor) -> Agreement:
@@ -170,7 +178,7 @@ def agreement(true: Tensor, other: Tensor) -> Agreement:
 
 @contextmanager
 def _at_inputs(neurons: Sequence[nn.Module], change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """What each of these layers receives ``[T, N, ...]`` goes through ``change`` first."""
+    """Change what each of these layers receives, ``[T, N, ...]``, inside the block."""
 
     def before(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         return (change(inputs[0]), *inputs[1:])
@@ -183,16 +191,6 @@ def _at_inputs(neurons: Sequence[nn.Module], change: Callable[[Tensor], Tensor])
             handle.remove()
 
 
-def _gradient(value: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-    gradients = torch.autograd.grad(value, parameters, allow_unused=True)
-    pairs = zip(gradients, parameters, strict=True)
-    return torch.cat([torch.zeros_like(p).flatten() if g is None else g.flatten() for g, p in pairs])
-
-
-def _repeated(x: Tensor, labels: Tensor, repeats: int) -> tuple[Tensor, Tensor]:
-    return x.repeat(repeats, *[1] * (x.dim() - 1)), labels.repeat(repeats)
-
-
 def _off_diagonal(gram: Tensor) -> Tensor:
     """Mean product of two different replicates."""
     count = len(gram)
@@ -203,8 +201,3 @@ def _jackknife(values: Sequence[float]) -> float:
     count = len(values)
     mean = math.fsum(values) / count
     return math.sqrt((count - 1) / count * math.fsum((value - mean) ** 2 for value in values))
-
-
-def _check_noise(noise: float) -> None:
-    if not (noise > 0 and math.isfinite(noise)):
-        raise ValueError(f"the noise must be positive and finite, got {noise}: without it the loss has no gradient")

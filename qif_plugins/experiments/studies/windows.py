@@ -95,8 +95,6 @@ def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
         "the last column has the cosine of the gradient without noise, as training uses it.",
         f"[J]'s window, `paper`, beside `{REFERENCE}`:",
         _against_reference(trained, compared),
-        "The most accurate surrogate under Adam, in %:",
-        _best_by_depth(trained),
     ]
     for variant in trained.variants:
         sections += [f"## {variant}", *trained.tables(variant)]
@@ -192,11 +190,10 @@ class Trainings:
                     worse += [f"{variant}, {layers} layers"] if sign(found) < 0 else []
         return better, worse, cells
 
-    def means(self, neuron: str, cell: tuple[str, int] | None = None) -> dict[str, float]:
-        """Average the accuracy of each surrogate over the networks and seeds that have all, of one cell or of all."""
-        networks = {key[:3] for key in self.cells if key[1] == neuron and cell in (None, (key[0], key[2]))}
+    def means(self, neuron: str) -> dict[str, float]:
+        """Average the accuracy of each surrogate over the networks and seeds that have all of them."""
         found: dict[str, list[float]] = {label: [] for label in SURROGATES}
-        for network in networks:
+        for network in {key[:3] for key in self.cells if key[1] == neuron}:
             cells = [self.cells.get((*network, label), {}) for label in SURROGATES]
             for seed in set.intersection(*(set(cell) for cell in cells)):
                 for label, results in zip(SURROGATES, cells, strict=True):
@@ -253,19 +250,6 @@ def _against_reference(trained: Trainings, compared: Comparisons) -> str:
         rows.append([neuron.upper(), *difference, *named, f"{sum(closer)} of {len(closer)}"])
     header = ["", "points", "95 % interval", "significantly better", "significantly worse", "closer gradient"]
     return table(header, rows)
-
-
-def _best_by_depth(trained: Trainings) -> str:
-    depths = sorted({layers for neuron in NEURONS for layers in trained.depths("Adam", neuron)})
-    rows = []
-    for neuron in reversed(NEURONS):
-        cells = []
-        for layers in depths:
-            means = trained.means(neuron, ("Adam", layers))
-            best = max(means, key=lambda label: means[label], default=None)
-            cells.append("–" if best is None else f"{best}: {100 * means[best]:.1f}")
-        rows.append([neuron.upper(), *cells])
-    return table(["", *(f"{layers} layers" for layers in depths)], rows)
 
 
 def _closer(compared: Comparisons, neuron: str) -> list[bool]:
