@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..support.names import unknown
 from .adjoint import MODELS
-from .padding import valid
+from .padding import first_fault
 
 __all__ = ["check_model", "check_spikes", "check_tensors"]
 
@@ -40,33 +40,20 @@ def check_spikes(times: Tensor, indices: Tensor, n_inputs: int, duration: float)
         raise ValueError(f"spike times must be floating point, got {times.dtype}")
     # The trial's end as the times' dtype has it, so that a time rounded up to it passes.
     end = torch.tensor(duration, dtype=times.dtype, device=times.device)
-    flat = times.detach().double().contiguous().numpy(), indices.long().contiguous().numpy()
-    if valid(*flat, n_inputs, float(end)):
-        return
-    with torch.no_grad():
-        present = times != math.inf
-        if bool(times.isnan().any()):
-            raise ValueError(f"spike time {_at(times.isnan())} is NaN; pad with infinity")
-        if bool((times < 0).any()):
-            where = _at(times < 0)
-            raise ValueError(f"spike time {where} is {float(times[where]):g}, before the trial; times start at 0")
-        late = present & (times > end)
-        if bool(late.any()):
-            where = _at(late)
-            raise ValueError(
-                f"spike time {where} is {float(times[where]):g}, after the trial's end at {duration:g}; drop it (time "
-                f"infinity, index -1) or lengthen the trial"
-            )
-        if times.shape[1] > 1 and bool((times[:, 1:] < times[:, :-1]).any()):
-            where = _at(times[:, 1:] < times[:, :-1])
-            raise ValueError(
-                f"spike times must ascend in each sample, with the padding last; sample {where[0]} falls after spike "
-                f"{where[1]}: sort times and indices together"
-            )
-        outside = present & ((indices < 0) | (indices >= n_inputs))
-        if bool(outside.any()):
-            where = _at(outside)
-            raise ValueError(f"spike index {where} is {int(indices[where])}; the layer has inputs 0 to {n_inputs - 1}")
+    arrays = times.detach().double().contiguous().numpy(), indices.long().contiguous().numpy()
+    fault, sample, place = first_fault(*arrays, n_inputs, float(end))
+    if fault:
+        where, time = f"spike time {sample, place}", f"{arrays[0][sample, place]:g}"
+        faults = (
+            f"{where} is NaN; pad with infinity",
+            f"{where} is {time}, before the trial; times start at 0",
+            f"spike times must ascend in each sample, with the padding last; sample {sample} falls after spike "
+            f"{place - 1}: sort times and indices together",
+            f"{where} is {time}, after the trial's end at {duration:g}; drop it (time infinity, index -1) or lengthen "
+            "the trial",
+            f"spike index {sample, place} is {arrays[1][sample, place]}; the layer has inputs 0 to {n_inputs - 1}",
+        )
+        raise ValueError(faults[fault - 1])
 
 
 def check_model(model: str, duration: float, tau: float, current: Tensor | float, i0: Tensor | None) -> None:

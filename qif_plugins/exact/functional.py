@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -120,8 +120,9 @@ def spiking_layer(
         raise ValueError(f"max_spikes must be at least 1, got {max_spikes}")
     if delay is not None and delay.dim() == 2:
         return _with_synaptic_delays(
-            model, times, indices, weight, duration, tau, delay, recurrent_weight, v0, i0, current, max_spikes
-        )
+            model, times, indices, weight, duration, delay, recurrent_weight, max_spikes,
+            tau=tau, v0=v0, i0=i0, current=current,
+        )  # fmt: skip
     if delay is not None:
         times, indices = _delayed(times, indices, delay, duration)
     batch, neurons = times.shape[0], weight.shape[0]
@@ -173,36 +174,25 @@ def _delayed(times: Tensor, indices: Tensor, delay: Tensor, duration: float) -> 
 
 
 def _with_synaptic_delays(
-    model: str, times: Tensor, indices: Tensor, weight: Tensor, duration: float, tau: float, delay: Tensor,
-    recurrent_weight: Tensor | None, v0: Tensor | None, i0: Tensor | None, current: Tensor | float, max_spikes: int,
+    model: str, times: Tensor, indices: Tensor, weight: Tensor, duration: float, delay: Tensor,
+    recurrent_weight: Tensor | None, max_spikes: int, **options: Any,
 ) -> LayerOutput:  # fmt: skip
     """Compute each neuron as a separate layer, since each has its own order of events."""
     if recurrent_weight is not None:
         raise ValueError("delays of single synapses, [N, N_in], do not go with recurrence; pass one delay per input")
-    batch = times.shape[0]
     outputs = []
     for n in range(len(weight)):
-        pick = [None if x is None else x[..., n : n + 1] for x in (v0, i0)]
-        own = current[n : n + 1] if isinstance(current, Tensor) and current.dim() else current
+        of_neuron, own = slice(n, n + 1), dict(options)
+        own |= {k: x[..., of_neuron] for k, x in options.items() if isinstance(x, Tensor) and x.dim()}
         outputs.append(
             spiking_layer(
-                model,
-                times,
-                indices,
-                weight[n : n + 1],
-                duration,
-                tau=tau,
-                delay=delay[n],
-                v0=pick[0],
-                i0=pick[1],
-                current=own,
-                max_spikes=max_spikes,
+                model, times, indices, weight[of_neuron], duration, delay=delay[n], max_spikes=max_spikes, **own
             )
         )
     all_times, order = torch.cat([out.times for out in outputs], 1).sort(dim=1, stable=True)
     all_indices = torch.cat([torch.where(out.indices < 0, -1, n) for n, out in enumerate(outputs)], 1).gather(1, order)
     counts = (all_indices >= 0).sum(1)
-    most = int(counts.max()) if batch else 0
+    most = int(counts.max()) if len(times) else 0
     if most > max_spikes:
         raise EventBudgetError(max_spikes, int((counts > max_spikes).int().argmax()))
     ends = [out.end for out in outputs]

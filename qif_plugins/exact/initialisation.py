@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .functional import EventBudgetError
 from .layers import SpikingLayer
@@ -47,25 +48,7 @@ def initialise(network: nn.Module | Iterable[nn.Module], spikes: Spikes, rate: f
         if not isinstance(layer, SpikingLayer):
             raise ValueError(f"initialise takes a stack of spiking layers; entry {number} is {type(layer).__name__}")
         weight = layer.weight.clone()
-        enough = math.ceil(rate * layer.out_features * max(1, len(spikes.times)))
-
-        def mean_count(
-            power: float,
-            layer: SpikingLayer = layer,
-            weight: torch.Tensor = weight,
-            spikes: Spikes = spikes,
-            enough: int = enough,
-        ) -> float:
-            layer.weight.copy_(weight * 2**power)
-            # If one sample has more spikes than the whole batch should have, the rest need not be counted.
-            budget, layer.max_spikes = layer.max_spikes, min(layer.max_spikes, enough)
-            try:
-                return float(layer(spikes).ordinary_counts().double().mean())
-            except EventBudgetError:
-                return math.inf
-            finally:
-                layer.max_spikes = budget
-
+        mean_count = partial(_mean_count, layer, weight, spikes, rate)
         low, high = -10.0, 10.0
         if not mean_count(low) < rate <= mean_count(high):
             least, most = mean_count(low), mean_count(high)
@@ -80,3 +63,17 @@ def initialise(network: nn.Module | Iterable[nn.Module], spikes: Spikes, rate: f
         mean_count(high)
         spikes = layer(spikes)
     return spikes
+
+
+def _mean_count(layer: SpikingLayer, weight: Tensor, spikes: Spikes, rate: float, power: float) -> float:
+    """Set the weights to ``weight`` · 2^power, and count the spikes of a neuron in a trial, on average."""
+    layer.weight.copy_(weight * 2**power)
+    # If one sample has more spikes than the whole batch should have, the rest need not be counted.
+    enough = math.ceil(rate * layer.out_features * max(1, len(spikes.times)))
+    budget, layer.max_spikes = layer.max_spikes, min(layer.max_spikes, enough)
+    try:
+        return float(layer(spikes).ordinary_counts().double().mean())
+    except EventBudgetError:
+        return math.inf
+    finally:
+        layer.max_spikes = budget

@@ -8,31 +8,35 @@ import math
 import numpy as np
 from numba import njit
 
-__all__ = ["padded", "places", "valid"]
+__all__ = ["first_fault", "padded", "places"]
 
 _jit = njit(cache=True, nogil=True)
 
 
 @_jit
-def valid(times, indices, n_inputs, end):
-    """Return whether trains ascend in [0, ``end``], are padded with infinity only, and have their indices in range.
+def first_fault(times, indices, n_inputs, end):
+    """Find the first invalid spike of a batch of trains.
 
     Args:
         times: [B, K] float64.
         indices: [B, K] int64.
         n_inputs: Indices lie in [0, n_inputs) where the time is finite.
         end: Latest time.
+
+    Returns:
+        The fault, its sample and its position: 0 for none, 1 for NaN, 2 for a negative time, 3 for a time that is
+        below the one before, 4 for a time after ``end``, 5 for an index out of range.
     """
     for b in range(times.shape[0]):
         before = 0.0
         for k in range(times.shape[1]):
             t = times[b, k]
             if not t >= before:
-                return False
+                return (1 if t != t else 2 if t < 0 else 3), b, k
             if t != math.inf and (t > end or indices[b, k] < 0 or indices[b, k] >= n_inputs):
-                return False
+                return (4 if t > end else 5), b, k
             before = t
-    return True
+    return 0, 0, 0
 
 
 @_jit

@@ -10,7 +10,7 @@ from .records import Records, Setting
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-__all__ = ["propose", "search"]
+__all__ = ["search"]
 
 
 def search(
@@ -43,30 +43,20 @@ def search(
         known = {**common, "number": number}
         trial = next(iter(records.matching(known)), None)
         if trial is None:
-            values = propose(distributions, finished, number, startup)
+            values = _propose(distributions, finished, number, startup)
             return [*settings, {**known, **entries(values), "sampled": values}]
         settings.append(trial.setting)
         finished.append((trial.setting["sampled"], trial.result["accuracy"]))
     return settings
 
 
-def propose(
+def _propose(
     distributions: Mapping[str, BaseDistribution],
     finished: Iterable[tuple[Mapping[str, Any], float]],
     seed: int,
     startup: int,
 ) -> dict[str, Any]:
-    """Sample the parameters of one trial, as a function of the arguments alone.
-
-    Args:
-        distributions: The search space, as Optuna's distributions.
-        finished: Parameters and value of every trial so far, in order; larger values are better.
-        seed: Seed of the sampler for this trial.
-        startup: Trials that are drawn at random before the sampler models their results.
-
-    Returns:
-        A value for each of ``distributions``.
-    """
+    """Sample the values of one trial, as a function of the arguments alone."""
     import optuna
 
     verbosity = optuna.logging.get_verbosity()

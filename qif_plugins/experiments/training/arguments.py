@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ...support.text import shown
-from .config import COUNT, LARGEST
+from .config import COUNT, LARGEST, of_type
 
 __all__ = ["arguments_of", "checked"]
 
@@ -71,27 +71,20 @@ def checked(table: str, given: Mapping[str, Any], known: Mapping[str, type | Non
 
 
 def _value(name: str, value: Any, kind: type | None) -> Any:
-    if kind is bool and not isinstance(value, bool):
-        raise ValueError(f"{name} must be true or false, got {shown(value)}")
-    if kind is str and not isinstance(value, str):
-        raise ValueError(f"{name} must be a string, got {shown(value)}")
+    if kind is None:
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} must be finite, got {value}")
+        return value
     if kind is list:
         if not isinstance(value, list | tuple):
             raise ValueError(f"{name} must be a list of whole numbers, got {shown(value)}")
         return [_value(f"each of {name}", part, int) for part in value]
+    value = of_type(kind, value, name)
     if kind is int:
-        if type(value) is not int:
-            raise ValueError(f"{name} must be a whole number, got {shown(value)}")
         most = LAYERS if name.endswith(".layers") else COUNT
         if not 1 <= value <= most:
             limit = f"at least 1, got {shown(value)}" if value < 1 else f"at most {most}, got {shown(value)}"
             raise ValueError(f"{name} must be {limit}")
-    if kind is float:
-        if type(value) not in (int, float):
-            raise ValueError(f"{name} must be a number, got {shown(value)}")
-        if not abs(value) <= LARGEST:
-            raise ValueError(f"{name} must be finite and at most {LARGEST:.3g} in magnitude, got {shown(value)}")
-        return float(value)
-    if kind is None and isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, got {value}")
+    if kind is float and not abs(value) <= LARGEST:
+        raise ValueError(f"{name} must be finite and at most {LARGEST:.3g} in magnitude, got {shown(value)}")
     return value

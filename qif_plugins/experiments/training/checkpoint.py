@@ -12,7 +12,7 @@ from ...support.files import finite, write_json
 from .engine import Trainer
 from .state import PARTS, check_progress
 
-__all__ = ["EXACT", "FORMAT", "TRAIN", "Checkpoints", "check_checkpoint", "check_kind", "load_checkpoint"]
+__all__ = ["EXACT", "TRAIN", "Checkpoints", "check_checkpoint", "load_checkpoint"]
 
 FORMAT = "qif-plugins training checkpoint 1"
 TRAIN, EXACT = "qif train", "qif exact train"
@@ -37,6 +37,9 @@ class Checkpoints:
         kind: Command that writes the checkpoints; other commands refuse them. Default ``"qif train"``.
 
     Attributes:
+        last: Path of the file to resume from.
+        best: Path of the file of the best epoch.
+        history: Path of the history in JSON.
         before_saving: Called before each saving, for example to flush logs up to the same step. Default: does nothing.
     """
 
@@ -44,22 +47,8 @@ class Checkpoints:
         self, folder: Path, config: Mapping[str, Any], data: Mapping[str, Any] | None = None, kind: str = TRAIN
     ) -> None:
         self.folder, self.config, self.data, self.kind = folder, dict(config), dict(data or {}), kind
+        self.last, self.best, self.history = folder / "last.pt", folder / "best.pt", folder / "history.json"
         self.before_saving: Callable[[], Any] = lambda: None
-
-    @property
-    def last(self) -> Path:
-        """Path of the file to resume from."""
-        return self.folder / "last.pt"
-
-    @property
-    def best(self) -> Path:
-        """Path of the file of the best epoch."""
-        return self.folder / "best.pt"
-
-    @property
-    def history(self) -> Path:
-        """Path of the history in JSON."""
-        return self.folder / "history.json"
 
     def save(self, trainer: Trainer, *, best: bool) -> None:
         """Replace ``last.pt``, and ``best.pt`` too if ``best``; called in every process."""
@@ -116,19 +105,7 @@ def check_checkpoint(path: Path, content: Any, kind: str = TRAIN) -> None:
             )
         what = "a checkpoint of another program" if isinstance(content, dict) else f"a saved {type(content).__name__}"
         raise ValueError(f"{path} is no checkpoint of '{kind}', but {what}; name its best.pt or last.pt")
-    check_kind(path, content, kind)
-    parts = {"version": str, "config": {str: object}, "data": _DATA[kind], "state": PARTS}
-    check_content(path, content, parts, f"checkpoint of '{kind}'")
-    try:
-        check_progress(content["state"])
-    except ValueError as error:
-        raise ValueError(f"{path} is no sound checkpoint of '{kind}': {error}") from None
-    check_tensors(path, content["state"]["model"])
-
-
-def check_kind(path: Path, content: Mapping[str, Any], kind: str = TRAIN) -> None:
-    """Raise ``ValueError`` unless a checkpoint is of ``kind``; early checkpoints do not name their kind."""
-    found = content.get("kind", kind)
+    found = content.get("kind", kind)  # early checkpoints do not name theirs
     if found not in (TRAIN, EXACT):
         raise ValueError(f"{path} is no checkpoint of '{kind}': its kind is {str(found)[:80]!r}")
     if found != kind:
@@ -136,3 +113,10 @@ def check_kind(path: Path, content: Mapping[str, Any], kind: str = TRAIN) -> Non
             f"{path} is a checkpoint of '{found}', and what is wanted is one of '{kind}'; go on from it with '{found} "
             f"--resume --out {path.parent}'"
         )
+    parts = {"version": str, "config": {str: object}, "data": _DATA[kind], "state": PARTS}
+    check_content(path, content, parts, f"checkpoint of '{kind}'")
+    try:
+        check_progress(content["state"])
+    except ValueError as error:
+        raise ValueError(f"{path} is no sound checkpoint of '{kind}': {error}") from None
+    check_tensors(path, content["state"]["model"])

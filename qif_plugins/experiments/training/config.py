@@ -35,6 +35,7 @@ COUNT, WORKERS, SEED = 2**31 - 1, 1024, 2**63 - 1
 """The largest count, number of processes or threads, and seed (PyTorch's generators take int64)."""
 LARGEST = 3.4028234663852886e38
 """The largest number that float32 holds."""
+_TYPES = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
 DATA_SETS = (*IN_MEMORY, "cifar10", "cifar100", "imagenet", "cifar10dvs")
 
 
@@ -258,13 +259,22 @@ def _value(hint: Any, value: Any, name: str) -> Any:
         if not isinstance(value, list | tuple):
             raise ValueError(f"{name} must be a list, got {shown(value)}")
         return tuple(_value(get_args(hint)[0], part, name) for part in value)
-    if hint is float and type(value) is int and abs(value) <= LARGEST:
-        return float(value)
-    if type(value) is not hint and not (hint is float and type(value) is int):
-        kinds = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
-        raise ValueError(f"{name} must be {kinds[hint]}, got {shown(value)}")
+    value = of_type(hint, value, name)
     if hint is float and LARGEST < abs(value) < math.inf:
         raise ValueError(f"{name} must be at most {LARGEST:.3g} in magnitude, got {shown(value)}")
+    return value
+
+
+def of_type(kind: type, value: Any, name: str) -> Any:
+    """Return a value of type ``kind``, or a float for a whole number where a float is wanted.
+
+    Raises:
+        ValueError: The value has another type.
+    """
+    if kind is float and type(value) is int:
+        return float(value) if abs(value) <= LARGEST else value
+    if type(value) is not kind:
+        raise ValueError(f"{name} must be {_TYPES[kind]}, got {shown(value)}")
     return value
 
 
@@ -369,22 +379,18 @@ def _check_numbers(config: Config) -> None:
             raise ValueError(f"{key} must be at most {most}, got {shown(value)}")
     if not math.isfinite(loss.target):
         raise ValueError(f"loss.target must be finite, got {loss.target}")
-    for key, number in (
-        ("optimizer.weight_decay", optimizer.weight_decay),
-        ("optimizer.momentum", optimizer.momentum),
-        ("optimizer.warmup_epochs", optimizer.warmup_epochs),
-        *(("each of optimizer.milestones", milestone) for milestone in optimizer.milestones),
+    for key, number, positive in (
+        ("optimizer.weight_decay", optimizer.weight_decay, False),
+        ("optimizer.momentum", optimizer.momentum, False),
+        ("optimizer.warmup_epochs", optimizer.warmup_epochs, False),
+        *(("each of optimizer.milestones", milestone, False) for milestone in optimizer.milestones),
+        ("optimizer.lr", optimizer.lr, True),
+        ("optimizer.clip_norm", optimizer.clip_norm, True),
+        ("optimizer.gamma", optimizer.gamma, True),
     ):
-        if not (math.isfinite(number) and number >= 0):
-            raise ValueError(f"{key} must be at least 0 and finite, got {number}")
-    for key, rate in (
-        ("optimizer.lr", optimizer.lr),
-        ("optimizer.clip_norm", optimizer.clip_norm),
-        ("optimizer.gamma", optimizer.gamma),
-    ):
-        if rate is not None and not (math.isfinite(rate) and rate > 0):
+        if number is not None and not (0 <= number < math.inf and (number or not positive)):
             off = "; 'none' clips nothing" if key == "optimizer.clip_norm" else ""
-            raise ValueError(f"{key} must be positive and finite, got {rate}{off}")
+            raise ValueError(f"{key} must be {'positive' if positive else 'at least 0'} and finite, got {number}{off}")
     if optimizer.momentum >= 1:
         raise ValueError(f"optimizer.momentum must be below 1, got {optimizer.momentum}; 0.9 is usual")
     if optimizer.gamma > 1:

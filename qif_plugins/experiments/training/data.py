@@ -14,7 +14,7 @@ from torch.multiprocessing import get_all_start_methods
 from torch.utils.data import DataLoader, Subset
 
 from ...support.files import check_parts
-from ..data.images import load_images
+from ..data.images import load_images, torchvision_datasets, torchvision_parts
 from ..data.spikingjelly import dataset_module
 from .augmentation import Augmented, event_transform, image_transform
 from .batches import Batches, seed_of
@@ -29,27 +29,17 @@ IMAGENET_STATISTICS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 Advice = tuple[str, str]
 ADVICE: Advice = ("name the folder where they lie in data.folder", "set data.download=true")
-_SHAPES = {
-    "digits": ((1, 8, 8), 10),
-    "mnist5k": ((1, 28, 28), 10),
-    "mnist": ((1, 28, 28), 10),
-    "fashion-mnist": ((1, 28, 28), 10),
-    "cifar10": ((3, 32, 32), 10),
-    "cifar100": ((3, 32, 32), 100),
-    "imagenet": ((3, 224, 224), 1000),
-    "cifar10dvs": ((2, 128, 128), 10),
+_KNOWN = {
+    "digits": ((1, 8, 8), 10, 1_197),
+    "mnist5k": ((1, 28, 28), 10, 4_000),
+    "mnist": ((1, 28, 28), 10, 60_000),
+    "fashion-mnist": ((1, 28, 28), 10, 60_000),
+    "cifar10": ((3, 32, 32), 10, 50_000),
+    "cifar100": ((3, 32, 32), 100, 50_000),
+    "imagenet": ((3, 224, 224), 1000, 1_281_167),
+    "cifar10dvs": ((2, 128, 128), 10, 9_000),
 }
-
-_SAMPLES = {
-    "digits": 1_197,
-    "mnist5k": 4_000,
-    "mnist": 60_000,
-    "fashion-mnist": 60_000,
-    "cifar10": 50_000,
-    "cifar100": 50_000,
-    "imagenet": 1_281_167,
-    "cifar10dvs": 9_000,
-}
+"""Shape of a sample, classes and training samples of the data sets."""
 
 
 @dataclass(frozen=True)
@@ -109,13 +99,13 @@ class LoaderBatches(Batches):
 
 def expected_shape(data: DataConfig) -> tuple[tuple[int, int, int], int]:
     """Shape of a sample and number of classes that a data set should have, known before it is read."""
-    (channels, height, width), classes = _SHAPES[data.name]
+    (channels, height, width), classes, _ = _KNOWN[data.name]
     return (channels, data.size or height, data.size or width), classes
 
 
 def samples_of(data: DataConfig) -> int:
     """Number of training samples that a data set should have, known before it is read."""
-    return _SAMPLES[data.name]
+    return _KNOWN[data.name][2]
 
 
 def load_task(
@@ -181,33 +171,13 @@ def _in_memory(data: DataConfig, batch_size: int, seed: int, advice: Advice) -> 
 
 
 def _images(data: DataConfig, batch_size: int, seed: int, advice: Advice) -> Task:
-    try:
-        from torchvision import datasets
-    except ImportError:
-        raise ImportError(
-            f"the data set {data.name!r} needs torchvision; install it with: pip install 'qif-plugins[run]'"
-        ) from None
-    folder = Path(data.folder)
     if data.name == "imagenet":
         mean, std = IMAGENET_STATISTICS
-        try:
-            parts = [datasets.ImageFolder(folder / part) for part in ("train", "val")]
-        except (FileNotFoundError, RuntimeError) as error:
-            raise FileNotFoundError(
-                f"cannot read ImageNet from {folder}: {error}. It takes folders 'train' and 'val' with a folder of "
-                f"JPEG files for each class; {advice[0]}"
-            ) from error
-        if parts[0].classes != parts[1].classes:
-            raise ValueError(f"the folders of {folder / 'train'} and {folder / 'val'} do not name the same classes")
+        parts = _image_folders(Path(data.folder), advice)
         classes = len(parts[0].classes)
     else:
-        kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[data.name]
         mean, std = CIFAR10_STATISTICS if data.name == "cifar10" else CIFAR100_STATISTICS
-        try:
-            parts = [kind(folder, train=train, download=data.download) for train in (True, False)]
-        except RuntimeError as error:
-            hint = "" if data.download else f"; {_way_out(advice)}"
-            raise FileNotFoundError(f"cannot read {data.name} from {folder}: {error}{hint}") from error
+        parts = torchvision_parts(data.name, Path(data.folder), data.download, _way_out(advice))
         classes = expected_shape(data)[1]
     shape = expected_shape(data)[0]
     policy = "imagenet" if data.name == "imagenet" else "cifar10"
@@ -216,6 +186,20 @@ def _images(data: DataConfig, batch_size: int, seed: int, advice: Advice) -> Tas
         for train in (True, False)
     ]
     return _loaded(data, batch_size, seed, parts, transforms, shape, classes, {})
+
+
+def _image_folders(folder: Path, advice: Advice) -> list[Any]:
+    datasets = torchvision_datasets("imagenet")
+    try:
+        parts = [datasets.ImageFolder(folder / part) for part in ("train", "val")]
+    except (FileNotFoundError, RuntimeError) as error:
+        raise FileNotFoundError(
+            f"cannot read ImageNet from {folder}: {error}. It takes folders 'train' and 'val' with a folder of "
+            f"JPEG files for each class; {advice[0]}"
+        ) from error
+    if parts[0].classes != parts[1].classes:
+        raise ValueError(f"the folders of {folder / 'train'} and {folder / 'val'} do not name the same classes")
+    return parts
 
 
 def _events(data: DataConfig, batch_size: int, seed: int, record: dict[str, Any], advice: Advice) -> Task:

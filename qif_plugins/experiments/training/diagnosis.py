@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from ...diagnostics.health import health
 from ...neuron.module import QIFLayer
 
-__all__ = ["Finding", "NonFiniteError", "find_non_finite", "non_finite_error"]
+__all__ = ["NonFiniteError", "non_finite_error"]
 
 ADVICE = "Lower the learning rate, or scale large gradients down to a smaller norm."
 HEALTH = "qif_plugins.health(model, batch) shows membranes, rates and windows layer by layer and says what to change."
@@ -22,15 +21,8 @@ MOST_ADVICE = 3
 """Sentences of health's advice in an error."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """The place where the first value that is not finite arose.
-
-    Attributes:
-        layer: Name of the module; "" if it was not in a module.
-        phase: ``"forward"`` or ``"backward"``.
-        what: One sentence of explanation.
-    """
+class Finding(NamedTuple):
+    """The first value that is not finite: its layer ("" outside of layers), the pass, and one sentence about it."""
 
     layer: str
     phase: str

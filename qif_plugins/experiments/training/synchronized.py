@@ -5,8 +5,6 @@ PyTorch's ``SyncBatchNorm`` runs on GPUs only and would take a sequence's second
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -35,20 +33,6 @@ def synchronize_batch_norm(model: nn.Module) -> nn.Module:
     return model
 
 
-class _Sum(torch.autograd.Function):
-    """Sum over all processes, of the values and of their gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        total = values.clone()
-        torch.distributed.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return _Sum.forward(ctx, grad)
-
-
 class _Synchronized(nn.modules.batchnorm._BatchNorm):
     _spatial_dims: int
 
@@ -56,14 +40,16 @@ class _Synchronized(nn.modules.batchnorm._BatchNorm):
         processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
         if processes == 1 or not (self.training or self.running_mean is None):
             return super().forward(input)
+        from torch.distributed.nn.functional import all_reduce
+
         x = input.flatten(0, 1) if input.dim() == self._spatial_dims + 3 else input
         wide = x if x.dtype == torch.float64 else x.float()
         others = [d for d in range(x.dim()) if d != 1]
         shape = [-1 if d == 1 else 1 for d in range(x.dim())]
-        totals = _Sum.apply(torch.cat([wide.sum(others), wide.new_tensor([x.numel() / x.shape[1]])]))
+        totals = all_reduce(torch.cat([wide.sum(others), wide.new_tensor([x.numel() / x.shape[1]])]))
         count, mean = totals[-1].detach(), totals[:-1] / totals[-1].detach()
         centred = wide - mean.view(shape)
-        variance = _Sum.apply(centred.square().sum(others)) / count
+        variance = all_reduce(centred.square().sum(others)) / count
         if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
             self._track(mean.detach(), variance.detach() * count / (count - 1))
         y = centred * (variance + self.eps).rsqrt().view(shape) * self.weight.view(shape) + self.bias.view(shape)
