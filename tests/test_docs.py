@@ -90,6 +90,14 @@ def test_links_of_the_readme_are_absolute():
     assert not LINK.findall((ROOT / "README.md").read_text())
 
 
+@pytest.mark.host_independent
+def test_files_that_contributing_names_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    named = re.findall(r"`((?:adapters|benchmarks|docs|ops|qif_plugins|tests)/[^`*]*)`", text)
+    assert named
+    assert not [path for path in named if not any((folder / path).exists() for folder in (ROOT, ROOT / "qif_plugins"))]
+
+
 def test_every_public_name_is_in_the_reference_once():
     entries = [path for page in sorted((ROOT / "docs" / "reference").glob("*.md")) for path in _entries(page)]
     elsewhere = [path for page in PAGES if page.parent.name != "reference" for path in _entries(page)]
