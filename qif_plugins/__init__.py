@@ -8,7 +8,7 @@ does.
 
 import sys
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .convert import swap
@@ -65,15 +65,17 @@ _ADAPTERS = {
 """The adapter of each name that belongs to a host."""
 
 
-def __getattr__(name: str) -> Any:
-    for module, names in _HOMES.items():
-        if name in names:
-            value = globals()[name] = getattr(import_module(module, __name__), name)
-            return value
-    if name in _ADAPTERS:
-        # An AttributeError would lose its text in "from qif_plugins import ...".
-        raise ImportError(f"{name} belongs to a host: from qif_plugins.adapters.{_ADAPTERS[name]} import {name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # a type checker knows the names above, and would believe any other
+
+    def __getattr__(name):
+        for module, names in _HOMES.items():
+            if name in names:
+                value = globals()[name] = getattr(import_module(module, __name__), name)
+                return value
+        if name in _ADAPTERS:
+            # An AttributeError would lose its text in "from qif_plugins import ...".
+            raise ImportError(f"{name} belongs to a host: from qif_plugins.adapters.{_ADAPTERS[name]} import {name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

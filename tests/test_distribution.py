@@ -112,3 +112,70 @@ def test_the_package_index_accepts_what_the_wheel_says(installed):
     assert {"Source", "Documentation", "Changelog", "Issues"} <= set(found.project_urls)
     assert found.description_content_type == "text/markdown"
     assert found.description == (ROOT / "README.md").read_text()
+
+
+RIGHT = """
+import torch
+
+from qif_plugins import QIFParameters, Window, membrane_moments, qif_multi_step, qif_step, swap
+from qif_plugins.adapters.snntorch import QIF
+from qif_plugins.adapters.spikingjelly import QIFNode
+
+params = QIFParameters(reset="hard")
+window = Window.named("paper", params, closure="free")
+spikes, v = qif_multi_step(torch.ones(2, 3), 0.0, params, window, backend="numba")
+spike, v, h = qif_step(torch.ones(3), v, params, Window.paper(params, closure="free"), store_h=True)
+mean, std = membrane_moments(params, 1.0, closure="free")
+model = torch.nn.Sequential(QIFNode(dynamics="lif", window="paper", step_mode="m", backend="torch"))
+layer = QIF(beta=0.9, window="heuristic", reset_mechanism="zero")
+report = swap(model, dynamics="lif", window="keep", norm="tdbn", readout="swap", to="lif")
+"""
+WRONG = (
+    'QIFParameters(reset="sotf")',
+    "QIFParameters(v_treshold=1.0)",
+    'Window.named("papr", params)',
+    'Window.paper(params, closure="fre")',
+    'membrane_moments(params, 1.0, closure="fre")',
+    'qif_multi_step(torch.ones(2, 3), 0.0, params, window, backend="numab")',
+    "qif_step(torch.ones(3), 0.0, params, window, store_v=True)",
+    "qif_step(torch.ones(3), 0.0, params, window).sum()",
+    'QIFNode(dynamics="LIF")',
+    'QIFNode(window="papr")',
+    'QIFNode(step_mode="x")',
+    'QIFNode(windov="paper")',
+    'QIFNode(backend="numab")',
+    'QIF(beta=0.9, window="papr")',
+    'QIF(beta=0.9, reset_mechanism="zeros")',
+    'QIF(beta=0.9, dynamics="LIF")',
+    'QIF(beta=0.9, backend="numab")',
+    'swap(model, window="papr")',
+    'swap(model, dynamics="LIF")',
+    'swap(model, norm="tdBN")',
+    "from qif_plugins import swop",
+    "from qif_plugins import QIFNode as Node",
+)
+"""Lines that a type checker refuses, after those above."""
+MYPY = """
+[mypy]
+strict = true
+follow_imports = silent
+[mypy-torch.*,numpy.*,spikingjelly.*,snntorch.*]
+follow_imports = skip
+ignore_missing_imports = true
+"""
+"""A user's settings; without PyTorch and the hosts, which take minutes to check and are not ours."""
+
+
+def test_a_type_checker_finds_misspelled_names(installed, tmp_path):
+    pytest.importorskip("mypy")
+    (tmp_path / "mypy.ini").write_text(MYPY)
+    (tmp_path / "right.py").write_text(RIGHT)
+    (tmp_path / "wrong.py").write_text(RIGHT + "\n".join(WRONG))
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--config-file", "mypy.ini", "right.py", "wrong.py"],
+        cwd=tmp_path, env={**os.environ, "MYPYPATH": str(installed)}, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stdout + done.stderr
+    first = RIGHT.count("\n") + 1
+    found = [line.split(":")[:2] for line in done.stdout.splitlines() if ": error:" in line]
+    assert found == [["wrong.py", str(first + number)] for number in range(len(WRONG))], done.stdout

@@ -15,6 +15,7 @@ from qif_plugins.neuron.following import has_storage, same_versions, versions
 from qif_plugins.neuron.module import QIFLayer, check_backend, checked_window, on_device
 from qif_plugins.neuron.parameters import Number, QIFParameters
 from qif_plugins.neuron.surrogate import Gaussian, Surrogate, Window, WindowName
+from qif_plugins.ops.backends import BackendName
 from qif_plugins.support.names import checked_number
 
 from .surrogate import SpikeGradient, check_spike_grad, recognised, shifted
@@ -51,7 +52,7 @@ class Parameters(QIFLayer):
     graded_spikes_factor: Any
     surrogate_disable: Any
     curvature: float
-    backend: str
+    backend: BackendName
     _buffers: dict[str, Any]
     _parameters: dict[str, Any]
     _reset_mechanism: str
@@ -185,7 +186,7 @@ class Parameters(QIFLayer):
             raise
 
     @property
-    def derived_window(self) -> str | None:
+    def derived_window(self) -> WindowName | None:
         """Name of the window that the neuron derives for itself; ``None`` where its surrogate was given."""
         return self._window if self._spike_grad is None and isinstance(self._window, str) else None
 
@@ -271,9 +272,9 @@ class Parameters(QIFLayer):
         surrogate = self._window if self._spike_grad is None else self._spike_grad
         if isinstance(surrogate, SpikeGradient):
             surrogate = shifted(surrogate.surrogate, params.v_threshold, 1)
-        elif isinstance(surrogate, str) and not self.learns_window:
+        elif self.derived_window is not None and not self.learns_window:
             near_one = beta.clamp(max=MAX_BETA) if isinstance(beta, Tensor) else min(beta, MAX_BETA)
-            surrogate = self.derive_window(surrogate, self._params(near_one, threshold))
+            surrogate = self.derive_window(self.derived_window, self._params(near_one, threshold))
             surrogate = on_device(surrogate, self.beta.device)
         constants = tuple(
             None if self._learns(name) else number for name, number in (("beta", beta), ("threshold", threshold))

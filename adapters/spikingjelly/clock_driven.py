@@ -79,7 +79,7 @@ class QIFNode(HookedNeuron, neuron.BaseNode):
         spike, self.v, _ = self._run(*broadcast(x, self.v, single=True), single=True)
         return spike
 
-    def _implementation(self, x: Tensor) -> str:
+    def _implementation(self, x: Tensor) -> BackendName:
         if self.cupy_fp32_inference and not self.training and x.is_cuda and x.dtype == torch.float32:
             return "cupy"
         return self.backend

@@ -26,7 +26,7 @@ from qif_plugins.neuron.surrogate import (
     Window,
     WindowName,
 )
-from qif_plugins.ops.backends import BACKENDS
+from qif_plugins.ops.backends import BACKENDS, BackendName
 from qif_plugins.support.text import number
 
 from .arguments import Arguments, checked_assignment, constructor_number, learns
@@ -77,7 +77,7 @@ class QIFNeuron(ChainedSteps):
     _modules: dict[str, Any]
     _parameters: dict[str, Any]
     _buffers: dict[str, Any]
-    _backend: str
+    _backend: BackendName
     window: WindowName | Window | None
     surrogate_function: Any
     tau: Any
@@ -102,7 +102,7 @@ class QIFNeuron(ChainedSteps):
         v_threshold: float,
         v_reset: float | None,
         surrogate_function: Any,
-        window: str | Window | None = None,
+        window: WindowName | Window | None = None,
         **options: Any,
     ) -> dict[str, Any]:
         """Set what the host's constructor does not; returns the arguments to call it with.
@@ -288,7 +288,7 @@ class QIFNeuron(ChainedSteps):
     # -- window and surrogate --------------------------------------------------------------------
 
     @property
-    def derived_window(self) -> str | None:
+    def derived_window(self) -> WindowName | None:
         """Name of the window that the node derives for itself; ``None`` where its surrogate was given."""
         return self.window if isinstance(self.window, str) and _is_own(self.surrogate_function) else None
 
@@ -305,7 +305,7 @@ class QIFNeuron(ChainedSteps):
         """The window for ``params`` where the node derives one by name."""
         return None if self.derived_window is None else self.settled_window(self.derived_window, params)
 
-    def _new_window(self, window: str | Window) -> Window | Gaussian:
+    def _new_window(self, window: WindowName | Window) -> Window | Gaussian:
         """The window of that name for the numbers as they are now.
 
         Raises:
@@ -365,16 +365,16 @@ class QIFNeuron(ChainedSteps):
         return ("auto", *BACKENDS)
 
     @property
-    def backend(self) -> str:
+    def backend(self) -> BackendName:
         """The implementation that runs; ``"auto"`` takes the best one for the input's device."""
         return self._backend
 
     @backend.setter
-    def backend(self, value: str) -> None:
+    def backend(self, value: BackendName) -> None:
         check_backend(value)
         self._backend = value
 
-    def _implementation(self, x: Tensor) -> str:
+    def _implementation(self, x: Tensor) -> BackendName:
         return self.backend
 
     def reset(self) -> None:

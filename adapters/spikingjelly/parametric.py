@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from qif_plugins.neuron.parameters import Number, QIFParameters
 from qif_plugins.neuron.reparametrization import constrained, unconstrained
-from qif_plugins.neuron.surrogate import Gaussian, Surrogate, Window
+from qif_plugins.neuron.surrogate import Gaussian, Surrogate, Window, WindowName
 
 from .arguments import checked_assignment, learns
 from .node import RESOLVED, QIFNeuron
@@ -93,7 +93,7 @@ class LearnedMap(QIFNeuron):
     def _learned(self) -> Sequence[Any]:
         return [getattr(self, name) for name in self.raw_names]
 
-    def _new_window(self, window: str | Window) -> Window | Gaussian:
+    def _new_window(self, window: WindowName | Window) -> Window | Gaussian:
         if not isinstance(window, str) or window == "heuristic":
             return super()._new_window(window)
         self.window_moments()  # raises where the closure does not converge, which training only falls back for

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from qif_plugins.neuron.parameters import Number, QIFParameters
-from qif_plugins.neuron.surrogate import Gaussian, Window, spike
+from qif_plugins.neuron.surrogate import Gaussian, Window, WindowName, spike
 from qif_plugins.support.text import number
 
 __all__ = [
@@ -35,7 +35,7 @@ class AnalyticBase:
 
     core: ClassVar[type[Window] | type[Gaussian]]
     """The core's surrogate."""
-    default: ClassVar[str]
+    default: ClassVar[WindowName]
     """Name of the window that a constructor without arguments derives."""
     names: ClassVar[tuple[str, ...]]
     """Its numbers, by the constructor's names."""

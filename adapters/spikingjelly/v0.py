@@ -88,12 +88,12 @@ class QIFNode(HookedNeuron, neuron.BaseNode):
         )
 
     @property
-    def backend(self) -> str:
+    def backend(self) -> BackendName:
         """The implementation that runs; ``"auto"`` takes the best one for the input's device."""
         return self._backend
 
     @backend.setter
-    def backend(self, value: str) -> None:
+    def backend(self, value: BackendName) -> None:
         if value == "cupy":
             base.check_backend_library(value)  # LIFNode asks for the library when the backend is set, too
         QIFNeuron.backend.fset(self, value)  # type: ignore[attr-defined]

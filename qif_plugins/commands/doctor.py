@@ -16,7 +16,7 @@ from .. import __version__
 from ..neuron.functional import qif_multi_step
 from ..neuron.parameters import QIFParameters
 from ..neuron.surrogate import Window
-from ..ops.backends import BACKENDS, unavailable_reason
+from ..ops.backends import BACKENDS, BackendName, unavailable_reason
 from ..ops.shortcuts import ENABLED, VARIABLE, eager
 from ..ops.shortcuts.memory import uses_huge_pages
 from ..ops.shortcuts.openmp import uses_openmp
@@ -101,7 +101,7 @@ def _no_accelerator() -> str:
     return f"no GPU: PyTorch, built for CUDA {torch.version.cuda}, finds no device (no GPU, or no driver for it)"
 
 
-def _self_check(backend: str, device: torch.device) -> str | None:
+def _self_check(backend: BackendName, device: torch.device) -> str | None:
     """What of a small sequence, forward and backward, differs from the reference on the CPU; None if nothing."""
     try:
         results = _small_problem(backend, device)
@@ -112,7 +112,7 @@ def _self_check(backend: str, device: torch.device) -> str | None:
     return f"{', '.join(wrong)} differ from the reference" if wrong else None
 
 
-def _small_problem(backend: str, device: torch.device) -> dict[str, Tensor]:
+def _small_problem(backend: BackendName, device: torch.device) -> dict[str, Tensor]:
     drawn: dict[str, Any] = {
         "generator": torch.Generator().manual_seed(0), "dtype": torch.float32, "device": "cpu",
     }  # fmt: skip

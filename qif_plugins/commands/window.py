@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 
-from ..neuron.moments import CLOSURES, MomentClosureError, firing_rate, membrane_moments
+from ..neuron.moments import CLOSURES, ClosureName, MomentClosureError, firing_rate, membrane_moments
 from ..neuron.parameters import Number, QIFParameters
 from ..neuron.simulate import MembraneStatistics, simulate_membrane
-from ..neuron.surrogate import WINDOWS, Gaussian, Window
+from ..neuron.surrogate import WINDOWS, Gaussian, Window, WindowName
 from .options import add_neuron_arguments, at_least, describe, neuron
 
 __all__ = ["add_arguments", "run"]
@@ -56,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _closure(
-    params: QIFParameters, input_std: float, input_mean: float, closure: str
+    params: QIFParameters, input_std: float, input_mean: float, closure: ClosureName
 ) -> tuple[float, float, float] | str:
     try:
         mean, std = membrane_moments(params, input_std, input_mean, closure)
@@ -66,7 +67,7 @@ def _closure(
 
 
 def _window(
-    name: str, params: QIFParameters, input_std: float, arguments: argparse.Namespace
+    name: WindowName, params: QIFParameters, input_std: float, arguments: argparse.Namespace
 ) -> Window | Gaussian | str:
     if name == "heuristic":
         return Window.heuristic(params, arguments.alpha)
@@ -91,7 +92,9 @@ def _print_moments(rows: list[tuple[str, tuple[float, float, float] | str]], mea
     print(f"  ({measured.neurons} neurons, {measured.steps} steps, seed {measured.seed})\n")
 
 
-def _print_windows(windows: dict[str, Window | Gaussian | str], threshold: Number, shares: dict[str, float]) -> None:
+def _print_windows(
+    windows: Mapping[WindowName, Window | Gaussian | str], threshold: Number, shares: dict[str, float]
+) -> None:
     print(f"{'window':<18}{'from':>12}{'to':>12}{'height':>13}{'mean w(h)':>13}")
     for name, window in windows.items():
         if isinstance(window, str):

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
-from ..neuron.surrogate import WINDOWS, Window
+from ..neuron.surrogate import WINDOWS, Window, WindowName
 from ..support.names import unknown
 from .find import Site, Survey, survey
 from .hosts import HOSTS, Host, Plan, Request, loaded_hosts
@@ -33,11 +33,11 @@ _CHOICES = {
 
 def swap(
     model: nn.Module,
-    dynamics: str = "auto",
-    window: str | Window = "unbiased",
-    norm: str = "keep",
-    readout: str = "keep",
-    to: str = "qif",
+    dynamics: Literal["auto", "paper", "lif"] = "auto",
+    window: WindowName | Literal["keep"] | Window = "unbiased",
+    norm: Literal["keep", "tdbn"] = "keep",
+    readout: Literal["keep", "swap"] = "keep",
+    to: Literal["qif", "lif"] = "qif",
     *,
     example_input: Any = None,
     **parameters: Any,

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..ops.backends import BackendName
 from ..ops.layout import wider
 from .following import has_storage
 from .functional import qif_multi_step, qif_step
@@ -69,7 +70,7 @@ class ChainedSteps(QIFLayer):
         """The threshold as it was assigned: a number, a tensor or a parameter."""
         raise NotImplementedError
 
-    def _implementation(self, x: Tensor) -> str:
+    def _implementation(self, x: Tensor) -> BackendName:
         """The back end for this input."""
         raise NotImplementedError
 

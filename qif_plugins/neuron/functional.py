@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..ops.backends import available_backends, choose_backend
+from ..ops.backends import BackendName, available_backends, choose_backend
 from ..ops.contract import LEARNABLE, Kind
 from ..ops.layout import in_layout_of, wider
 from ..ops.library import multi_step
@@ -50,10 +50,10 @@ def qif_step(
     surrogate: Surrogate,
     detach_reset: bool = False,
     *,
-    backend: str = "auto",
+    backend: BackendName = "auto",
     store_h: bool = False,
     pre_reset: bool = False,
-) -> Any:
+) -> tuple[Tensor, ...]:
     """One time step.
 
     Args:
@@ -91,11 +91,11 @@ def qif_multi_step(
     surrogate: Surrogate,
     detach_reset: bool = False,
     store_v_seq: bool = False,
-    backend: str = "auto",
+    backend: BackendName = "auto",
     *,
     store_h_seq: bool = False,
     pre_reset: bool = False,
-) -> Any:
+) -> tuple[Tensor, ...]:
     """All time steps of a sequence in one pass forward and one backward.
 
     Args:

@@ -21,7 +21,7 @@ from .following import WindowMemory, followed_moments, window_of_moments
 from .moments import membrane_moments
 from .observe import watchable
 from .parameters import Number, QIFParameters
-from .surrogate import WINDOWS, Gaussian, Window
+from .surrogate import WINDOWS, Gaussian, Window, WindowName
 
 __all__ = ["NO_NIR", "QIFLayer", "check_backend", "checked_window", "on_device"]
 
@@ -58,7 +58,7 @@ class QIFLayer:
         raise NotImplementedError
 
     @property
-    def derived_window(self) -> str | None:
+    def derived_window(self) -> WindowName | None:
         """Name of the window that the module derives for itself; ``None`` where its surrogate was given."""
         raise NotImplementedError
 
@@ -121,7 +121,7 @@ class QIFLayer:
             return 0.0, self.qif_parameters.v_threshold
         return _number(self._measured["input_mean"]), _number(self._measured["input_std"])
 
-    def derive_window(self, name: str, params: QIFParameters) -> Window | Gaussian:
+    def derive_window(self, name: WindowName, params: QIFParameters) -> Window | Gaussian:
         """The window called ``name`` for the moments that were measured, or else assumed.
 
         Raises:
@@ -130,7 +130,7 @@ class QIFLayer:
         """
         return self.followed_window(name, params) if self.learns_window else self.settled_window(name, params)
 
-    def settled_window(self, name: str, params: QIFParameters) -> Window | Gaussian:
+    def settled_window(self, name: WindowName, params: QIFParameters) -> Window | Gaussian:
         """The same for parameters that stay.
 
         Raises:

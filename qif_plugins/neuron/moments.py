@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -25,9 +25,10 @@ from torch import Tensor
 from ..support.names import checked_number, unknown
 from .parameters import Number, QIFParameters
 
-__all__ = ["CLOSURES", "MomentClosureError", "closure_step", "firing_rate", "membrane_moments"]
+__all__ = ["CLOSURES", "ClosureName", "MomentClosureError", "closure_step", "firing_rate", "membrane_moments"]
 
-CLOSURES = ("reset", "free")
+ClosureName = Literal["reset", "free"]
+CLOSURES: tuple[ClosureName, ...] = get_args(ClosureName)
 _TOLERANCE = 1e-13
 _MAX_ITERATIONS = 500
 _MAX_NEWTON_STEPS = 50
@@ -40,7 +41,7 @@ class MomentClosureError(ValueError):
 
 
 def membrane_moments(
-    params: QIFParameters, input_std: Number, input_mean: Number = 0.0, closure: str = "reset"
+    params: QIFParameters, input_std: Number, input_mean: Number = 0.0, closure: ClosureName = "reset"
 ) -> tuple[Number, Number]:
     """Stationary mean and standard deviation of the pre-reset membrane h.
 
@@ -67,13 +68,17 @@ def membrane_moments(
 
 
 @lru_cache(maxsize=256)
-def _uniform_moments(params: QIFParameters, input_std: float, input_mean: float, closure: str) -> tuple[float, float]:
+def _uniform_moments(
+    params: QIFParameters, input_std: float, input_mean: float, closure: ClosureName
+) -> tuple[float, float]:
     mean, std = _iterate(params, input_std, input_mean, closure)
     return mean.item(), std.item()
 
 
 @torch.no_grad()
-def _iterate(params: QIFParameters, input_std: Number, input_mean: Number, closure: str) -> tuple[Tensor, Tensor]:
+def _iterate(
+    params: QIFParameters, input_std: Number, input_mean: Number, closure: ClosureName
+) -> tuple[Tensor, Tensor]:
     values = (*params.numbers().values(), input_std, input_mean)
     device = next((v.device for v in values if isinstance(v, Tensor) and v.dim() > 0), torch.device("cpu"))
     # On the host, where asking for convergence after every iteration costs nothing.
@@ -142,7 +147,7 @@ def closure_step(
     std: Tensor,
     input_std: Number,
     input_mean: Number = 0.0,
-    closure: str = "reset",
+    closure: ClosureName = "reset",
 ) -> tuple[Tensor, Tensor]:
     """One iteration of a closure: the moments one time step after ``(mean, std)``.
 

@@ -28,7 +28,7 @@ from torch import Tensor
 from ..ops.contract import Shape
 from ..support.names import checked_number, unknown
 from .isometry import gaussian_width, rectangle_width, relative_mean_square
-from .moments import membrane_moments
+from .moments import ClosureName, membrane_moments
 from .parameters import Number, QIFParameters, holds_everywhere, is_finite, same_number
 
 __all__ = [
@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 WindowName = Literal["isometric", "unbiased", "paper", "heuristic"]
-WINDOWS: tuple[str, ...] = get_args(WindowName)
+WINDOWS: tuple[WindowName, ...] = get_args(WindowName)
 DEFAULT_WINDOW: WindowName = "unbiased"
 """The window of a neuron for which none was chosen, in every host."""
 
@@ -156,7 +156,7 @@ class Window(FusedSurrogate):
 
     @classmethod
     def named(
-        cls, name: str, params: QIFParameters, input_std: Number | None = None, **options: Any
+        cls, name: WindowName, params: QIFParameters, input_std: Number | None = None, **options: Any
     ) -> Window | Gaussian:
         """The surrogate called ``name``.
 
@@ -191,7 +191,7 @@ class Window(FusedSurrogate):
         params: QIFParameters,
         input_std: Number | None = None,
         input_mean: Number = 0.0,
-        closure: str = "reset",
+        closure: ClosureName = "reset",
     ) -> Window:
         """[μ - σ, μ + σ] with height 1, as arXiv 2510.05168 states it.
 
@@ -218,7 +218,7 @@ class Window(FusedSurrogate):
         input_std: Number | None = None,
         input_mean: Number = 0.0,
         kappa: float = 0.5,
-        closure: str = "reset",
+        closure: ClosureName = "reset",
     ) -> Window:
         """[θ - κσ, θ + κσ] with height p_h(θ) / P(lo <= h <= hi), for h ~ N(μ, σ²).
 
@@ -248,7 +248,7 @@ class Window(FusedSurrogate):
         params: QIFParameters,
         input_std: Number | None = None,
         input_mean: Number = 0.0,
-        closure: str = "reset",
+        closure: ClosureName = "reset",
     ) -> Window:
         """The unbiased window of the width that keeps gradients their size, see :mod:`qif_plugins.neuron.isometry`.
 
@@ -352,7 +352,7 @@ class Gaussian(FusedSurrogate):
         params: QIFParameters,
         input_std: Number | None = None,
         input_mean: Number = 0.0,
-        closure: str = "reset",
+        closure: ClosureName = "reset",
     ) -> Gaussian:
         """The Gaussian whose mean is p_h(θ) and whose width keeps gradients their size from layer to layer.
 
@@ -529,7 +529,7 @@ _LEGENDRE = _legendre()
 
 
 def _moments(
-    params: QIFParameters, input_std: Number | None, input_mean: Number, closure: str
+    params: QIFParameters, input_std: Number | None, input_mean: Number, closure: ClosureName
 ) -> tuple[Number, Number, Number]:
     """Deviation of the input, mean and deviation of the membrane."""
     if input_std is None:

@@ -14,10 +14,10 @@ __all__ = ["BACKENDS", "BackendName", "available_backends", "choose_backend", "i
 
 logger = logging.getLogger("qif_plugins")
 
-BACKENDS = ("numba", "triton", "cupy", "torch")
-"""Implementations by public name, best first on any device; each is the module ``NAME_backend`` of this package."""
 BackendName = Literal["auto", "numba", "triton", "cupy", "torch"]
 """The values of an argument ``backend``."""
+BACKENDS: tuple[BackendName, ...] = ("numba", "triton", "cupy", "torch")
+"""Implementations by public name, best first on any device; each is the module ``NAME_backend`` of this package."""
 
 
 @lru_cache(maxsize=16)

@@ -16,13 +16,14 @@ from torch import Tensor
 from ...neuron.functional import qif_multi_step
 from ...neuron.parameters import QIFParameters
 from ...neuron.surrogate import Window
+from ...ops.backends import BackendName
 
 __all__ = ["FLOORS", "FLOOR_NEW", "FLOOR_THERE", "OURS", "PEERS", "draw", "dtype_name", "moved_bytes", "peers_for"]
 
 Call = Callable[[Tensor], Any]
 
 
-def _ours(backend: str) -> Callable[[torch.device], Call]:
+def _ours(backend: BackendName) -> Callable[[torch.device], Call]:
     def build(device: torch.device) -> Call:
         params = QIFParameters()
         window = Window.unbiased(params)

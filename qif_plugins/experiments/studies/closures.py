@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...diagnostics.observing import LayerStatistics, measured, qif_layers
-from ...neuron.moments import CLOSURES, MomentClosureError, firing_rate, membrane_moments
+from ...neuron.moments import CLOSURES, ClosureName, MomentClosureError, firing_rate, membrane_moments
 from ...neuron.observe import Observation
 from ...neuron.parameters import QIFParameters
 from ...support.text import mean_pm
@@ -98,7 +98,9 @@ def measure(model: nn.Module, x: Tensor, steps: int) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def predict(threshold: float, input_mean: float, input_std: float, closure: str) -> tuple[float, float, float] | None:
+def predict(
+    threshold: float, input_mean: float, input_std: float, closure: ClosureName
+) -> tuple[float, float, float] | None:
     """Predict μ, σ and rate by a closure; ``None`` where it does not converge."""
     params = QIFParameters(v_threshold=threshold)
     try:
