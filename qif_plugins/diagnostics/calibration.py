@@ -20,7 +20,7 @@ from ..support.names import unknown
 from ..support.text import plus_minus, text_table
 from .advice import ONE_STEP, REACH, derives, on_input_scale, on_runaway
 from .observing import LayerStatistics, MeasuredLayer, measured, qif_layers
-from .running import Batches, bare, batches_of, check_steps, run
+from .running import Batches, bare, check_steps, run_all
 from .statistics import Moments, average
 
 __all__ = ["CalibratedLayer", "CalibrationReport", "CalibrationWarning", "calibrate"]
@@ -163,16 +163,7 @@ def calibrate(
     layers = qif_layers(inner)
     statistics = {name: _Statistics(per) for name in layers}
     with measured(inner, layers, statistics), torch.no_grad():
-        if callable(batches) and not isinstance(batches, nn.Module):
-            count = 1
-            batches(inner)
-        else:
-            count = 0
-            for batch in batches_of(batches):
-                run(inner, batch, steps)
-                count += 1
-            if not count:
-                raise ValueError("there is no batch to calibrate on; an exhausted iterator has none either")
+        count = run_all(inner, batches, steps, "calibrate")
     for seen in statistics.values():
         seen.runs = count
     if inner is not model and isinstance(model, nn.parallel.DistributedDataParallel):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Batches", "bare", "batches_of", "check_steps", "input_of", "preserved", "reset_state", "run", "run_on"]
+__all__ = ["Batches", "bare", "check_steps", "input_of", "preserved", "reset_state", "run_all", "run_on"]
 
 Batches = Iterable[Any] | Tensor | Callable[[nn.Module], Any]
 
@@ -93,20 +93,27 @@ def batches_of(batches: Any) -> Iterable[Any]:
     return batches
 
 
+def run_all(model: nn.Module, batches: Batches, steps: int, purpose: str) -> int:
+    """Run the model on every batch, from a reset state, or in the callable's own way; return the number of runs.
+
+    Raises:
+        ValueError: There is no batch.
+        TypeError: A batch is neither a tensor nor a sequence that begins with one, or the model takes more than it.
+    """
+    if callable(batches) and not isinstance(batches, nn.Module):
+        batches(model)
+        return 1
+    count = sum(bool(run_on(model, input_of(model, batch), steps)) for batch in batches_of(batches))
+    if not count:
+        raise ValueError(f"there is no batch to {purpose} on; an exhausted iterator has none either")
+    return count
+
+
 def _is_pair(batch: Any) -> bool:
     """Whether this is one (input, target) rather than two batches: the target is integer, the input is not."""
     if not (isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)):
         return False
     return batch[0].is_floating_point() and not batch[1].is_floating_point()
-
-
-def run(model: nn.Module, batch: Any, steps: int) -> list[Any]:
-    """Reset the state, call the model ``steps`` times on the batch's input, and return the outputs.
-
-    Raises:
-        TypeError: The batch is neither a tensor nor a sequence that begins with one, or the model takes more than it.
-    """
-    return run_on(model, input_of(model, batch), steps)
 
 
 def run_on(model: nn.Module, x: Tensor, steps: int) -> list[Any]:

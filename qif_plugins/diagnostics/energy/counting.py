@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from ...convert.find import neurons
 from ...convert.hosts import loaded_hosts
 from ...neuron.observe import Seen, watching
-from ..running import Batches, bare, batches_of, check_steps, preserved, run
+from ..running import Batches, bare, check_steps, preserved, run_all
 
 __all__ = ["LayerCount", "NeuronCount", "Operations", "count_operations"]
 
@@ -171,10 +171,7 @@ def count_operations(model: nn.Module, batches: Batches, steps: int = 1) -> Oper
             stack.enter_context(_running(module, name, counter.running))
         stack.enter_context(watching({site.name: site.module for site in sites}, see))
         stack.enter_context(counter)
-        if callable(batches) and not isinstance(batches, nn.Module):
-            batches(inner)
-        elif not sum(bool(run(inner, batch, steps)) for batch in batches_of(batches)):
-            raise ValueError("there is no batch to count on; an exhausted iterator has none either")
+        run_all(inner, batches, steps, "count")
     if not any(steps for steps, _ in counts.values()):
         raise ValueError("no neuron received a value: the batches are empty or do not reach one")
     if counter.uncounted:

@@ -21,17 +21,6 @@ from .lines import Line, Plane, along, over_plane
 from .numbers import fragmentation, plane_angle
 
 __all__ = [
-    "EVENTS",
-    "Jump",
-    "Line",
-    "Plane",
-    "along",
-    "between",
-    "fragmentation",
-    "gradient_direction",
-    "locate_jumps",
-    "over_plane",
-    "plane_angle",
-    "random_direction",
-    "spiking_layers",
-]
+    "EVENTS", "Jump", "Line", "Plane", "along", "between", "fragmentation", "gradient_direction", "locate_jumps",
+    "over_plane", "plane_angle", "random_direction", "spiking_layers",
+]  # fmt: skip

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...diagnostics.observing import spiking_layers
 from ...neuron.observe import Seen, watching
 from .lines import Direction, Line, Loss, moving, slope_along
-from .numbers import REFINE, candidates
+from .numbers import candidates
 
 __all__ = ["EVENTS", "Jump", "locate_jumps"]
 
@@ -64,7 +64,6 @@ def locate_jumps(
     layers: Mapping[str, nn.Module] | None = None,
     smallest: float = 1e-6,
     most: int = 50,
-    refine: int = REFINE,
 ) -> list[Jump]:
     """Find the jumps of a line, each confined by bisection to 2^-30 of the grid's step.
 
@@ -75,13 +74,12 @@ def locate_jumps(
         network: Changed while measuring, and restored.
         loss: That of ``line``; runs ``network`` once.
         direction: That of ``line``.
-        line: Measured on ``refine``·n + 1 positions.
+        line: Measured on 4n + 1 positions.
         layers: The layers to compare, by name, first to last: modules that return an exact layer's spikes, or a tensor
             (or a tuple that begins with it) with time first, or one step at a time. Default:
             :func:`~qif_plugins.diagnostics.observing.spiking_layers`.
         smallest: Height below which a jump does not count, in units of the loss. Default 1e-6.
         most: Search so many steps at most, those with the largest jumps. Default 50.
-        refine: The ratio of the grids. Default 4.
 
     Returns:
         The jumps, by position.
@@ -90,7 +88,7 @@ def locate_jumps(
         ValueError: As in :func:`~qif_plugins.experiments.landscape.along`.
     """
     layers = spiking_layers(network) if layers is None else layers
-    heights = torch.where(candidates(line, smallest, refine), line.unexplained().abs(), 0.0)
+    heights = torch.where(candidates(line, smallest), line.unexplained().abs(), 0.0)
     wanted = [int(place) for place in heights.argsort(descending=True, stable=True)[:most] if heights[place] > 0]
     found = []
     with moving(network) as move, _recorded(layers) as spikes:

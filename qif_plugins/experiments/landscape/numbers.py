@@ -8,44 +8,44 @@ import torch
 
 from .lines import Line, Plane
 
-__all__ = ["REFINE", "candidates", "fragmentation", "plane_angle"]
+__all__ = ["candidates", "fragmentation", "plane_angle"]
 
 REFINE = 4
-"""Positions of the fine grid to one of the coarse grid."""
+"""Steps of the fine grid to one of the coarse grid."""
+_WINDOW = 9
+"""Width of the moving average that smooths the loss, in positions."""
 
 
-def candidates(line: Line, smallest: float, refine: int = REFINE) -> torch.Tensor:
+def candidates(line: Line, smallest: float) -> torch.Tensor:
     """Find the steps of the grid that may hold a jump: the change did not shrink with the grid, and is no kink.
 
     Args:
-        line: Measured on ``refine``·n + 1 positions.
+        line: Measured on 4n + 1 positions.
         smallest: Height below which nothing counts.
-        refine: The ratio of the grids. Default 4: at a jump the unexplained change is that of the coarse step around
-            it, at a kink a quarter of the largest, and 1/1024 where the loss is smooth.
 
     Returns:
         [P - 1], bool.
     """
+    # At a jump the unexplained change is that of the coarse step around it, at a kink a quarter of the largest, and
+    # 1/1024 where the loss is smooth.
     fine = line.unexplained().abs()
-    coarse = line.coarse(refine).unexplained().abs().repeat_interleave(refine)
+    coarse = line.coarse(REFINE).unexplained().abs().repeat_interleave(REFINE)
     # A kink leaves at most this; in the midst of a coarse step it leaves nothing there, and would seem to grow.
     kink = line.positions.diff() * line.slope.diff().abs() / 2
     return (fine > smallest) & (fine > coarse / 2) & (fine > kink)
 
 
-def fragmentation(line: Line, smallest: float = 1e-6, refine: int = REFINE, window: int = 9) -> dict[str, float]:
+def fragmentation(line: Line, smallest: float = 1e-6) -> dict[str, float]:
     """Quantify how fragmented a line is.
 
     Args:
-        line: Measured on a fine grid of ``refine``·n + 1 positions.
+        line: Measured on a fine grid of 4n + 1 positions; the coarse one has every fourth.
         smallest: Height below which a jump does not count, in units of the loss. Default 1e-6.
-        refine: The coarse grid takes every so many positions. Default 4.
-        window: Width of the moving average that smooths the loss, in positions, odd. Default 9.
 
     Returns:
         unexplained: the largest magnitude of :meth:`Line.unexplained`.
-        unexplained_ratio: it over the one on the coarse grid, about 1 for a jump, 1/refine for a kink and
-        1/refine⁵ where the loss is smooth.
+        unexplained_ratio: it over the one on the coarse grid, about 1 for a jump, 1/4 for a kink and
+        1/1024 where the loss is smooth.
         steps_with_jump: the fraction of the coarse grid's steps in which a part larger than ``smallest`` did not shrink
         when the grid refined, and is more than a kink in the slope would leave.
         jump_share: those parts' sum over the line's total variation.
@@ -54,23 +54,21 @@ def fragmentation(line: Line, smallest: float = 1e-6, refine: int = REFINE, wind
         opposite: the fraction of positions at which slope and central difference have opposite signs.
 
     Raises:
-        ValueError: Too few positions, or a number of them that is not ``refine``·n + 1.
+        ValueError: Too few positions, or a number of them that is not 4n + 1.
     """
-    least = max(2 * refine, window) + 1
-    if len(line.positions) < least or len(line.positions) % refine != 1:
-        raise ValueError(
-            f"the line has {len(line.positions)} positions; it needs {refine}n + 1 of them and at least {least}"
-        )
-    fine, coarse = line.unexplained().abs(), line.coarse(refine).unexplained().abs()
-    jumping = candidates(line, smallest, refine)
+    count, least = len(line.positions), max(2 * REFINE, _WINDOW) + 1
+    if count < least or count % REFINE != 1:
+        raise ValueError(f"the line has {count} positions; it needs {REFINE}n + 1 of them and at least {least}")
+    fine, coarse = line.unexplained().abs(), line.coarse(REFINE).unexplained().abs()
+    jumping = candidates(line, smallest)
     total = float(line.loss.diff().abs().sum())
-    smooth = line.loss.unfold(0, window, 1).mean(1)
-    inner = line.loss[window // 2 : len(line.loss) - window // 2]
+    smooth = line.loss.unfold(0, _WINDOW, 1).mean(1)
+    inner = line.loss[_WINDOW // 2 : count - _WINDOW // 2]
     difference = (line.loss[2:] - line.loss[:-2]) / (line.positions[2:] - line.positions[:-2])
     return {
         "unexplained": float(fine.max()),
         "unexplained_ratio": _over(float(fine.max()), float(coarse.max())),
-        "steps_with_jump": float(jumping.reshape(-1, refine).any(1).double().mean()),
+        "steps_with_jump": float(jumping.reshape(-1, REFINE).any(1).double().mean()),
         "jump_share": _over(float(fine[jumping].sum()), total),
         "variation_ratio": _over(float(inner.diff().abs().sum()), float(smooth.diff().abs().sum()), 1.0),
         "angle": float(_degrees(difference, line.slope[1:-1])),

@@ -16,7 +16,7 @@ from ...diagnostics.observing import LayerStatistics, measured, qif_layers
 from ...neuron.moments import CLOSURES, ClosureName, MomentClosureError, firing_rate, membrane_moments
 from ...neuron.observe import Observation
 from ...neuron.parameters import QIFParameters
-from ...support.text import mean_pm
+from ...support.text import mean_pm, percent
 from ..figures import COLOURS, figure, integer_ticks, legend_below
 from ..records import Records, Result, Setting, Trial
 from .page import Body, table
@@ -206,27 +206,20 @@ def _finding(points: Points) -> str:
     correlation = fmean(point["input"][2] for point in points.points)
     return (
         f"Given the measured input, the reset closure is nearer to the measurement than the free one at "
-        f"{_shares(both, _nearer)} of the points (a layer of a network at an epoch) where both converge; the free "
-        f"closure does not at {missing} of {len(points.points)}. The input of one step and the next correlate by "
-        f"{correlation:.2f} on average, where the closures assume 0, and the reset closure is above the measurement at "
-        f"{_shares(settled, _above)} of its points."
+        f"{_shares(both, lambda reset, free: abs(reset) < abs(free))} of the points (a layer of a network at an epoch) "
+        f"where both converge; the free closure does not at {missing} of {len(points.points)}. The input of one step "
+        f"and the next correlate by {correlation:.2f} on average, where the closures assume 0, and the reset closure "
+        f"is above the measurement at {_shares(settled, lambda reset, free: reset > 0)} of its points."
     )
 
 
-def _shares(points: Sequence[dict[str, Any]], holds: Callable[[dict[str, Any], int], bool]) -> str:
-    """Format the share of points where a comparison holds, for each quantity."""
-    if not points:
-        return "–"
-    shares = [f"{100 * fmean(holds(point, k) for point in points):.0f} % ({q})" for k, q in enumerate(QUANTITIES)]
-    return f"{', '.join(shares[:-1])} and {shares[-1]}"
-
-
-def _nearer(point: dict[str, Any], quantity: int) -> bool:
-    return abs(errors([point], "reset", quantity)[0]) < abs(errors([point], "free", quantity)[0])
-
-
-def _above(point: dict[str, Any], quantity: int) -> bool:
-    return errors([point], "reset", quantity)[0] > 0
+def _shares(points: Sequence[dict[str, Any]], holds: Callable[[float, float], bool]) -> str:
+    """Format the share of points where the errors of the two closures compare so, for each quantity."""
+    found = []
+    for k, q in enumerate(QUANTITIES):
+        pairs = itertools.zip_longest(errors(points, "reset", k), errors(points, "free", k), fillvalue=math.nan)
+        found.append(f"{percent(fmean([holds(*pair) for pair in pairs] or [math.nan]), '.0f')} ({q})")
+    return f"{', '.join(found[:-1])} and {found[-1]}"
 
 
 def _layers(points: Points, norm: str, threshold: float, last: int) -> str:
@@ -234,29 +227,15 @@ def _layers(points: Points, norm: str, threshold: float, last: int) -> str:
     rows = []
     for epoch, layer in itertools.product((0, last), points.values("layer")):
         some = points.where(norm=norm, threshold=threshold, epoch=epoch, layer=layer)
-        if some:
-            rows.append(
-                [
-                    f"epoch {epoch}, layer {layer}",
-                    *(mean_pm([point["input"][k] for point in some], ".2f") for k in range(3)),
-                    *itertools.chain.from_iterable(
-                        (
-                            mean_pm([point["measured"][k] for point in some], ".3f"),
-                            *(_mean(some, source, k) for source in CLOSURES),
-                        )
-                        for k in range(3)
-                    ),
-                ]
-            )
-    header = ["", "input mean", "input standard deviation", "input correlation"]
-    for q in QUANTITIES:
-        header += [f"{q}, measured", f"{q}, reset", f"{q}, free"]
-    return table(header, rows)
-
-
-def _mean(points: Sequence[dict[str, Any]], source: str, quantity: int) -> str:
-    found = [point[source][quantity] for point in points if point[source] is not None]
-    return f"{fmean(found):.3f}" if found else "–"
+        cells = [mean_pm([point["input"][k] for point in some], ".2f") for k in range(3)]
+        for k in range(3):
+            cells.append(mean_pm([point["measured"][k] for point in some], ".3f"))
+            for source in CLOSURES:
+                found = [point[source][k] for point in some if point[source] is not None]
+                cells.append(f"{fmean(found):.3f}" if found else "–")
+        rows += [[f"epoch {epoch}, layer {layer}", *cells]] if some else []
+    predicted = [f"{q}, {source}" for q in QUANTITIES for source in ("measured", *CLOSURES)]
+    return table(["", "input mean", "input standard deviation", "input correlation", *predicted], rows)
 
 
 def _number(values: Sequence[float]) -> float:

@@ -77,15 +77,14 @@ def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
 
 
 def _finding(summary: Sequence[tuple[str, str, str, list[float]]]) -> str:
-    means = [geometric_mean(values) for _, ours, lif, values in summary if (ours, lif) in IN_HOSTS]
-    faster = sum(ratio < 1 for _, ours, lif, values in summary if (ours, lif) in IN_HOSTS for ratio in values)
-    count = sum(len(values) for _, ours, lif, values in summary if (ours, lif) in IN_HOSTS)
-    if not means:
+    inside = [values for _, ours, lif, values in summary if (ours, lif) in IN_HOSTS]
+    if not inside:
         return "No machine here has measured a host."
+    means, faster = [geometric_mean(values) for values in inside], [ratio < 1 for values in inside for ratio in values]
     return (
         f"Forward and backward of a QIF layer inside a host take {min(means):.2f} to {max(means):.2f} of the time of "
         f"that host's LIF layer, on average over sizes, for each machine, host and type of number. QIF is faster in "
-        f"{faster} of {count} measurements."
+        f"{sum(faster)} of {len(faster)} measurements."
     )
 
 

@@ -153,14 +153,10 @@ def _finding(results: Results, compared: Sequence[tuple[str, int]]) -> str:
     alone = [sign(gain) for key in compared if (gain := _gain(results, *key))]
     together = [sign(gain) for key in compared if (gain := _gain(results, *key, len(compared)))]
     return (
-        f"Of {len(compared)} comparisons with fixed parameters, {alone.count(1)} {_is(alone.count(1))} a significant "
-        f"gain and {alone.count(-1)} a significant loss, each by itself. With intervals that hold for all of them "
-        f"together, {together.count(1)} {_is(together.count(1))} a gain and {together.count(-1)} a loss."
+        f"Significant gains over fixed parameters in {len(compared)} comparisons, each by itself: {alone.count(1)}; "
+        f"losses: {alone.count(-1)}. With intervals that hold for all of them together: {together.count(1)} and "
+        f"{together.count(-1)}."
     )
-
-
-def _is(count: int) -> str:
-    return "is" if count == 1 else "are"
 
 
 def _all(results: Results, variant: str) -> list[dict[str, Any]]:
