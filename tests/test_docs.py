@@ -91,6 +91,15 @@ def test_links_of_the_readme_are_absolute():
 
 
 @pytest.mark.host_independent
+def test_comparison_is_the_same_in_the_readme_and_on_its_page():
+    readme, page = (
+        [line for line in path.read_text().splitlines() if line.startswith(("| SpikingJelly | ", "| snnTorch | "))]
+        for path in (ROOT / "README.md", ROOT / "docs" / "lif-and-qif.md")
+    )
+    assert readme == page != []
+
+
+@pytest.mark.host_independent
 def test_files_that_contributing_names_exist():
     text = (ROOT / "CONTRIBUTING.md").read_text()
     named = re.findall(r"`((?:adapters|benchmarks|docs|ops|qif_plugins|tests)/[^`*]*)`", text)
