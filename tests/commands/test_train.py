@@ -215,8 +215,11 @@ BROKEN = [
     (_with("x", "state", "optimizer", "param_groups", 0, "lr"), "lr must be"),
     (_zeros("state", "optimizer", "state", 0, "exp_avg"), "optimizer.state[0].exp_avg is [3], and the weight [32, 64]"),
     (_zeros("state", "model", "hidden.0.weight"), "another model's"),
-    (_zeros("state", "random", 0, "torch", 0), "its states of the random number generators are none"),
-    (_with(["MT19937", [1], 2], "state", "random", 0, "numpy"), "its states of the random number generators are none"),
+    (_zeros("state", "random", 0, "torch", 0), "its states of the random number generators are invalid"),
+    (
+        _with(["MT19937", [1], 2], "state", "random", 0, "numpy"),
+        "its states of the random number generators are invalid",
+    ),
     (_with([1], "state", "means", "loss"), "each of its means must be"),
     (
         _with(torch.full((32, 64), float("nan")), "state", "model", "hidden.0.weight"),

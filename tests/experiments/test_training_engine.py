@@ -251,7 +251,7 @@ def test_a_state_that_the_optimizer_refuses_changes_nothing():
     other, mine = run(7.0), run(0.1)
     mine.fit()
     state, before = copy.deepcopy(other.state()), copy.deepcopy(mine.state())
-    with pytest.raises(ValueError, match="that file cannot be gone on from: no seven"):
+    with pytest.raises(ValueError, match="that file cannot be resumed from: no seven"):
         mine.load_state(state, "that file")
     after = mine.state()
     assert equal(list(before["model"].values()), list(after["model"].values()))

@@ -223,7 +223,7 @@ def from_dict(tables: Mapping[str, Any], source: str | Path = "") -> Config:
     except ValueError as error:
         if not str(source):
             raise
-        raise ValueError(f"the configuration in {source} is none: {error}") from error
+        raise ValueError(f"the configuration in {source} is not valid: {error}") from error
     return config
 
 

@@ -25,7 +25,7 @@ from .batches import Batches
 from .diagnosis import non_finite_error
 from .firing import FiringRates
 from .means import Means
-from .precision import PRECISIONS, autocast_forward, forward_replaced
+from .precision import PRECISIONS, autocast_forward
 from .processes import accelerate, gather, prepare, share
 from .randomness import random_state, set_random_state, set_torch_random, torch_random
 from .state import check_state
@@ -135,7 +135,7 @@ class Trainer:
         self.model, self.loss, self.evaluate_loss = model, loss, evaluate_loss or loss
         self.train, self.test, self.scheduler = train, test, scheduler
         self.epochs, self.accumulation, self.clip_norm, self.reset = epochs, accumulation, clip_norm, reset
-        self.on_step, self.on_epoch = on_step, on_epoch
+        self.on_step, self.on_epoch, self.precision = on_step, on_epoch, precision
         self.store, self.save_every, self.monitor = store, save_every, monitor
         self.history: list[dict[str, float]] = []
         self.epoch = self.step = 0
@@ -147,7 +147,6 @@ class Trainer:
         self._seconds = self._last_lr = 0.0
         self._asked = self._agreed = False
         self._wrapped: nn.Module = wrapped
-        self._forward_in_half = autocast_forward(model, kind, precision)
         self._scaler = torch.amp.GradScaler(kind) if precision == "fp16" else None
         self._optimizer = optimizer
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -273,7 +272,7 @@ class Trainer:
                     part.load_state_dict(before[name])
                 raise
         except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-            raise ValueError(f"{source} cannot be gone on from: {error}") from error
+            raise ValueError(f"{source} cannot be resumed from: {error}") from error
         self.epoch, self.step, self._seconds = state["epoch"], state["step"], state["seconds"]
         self.history = [dict(row) for row in state["history"]]
         self._means = Means.merged([state["means"]])
@@ -422,7 +421,7 @@ class Trainer:
             batch = accelerate().utils.send_to_device(batch, self.accelerator.device, non_blocking=True)
         if self.reset is not None:
             self.reset(self.model)
-        with forward_replaced(self.model, self._forward_in_half):
+        with autocast_forward(self.model, self.accelerator.device.type, self.precision):
             result = loss(model, batch)
         return result if isinstance(result, tuple) else (result, {})
 

@@ -56,4 +56,4 @@ def set_random_state(device: torch.device, state: Mapping[str, Any]) -> None:
         np.random.set_state(numpy_state)
         random.setstate((version, tuple(words), gauss))
     except (TypeError, ValueError, RuntimeError, IndexError, OverflowError) as error:
-        raise ValueError(f"its states of the random number generators are none ({error})") from error
+        raise ValueError(f"its states of the random number generators are invalid ({error})") from error
