@@ -441,7 +441,7 @@ def test_a_failing_network_of_qif_layers_is_told_what_health_says():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"precision": "fp64"}, "no, bf16, fp16"),
+        ({"precision": "fp64"}, "'no', 'bf16', 'fp16'"),
         ({"precision": "fp16", "cpu": True}, "'fp16' scales the loss on a GPU"),
         ({"epochs": -1}, "epochs must be at least 0"),
         ({"accumulation": 0}, "accumulation must be at least 1"),

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...exact.layers import QIFLayer
 from ...exact.losses import spike_count_loss, spike_time_loss
 from ...exact.spikes import Spikes
-from ..figures import figure, require_matplotlib
+from ..figures import COLOURS, figure, integer_ticks, legend_below, require_matplotlib
 from .data import load
 from .train import Settings, build, fit
 
@@ -25,9 +25,9 @@ def move_spikes(folder: Path, seed: int = 0, steps: int = 1500) -> dict[str, flo
     """Move one QIF neuron's spikes to target times.
 
     Args:
-        folder: Where ``move_spikes.png`` goes.
-        seed: Of inputs and weights.
-        steps: Of Adam. Default 1500.
+        folder: Folder of ``move_spikes.png``.
+        seed: Seed of inputs and weights.
+        steps: Steps of Adam. Default 1500.
 
     Returns:
         The largest distance from the targets before and after.
@@ -48,9 +48,9 @@ def count_spikes(folder: Path, seed: int = 0, steps: int = 500) -> dict[str, flo
     """Add spikes to a silent QIF neuron, then remove most of them, by gradient alone.
 
     Args:
-        folder: Where ``count_spikes.png`` goes.
-        seed: Of inputs and weights.
-        steps: Of Adam, for each of the two phases. Default 500.
+        folder: Folder of ``count_spikes.png``.
+        seed: Seed of inputs and weights.
+        steps: Steps of Adam for each of the two phases. Default 500.
 
     Returns:
         The number of spikes at the start, after the first phase (wanted: 5) and after the second (wanted: 1).
@@ -71,9 +71,9 @@ def learn_from_silence(folder: Path, seed: int = 0, epochs: int = 8) -> dict[str
     """Train on ``digits`` a network in which no neuron spikes at first.
 
     Args:
-        folder: Where ``learn_from_silence.png`` goes.
-        seed: Of weights and batches.
-        epochs: Of training. Default 8.
+        folder: Folder of ``learn_from_silence.png``.
+        seed: Seed of weights and batches.
+        epochs: Epochs of training. Default 8.
 
     Returns:
         The fraction of silent hidden neurons and the accuracy, before and after.
@@ -93,7 +93,8 @@ def learn_from_silence(folder: Path, seed: int = 0, epochs: int = 8) -> dict[str
         axes.plot(epochs_done, [record["silent"] for record in history], "s--", label="silent neurons")
         axes.set(xlabel="epoch", ylabel="fraction", ylim=(-0.03, 1.03))
         axes.set_title("a network that is silent at first learns digits")
-        axes.legend()
+        integer_ticks(axes.xaxis)
+        legend_below(drawn, axes)
     first, last = history[0], history[-1]
     return {
         "silent before": first["silent"],
@@ -139,12 +140,12 @@ def _raster(path: Path, records: list[Tensor], title: str, targets: list[float])
     inside = times <= DURATION
     with figure(path, (6, 3.6)) as drawn:
         axes = drawn.subplots()
-        axes.plot(times[inside], step[inside], ",", color="C0")
-        axes.plot([], [], ".", color="C0", label="spikes")
+        axes.plot(times[inside], step[inside], ",", color=COLOURS[1])
+        axes.plot([], [], ".", color=COLOURS[1], label="spikes")
         axes.plot(times[~inside], step[~inside], ",", color="0.6")
         axes.plot([], [], ".", color="0.6", label="pseudospikes")
         for target in targets:
             axes.axvline(target, color="C3", linewidth=0.8)
         axes.axvline(DURATION, color="k", linewidth=0.8, linestyle=":")
         axes.set(xlabel="time / τ", ylabel="training step", xlim=(0, DURATION + 2), title=title)
-        axes.legend(loc="upper left")
+        legend_below(drawn, axes)

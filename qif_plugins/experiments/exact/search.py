@@ -28,7 +28,7 @@ import torch
 
 from ...exact.functional import EventBudgetError
 from ...exact.initialisation import InactiveError
-from ..figures import figure
+from ..figures import colours_of, figure, integer_ticks, legend_below
 from ..records import Records, Setting, Trial
 from ..training import NonFiniteError
 from ..tuning import search
@@ -341,33 +341,33 @@ def draw(runs: Runs, neurons: Sequence[str], path: Path) -> None:
     Raises:
         ImportError: Matplotlib is not installed.
     """
-    with figure(path, (14, 3.2), dpi=130) as drawn:
-        _draw(runs, neurons, drawn.subplots(1, 4))
+    with figure(path, (14, 3.4), dpi=130) as drawn:
+        axes = drawn.subplots(1, 4)
+        _draw(runs, neurons, axes)
+        legend_below(drawn, axes[0])
 
 
 def _draw(runs: Runs, neurons: Sequence[str], axes: Any) -> None:
-    for neuron, colour in zip(neurons, ("tab:orange", "tab:blue", "tab:green"), strict=False):
+    for neuron, colour in colours_of(neurons).items():
         trials = sorted((record["accuracy"] for record in runs.of("search", neuron)), reverse=True)
         axes[0].plot(range(1, len(trials) + 1), trials, ".-", color=colour, label=neuron.upper())
         tests = runs.of("test", neuron, number=chosen(runs, neuron)["number"])
         histories = [record["history"] for record in tests if "failed" not in record]
         for axis, name, style in (
-            (axes[1], "accuracy", "-"),
-            (axes[2], "silent", "-"),
-            (axes[3], "grad_norm", "-"),
-            (axes[3], "grad_norm_max", ":"),
-        ):
+            (axes[1], "accuracy", ".-"), (axes[2], "silent", ".-"), (axes[3], "grad_norm", ".-"),
+            (axes[3], "grad_norm_max", ".:"),
+        ):  # fmt: skip
             rows = np.array([[row.get(name, math.nan) for row in history] for history in histories])
             rows = 1 - rows if name == "accuracy" else rows[:, 1:] if name.startswith("grad") else rows
             if not rows.size:
                 continue
             epochs = np.arange(runs.comparison.epochs + 1)[-rows.shape[1] :]
-            axis.plot(epochs, rows.mean(0), style, color=colour, label=neuron.upper() if style == "-" else None)
-            if style == "-":
+            axis.plot(epochs, rows.mean(0), style, color=colour, label=neuron.upper() if style == ".-" else None)
+            if style == ".-":
                 axis.fill_between(epochs, rows.min(0), rows.max(0), color=colour, alpha=0.2, linewidth=0)
     axes[0].set(title="search", xlabel="trial, best first", ylabel="validation accuracy", ylim=(0, 1))
     axes[1].set(title="test error", xlabel="epoch", yscale="log")
     axes[2].set(title="silent hidden neurons", xlabel="epoch", ylim=(0, None))
     axes[3].set(title="gradient norm (dotted: largest)", xlabel="epoch", yscale="log")
     for axis in axes:
-        axis.legend()
+        integer_ticks(axis.xaxis)
