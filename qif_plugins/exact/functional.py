@@ -130,13 +130,10 @@ def spiking_layer(
     if recurrent_weight is not None:
         columns = torch.cat([columns, recurrent_weight.double()], 1)
     tensors = (
-        times.double(),
-        indices.long(),
-        columns,
-        None if recurrent_delay is None else recurrent_delay.double(),
+        times.double(), indices.long(), columns, None if recurrent_delay is None else recurrent_delay.double(),
         _start(model, v0, i0, batch, neurons),
         torch.as_tensor(current, dtype=torch.float64, device="cpu").expand(neurons),
-    )
+    )  # fmt: skip
     differentiate = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
     out_times, out_indices, p, q, i = Layer.apply(
         *tensors, MODELS[model], recurrent_weight is not None, duration, tau, max_spikes, differentiate

@@ -183,15 +183,9 @@ class ThetaLayer(SpikingLayer):
     model = "theta"
 
     def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        duration: float,
-        tau: float = 1.0,
-        *,
-        current: float = 1.25,
+        self, in_features: int, out_features: int, duration: float, tau: float = 1.0, *, current: float = 1.25,
         **options: object,
-    ) -> None:
+    ) -> None:  # fmt: skip
         if not 0.25 < current < math.inf:
             raise ValueError(f"a theta neuron needs a constant current above 1/4 (it oscillates), got {current}")
         super().__init__(in_features, out_features, duration, tau, **options)  # type: ignore[arg-type]
@@ -220,15 +214,9 @@ class LIFLayer(SpikingLayer):
     default_pseudo_scale = 1.0
 
     def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        duration: float,
-        tau: float = 1.0,
-        *,
-        learn_current: bool = False,
+        self, in_features: int, out_features: int, duration: float, tau: float = 1.0, *, learn_current: bool = False,
         **options: object,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(in_features, out_features, duration, tau, **options)  # type: ignore[arg-type]
         self.current = nn.Parameter(self.weight.new_zeros(out_features)) if learn_current else None
 

@@ -50,7 +50,7 @@ class Records:
         path: The file; read if it exists.
         setting: Entries that every setting has, see :func:`~qif_plugins.support.files.check_parts`. Default: any.
         result: Entries that every result has. Default: any.
-        what: What the file is if it is another one, for the error.
+        what: Description of a wrong file, for the error. Default ``"no record of trials"``.
 
     Attributes:
         environments: Machines and versions of the trials.
@@ -60,12 +60,9 @@ class Records:
     """
 
     def __init__(
-        self,
-        path: Path,
-        setting: Mapping[Any, Any] = _ANY,
-        result: Mapping[Any, Any] = _ANY,
+        self, path: Path, setting: Mapping[Any, Any] = _ANY, result: Mapping[Any, Any] = _ANY,
         what: str = "no record of trials",
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.path = path
         self.environments: list[dict[str, Any]] = []
         self._trials: dict[str, Trial] = {}

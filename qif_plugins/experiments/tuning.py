@@ -14,13 +14,9 @@ __all__ = ["search"]
 
 
 def search(
-    distributions: Mapping[str, BaseDistribution],
-    common: Setting,
-    entries: Callable[[dict[str, Any]], Setting],
-    records: Records,
-    trials: int,
-    startup: int = 10,
-) -> list[Setting]:
+    distributions: Mapping[str, BaseDistribution], common: Setting, entries: Callable[[dict[str, Any]], Setting],
+    records: Records, trials: int, startup: int = 10,
+) -> list[Setting]:  # fmt: skip
     """List the settings of a search: those of its finished trials in order, then that of the next one.
 
     The finished trials alone decide the next, so that a search that was stopped goes on as if it had not been.
@@ -51,11 +47,9 @@ def search(
 
 
 def _propose(
-    distributions: Mapping[str, BaseDistribution],
-    finished: Iterable[tuple[Mapping[str, Any], float]],
-    seed: int,
+    distributions: Mapping[str, BaseDistribution], finished: Iterable[tuple[Mapping[str, Any], float]], seed: int,
     startup: int,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Sample the values of one trial, as a function of the arguments alone."""
     import optuna
 

@@ -31,15 +31,9 @@ class PlainNet(SpikingModel):
     """
 
     def __init__(
-        self,
-        plan: Sequence[int | str],
-        in_channels: int,
-        classes: int,
-        size: int,
-        norm: str | None,
-        neurons: Neurons,
+        self, plan: Sequence[int | str], in_channels: int, classes: int, size: int, norm: str | None, neurons: Neurons,
         bias: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         pools = plan.count("pool")
         if size >> pools < 1:

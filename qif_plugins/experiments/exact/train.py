@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...exact.functional import MAX_SPIKES
 from ...exact.initialisation import initialise
-from ...exact.layers import LIFLayer, QIFLayer, ThetaLayer
+from ...exact.layers import LIFLayer, QIFLayer, SpikingLayer, ThetaLayer
 from ...exact.losses import count_cross_entropy, first_spike_cross_entropy
 from ...exact.spikes import Spikes
 from ...support.checkpoints import check_content, check_tensors
@@ -34,11 +34,7 @@ __all__ = [
     "fit",
 ]
 
-LAYERS: dict[str, type[LIFLayer] | type[QIFLayer] | type[ThetaLayer]] = {
-    "lif": LIFLayer,
-    "qif": QIFLayer,
-    "theta": ThetaLayer,
-}
+LAYERS: dict[str, type[SpikingLayer]] = {"lif": LIFLayer, "qif": QIFLayer, "theta": ThetaLayer}
 LOSSES = ("first", "count")
 
 
@@ -54,14 +50,14 @@ class Settings:
         tau: Membrane time constant, in the same unit.
         latest: Time at which a black pixel would spike.
         loss: ``"first"`` (the first output neuron to spike wins) or ``"count"`` (the one that spikes most).
-        scale: Of the logits: the time (``"first"``) or the number of spikes (``"count"``) that is one unit.
+        scale: Unit of the logits: a time (loss ``"first"``) or a number of spikes (``"count"``).
         rate: Spikes of a neuron in a trial at the start, on average; see :func:`~qif_plugins.exact.initialise`.
         epochs: Passes over the training data.
         batch: Samples in a batch.
         lr: Adam's learning rate at the start; a cosine takes it to 0.
         seed: Seed of the initial weights and of the order of the samples.
         clip: Largest norm of a batch's gradient, beyond which it is scaled down; ``None``: no limit.
-        pseudo_scale: Of the pseudospikes, see :class:`~qif_plugins.exact.QIFLayer`; ``None``: the neuron's default.
+        pseudo_scale: Scale of the pseudospikes, see :class:`~qif_plugins.exact.QIFLayer`; ``None``: its default.
         max_spikes: Spikes of a layer in one sample before
             :class:`~qif_plugins.exact.functional.EventBudgetError`.
     """
@@ -132,31 +128,19 @@ def build(settings: Settings, channels: int, classes: int) -> nn.Sequential:
     torch.manual_seed(settings.seed)
     layer = LAYERS[settings.neuron]
     sizes = [channels, *settings.hidden, classes]
-    return nn.Sequential(
-        *(
-            layer(
-                n,
-                m,
-                settings.duration,
-                settings.tau,
-                recurrent=settings.recurrent and place < len(settings.hidden),
-                pseudo_scale=settings.pseudo_scale,
-                max_spikes=settings.max_spikes,
-            )
-            for place, (n, m) in enumerate(pairwise(sizes))
-        )
-    )
+    recurrent = [settings.recurrent] * len(settings.hidden) + [False]
+    own: dict[str, Any] = {"pseudo_scale": settings.pseudo_scale, "max_spikes": settings.max_spikes}
+    layers = [
+        layer(n, m, settings.duration, settings.tau, recurrent=connected, **own)
+        for (n, m), connected in zip(pairwise(sizes), recurrent, strict=True)
+    ]
+    return nn.Sequential(*layers)
 
 
 def fit(
-    network: nn.Sequential,
-    data: SpikeData,
-    settings: Settings,
-    report: Callable[[dict[str, float]], None],
-    active: bool = True,
-    checkpoints: Checkpoints | None = None,
-    resumed: Mapping[str, Any] | None = None,
-) -> list[dict[str, float]]:
+    network: nn.Sequential, data: SpikeData, settings: Settings, report: Callable[[dict[str, float]], None],
+    active: bool = True, checkpoints: Checkpoints | None = None, resumed: Mapping[str, Any] | None = None,
+) -> list[dict[str, float]]:  # fmt: skip
     """Train a network in place.
 
     Args:
@@ -192,11 +176,9 @@ def fit(
         checkpoints.data["before"] = before
     optimizer = torch.optim.Adam(network.parameters(), lr=settings.lr)
     batches = _Batches(
-        len(data.train_labels),
-        lambda samples, epoch: (select(data.train, samples), data.train_labels[samples]),
-        settings.batch,
-        seed=settings.seed,
-    )
+        len(data.train_labels), lambda samples, epoch: (select(data.train, samples), data.train_labels[samples]),
+        settings.batch, seed=settings.seed,
+    )  # fmt: skip
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, settings.epochs * len(batches)))
     norms: list[float] = []
 
@@ -206,19 +188,11 @@ def fit(
         report(row)
 
     trainer = Trainer(
-        network,
-        optimizer,
-        lambda model, batch: classification_loss(model(batch[0]), batch[1], settings),
-        batches,
-        scheduler=schedule,
-        epochs=settings.epochs,
-        clip_norm=settings.clip,
-        layers={},
-        on_step=lambda trainer, measured: norms.append(measured["gradient_norm"]),
-        on_epoch=complete,
-        store=checkpoints,
+        network, optimizer, lambda model, batch: classification_loss(model(batch[0]), batch[1], settings), batches,
+        scheduler=schedule, epochs=settings.epochs, clip_norm=settings.clip, layers={},
+        on_step=lambda trainer, measured: norms.append(measured["gradient_norm"]), on_epoch=complete, store=checkpoints,
         monitor="accuracy",
-    )
+    )  # fmt: skip
     if resumed is not None:
         trainer.load_state(resumed["state"], "the saved state" if checkpoints is None else str(checkpoints.last))
     return [before, *trainer.fit()]

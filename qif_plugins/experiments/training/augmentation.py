@@ -46,15 +46,9 @@ class Augmented(Dataset[Any]):
 
 
 def image_transform(
-    names: Sequence[str],
-    size: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-    policy: str = "cifar10",
-    cutout_size: int = 16,
-    padding: int = 4,
-    train: bool = True,
-) -> Callable[[Any], Tensor]:
+    names: Sequence[str], size: int, mean: Sequence[float], std: Sequence[float], policy: str = "cifar10",
+    cutout_size: int = 16, padding: int = 4, train: bool = True,
+) -> Callable[[Any], Tensor]:  # fmt: skip
     """Make a torchvision transform from a PIL image to a normalized tensor ``[C, size, size]``.
 
     Args:
@@ -74,15 +68,11 @@ def image_transform(
 
     parts: list[Any] = []
     if train:
-        policies = {
-            "cifar10": transforms.AutoAugmentPolicy.CIFAR10,
-            "imagenet": transforms.AutoAugmentPolicy.IMAGENET,
-        }
         makers: dict[str, Callable[[], Any]] = {
             "crop": lambda: transforms.RandomCrop(size, padding),
             "resized_crop": lambda: transforms.RandomResizedCrop(size),
             "flip": transforms.RandomHorizontalFlip,
-            "autoaugment": lambda: transforms.AutoAugment(policies[policy]),
+            "autoaugment": lambda: transforms.AutoAugment(transforms.AutoAugmentPolicy[policy.upper()]),
         }
         parts += [make() for name, make in makers.items() if name in names]
     elif "resized_crop" in names:

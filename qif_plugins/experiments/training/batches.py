@@ -45,15 +45,9 @@ class Batches:
     """
 
     def __init__(
-        self,
-        count: int,
-        fetch: Callable[[Tensor, int], Any],
-        batch_size: int,
-        *,
-        shuffle: bool = True,
-        seed: int = 0,
+        self, count: int, fetch: Callable[[Tensor, int], Any], batch_size: int, *, shuffle: bool = True, seed: int = 0,
         drop_last: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         if count < 1 or batch_size < 1:
             raise ValueError(f"count and batch_size must be at least 1, got {count} and {batch_size}")
         if drop_last and count < batch_size:

@@ -56,14 +56,8 @@ class Checkpoints:
         if not trainer.main:
             return
         self.before_saving()
-        content = {
-            "format": FORMAT,
-            "kind": self.kind,
-            "version": __version__,
-            "config": self.config,
-            "data": self.data,
-            "state": state,
-        }
+        content: dict[str, Any] = {"format": FORMAT, "kind": self.kind, "version": __version__}
+        content |= {"config": self.config, "data": self.data, "state": state}
         for path in [self.last, self.best][: 1 + best]:
             save(path, content)
         write_json(self.history, finite(trainer.history))

@@ -47,7 +47,7 @@ class DataConfig:
         name: ``"digits"`` and ``"mnist5k"`` come with packages; ``"mnist"``, ``"fashion-mnist"``, ``"cifar10"``,
             ``"cifar100"`` and ``"imagenet"`` (folders ``train`` and ``val``, in each a folder a class) are read by
             torchvision, ``"cifar10dvs"`` by SpikingJelly.
-        folder: Where the data lie. Default ``"data"``.
+        folder: Folder of the data. Default ``"data"``.
         download: Whether to fetch any of those but ImageNet if it is not there. Default False.
         steps: T: how often a static image is repeated, or into how many frames of equal event counts CIFAR10-DVS is
             cut.
@@ -55,7 +55,7 @@ class DataConfig:
         augment: Augmentations of training samples, see :mod:`~qif_plugins.experiments.training.augmentation`.
         cutout_size: Side of the square of ``"cutout"``. Default 16.
         workers: Processes that load data, beside each training process. Default 0.
-        split_seed: Of the division of CIFAR10-DVS, which has none: 9 of 10 samples of a class to train; below 2^63.
+        split_seed: Seed, below 2^63, of the division of CIFAR10-DVS, which has none: 9 of 10 samples a class to train.
             Default 0.
     """
 
@@ -92,14 +92,14 @@ class OptimizerConfig:
     Attributes:
         name: ``"sgd"``, ``"adam"`` or ``"adamw"``.
         lr: Largest learning rate.
-        momentum: Of SGD, below 1. Default 0.9.
+        momentum: Momentum of SGD, below 1. Default 0.9.
         weight_decay: Default 0.
         clip_norm: Largest norm of the gradient. Default none.
         schedule: ``"cosine"`` to 0 over all steps, ``"steps"`` (times ``gamma`` at each of ``milestones``, in epochs)
             or ``"constant"``. Default cosine.
         warmup_epochs: Epochs of a linear rise before it, at most all. Default 0.
-        milestones: Of ``"steps"``. Default none.
-        gamma: Of ``"steps"``, above 0 and at most 1. Default 0.1.
+        milestones: Epochs at which ``"steps"`` lowers the learning rate. Default: none.
+        gamma: Factor of ``"steps"``, above 0 and at most 1. Default 0.1.
     """
 
     name: str = "adam"
@@ -118,11 +118,11 @@ class TrainingConfig:
     """The table ``[training]``.
 
     Attributes:
-        epochs: How many.
+        epochs: Number of epochs. Default 10.
         batch_size: Samples a step of the optimizer, over all processes and accumulated batches.
         accumulation: Into how many batches, one after another, a step is cut. Default 1.
         precision: ``"no"``, ``"bf16"`` or ``"fp16"``. Default ``"no"``.
-        seed: Of the weights, the order of the data and its augmentation; below 2^63. Default 0.
+        seed: Seed of the weights, the order of the data and its augmentation; below 2^63. Default 0.
         save_every: Steps between checkpoints within an epoch; 0 for one at each epoch's end alone. Default 0.
         sync_batch_norm: Whether batch norms take their statistics over all processes. Default False.
         threads: CPU threads a process; 0 as PyTorch sets them. Default 0.
@@ -360,19 +360,14 @@ def _check(config: Config) -> None:
 def _check_numbers(config: Config) -> None:
     data, loss, optimizer, training = config.data, config.loss, config.optimizer, config.training
     for key, value, least, most in (
-        ("data.steps", data.steps, 1, COUNT),
-        ("data.size", data.size, 0, COUNT),
-        ("data.cutout_size", data.cutout_size, 1, COUNT),
-        ("data.workers", data.workers, 0, WORKERS),
-        ("data.split_seed", data.split_seed, 0, SEED),
-        ("training.epochs", training.epochs, 1, COUNT),
+        ("data.steps", data.steps, 1, COUNT), ("data.size", data.size, 0, COUNT),
+        ("data.cutout_size", data.cutout_size, 1, COUNT), ("data.workers", data.workers, 0, WORKERS),
+        ("data.split_seed", data.split_seed, 0, SEED), ("training.epochs", training.epochs, 1, COUNT),
         ("training.batch_size", training.batch_size, 1, COUNT),
-        ("training.accumulation", training.accumulation, 1, COUNT),
-        ("training.seed", training.seed, 0, SEED),
-        ("training.save_every", training.save_every, 0, COUNT),
-        ("training.threads", training.threads, 0, WORKERS),
+        ("training.accumulation", training.accumulation, 1, COUNT), ("training.seed", training.seed, 0, SEED),
+        ("training.save_every", training.save_every, 0, COUNT), ("training.threads", training.threads, 0, WORKERS),
         ("loss.regularization", loss.regularization, 0, 1),
-    ):
+    ):  # fmt: skip
         if not value >= least:
             raise ValueError(f"{key} must be at least {least}, got {shown(value)}")
         if value > most:
@@ -380,14 +375,12 @@ def _check_numbers(config: Config) -> None:
     if not math.isfinite(loss.target):
         raise ValueError(f"loss.target must be finite, got {loss.target}")
     for key, number, positive in (
-        ("optimizer.weight_decay", optimizer.weight_decay, False),
-        ("optimizer.momentum", optimizer.momentum, False),
+        ("optimizer.weight_decay", optimizer.weight_decay, False), ("optimizer.momentum", optimizer.momentum, False),
         ("optimizer.warmup_epochs", optimizer.warmup_epochs, False),
         *(("each of optimizer.milestones", milestone, False) for milestone in optimizer.milestones),
-        ("optimizer.lr", optimizer.lr, True),
-        ("optimizer.clip_norm", optimizer.clip_norm, True),
+        ("optimizer.lr", optimizer.lr, True), ("optimizer.clip_norm", optimizer.clip_norm, True),
         ("optimizer.gamma", optimizer.gamma, True),
-    ):
+    ):  # fmt: skip
         if number is not None and not (0 <= number < math.inf and (number or not positive)):
             off = "; 'none' clips nothing" if key == "optimizer.clip_norm" else ""
             raise ValueError(f"{key} must be {'positive' if positive else 'at least 0'} and finite, got {number}{off}")

@@ -50,7 +50,7 @@ class Task:
         train: Batches ``(x, labels)`` to learn from; x is ``[N, C, H, W]``, or ``[N, T, C, H, W]`` for events.
         test: Batches to test on, alike.
         shape: ``[C, H, W]`` of a sample of one step.
-        classes: How many.
+        classes: Number of classes.
         record: Values that a checkpoint needs to divide the samples in the same way; empty if the data set is divided.
     """
 
@@ -118,7 +118,7 @@ def load_task(
         batch_size: Samples a batch.
         seed: Seed of the order of the training samples and of their augmentation.
         record: Record of an earlier :class:`Task`, to divide the samples as it did. Default: none.
-        advice: How to name the folder of the data and how to download them, for the error if they are missing.
+        advice: Two remedies for missing data, for the error: to name their folder, and to download them.
 
     Raises:
         FileNotFoundError: The data are not where they should be.
@@ -164,10 +164,9 @@ def _in_memory(data: DataConfig, batch_size: int, seed: int, advice: Advice) -> 
     train, test = ((part.float() - mean) / std for part in (images.train, images.test))
     return Task(
         Batches.of(train, images.train_labels, batch_size=batch_size, seed=seed),
-        Batches.of(test, images.test_labels, batch_size=batch_size, shuffle=False),
-        expected_shape(data)[0],
+        Batches.of(test, images.test_labels, batch_size=batch_size, shuffle=False), expected_shape(data)[0],
         images.classes,
-    )
+    )  # fmt: skip
 
 
 def _images(data: DataConfig, batch_size: int, seed: int, advice: Advice) -> Task:
@@ -240,15 +239,9 @@ def _events(data: DataConfig, batch_size: int, seed: int, record: dict[str, Any]
 
 
 def _loaded(
-    data: DataConfig,
-    batch_size: int,
-    seed: int,
-    parts: Sequence[Any],
-    transforms: Sequence[Any],
-    shape: tuple[int, int, int],
-    classes: int,
-    record: dict[str, Any],
-) -> Task:
+    data: DataConfig, batch_size: int, seed: int, parts: Sequence[Any], transforms: Sequence[Any],
+    shape: tuple[int, int, int], classes: int, record: dict[str, Any],
+) -> Task:  # fmt: skip
     train, test = (
         LoaderBatches(Augmented(part, transform, seed), batch_size, shuffle=shuffle, seed=seed, workers=data.workers)
         for part, transform, shuffle in zip(parts, transforms, (True, False), strict=True)

@@ -401,7 +401,7 @@ class Trainer:
                 "no parameter that the optimizer was given has a gradient: the loss does not depend on any of them"
             )
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        if norm.dtype != torch.float64:  # whose norms may be beyond float32's
+        if norm.dtype != torch.float64:  # a float64 norm may exceed the range of float32
             norm = norm.float()
         if self.processes == 1 and norm.device.type == "cpu":
             return {name: float(value) for name, value in sums.items()}, norm.item()

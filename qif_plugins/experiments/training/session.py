@@ -96,7 +96,7 @@ def prepare(
     Args:
         config: The run.
         record: Record of a :class:`~.data.Task` from a checkpoint, to divide the data in the same way. Default: none.
-        advice: How to name the folder of the data and how to download them, for the error if they are missing.
+        advice: Two remedies for missing data, for the error: to name their folder, and to download them.
         train: Whether the model will be trained, which needs memory for the backward pass. Default True.
 
     Raises:
@@ -160,21 +160,13 @@ def make_trainer(config: Config, model: nn.Module, task: Task, **options: Any) -
     loss = config.loss
     steps = -(-len(task.train) // training.accumulation)
     trainer = Trainer(
-        model,
-        optimizer,
+        model, optimizer,
         SequenceLoss(loss.name, None if data.name == "cifar10dvs" else data.steps, loss.regularization, loss.target),
-        task.train,
-        test=task.test,
-        scheduler=make_schedule(config.optimizer, optimizer, steps, training.epochs),
-        epochs=training.epochs,
-        accumulation=training.accumulation,
-        precision=training.precision,
-        clip_norm=config.optimizer.clip_norm,
-        reset=functional.reset_net,
-        save_every=training.save_every,
-        cpu=False,
+        task.train, test=task.test, scheduler=make_schedule(config.optimizer, optimizer, steps, training.epochs),
+        epochs=training.epochs, accumulation=training.accumulation, precision=training.precision,
+        clip_norm=config.optimizer.clip_norm, reset=functional.reset_net, save_every=training.save_every, cpu=False,
         **options,
-    )
+    )  # fmt: skip
     # Random numbers of a running model, such as those of dropout, differ between processes.
     torch.manual_seed(seed_of(training.seed, trainer.process))
     return trainer

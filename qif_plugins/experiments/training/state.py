@@ -33,12 +33,9 @@ Early files have no ``"unmoved"``, the weights for which the optimizer has no st
 
 
 def check_state(
-    state: Mapping[str, Any],
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler | None,
-    scaler: torch.amp.GradScaler | None,
-    steps: int,
-) -> None:
+    state: Mapping[str, Any], optimizer: torch.optim.Optimizer, scheduler: torch.optim.lr_scheduler.LRScheduler | None,
+    scaler: torch.amp.GradScaler | None, steps: int,
+) -> None:  # fmt: skip
     """Check a saved state against the run that is to resume from it; changes nothing.
 
     Args:
