@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..neuron.norm import TDBatchNorm1d, TDBatchNorm2d, TDBatchNorm3d, _TDBatchNorm
 from .hosts import Host
 
-__all__ = ["TokenTDBatchNorm1d", "is_tdbn", "to_tdbn"]
+__all__ = ["is_tdbn", "to_tdbn"]
 
 
 class TokenTDBatchNorm1d(TDBatchNorm1d):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..neuron.parameters import QIFParameters
 from .walk import Site
 
-__all__ = ["Dynamics", "Regime", "compared", "leaky", "mean_of", "quadratic", "regime"]
+__all__ = ["Dynamics", "compared", "leaky", "mean_of", "quadratic", "regime"]
 
 STEPS, NEURONS = 16, 4096
 FACTOR = 2.0

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .hosts import Host, Neuron, Plan
 
-__all__ = ["Bound", "Replaced", "classify", "own_code", "rebuild", "replaced", "resolve", "restore"]
+__all__ = ["classify", "own_code", "rebuild", "replaced", "resolve", "restore"]
 
 _HELD = frozenset({"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"})
 _GENERIC = frozenset(vars(nn.Module())) - _HELD

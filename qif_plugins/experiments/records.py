@@ -13,7 +13,7 @@ import torch
 from ..support.files import finite, read_json, replacing
 from .bench.machine import installed, machine
 
-__all__ = ["Records", "Result", "Setting", "Trial", "environment", "key_of"]
+__all__ = ["Records", "Result", "Setting", "Trial", "key_of"]
 
 PACKAGES = ("qif-plugins", "torch", "numba", "spikingjelly")
 Setting = dict[str, Any]

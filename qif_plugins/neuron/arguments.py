@@ -27,7 +27,6 @@ __all__ = [
     "DYNAMICS",
     "MAP",
     "MAX_BETA",
-    "PAPER",
     "DynamicsName",
     "MapArguments",
     "build_parameters",

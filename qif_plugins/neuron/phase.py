@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from .parameters import QIFParameters
 
-__all__ = ["FixedPoint", "Region", "fixed_points", "regions", "trajectory"]
+__all__ = ["fixed_points", "regions", "trajectory"]
 
 
 @dataclass(frozen=True)

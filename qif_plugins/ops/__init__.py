@@ -4,6 +4,5 @@ Importing this package registers the operator, which a program saved by ``torch.
 """
 
 from . import library
-from .backends import available_backends, choose_backend, unavailable_reason
 
-__all__ = ["available_backends", "choose_backend", "library", "unavailable_reason"]
+__all__ = ["library"]

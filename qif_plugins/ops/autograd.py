@@ -29,7 +29,7 @@ try:
 except ImportError:
     TAKES_TRANSFORMS = False
 
-__all__ = ["TAKES_TRANSFORMS", "make_differentiable"]
+__all__ = ["make_differentiable"]
 
 INPUTS = 21
 """Number of inputs of ``qif::multi_step``."""

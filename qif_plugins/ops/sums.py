@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .contract import Coefficient
 
-__all__ = ["Partial", "finish", "partials", "programs"]
+__all__ = ["finish", "partials", "programs"]
 
 TARGET = 2**20
 """Neurons in flight: enough for every thread that a large GPU holds at four neurons each."""

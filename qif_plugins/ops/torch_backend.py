@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .contract import Coefficient, Coefficients, Kind, Shape
 
-__all__ = ["backward", "compute_dtype", "derivative", "exp_negative", "forward", "initial", "steps", "unavailable"]
+__all__ = ["backward", "compute_dtype", "derivative", "forward", "initial", "steps", "unavailable"]
 
 
 def unavailable(device: torch.device) -> str | None:

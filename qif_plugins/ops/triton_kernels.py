@@ -18,7 +18,7 @@ import triton.language as tl
 
 from .contract import Shape
 
-__all__ = ["FLOAT", "NEURON", "PERIODIC", "SINGLE", "backward", "forward"]
+__all__ = ["FLOAT", "NEURON", "backward", "forward"]
 
 # How a coefficient is given, two bits each in LAYOUTS: a float, a pointer to one number, to one for
 # each neuron, to values[(n // inner) % count].

@@ -15,7 +15,7 @@ from ...convert.hosts import loaded_hosts
 from .costs import Costs, Energy, Traffic, memory_traffic
 from .counting import Operations, count_operations
 
-__all__ = ["StepCount", "count_at_rate", "held_at_rate"]
+__all__ = ["StepCount", "count_at_rate"]
 
 _BISECTIONS = 12
 

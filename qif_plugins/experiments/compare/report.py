@@ -13,7 +13,7 @@ from ...support.text import text_table
 from ..figures import Curve, plot_curves
 from .training import Training
 
-__all__ = ["GOAL", "Summary", "print_table", "summarise", "write_figure", "write_json"]
+__all__ = ["print_table", "summarise", "write_figure", "write_json"]
 
 GOAL = 0.9
 """Test accuracy; the first epoch that reaches it is reported."""

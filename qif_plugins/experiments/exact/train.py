@@ -30,7 +30,6 @@ __all__ = [
     "build",
     "check_saved",
     "classification_loss",
-    "evaluate",
     "fit",
 ]
 

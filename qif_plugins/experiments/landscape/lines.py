@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...diagnostics.running import preserved, reset_state
 
-__all__ = ["Direction", "Line", "Loss", "Move", "Plane", "along", "moving", "over_plane"]
+__all__ = ["Direction", "Line", "Loss", "Plane", "along", "moving", "over_plane"]
 
 Loss = Callable[[], Tensor]
 Direction = Mapping[str, Tensor]

@@ -25,7 +25,7 @@ except ImportError as error:
 _adapter: Any = importlib.import_module("qif_plugins.adapters.spikingjelly")
 AnalyticWindow, QIFNode = _adapter.AnalyticWindow, _adapter.QIFNode
 
-__all__ = ["GOAL", "Data", "Observer", "data_of", "make", "outputs", "surrogate_named", "train"]
+__all__ = ["GOAL", "data_of", "make", "outputs", "surrogate_named", "train"]
 
 GOAL = 0.9
 """Accuracy whose first epoch is recorded."""

@@ -12,7 +12,7 @@ from ...support.files import finite, write_json
 from .engine import Trainer
 from .state import PARTS, check_progress
 
-__all__ = ["EXACT", "TRAIN", "Checkpoints", "check_checkpoint", "load_checkpoint"]
+__all__ = ["EXACT", "Checkpoints", "check_checkpoint", "load_checkpoint"]
 
 FORMAT = "qif-plugins training checkpoint 1"
 TRAIN, EXACT = "qif train", "qif exact train"
