@@ -75,31 +75,19 @@ class Arguments:
     kept_gain: Any = 1.0
 
     @classmethod
-    def constructed(
-        cls,
-        tau: Any,
-        decay_input: Any,
-        v_reset: Any,
-        *,
-        a: Any = None,
-        u1: Any = None,
-        u2: Any = None,
-        input_gain: Any = None,
-        dynamics: Any = None,
-    ) -> Arguments:
+    def constructed(cls, decay_input: Any, dynamics: Any = None, **numbers: Any) -> Arguments:
         """The arguments of a constructor, ``None`` where one was left out.
 
         Raises:
             TypeError: An argument that is not a number.
             ValueError: Contradictory arguments, or a tensor that is learned or has several elements.
         """
-        numbers = {"a": a, "u1": u1, "u2": u2, "tau": tau, "v_reset": v_reset, "input_gain": input_gain}
         given = {name: constructor_number(name, value) for name, value in numbers.items() if value is not None}
-        v_reset, input_gain = given.pop("v_reset", None), given.pop("input_gain", None)
-        leak: dict[str, Any] = {"tau": given.pop("tau")} if "tau" in given else {}
+        leak: dict[str, Any] = {"tau": given["tau"]} if "tau" in given else {}
         if decay_input is not None:
             leak["decay_input"] = _flag(decay_input)
-        return cls(MapArguments(dynamics, given, leak), v_reset, input_gain)
+        roots = {name: given[name] for name in MAP if name in given}
+        return cls(MapArguments(dynamics, roots, leak), given.get("v_reset"), given.get("input_gain"))
 
     def assigned(self, name: str, value: Any, current: QIFParameters, open_to_leak: bool) -> Arguments:
         """The arguments after an assignment.

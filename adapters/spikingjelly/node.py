@@ -114,7 +114,7 @@ class QIFNeuron(ChainedSteps):
         unknown = options.keys() - {"a", "u1", "u2", "input_gain", "dynamics"}
         if unknown:
             raise TypeError(f"{type(self).__name__}.__init__() got an unexpected keyword argument {min(unknown)!r}")
-        arguments = Arguments.constructed(tau, decay_input, v_reset, **options)
+        arguments = Arguments.constructed(decay_input, tau=tau, v_reset=v_reset, **options)
         params = arguments.parameters(constructor_number("v_threshold", v_threshold))
         self._check_learnable(params)
         if surrogate_function is None:
@@ -130,11 +130,7 @@ class QIFNeuron(ChainedSteps):
             tau=arguments.map.leak.get("tau"), decay_input=arguments.map.leak.get("decay_input"),
             v_threshold=params.v_threshold, v_reset=arguments.v_reset, _arguments=arguments,
         )  # fmt: skip
-        return {
-            "v_threshold": params.v_threshold,
-            "v_reset": self.v_reset,
-            "surrogate_function": surrogate_function,
-        }
+        return {"v_threshold": self.v_threshold, "v_reset": self.v_reset, "surrogate_function": surrogate_function}
 
     def _check_learnable(self, params: QIFParameters) -> None:
         """Refuse parameters that a node which learns them cannot start from."""
@@ -225,25 +221,10 @@ class QIFNeuron(ChainedSteps):
 
     # -- parameters ------------------------------------------------------------------------------
 
-    @property
-    def a(self) -> Any:
-        """Curvature of the map."""
-        return self.params.a
-
-    @property
-    def u1(self) -> Any:
-        """First root of the map."""
-        return self.params.u1
-
-    @property
-    def u2(self) -> Any:
-        """Second root of the map."""
-        return self.params.u2
-
-    @property
-    def input_gain(self) -> Any:
-        """Factor on the input."""
-        return self.params.input_gain
+    a: Any = property(lambda self: self.params.a, doc="Curvature of the map.")
+    u1: Any = property(lambda self: self.params.u1, doc="First root of the map.")
+    u2: Any = property(lambda self: self.params.u2, doc="Second root of the map.")
+    input_gain: Any = property(lambda self: self.params.input_gain, doc="Factor on the input.")
 
     @property
     def dynamics(self) -> str:
@@ -258,7 +239,8 @@ class QIFNeuron(ChainedSteps):
         threshold = self._threshold()
         if learns(threshold):
             return self._arguments.parameters(threshold, learned=True)
-        if not torch.compiler.is_compiling() and not self._is_current(threshold):
+        seen = None if torch.compiler.is_compiling() else versions(self._arguments.tensors(threshold))
+        if seen is not None and not same_versions(seen, self._seen):
             params = self._arguments.parameters(threshold)
             self._adopt(self._arguments, threshold, params, self._derived(params))
         return self._params
@@ -267,9 +249,6 @@ class QIFNeuron(ChainedSteps):
     def qif_parameters(self) -> QIFParameters:
         """The same under the name that every host's QIF module has."""
         return self.params
-
-    def _is_current(self, threshold: Any) -> bool:
-        return same_versions(versions(self._arguments.tensors(threshold)), self._seen)
 
     def _present(self) -> QIFParameters:
         """The neuron as it is now, without gradient."""

@@ -63,9 +63,10 @@ class AnalyticBase:
             return cls.relative(Window.named(cls.default, params), params.v_threshold)
         missing = [name for name, value in given.items() if value is None and name != "height"]
         if missing:
+            passed = ", ".join(name for name, value in given.items() if value is not None)
             raise ValueError(
-                f"{' and '.join(missing)} must be passed with {', '.join(given.keys() - missing)}; leave all of them "
-                "out for the surrogate that is derived for the paper's parameters"
+                f"{' and '.join(missing)} must be passed with {passed}; leave all of them out for the surrogate that "
+                "is derived for the paper's parameters"
             )
         checked: dict[str, Any] = {name: 1.0 if value is None else value for name, value in given.items()}
         cls.core(**checked)

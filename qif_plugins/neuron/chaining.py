@@ -26,34 +26,28 @@ _LOW_PRECISION = (torch.float16, torch.bfloat16)
 
 
 class _Link(NamedTuple):
-    """The membrane that the last call left in ``v``, and what the next call starts from while it is still there.
+    """The membrane that the last call left in ``v``, and the one that the next call starts from.
 
     Attributes:
         v: The membrane in ``v``.
-        version: Count of its changes in place.
-        tracked: Whether it required a gradient.
-        place: Its graph and its memory, which ``detach_()`` and an assigned ``.data`` change without a new version.
+        marks: Of ``v`` and of the threshold, see :func:`_mark`.
+        threshold: The threshold; another one would reset otherwise.
         state: The membrane before its reset with the graph behind it, or after it in float32 where ``v`` is rounded.
-        pre_reset: Which of the two.
-        threshold: The threshold, with its version where it is a tensor: another one would reset otherwise.
+        pre_reset: Whether it is the membrane before its reset.
     """
 
     v: Tensor
-    version: Any
-    tracked: bool
-    place: Any
+    marks: tuple[Any, Any]
+    threshold: Any
     state: Tensor
     pre_reset: bool
-    threshold: tuple[Any, Any]
 
     def leads_to(self, v: Any, threshold: Any) -> bool:
         """Whether ``v`` is what the last call left there, and the threshold is the same."""
-        if v is not self.v or v.requires_grad != self.tracked or _version(v) != self.version:
+        if v is not self.v or _mark(v) != self.marks[0]:
             return False
-        if not torch.compiler.is_compiling() and _place(v) != self.place:
-            return False
-        before, version = self.threshold
-        return not isinstance(before, Tensor) or (threshold is before and _version(threshold) == version)
+        fixed = not isinstance(self.threshold, Tensor)
+        return fixed or (threshold is self.threshold and _mark(threshold) == self.marks[1])
 
 
 class ChainedSteps(QIFLayer):
@@ -126,7 +120,8 @@ class ChainedSteps(QIFLayer):
         if h or low:
             # The last step: a copy, which does not keep the others in memory.
             state, every = (h[0], not single) if h else (exact, store_v_seq)
-            self._link = _link(v_last, state[-1].clone() if every else state, bool(h), threshold)
+            marks = _mark(v_last), _mark(threshold)
+            self._link = _Link(v_last, marks, threshold, state[-1].clone() if every else state, bool(h))
         return spikes, v_last, v_out if store_v_seq else None
 
 
@@ -140,17 +135,11 @@ def _may_be_trained() -> bool:
     return getattr(proxies, "get_proxy_mode", lambda: None)() is not None
 
 
-def _link(v: Tensor, state: Tensor, pre_reset: bool, threshold: Any) -> _Link:
-    place = None if torch.compiler.is_compiling() else _place(v)
-    return _Link(v, _version(v), v.requires_grad, place, state, pre_reset, (threshold, _version(threshold)))
-
-
-def _version(value: Any) -> int | None:
-    # Inference tensors count no versions, and a compiler cannot trace the question.
-    if torch.compiler.is_compiling() or not isinstance(value, Tensor) or value.is_inference():
+def _mark(value: Any) -> Any:
+    """What a write changes: the version, or the graph and the memory, as ``detach_()`` and an assigned ``.data`` do."""
+    if not isinstance(value, Tensor):
         return None
-    return value._version
-
-
-def _place(v: Tensor) -> Any:
-    return v.grad_fn, v.data_ptr() if has_storage(v) else None
+    if torch.compiler.is_compiling():  # which can trace none of the questions
+        return value.requires_grad
+    version = None if value.is_inference() else value._version  # inference tensors count no versions
+    return value.requires_grad, version, value.grad_fn, value.data_ptr() if has_storage(value) else None

@@ -5,6 +5,7 @@ import inspect
 import io
 import math
 import pickle
+from typing import get_args
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from spikingjelly.activation_based import base, functional, layer, monitor, neur
 from qif_plugins import QIFParameters
 from qif_plugins.neuron.functional import qif_multi_step
 from qif_plugins.neuron.surrogate import ATan, Gaussian, Sigmoid, Window
-from qif_plugins.ops.backends import BACKENDS
+from qif_plugins.ops.backends import BACKENDS, BackendName
 
 pytestmark = pytest.mark.filterwarnings("ignore:the surrogate .* has no fused kernel")
 HAS_FUNCTIONAL_FORMS = hasattr(base.MemoryModule, "single_step_functional_forward")
@@ -59,6 +60,19 @@ def test_first_arguments_are_those_of_lif_in_its_order(ours, host):
     assert all(p.kind is p.KEYWORD_ONLY for p in mine[len(theirs) :])
     kept = {"v_threshold", "v_reset", "detach_reset", "step_mode", "store_v_seq"}
     assert all(m.default == t.default for m, t in zip(mine, theirs, strict=False) if t.name in kept)
+
+
+@pytest.mark.parametrize("cls", [QIFNode, ParametricQIFNode])
+def test_the_options_are_listed_and_others_refused_as_python_refuses_them(cls):
+    named = inspect.signature(cls).parameters
+    assert named.keys() >= {"a", "u1", "u2", "input_gain", "dynamics", "window", "backend"}
+    assert not any(p.kind is p.VAR_KEYWORD for p in named.values())
+    with pytest.raises(TypeError, match=rf"{cls.__name__}.__init__\(\) got an unexpected keyword argument 'curvture'"):
+        cls(curvture=1.0)
+
+
+def test_the_names_that_type_checkers_know_are_those_that_there_are():
+    assert get_args(BackendName) == ("auto", *BACKENDS)
 
 
 def test_positional_arguments_reach_their_places():

@@ -99,6 +99,30 @@ def test_in_the_hosts_lif_node(step_mode):
     assert gradients[0].abs().sum() > 0
 
 
+@pytest.mark.parametrize(
+    ("kind", "derived"), [(AnalyticWindow, Window.unbiased), (AnalyticGaussian, Gaussian.isometric)]
+)
+def test_without_arguments_it_is_the_one_of_the_papers_parameters(kind, derived):
+    params = QIFParameters()
+    assert kind().window(params.v_threshold).coefficients() == pytest.approx(derived(params).coefficients())
+    assert kind(spiking=False).spiking is False
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "missing"),
+    [
+        (AnalyticWindow, {"lo": -0.5}, "hi must be passed with lo"),
+        (AnalyticWindow, {"hi": 0.5, "height": 2.0}, "lo must be passed with hi, height"),
+        (AnalyticWindow, {"height": 2.0}, "lo and hi must be passed with height"),
+        (AnalyticGaussian, {"height": 2.0}, "width must be passed with height"),
+    ],
+    ids=str,
+)
+def test_a_surrogate_that_is_given_in_part_is_refused(kind, arguments, missing):
+    with pytest.raises(ValueError, match=missing):
+        kind(**arguments)
+
+
 # -- the Gaussian ---------------------------------------------------------------------------------
 
 
