@@ -41,7 +41,7 @@ def _leave(entered: list[Any], proxy: Any) -> None:
     for index, other in enumerate(entered):
         if other is proxy:
             if _collector.running:
-                entered[index] = None  # the host passes by what is none of its neurons
+                entered[index] = None  # the host passes over anything but its neurons
             else:
                 del entered[index]
             return

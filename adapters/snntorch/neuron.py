@@ -269,7 +269,7 @@ class QIF(Parameters, snn.Leaky):
 
     @cached_property
     def reset(self) -> Tensor:
-        """Where the membrane was reset before the last step of :meth:`forward`, 1 and 0, as Leaky keeps it."""
+        """The resets before the last step of :meth:`forward`, 1 where the membrane was reset, as Leaky keeps them."""
         if self._mem_before is None:
             raise AttributeError  # as on a Leaky that has not run; the module names itself and the attribute
         mem, version, neuron = self._mem_before
@@ -326,15 +326,13 @@ class QIF(Parameters, snn.Leaky):
 
     def extra_repr(self) -> str:
         params = self.qif_parameters
-        numbers = ", ".join(f"{name}={_brief(getattr(params, name))}" for name in ("a", "u1", "u2", "v_threshold"))
-        leak = f", beta={_brief(self.beta)}" if self._decided == "lif" else ""
+        numbers = ", ".join(
+            f"{name}={number(getattr(params, name), '.4g')}" for name in ("a", "u1", "u2", "v_threshold")
+        )
+        leak = f", beta={number(self.beta, '.4g')}" if self._decided == "lif" else ""
         window = self._window if self._spike_grad is None else self._spike_grad
         return (
             f"dynamics={self.dynamics}{leak}, {numbers}, reset_mechanism={self._reset_mechanism}, "
             f"{'window' if self._spike_grad is None else 'spike_grad'}={window}, backend={self.backend}"
             f"{self._chosen().describe_set_aside()}"
         )
-
-
-def _brief(value: Number) -> str:
-    return number(value, ".4g")

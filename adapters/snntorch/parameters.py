@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from qif_plugins.neuron.arguments import MAP, MAX_BETA, MapArguments, build_parameters
+from qif_plugins.neuron.arguments import MAP, MAX_BETA, MapArguments, build_parameters, one_number
 from qif_plugins.neuron.following import has_storage, same_versions, versions
 from qif_plugins.neuron.module import QIFLayer, check_backend, checked_window, on_device
 from qif_plugins.neuron.parameters import Number, QIFParameters
@@ -64,10 +64,10 @@ class Parameters(QIFLayer):
     _root_names: tuple[str, ...]
     _seen: list[tuple[Any, Any]] | None = None
     _current: Neuron
-    """What was derived from the tensors in ``_seen``."""
+    """The neuron that was derived from the tensors in ``_seen``."""
     _varying: frozenset[str] = frozenset()
-    """Of beta and threshold, those that are not constant although they require no gradient: one that is parametrized,
-    where no gradient is taken, and one that torch.vmap has batched, which cannot be read.
+    """The names among beta and threshold that are not constant although they require no gradient: one that is
+    parametrized, where no gradient is taken, and one that torch.vmap has batched, which cannot be read.
     """
     _settled = False
     """Whether an assignment is one of the user's, neither the constructor's nor that of a state that is loaded."""
@@ -99,7 +99,7 @@ class Parameters(QIFLayer):
         if name == "dynamics" or name in MAP:
             self._open_to_leak = False
             params = self.qif_parameters
-            present = {root: _one(getattr(params, root)) for root in MAP}
+            present = {root: one_number(getattr(params, root)) for root in MAP}
             if name == "dynamics":
                 chosen = chosen.with_dynamics(value, present)
             else:
@@ -141,7 +141,7 @@ class Parameters(QIFLayer):
 
     @property
     def dynamics(self) -> str:
-        """What decided the map: ``"paper"``, ``"lif"`` (beta is matched) or ``"explicit"`` (a, u1, u2 were given)."""
+        """The rule that decided the map: ``"paper"``, ``"lif"`` (beta is matched) or ``"explicit"`` (a, u1, u2)."""
         return self._decided
 
     # -- the surrogate ---------------------------------------------------------------------------
@@ -341,7 +341,7 @@ def check_leak(chosen: MapArguments, learn_beta: bool) -> None:
     """Refuse a leak to match, or to learn, that is not there.
 
     Raises:
-        ValueError: There is none.
+        ValueError: No leak is matched.
     """
     if chosen.decided == "lif" and "beta" not in chosen.leak:
         what = "dynamics='lif' matches a leak" if chosen.dynamics else "curvature shapes the map that beta matches"
@@ -388,11 +388,6 @@ def checked_argument(name: str, value: Any) -> Any:
 def _wide(tensor: Tensor) -> Tensor:
     """In at least float32: the host keeps an integer threshold as an integer, and half() rounds beta."""
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
-
-
-def _one(value: Number) -> Number:
-    """A tensor of one number as that number."""
-    return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
 
 
 def detached(value: Any) -> Any:

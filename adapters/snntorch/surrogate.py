@@ -100,7 +100,7 @@ def check_spike_grad(spike_grad: Any) -> None:
 
 
 def recognised(spike_grad: Any) -> Any:
-    """snnTorch's closures as the surrogates that the kernels have, which can be pickled besides."""
+    """snnTorch's closures as the surrogates that the kernels have, which can also be pickled."""
     name = getattr(spike_grad, "__qualname__", None)
     if getattr(spike_grad, "__module__", None) == "snntorch.surrogate" and name in HOST_SURROGATES:
         variable, kind = HOST_SURROGATES[name]

@@ -68,7 +68,7 @@ class QIFNode(HookedNeuron, neuron.BaseNode):
         self.cupy_fp32_inference = cupy_fp32_inference
 
     def register_memory(self, name: str, value: Any) -> None:
-        """As the host's, except for the threshold and the reset potential, which it counts as state."""
+        """Register state as the host does, but not the threshold and the reset potential, which it counts as state."""
         if name not in ("v_threshold", "v_reset"):
             super().register_memory(name, value)
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from qif_plugins.neuron.arguments import MAP, one_number
+from qif_plugins.neuron.arguments import MAP, NodeArguments, one_number
 from qif_plugins.neuron.chaining import ChainedSteps
 from qif_plugins.neuron.following import WindowMemory, has_storage, same_versions, versions
 from qif_plugins.neuron.functional import check_spread
@@ -29,7 +29,7 @@ from qif_plugins.neuron.surrogate import (
 from qif_plugins.ops.backends import BACKENDS, BackendName
 from qif_plugins.support.text import number
 
-from .arguments import Arguments, checked_assignment, constructor_number, learns
+from .arguments import checked_assignment, constructor_number, learns, node_arguments
 from .surrogate import AnalyticBase
 
 __all__ = ["QIFNeuron", "broadcast", "fused_surrogates", "overridden"]
@@ -67,7 +67,7 @@ class QIFNeuron(ChainedSteps):
     fused_surrogates: ClassVar[dict[Any, Any]]
     """Surrogates of the host that have a fused kernel: host class -> core class, both taking ``alpha``."""
 
-    _arguments: Arguments
+    _arguments: NodeArguments
     _params: QIFParameters
     _seen: list[tuple[Any, Any]]
     """The tensors that ``_params`` were made of, with their versions."""
@@ -114,7 +114,7 @@ class QIFNeuron(ChainedSteps):
         unknown = options.keys() - {"a", "u1", "u2", "input_gain", "dynamics"}
         if unknown:
             raise TypeError(f"{type(self).__name__}.__init__() got an unexpected keyword argument {min(unknown)!r}")
-        arguments = Arguments.constructed(decay_input, tau=tau, v_reset=v_reset, **options)
+        arguments = node_arguments(decay_input, tau=tau, v_reset=v_reset, **options)
         params = arguments.parameters(constructor_number("v_threshold", v_threshold))
         self._check_learnable(params)
         if surrogate_function is None:
@@ -177,7 +177,7 @@ class QIFNeuron(ChainedSteps):
         self._adopt(arguments, threshold, params, window)
 
     def _adopt(
-        self, arguments: Arguments, threshold: Any, params: QIFParameters, window: Window | Gaussian | None
+        self, arguments: NodeArguments, threshold: Any, params: QIFParameters, window: Window | Gaussian | None
     ) -> None:
         changed = params != self._params
         self._arguments, self._params = arguments, params
@@ -228,7 +228,7 @@ class QIFNeuron(ChainedSteps):
 
     @property
     def dynamics(self) -> str:
-        """What decided the map: ``"paper"``, ``"lif"`` (a leak is matched) or ``"explicit"`` (a, u1, u2 were given)."""
+        """The rule that decided the map: ``"paper"``, ``"lif"`` (a leak is matched) or ``"explicit"`` (a, u1, u2)."""
         return self._arguments.map.decided
 
     @property

@@ -116,10 +116,6 @@ class LearnedMap(QIFNeuron):
         self._link = None
         self._refresh_window()
 
-    def _neuron(self, x: Tensor, single: bool = False) -> tuple[QIFParameters, Surrogate]:
-        params = self.params
-        return params, self._followed() if self.learns_window else self._surrogate(params.v_threshold)
-
 
 class ParametricQIFNeuron(LearnedMap):
     """A node that learns a, u1 and u2.

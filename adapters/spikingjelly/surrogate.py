@@ -185,7 +185,7 @@ class AnalyticGaussianBase(AnalyticBase):
 
 
 class _CudaText(AnalyticBase):
-    """What the CuPy kernels of SpikingJelly 0.0.0.0.14 ask of a surrogate."""
+    """The text that the CuPy kernels of SpikingJelly 0.0.0.0.14 ask of a surrogate."""
 
     def cuda_codes(self, y: str, x: str, dtype: str) -> str:
         """CUDA statement that assigns the surrogate's value at ``x`` to ``y``.
@@ -230,7 +230,7 @@ class CudaAnalyticWindowBase(_CudaText, AnalyticWindowBase):
 
 
 class CudaAnalyticGaussianBase(_CudaText, AnalyticGaussianBase):
-    """As :class:`CudaAnalyticWindowBase`."""
+    """The Gaussian with the same."""
 
     def __init__(self, height: Number | None = None, width: Number | None = None, spiking: bool = True) -> None:
         numbers = self.constructed(height, width)

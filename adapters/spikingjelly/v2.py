@@ -110,7 +110,7 @@ class QIFNode(QIFNeuron, neuron.BaseNode):
     Raises:
         ValueError: ``dynamics`` together with a, u1 or u2, ``window`` together with ``surrogate_function``, an unknown
             name, or parameters that :class:`~qif_plugins.QIFParameters` refuses.
-        TypeError: A number that is none, or a ``surrogate_function`` that cannot be called.
+        TypeError: An argument that is not a number, or a ``surrogate_function`` that cannot be called.
     """
 
     analytic_window = AnalyticWindow

@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
-from ..neuron.arguments import DYNAMICS, MAP, MapArguments
+from ..neuron.arguments import DYNAMICS, MAP, MapArguments, build_parameters
 from ..neuron.parameters import QIFParameters
 from ..support.names import unknown
 
@@ -42,16 +41,13 @@ def neuron(arguments: argparse.Namespace) -> QIFParameters:
         ValueError: Contradicting options, or parameters that :class:`QIFParameters` refuses.
     """
     chosen = _map_arguments(arguments)
-    if chosen.decided != "lif":
-        roots: dict[str, Any] = chosen.roots
-        return QIFParameters(**roots, v_threshold=arguments.threshold, v_reset=arguments.v_reset)
-    if arguments.beta is None:
+    if chosen.decided == "lif" and arguments.beta is None:
         what = "--dynamics lif matches a leak" if chosen.dynamics else "--curvature shapes the map that --beta matches"
         raise ValueError(f"{what}; pass --beta too, or --a instead")
-    return QIFParameters.matching_lif(
-        arguments.beta, v_threshold=arguments.threshold, v_reset=arguments.v_reset,
-        **{name: value for name, value in chosen.leak.items() if name == "curvature"},
-    )  # fmt: skip
+    curvature = {} if arguments.curvature is None else {"curvature": arguments.curvature}
+    return build_parameters(
+        chosen.roots, arguments.threshold, beta=arguments.beta, v_reset=arguments.v_reset, **curvature
+    )
 
 
 def _map_arguments(arguments: argparse.Namespace) -> MapArguments:

@@ -18,7 +18,7 @@ from ..neuron.parameters import QIFParameters
 __all__ = ["LeakQIFNode", "LearnedLeak"]
 
 MIN_LEAK = 1e-4
-"""How near a learned leak may come to 0 and to 1: the matched map needs both apart, and float32 some distance."""
+"""Distance that a learned leak keeps from 0 and from 1: the matched map needs both apart, and float32 some distance."""
 
 
 class LearnedLeak(LearnedMap):

@@ -14,8 +14,8 @@ from spikingjelly.activation_based import layer, neuron
 from torch import Tensor, nn
 
 from ..adapters.spikingjelly import ParametricQIFNode, QIFNode
-from ..adapters.spikingjelly.arguments import DEFAULT_TAU
 from ..adapters.spikingjelly.parametric import LearnedMap
+from ..neuron.arguments import DEFAULT_TAU
 from ..neuron.module import QIFLayer
 from .hosts import NO_LEAK_BETA, Neuron, Plan, Request, Snapshot, check_arguments, never_fires, no_leak
 from .leak import LeakQIFNode, LearnedLeak

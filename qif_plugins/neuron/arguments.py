@@ -1,4 +1,4 @@
-"""What decides the map of a neuron where several arguments could: one rule for both hosts and for ``qif window``.
+"""The arguments that decide the map of a neuron, by one rule for both hosts and for ``qif window``.
 
 1. ``dynamics``: ``"paper"`` takes the a, u1 and u2 of arXiv 2510.05168, ``"lif"`` matches the leak.
 2. Otherwise any of ``a``, ``u1``, ``u2``; those left out are the paper's. Together with ``dynamics`` they are refused.
@@ -17,18 +17,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
 
 from ..support.names import unknown
 from ..support.text import number
-from .parameters import Number, QIFParameters
+from .parameters import Number, QIFParameters, holds_everywhere, is_finite
 
 __all__ = [
+    "DEFAULT_TAU",
     "DYNAMICS",
     "MAP",
     "MAX_BETA",
     "DynamicsName",
     "MapArguments",
+    "NodeArguments",
     "build_parameters",
     "one_number",
 ]
@@ -39,9 +42,11 @@ MAP = ("a", "u1", "u2")
 PAPER: dict[str, Number] = {"a": 0.25, "u1": 0.0, "u2": 0.5}
 
 MIN_DISTANCE = 1e-6
-"""How near the threshold of a matched neuron may be learned to come to the resting point, which it must lie above."""
+"""Least distance of a matched neuron's learned threshold from the resting point, which it must lie above."""
 MAX_REACH = 0.99
-"""How far towards the unstable point of a given map a threshold may be learned to go, from the resting point."""
+"""Share of the way from the resting to the unstable point of a given map that a learned threshold may go."""
+DEFAULT_TAU = 2.0
+"""The time constant of a SpikingJelly node that matches a leak and was given none."""
 MAX_BETA = 0.9999
 """Upper limit of a learned leak β, and of the one that a window is derived for: the matched map needs β < 1, its
 float32 gradient and its moments some distance from it.
@@ -50,7 +55,7 @@ float32 gradient and its moments some distance from it.
 
 @dataclass(frozen=True, eq=False)
 class MapArguments:
-    """What was passed, or assigned since, that could decide the map.
+    """The arguments, passed or assigned since, that could decide the map.
 
     Attributes:
         dynamics: ``"paper"``, ``"lif"``, or ``None`` where it was left out.
@@ -91,7 +96,7 @@ class MapArguments:
         return {} if self.decided == "lif" else dict(self.leak)
 
     def describe_set_aside(self) -> str:
-        """What ``repr`` appends: the leak that was set aside, if any."""
+        """Describe the leak that was set aside, if any, for ``repr``."""
         shown = ", ".join(f"{name}={number(value)}" for name, value in self.set_aside.items())
         return f", {shown} set aside" if shown else ""
 
@@ -176,6 +181,110 @@ def build_parameters(
         v_threshold = v_threshold.clamp(max=resting + MAX_REACH * (unstable - resting))
     make = QIFParameters if checked else QIFParameters.unchecked
     return make(**roots, v_threshold=v_threshold, **others)
+
+
+@dataclass(frozen=True, eq=False)
+class NodeArguments:
+    """The numbers that SpikingJelly's nodes are given, except for the threshold, which may be a module's parameter.
+
+    Attributes:
+        map: The arguments that decide the map.
+        v_reset: Membrane after a spike, and the potential that a matched leak decays to; ``None`` for the soft reset.
+        input_gain: Factor on the input; ``None`` where it was left out.
+        kept_gain: The gain of the leak that was matched before a, u1 or u2 was assigned.
+    """
+
+    map: MapArguments = field(default_factory=MapArguments)
+    v_reset: Any = 0.0
+    input_gain: Any = None
+    kept_gain: Any = 1.0
+
+    def assigned(self, name: str, value: Any, current: QIFParameters, open_to_leak: bool) -> NodeArguments:
+        """The arguments after an assignment.
+
+        Args:
+            name: The attribute.
+            value: Its checked value.
+            current: The neuron before the assignment.
+            open_to_leak: See :meth:`MapArguments.with_leak`.
+
+        Raises:
+            ValueError: An unknown ``dynamics``, or a leak that would have no effect.
+        """
+        if name in ("v_reset", "input_gain"):
+            return dataclasses.replace(self, **{name: value})
+        present = {root: getattr(current, root) for root in MAP}
+        if name == "dynamics":
+            changed = self.map.with_dynamics(value, present)
+        elif name in MAP:
+            changed = self.map.with_map(present, **{name: value})
+        elif name in ("tau", "decay_input"):
+            changed = self.map.with_leak(open_to_leak, **{name: value})
+        else:
+            return self
+        matched = changed.decided == "explicit" and self.map.decided == "lif"
+        return dataclasses.replace(self, map=changed, kept_gain=current.input_gain if matched else self.kept_gain)
+
+    @property
+    def tau(self) -> Any:
+        """The time constant of the leak."""
+        return self.map.leak.get("tau", DEFAULT_TAU)
+
+    def numbers(self, v_threshold: Any) -> dict[str, Any]:
+        """The numbers that decide, with the threshold, by the names that they were passed by."""
+        leak = {"tau": self.map.leak.get("tau")} if self.map.decided == "lif" else dict(self.map.given)
+        return {"v_threshold": v_threshold, "v_reset": self.v_reset, "input_gain": self.input_gain, **leak}
+
+    def tensors(self, v_threshold: Any) -> list[Tensor]:
+        """The tensors among all numbers, the threshold included."""
+        values = (v_threshold, *self.map.given.values(), *self.map.leak.values(), self.v_reset, self.input_gain)
+        return [value for value in values if isinstance(value, Tensor)]
+
+    def parameters(self, v_threshold: Any, learned: bool = False) -> QIFParameters:
+        """The neuron that all of them describe together.
+
+        Args:
+            v_threshold: Threshold θ.
+            learned: Whether the threshold is a tensor that is learned. It is then kept where the membrane is stable
+                instead of checked, and nothing is read back from its device. Default False.
+
+        Raises:
+            ValueError: A ``tau`` that is not finite and above 1, or parameters that
+                :class:`~qif_plugins.QIFParameters` refuses.
+        """
+        rest: Any = 0.0 if self.v_reset is None else one_number(self.v_reset)
+        if learned:  # a half module's threshold, too
+            v_threshold = v_threshold.to(torch.promote_types(v_threshold.dtype, torch.float32))
+        else:
+            v_threshold = one_number(v_threshold)
+            for name, value in (("v_threshold", v_threshold), ("v_reset", rest)):
+                if not (isinstance(value, Tensor) and value.is_meta) and not holds_everywhere(value, is_finite):
+                    raise ValueError(f"{name} must be finite, got {number(value)}")
+        common: dict[str, Any] = {"v_reset": rest, "reset": "soft" if self.v_reset is None else "hard"}
+        common |= {"checked": not learned, "learned_threshold": learned}
+        if self.map.decided != "lif":
+            gain = self.kept_gain if self.map.decided == "explicit" else 1.0
+            common["input_gain"] = gain if self.input_gain is None else one_number(self.input_gain)
+            return build_parameters(
+                {name: one_number(value) for name, value in self.map.roots.items()}, v_threshold, **common
+            )
+        tau = one_number(self.tau)
+        if not (holds_everywhere(tau, lambda t: t > 1) and holds_everywhere(tau, lambda t: 1 - 1 / t < 1)):
+            raise ValueError(
+                f"tau must be above 1 and finite, got {number(tau)}: SpikingJelly's LIF leaks with 1 - 1/tau a step"
+            )
+        if not learned and not holds_everywhere(v_threshold - rest, lambda reach: reach > 0):
+            raise ValueError(
+                f"v_threshold={number(v_threshold)} must lie above v_reset={number(rest)}, which a matched "
+                "leak decays to"
+            )
+        gain = 1 / tau if self.map.leak.get("decay_input", True) else 1.0
+        common["input_gain"] = gain if self.input_gain is None else one_number(self.input_gain)
+        try:
+            return build_parameters({}, v_threshold, beta=1 - 1 / tau, v_rest=rest, **common)
+        except ValueError as error:
+            numbers = f"tau={number(tau)} with v_reset={number(self.v_reset)}"
+            raise ValueError(f"{numbers} cannot be matched: {error}") from None
 
 
 def one_number(value: Any) -> Any:

@@ -136,10 +136,10 @@ def _may_be_trained() -> bool:
 
 
 def _mark(value: Any) -> Any:
-    """What a write changes: the version, or the graph and the memory, as ``detach_()`` and an assigned ``.data`` do."""
+    """Version, graph and memory of a tensor: a write, ``detach_()`` or an assigned ``.data`` changes one of them."""
     if not isinstance(value, Tensor):
         return None
-    if torch.compiler.is_compiling():  # which can trace none of the questions
+    if torch.compiler.is_compiling():  # which cannot trace the rest
         return value.requires_grad
     version = None if value.is_inference() else value._version  # inference tensors count no versions
     return value.requires_grad, version, value.grad_fn, value.data_ptr() if has_storage(value) else None

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..ops.backends import BACKENDS
 from ..support.names import unknown
+from .arguments import one_number
 from .following import WindowMemory, followed_moments, window_of_moments
 from .moments import membrane_moments
 from .observe import watchable
@@ -119,7 +120,7 @@ class QIFLayer:
         """Mean and deviation of g·x that the window assumes: measured, or those of tdBN, 0 and θ."""
         if "input_mean" not in self._measured:
             return 0.0, self.qif_parameters.v_threshold
-        return _number(self._measured["input_mean"]), _number(self._measured["input_std"])
+        return one_number(self._measured["input_mean"]), one_number(self._measured["input_std"])
 
     def derive_window(self, name: WindowName, params: QIFParameters) -> Window | Gaussian:
         """The window called ``name`` for the moments that were measured, or else assumed.
@@ -140,10 +141,10 @@ class QIFLayer:
         if name == "heuristic" or not self._measured:
             return Window.named(name, params)
         if "input_mean" in self._measured:
-            mean, std = (_number(self._measured[key]) for key in ("input_mean", "input_std"))
+            mean, std = (one_number(self._measured[key]) for key in ("input_mean", "input_std"))
             return Window.named(name, params, std, input_mean=mean)
         return window_from_membrane(
-            name, params, *(_number(self._measured[k]) for k in ("membrane_mean", "membrane_std"))
+            name, params, *(one_number(self._measured[k]) for k in ("membrane_mean", "membrane_std"))
         )
 
     def followed_moments(self, params: QIFParameters) -> tuple[Tensor, Tensor]:
@@ -188,7 +189,7 @@ class QIFLayer:
             MomentClosureError: The closure does not converge.
         """
         if "membrane_mean" in self._measured:
-            return _number(self._measured["membrane_mean"]), _number(self._measured["membrane_std"])
+            return one_number(self._measured["membrane_mean"]), one_number(self._measured["membrane_std"])
         params = self.qif_parameters if params is None else params
         mean, std = self._assumed_input(params)
         return membrane_moments(params, std, mean)
@@ -264,7 +265,3 @@ def on_device(window: Window | Gaussian, device: torch.device) -> Window | Gauss
         return window
     moved = window.mapped(lambda value: value.to(device, torch.float32) if isinstance(value, Tensor) else value)
     return moved
-
-
-def _number(value: Tensor) -> Number:
-    return value.item() if value.numel() == 1 else value

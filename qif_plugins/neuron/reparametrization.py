@@ -80,7 +80,7 @@ def unconstrained(params: QIFParameters) -> dict[str, Tensor]:
 
 
 def _bound(u1: Tensor, u2: Tensor, fixed: QIFParameters) -> Tensor:
-    """What 1/a must exceed."""
+    """The lower bound of 1/a."""
     theta: Any = fixed.v_threshold
     total, difference = u1 + u2, u1 - u2
     # The constant keeps the root's derivative finite at u1 = u2 = 0, where another bound is the larger one.

@@ -1,0 +1,87 @@
+"""Arithmetic of one call of the operator, counted as a QIF neuron written out in elementwise operations.
+
+==========  =====================================  =========  ========  ===========
+a step      written out                            additions  products  comparisons
+==========  =====================================  =========  ========  ===========
+charge      h = (a (v - u1)) (v - u2) + g x        3          3
+fire        s = h - θ >= 0                         1                    1
+hard reset  v = s v_reset + (1 - s) h              2          2
+soft reset  v = h - s θ                            1          1
+==========  =====================================  =========  ========  ===========
+
+A subtraction counts as an addition, a division as a product. The charge has two operations more than LIF's
+v + (x - (v - v_reset)) / τ. The backward pass is counted as :mod:`.contract` writes it. A step that starts from the
+membrane before its reset (``pre_reset``) repeats a reset that was counted before.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from .contract import Shape
+from .library import multi_step
+
+__all__ = ["Work", "given", "work"]
+
+
+class Work(NamedTuple):
+    """Operations on single numbers."""
+
+    additions: int = 0
+    products: int = 0
+    comparisons: int = 0
+
+    def __add__(self, other: Any) -> Work:
+        return Work(*map(sum, zip(self, other, strict=True)))
+
+    def __mul__(self, times: Any) -> Work:
+        return Work(*(times * count for count in self))
+
+
+_CHARGE_AND_FIRE = Work(4, 3, 1)
+_RESET = {False: Work(2, 2), True: Work(1, 1)}
+"""The resets, by whether they are soft."""
+_BACKWARD = {False: Work(6, 4, 2), True: Work(7, 4, 2)}
+"""A step back whose reset passes no gradient to the spike, without w(h)."""
+_THROUGH_RESET = {False: Work(6, 4), True: Work(1, 1)}
+_SURROGATE = {
+    Shape.WINDOW: Work(0, 1, 2),
+    Shape.ATAN: Work(2, 3),
+    Shape.SIGMOID: Work(3, 5),  # the exponential as one
+    Shape.FAST_SIGMOID: Work(2, 3),
+    Shape.GAUSSIAN: Work(2, 4, 1),  # the exponential as one
+}
+_NUMBERS = {
+    False: (Work(3, 2), Work(2, 2), Work(2, 2), Work(1), Work(2, 1), Work(1, 1)),
+    True: (Work(3, 2), Work(2, 2), Work(2, 2), Work(2), Work(), Work(1, 1)),
+}
+"""The gradients of a, u1, u2, v_threshold, v_reset and input_gain, summed over the steps."""
+_INITIAL = Work(3, 2)
+"""The gradient of the membrane before the first step."""
+
+
+def work(operator: Any, args: Any, kwargs: Any) -> Work:
+    """Count the operations of a call of the operator or of its backward pass."""
+    values = given(operator, args, kwargs)
+    soft = bool(values["soft"])
+    if operator is multi_step:
+        return (_CHARGE_AND_FIRE + _RESET[soft]) * values["x_seq"].numel()
+    h_seq: Tensor = values["h_seq"]
+    step = _BACKWARD[soft] + _SURROGATE[Shape(values["shape"])]
+    if not values["detach_reset"]:
+        step += _THROUGH_RESET[soft]
+    neurons = h_seq.numel() // max(h_seq.shape[0], 1)
+    once = _INITIAL if values["needs_v"] else Work()
+    for cost, needed in zip(_NUMBERS[soft], values["needs"], strict=True):
+        if needed and any(cost):
+            step += cost
+            once += Work(1)  # summed over the neurons
+    return step * h_seq.numel() + once * neurons
+
+
+def given(operator: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """The arguments of a call by name."""
+    names = (argument.name for argument in operator._schema.arguments)
+    return {**dict(zip(names, args, strict=False)), **kwargs}
