@@ -15,11 +15,23 @@ class References(griffe.Extension):
 
     def on_package(self, *, pkg, loader, **kwargs):
         if pkg.path == "qif_plugins" and "adapters" not in pkg.members:
-            pkg.set_member("adapters", loader.load("adapters"))  # the folder at the repository's root
+            # The folder at the repository's root, read without extensions, which meet it as a part of the package.
+            finder = griffe.GriffeLoader(
+                extensions=griffe.Extensions(),
+                search_paths=[pkg.filepath.parent.parent],
+                lines_collection=loader.lines_collection,
+                modules_collection=loader.modules_collection,
+            )
+            pkg.set_member("adapters", finder.load("adapters"))
+            host = pkg["adapters.spikingjelly"]
+            for name, member in list(host.members.items()):  # of the two versions Griffe takes the last, 0.0.0.0.14
+                if member.is_alias and ".v0." in member.target_path:
+                    host.set_member(name, griffe.Alias(name, f"qif_plugins.adapters.spikingjelly.v2.{name}"))
 
     def on_object(self, *, obj, loader, **kwargs):
         if obj.docstring:
             text = ROLE.sub(lambda match: link(match["target"], obj), obj.docstring.value)
+            text = re.sub(r"^\s*::$", "", text, flags=re.MULTILINE)
             obj.docstring.value = re.sub(r"::$", ":", text, flags=re.MULTILINE)
 
 
