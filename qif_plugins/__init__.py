@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .convert.namespaces import register, unregister
     from .diagnostics.calibration import calibrate
     from .diagnostics.health import health
+    from .diagnostics.initialisation import initialise
     from .neuron.functional import available_backends, qif_multi_step, qif_step
     from .neuron.moments import MomentClosureError, firing_rate, membrane_moments
     from .neuron.parameters import QIFParameters
@@ -34,6 +35,7 @@ __all__ = [
     "calibrate",
     "firing_rate",
     "health",
+    "initialise",
     "membrane_moments",
     "qif_multi_step",
     "qif_step",
@@ -47,6 +49,7 @@ _HOMES = {
     ".convert.namespaces": ("register", "unregister"),
     ".diagnostics.calibration": ("calibrate",),
     ".diagnostics.health": ("health",),
+    ".diagnostics.initialisation": ("initialise",),
     ".neuron.functional": ("available_backends", "qif_multi_step", "qif_step"),
     ".neuron.moments": ("MomentClosureError", "firing_rate", "membrane_moments"),
     ".neuron.parameters": ("QIFParameters",),

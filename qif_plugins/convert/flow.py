@@ -44,10 +44,12 @@ class Call:
     Attributes:
         args: The positional ones.
         kwargs: Those by name.
+        drive: Runs the model in its own way in place of a call with these arguments; ``None`` (default) calls it.
     """
 
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    drive: Callable[[nn.Module], Any] | None = None
 
     @staticmethod
     def of(example: Any, model: nn.Module) -> Call:
@@ -119,7 +121,7 @@ class _Flow(TorchDispatchMode):
             sources = frozenset()  # its shape, not its values
         elif _PARAMETER in sources and name in _MIXING:
             self.feed(sources)
-            sources = frozenset({(WEIGHT, name)})
+            sources = frozenset({(WEIGHT, f"aten.{name}")})
         self.mark(out, sources)
         for argument, value in zip(func._schema.arguments, args, strict=False):
             base = getattr(value, "_base", None)
@@ -166,7 +168,8 @@ def trace(model: nn.Module, hosts: Sequence[Host], sites: list[Site], example: A
         flow.mark((call.args, dict(call.kwargs)), frozenset({_INPUT}))
         try:
             with torch.no_grad(), flow:
-                out = twin.eval()(*call.args, **call.kwargs)
+                twin.eval()
+                out = call.drive(twin) if call.drive else twin(*call.args, **call.kwargs)
         except Exception as error:
             raise ValueError(f"the model does not run on example_input: {type(error).__name__}: {error}") from error
         finally:
@@ -180,6 +183,8 @@ def trace(model: nn.Module, hosts: Sequence[Host], sites: list[Site], example: A
     last = fed.keys() - flow.feeding or returned
     for site in sites:
         site.norms = sorted(name for kind, name in fed.get(site.name, ()) if kind == NORM)
+        site.weights = sorted(name for kind, name in fed.get(site.name, ()) if kind == WEIGHT)
+        site.direct = sorted(name or kind for kind, name in fed.get(site.name, ()) if kind not in (NORM, WEIGHT))
         site.sources = max(counts.get(site.name, 1), 1)
         site.norms_known = site.name in fed
         site.reads_out = site.name in last

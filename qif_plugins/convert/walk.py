@@ -31,6 +31,9 @@ class Site:
         neuron: What the host says of it.
         norms: Names of the normalizations that feed it.
         norms_known: Whether it is known what feeds it.
+        weights: Names of the weight layers that feed it with no norm between; ``aten.`` and an operator's name for a
+            parameter that a function uses. Known by data flow only, as is ``direct``.
+        direct: Names of the neurons that feed it with no weight or norm between, and ``"input"`` for the model's input.
         sources: Over how many paths its input comes, where that is known, else 1.
         reads_out: Whether it feeds the model's output, with no weight between, or nothing at all, so that only its
             state can be what is read.
@@ -45,6 +48,8 @@ class Site:
     neuron: Neuron
     norms: list[str] = field(default_factory=list)
     norms_known: bool = True
+    weights: list[str] = field(default_factory=list)
+    direct: list[str] = field(default_factory=list)
     sources: int = 1
     reads_out: bool = False
     how: str = ""

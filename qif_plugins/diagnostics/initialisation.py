@@ -1,0 +1,421 @@
+"""Scale the weights of a network without norms, before it trains, so that every layer spikes.
+
+The analytic windows assume an input g·x whose deviation is the threshold θ, as tdBN makes it. With PyTorch's initial
+weights and no norm the input is far smaller, and a deep network does not spike at all. :func:`initialise` scales the
+weights layer by layer until each neuron receives that deviation. Mishkin and Matas (*All you need is a good init*,
+arXiv 1511.06422) do so for analog networks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+from ..convert.find import Call, Site, survey
+from ..convert.find import neurons as find_neurons
+from ..convert.hosts import loaded_hosts
+from ..convert.rates import Dynamics
+from ..neuron.module import QIFLayer
+from ..neuron.observe import Seen, watching
+from ..support.text import plus_minus, text_table
+from .running import bare, check_steps, input_of, preserved, run_on
+from .statistics import Moments
+
+__all__ = ["InitialisationReport", "InitialisedLayer", "initialise"]
+
+TOLERANCE = 0.01
+"""Relative distance from the threshold at which the deviation of an input is taken as reached."""
+ATTEMPTS = 8
+"""How often the weights of a layer are scaled. Once is enough where they feed their neuron through linear modules."""
+MARGIN = 4.0
+"""How far the largest singular value of initial weights may lie above √rows + √columns, in units of their root mean
+square. Independent normal entries exceed it with a probability below exp(-MARGIN² / 2) = 3e-4 (Davidson and Szarek,
+*Local operator theory, random matrices and Banach spaces*, theorem II.13)."""
+INTEGRATES = 1000.0
+"""A neuron with a threshold of this or more is not meant to spike."""
+
+_WEIGHTS = (nn.Linear, _ConvNd)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitialisedLayer:
+    """Weights and input of one neuron layer; NaN where it was not measured.
+
+    Attributes:
+        name: The neuron's name in the model.
+        weights: Names of the modules whose weight and bias were scaled; empty where the layer was left alone.
+        factor: Factor on their weight and bias.
+        threshold: Threshold θ.
+        std_before: Standard deviation of g·x with the weights as they were.
+        input_mean: Mean of g·x afterwards.
+        input_std: Its standard deviation afterwards.
+        rate: Spikes per neuron-step afterwards.
+        expected_rate: Spikes per neuron-step of the same neuron under a normal input of mean ``input_mean`` and
+            deviation θ that is independent in time.
+        note: Why the layer was left alone, or what else to know; or ``""``.
+    """
+
+    name: str
+    weights: tuple[str, ...] = ()
+    factor: float = 1.0
+    threshold: float = math.nan
+    std_before: float = math.nan
+    input_mean: float = math.nan
+    input_std: float = math.nan
+    rate: float = math.nan
+    expected_rate: float = math.nan
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class InitialisationReport:
+    """Result of :func:`initialise`; ``str()`` is a table.
+
+    Attributes:
+        layers: One entry for each neuron layer, in the order in which they ran.
+    """
+
+    layers: tuple[InitialisedLayer, ...]
+
+    def __str__(self) -> str:
+        header = ("layer", "weights", "scaled by", "std before", "input", "threshold", "spikes/step", "expected")
+        rows = [
+            (
+                row.name, ", ".join(row.weights) or "left", f"{row.factor:.3g}", f"{row.std_before:.3g}",
+                plus_minus(row.input_mean, row.input_std), f"{row.threshold:.3g}", f"{row.rate:.4f}",
+                f"{row.expected_rate:.4f}",
+            )
+            for row in self.layers
+        ]  # fmt: skip
+        notes = [f"{row.name}: {row.note}" for row in self.layers if row.note]
+        return "\n".join([text_table(header, rows, 2), *([""] if notes else []), *notes])
+
+
+class _Seen:
+    """Input, spikes and steps of one neuron layer in one run of the batch."""
+
+    def __init__(self) -> None:
+        self.input = Moments()
+        self.spikes = self.neuron_steps = self.steps = self.calls = 0
+
+    def moments(self) -> tuple[float, float]:
+        """Deviation and mean of the input."""
+        return self.input.std.item(), self.input.mean.item()
+
+
+def initialise(model: nn.Module, batch: Any, *, steps: int = 1) -> InitialisationReport:
+    """Scale each layer's weights so that its neurons receive an input g·x whose standard deviation is the threshold.
+
+    For networks that train from scratch and have no norm before their neurons. Layer by layer, in the order in which
+    they run, the weight and the bias of the linear and convolution modules that feed a neuron are multiplied by one
+    factor; the deviation is taken over batch, time and neurons. The membranes then have the scale that the analytic
+    windows assume, and the neurons spike about as often. QIF neurons and the hosts' LIF neurons are treated alike.
+    Nothing else changes: modes, membranes, norm statistics, hooks and random numbers are as before, and on an error the
+    weights are, too.
+
+    Where a norm feeds a neuron, the norm sets the scale, and the layer is left alone. So is one with no weight before
+    it, one that does not run, one whose threshold is 1000 or more, and a neuron of a class that is not known. The
+    report says so.
+
+    Args:
+        model: A model of either host, before ``torch.compile`` and before wrapping for several devices.
+        batch: A tensor, or a tuple or list whose first element is the input, as a DataLoader gives it; or a callable
+            that takes the model and runs it in its own way, such as over time. The callable resets the state itself.
+        steps: How often to call the model on the batch, without a reset in between; for models that take one time
+            step a call. Default 1.
+
+    Returns:
+        The factor of each layer, and its input and firing rate afterwards; ``str()`` is a table.
+
+    Raises:
+        ValueError: The model has no spiking neuron; it shows signs of training (norms that have counted batches, a
+            gradient, calibrated windows, weights whose entries are not independent of one another); weights are shared
+            between neurons or by parametrization, or add up before a neuron with something that no weight scales; or
+            an input does not vary or is not finite. A model that was trained for a few steps only shows no such sign.
+        TypeError: ``batch`` is something else, or the model takes more than one input.
+    """
+    check_steps(steps)
+    if bare(model) is not model:
+        raise ValueError(
+            f"the model is wrapped in {type(model).__name__}: initialise it first, then compile or wrap it"
+        )
+    hosts = loaded_hosts()
+    trained = _signs_of_training(model)
+    if trained:
+        raise ValueError(f"initialise is for a model that has not been trained, and {trained}")
+
+    x = () if callable(batch) else (input_of(model, batch),)
+
+    def drive(one: nn.Module) -> Any:
+        return run_on(one, *x, steps) if x else batch(one)
+
+    neurons = {site.name or "(model)": site for site in find_neurons(model, hosts)}
+    if not neurons:
+        raise ValueError(
+            f"{type(model).__name__} has no spiking neuron of SpikingJelly or snnTorch whose input could be scaled"
+        )
+    dynamics = {name: site.host.dynamics(site.module) for name, site in neurons.items() if _is_known(site)}
+    before = _measure(model, neurons, dynamics, drive)
+    if not any(seen.input.n for seen in before.values()):
+        raise ValueError("the batch is empty: no neuron received a value. Pass one with at least one sample.")
+    places = {site.name or "(model)": site for site in survey(model, hosts, Call(x, drive=drive)).sites}
+    left = {name: _why_left(places[name], before.get(name), dynamics.get(name)) for name in neurons}
+    feeding = _feeding(model, {name: places[name] for name in neurons if not left[name]}, places)
+    return _scaled(model, neurons, dynamics, before, feeding, left, drive)
+
+
+def _is_known(site: Site) -> bool:
+    return site.neuron.role in ("lif", "qif") and not site.neuron.reason
+
+
+def _why_left(site: Site, seen: _Seen | None, dynamics: Dynamics | None) -> str:
+    """Say why the weights before a neuron stay as they are, or return ``""``."""
+    if dynamics is None:
+        return f"left: {site.neuron.reason}"
+    if seen is None:
+        return "left: the batch does not reach it, or a subclass computes its own steps"
+    if site.norms:
+        return f"left: fed by {', '.join(site.norms)}"
+    if not site.weights:
+        return "left: no weight before it"
+    if not 0 < dynamics.threshold < INTEGRATES:
+        return f"left: with a threshold of {dynamics.threshold:g} it is not meant to spike"
+    return ""
+
+
+def _feeding(model: nn.Module, scaled: Mapping[str, Site], places: Mapping[str, Site]) -> dict[str, list[str]]:
+    """Find the modules whose weights each neuron's scale is set by.
+
+    Raises:
+        ValueError: They do not set the scale of this neuron alone, or not all of its input.
+    """
+    modules = dict(model.named_modules())
+    shared = Counter(id(p) for m in modules.values() for p in m._parameters.values() if p is not None)
+    for name, site in scaled.items():
+        if site.direct:
+            raise ValueError(
+                f"{name} adds up the output of {', '.join(site.weights)} and of {', '.join(site.direct)}, which no "
+                "weight scales, so that no factor on the weights sets the deviation of the sum. Put a norm before "
+                f"{name}, or a weight on the other path."
+            )
+        for weight in site.weights:
+            module = modules.get(weight)
+            if not isinstance(module, _WEIGHTS):
+                what = "a parameter that a function uses" if module is None else f"a {type(module).__name__}"
+                raise ValueError(
+                    f"{name} is fed by {weight}, {what}; initialise scales the weights of linear and convolution "
+                    "modules. Use one of these, or put a norm before the neuron."
+                )
+            others = sorted(other for other, place in places.items() if weight in place.weights and other != name)
+            if others or any(shared[id(p)] > 1 for p in module.parameters(recurse=False)):
+                by = f"feeds {', '.join(others)}, too" if others else "shares its parameters with another module"
+                raise ValueError(
+                    f"{weight}, which feeds {name}, {by}, so that one factor cannot set the scale of both. Put a norm "
+                    "before these neurons, or give each a weight of its own."
+                )
+    return {name: site.weights for name, site in scaled.items()}
+
+
+def _measure(
+    model: nn.Module, neurons: Mapping[str, Site], dynamics: Mapping[str, Dynamics], drive: Any,
+    adjust: Callable[[str, float], float] | None = None,
+) -> dict[str, _Seen]:  # fmt: skip
+    """Run the batch once, and return the neurons that ran, in the order in which they did.
+
+    Args:
+        model: The model.
+        neurons: Its neurons by name.
+        dynamics: Gain and threshold of those that are measured.
+        drive: Runs the model on the batch.
+        adjust: Takes the name and the deviation of the input of a neuron that is about to run, scales the weights
+            before it, and returns their factor, which the present input is scaled by, too. Default: leaves them.
+    """
+    found: dict[str, _Seen] = {}
+
+    def entering(name: str, site: Site) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            x = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+            if x is None:
+                return None
+            seen = found.setdefault(name, _Seen())
+            current = x.detach().reshape(-1, 1) * dynamics[name].gain
+            factor = 1.0
+            if adjust is not None:
+                now = Moments()
+                now.update(current)
+                factor = adjust(name, now.std.item())
+            seen.input.update(current * factor)
+            seen.calls += 1
+            seen.steps += len(x) if site.host.takes_sequences(module) else 1
+            if factor == 1.0:
+                return None
+            scaled = x * factor
+            return (
+                tuple(scaled if value is x else value for value in args),
+                {key: scaled if value is x else value for key, value in kwargs.items()},
+            )
+
+        return hook
+
+    def see(seen: Seen) -> None:
+        if seen.name in found:
+            found[seen.name].spikes += int((seen.spikes != 0).sum().item())
+            found[seen.name].neuron_steps += seen.spikes.numel()
+
+    known = {name: neurons[name] for name in dynamics}
+    # preserved gives every run the same random numbers, so that what is random in the model disturbs no comparison.
+    with preserved(model), watching({name: site.module for name, site in known.items()}, see), torch.no_grad():
+        for name, site in known.items():
+            site.module.register_forward_pre_hook(entering(name, site), with_kwargs=True)
+        drive(model)
+    return found
+
+
+def _scaled(
+    model: nn.Module, neurons: Mapping[str, Site], dynamics: Mapping[str, Dynamics], before: dict[str, _Seen],
+    feeding: Mapping[str, list[str]], left: Mapping[str, str], drive: Any,
+) -> InitialisationReport:  # fmt: skip
+    modules = dict(model.named_modules())
+    parameters = {
+        name: [p for weight in weights for p in modules[weight].parameters(recurse=False)]
+        for name, weights in feeding.items()
+    }
+    saved = [(p, p.detach().clone()) for own in parameters.values() for p in own]
+    factors, attempts = dict.fromkeys(feeding, 1.0), Counter[str]()
+    # A single call has the whole input, all time steps, so that all of these can be scaled while the batch runs.
+    at_once = {n for n in feeding if before[n].calls == 1 and neurons[n].host.takes_sequences(neurons[n].module)}
+
+    def is_off(name: str, std: float, mean: float) -> bool:
+        return attempts[name] < ATTEMPTS and _is_off(name, std, mean, dynamics[name].threshold)
+
+    def adjust(name: str, std: float) -> float:
+        attempts[name] += 1
+        factor = dynamics[name].threshold / std
+        factors[name] *= factor
+        for parameter in parameters[name]:
+            parameter.mul_(factor)
+        return factor
+
+    def adjust_at_once(name: str, std: float) -> float:
+        return adjust(name, std) if name in at_once and std > 0 and is_off(name, std, math.nan) else 1.0
+
+    seen = before
+    try:
+        # In the order of the run, as what comes later depends on what came before.
+        while name := next((n for n in seen if n in feeding and is_off(n, *seen[n].moments())), ""):
+            if name in at_once:
+                _measure(model, neurons, dynamics, drive, adjust_at_once)
+            else:
+                with torch.no_grad():
+                    adjust(name, seen[name].moments()[0])
+            seen = _measure(model, neurons, dynamics, drive)
+    except BaseException:
+        with torch.no_grad():
+            for parameter, copy in saved:
+                parameter.copy_(copy)
+        raise
+    order = [*before, *(name for name in neurons if name not in before)]
+    rows = [
+        InitialisedLayer(name=name, note=left[name])
+        if name not in seen
+        else _row(
+            name, dynamics[name], before[name], seen[name], feeding.get(name, []), factors.get(name, 1.0), left[name]
+        )
+        for name in order
+    ]
+    return InitialisationReport(tuple(rows))
+
+
+def _is_off(name: str, std: float, mean: float, threshold: float) -> bool:
+    """Whether the deviation of an input is not the threshold.
+
+    Raises:
+        ValueError: It is not finite, or 0.
+    """
+    if not math.isfinite(std):
+        raise ValueError(
+            f"{name} received an input that is not finite; look for the NaN where the model runs before it"
+        )
+    if not std > 0:
+        raise ValueError(
+            f"the input of {name} is constantly {mean:g}, so that no factor on the weights gives it a deviation: its "
+            "weights are 0, or nothing before it spikes. Pass another batch, more steps, or see to the layer before it."
+        )
+    return abs(std / threshold - 1) > TOLERANCE
+
+
+def _row(
+    name: str, dynamics: Dynamics, before: _Seen, after: _Seen, weights: list[str], factor: float, left: str
+) -> InitialisedLayer:
+    std, mean = after.moments()
+    note = left
+    if weights and abs(std / dynamics.threshold - 1) > TOLERANCE:
+        note = (
+            f"its input has a deviation of {std:.3g} instead of {dynamics.threshold:.3g}: something between its "
+            "weights and it, or its own feedback, does not scale with them"
+        )
+    return InitialisedLayer(
+        name=name, weights=tuple(weights), factor=factor, threshold=dynamics.threshold,
+        std_before=before.moments()[0], input_mean=mean, input_std=std,
+        rate=after.spikes / max(after.neuron_steps, 1), expected_rate=_expected(dynamics, mean, after.steps), note=note,
+    )  # fmt: skip
+
+
+def _expected(dynamics: Dynamics, mean: float, steps: int) -> float:
+    """Spikes per neuron-step under normal input of deviation θ, over as many steps from rest."""
+    size = min(max(steps, 1), 64), 4096
+    draws = torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu")
+    return dynamics.rate((mean + dynamics.threshold * draws) / dynamics.gain)
+
+
+def _signs_of_training(model: nn.Module) -> str:
+    """Say what shows that a model was trained, and what to do where that is not so; or return ``""``."""
+    for name, module in model.named_modules():
+        at = name or "the model"
+        if isinstance(module, _NormBase) and module.num_batches_tracked is not None:
+            batches = int(module.num_batches_tracked)
+            if batches:
+                return (
+                    f"{at} has counted {batches} batches. If these did not train it, call its reset_running_stats() "
+                    "first."
+                )
+        if isinstance(module, QIFLayer) and module.measured_moments:
+            return f"the window of {at} is calibrated to its present input. Initialise first, then calibrate."
+        if isinstance(module, _WEIGHTS) and not nn.parameter.is_lazy(module.weight) and _is_structured(module.weight):
+            return (
+                f"the weights of {at} are not independent of one another, as initial ones are: their largest singular "
+                "value is too large for that. Build the model anew, or call the layer's reset_parameters()."
+            )
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            return f"{name} has a gradient. If it did not train the model, call zero_grad() first."
+    return ""
+
+
+@torch.no_grad()
+def _is_structured(weight: Tensor) -> bool:
+    """Whether a weight's largest singular value is beyond that of independent entries with mean 0.
+
+    Training adds a few directions to the initial noise, and these stand out of its singular values (Martin and
+    Mahoney, *Implicit self-regularization in deep neural networks*, arXiv 1810.01075).
+    """
+    matrix = weight.detach().flatten(1).float()
+    if matrix.is_meta or not matrix.numel():
+        return False
+    rows, columns = matrix.shape
+    # Power iteration approaches the largest singular value from below, so that it accuses no one wrongly.
+    v = torch.randn(columns, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu")
+    v = v.to(matrix.device)
+    for _ in range(50):
+        v = matrix.T @ (matrix @ nn.functional.normalize(v, dim=0))
+    largest = (matrix @ nn.functional.normalize(v, dim=0)).norm()
+    limit = (math.sqrt(rows) + math.sqrt(columns) + MARGIN) * matrix.square().mean().sqrt()
+    return bool(largest > limit)
