@@ -1,4 +1,4 @@
-"""Windows from what the layers of a model really receive.
+"""Derive windows from the input that the layers of a model receive.
 
 The analytic windows assume the input that tdBN makes, g·x ~ N(0, θ²). A layer without tdBN receives something else.
 :func:`calibrate` measures it on real batches and derives every layer's window from the measurement.
@@ -88,7 +88,7 @@ class CalibrationReport:
 
 
 class _Statistics(LayerStatistics):
-    """The same, channel by channel too where that is asked for, and the number of runs."""
+    """Statistics of one layer, for each channel too where that is asked for, and the number of runs."""
 
     def __init__(self, per: str) -> None:
         super().__init__()
@@ -240,7 +240,7 @@ def _set_layer(name: str, layer: QIFLayer, seen: _Statistics, moments: str, scal
 
 
 def _found(layer: QIFLayer, seen: _Statistics, by_membrane: bool) -> tuple[dict[str, Tensor], int]:
-    """The moments to derive the window from, and how many channels got those of the layer for being out of reach."""
+    """Choose the moments to derive the window from; count the channels out of reach, which get those of the layer."""
     kind, pooled, channels = "input", seen.input, seen.input_channels
     if by_membrane:
         kind, pooled, channels = "membrane", seen.membrane, seen.membrane_channels
@@ -258,7 +258,7 @@ def _found(layer: QIFLayer, seen: _Statistics, by_membrane: bool) -> tuple[dict[
 
 
 def _far_channels(layer: QIFLayer, membrane: Moments) -> Tensor:
-    """Which channels have their threshold out of reach."""
+    """Find the channels whose threshold is out of reach."""
     threshold = torch.as_tensor(layer.qif_parameters.v_threshold, dtype=torch.float64, device="cpu").flatten()
     if threshold.numel() != membrane.mean.numel():
         threshold = threshold.mean()
@@ -266,7 +266,7 @@ def _far_channels(layer: QIFLayer, membrane: Moments) -> Tensor:
 
 
 def _predict(layer: QIFLayer, mean: float, std: float) -> tuple[tuple[float, float], float]:
-    """The closure's membrane moments and rate, pooled over neurons where the parameters differ between them."""
+    """Compute the closure's membrane moments and rate, pooled over neurons where the parameters differ between them."""
     params = layer.qif_parameters
     mu, sigma = membrane_moments(params, std, mean)
     rate = firing_rate(params, mu, sigma)
@@ -304,7 +304,7 @@ def _out_of_reach(
     layer: QIFLayer, membrane: tuple[float, float], predicted: tuple[float, float], by_membrane: bool, one_step: bool,
     scale_input: str,
 ) -> str:  # fmt: skip
-    """Why no window is fitted: the threshold is far from the membrane, measured, or as the window would assume it."""
+    """Explain why no window is fitted: the threshold is far from the membrane, measured or as the window assumes it."""
     threshold = average(layer.qif_parameters.v_threshold)
     judged = [membrane] if by_membrane else [predicted] if one_step else [membrane, predicted]
     distances = [(threshold - mean) / std if std > 0 else math.inf for mean, std in judged]
@@ -329,7 +329,7 @@ def _window(layer: QIFLayer) -> tuple[float, float] | None:
 
 
 def _by_channel(x: Tensor) -> Tensor:
-    """One step ``[N, C, *]`` or ``[C]`` as ``[values, C]``."""
+    """Reshape one step ``[N, C, *]`` or ``[C]`` to ``[values, C]``."""
     return x.unsqueeze(0) if x.dim() < 2 else x.movedim(1, -1).reshape(-1, x.shape[1])
 
 

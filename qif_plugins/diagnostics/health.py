@@ -88,7 +88,7 @@ class HealthReport:
 
 
 class _Statistics(LayerStatistics):
-    """The same with what the spikes of each neuron, the window and the rebound need; keeps spikes for the gradient."""
+    """Statistics of one layer, of its neurons, window and rebound too, with the spikes whose gradient is wanted."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ def health(
     loss: Callable[[Any, Any], Tensor] | None = None,
     steps: int = 1,
 ) -> HealthReport:
-    """Look at every QIF layer of a model while it runs one batch, forward and backward.
+    """Check every QIF layer of a model while it runs one batch, forward and backward.
 
     The model is left as found: no gradient is accumulated, membranes, buffers, modes and random numbers are restored.
 
@@ -235,7 +235,7 @@ def _gradients(statistics: dict[str, _Statistics], value: Any) -> dict[str, list
 
 
 def _direction(output: Any) -> Tensor:
-    """A fixed random functional of every floating-point tensor in the output."""
+    """Sum every floating-point tensor in the output, with fixed random signs."""
     tensors = [t for t in tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point() and t.requires_grad]
     if not tensors:
         raise ValueError(

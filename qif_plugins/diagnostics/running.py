@@ -74,7 +74,7 @@ def _state_tensors(state: dict[str, Any]) -> Iterator[Tensor]:
 
 
 def _eager() -> contextlib.AbstractContextManager[Any]:
-    """Compiled submodules run as written, so that hooks and observers see them."""
+    """Run compiled submodules as written, so that hooks and observers see them."""
     stance = getattr(torch.compiler, "set_stance", None)
     if stance is None or "torch._dynamo" not in sys.modules:
         return contextlib.nullcontext()

@@ -1,4 +1,4 @@
-"""Figures. Matplotlib is imported when one is drawn, with a backend that needs no display."""
+"""Draw figures, with one colour for each neuron. Matplotlib is imported when one is drawn, and needs no display."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ class Curve:
 
 
 def plot_curves(path: Path, curves: Iterable[Curve], title: str, y_label: str) -> None:
-    """Curves over epochs with their deviation bands, one panel a host, in the format that the suffix of ``path`` names.
+    """Draw curves over epochs with their deviation bands, a panel for each host, to a file in the format of its suffix.
 
     Args:
         path: The file to write.
-        curves: What to draw; curves of one label have one colour in every panel.
+        curves: The curves; those of one label have one colour in every panel.
         title: Title of the figure.
         y_label: Label of the vertical axis.
 
@@ -119,7 +119,7 @@ def plot_phase(
     steps: int = 12,
     current: float = 0.0,
 ) -> None:
-    """Cobweb plot of v -> f(v) + I with fixed points, threshold, regions and trajectories, to a PNG.
+    """Draw the cobweb plot of v -> f(v) + I with fixed points, threshold, regions and trajectories, to a PNG.
 
     Args:
         path: The file to write.
@@ -178,7 +178,7 @@ def plot_overhead(
     reported: tuple[float, float],
     title: str,
 ) -> None:
-    """Energy of QIF over LIF against the firing rate, to a PNG.
+    """Draw the energy of QIF over LIF against the firing rate, to a PNG.
 
     Args:
         path: The file to write.
@@ -213,11 +213,11 @@ def plot_overhead(
 
 
 def require_matplotlib(*paths: Path) -> None:
-    """Raise an error that says what to do, if figures cannot be drawn to ``paths``; for before the work that they show.
+    """Raise an error if figures cannot be drawn to ``paths``; call it before the work that they show.
 
     Raises:
         ImportError: Matplotlib is not installed.
-        ValueError: The suffix of a path is no format that Matplotlib writes.
+        ValueError: Matplotlib does not write the format of a path's suffix.
     """
     if find_spec("matplotlib") is None:
         raise ImportError("drawing a figure needs matplotlib; install it with: pip install 'qif-plugins[run]'")
@@ -233,7 +233,7 @@ def require_matplotlib(*paths: Path) -> None:
 
 @contextmanager
 def figure(path: Path, size: tuple[float, float], dpi: int = 150) -> Iterator[Any]:
-    """An empty Matplotlib figure that is written to ``path``, in the format of its suffix, if the block succeeds.
+    """Provide an empty Matplotlib figure, and write it to ``path`` in the format of its suffix if the block succeeds.
 
     Needs no display and leaves ``matplotlib.pyplot`` alone. A PDF or SVG holds no date.
 
@@ -244,7 +244,7 @@ def figure(path: Path, size: tuple[float, float], dpi: int = 150) -> Iterator[An
 
     Raises:
         ImportError: Matplotlib is not installed.
-        ValueError: The suffix of ``path`` is no format that Matplotlib writes.
+        ValueError: Matplotlib does not write the format of the suffix.
     """
     require_matplotlib(path)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -261,13 +261,13 @@ def figure(path: Path, size: tuple[float, float], dpi: int = 150) -> Iterator[An
 
 @contextmanager
 def _figure(path: Path, size: tuple[float, float], columns: int = 1) -> Iterator[tuple[Any, Any]]:
-    """The same with ``columns`` panels side by side."""
+    """Provide a figure with ``columns`` panels side by side, and write it likewise."""
     with figure(path, size) as drawn:
         yield drawn, drawn.subplots(1, columns, sharey=True, squeeze=False)[0]
 
 
 def _draw_cobweb(axes: Any, path: Sequence[float], colour: str) -> None:
-    """From the diagonal vertically to the map, then horizontally back to the diagonal; a square at the start."""
+    """Draw a path from the diagonal vertically to the map and horizontally back; a square marks the start."""
     corners = [(path[0], path[0])]
     for v, h in itertools.pairwise(path):
         corners += [(v, h), (h, h)]

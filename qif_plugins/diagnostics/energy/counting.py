@@ -226,7 +226,7 @@ _UNCOUNTED = {
 
 
 class _Counter(TorchFunctionMode):
-    """Counts the calls of functions with weights, under the name of the module that runs."""
+    """Counter of the calls of functions with weights, by the name of the module that runs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -254,13 +254,13 @@ class _Counter(TorchFunctionMode):
         return out
 
     def layers(self) -> Iterator[LayerCount]:
-        """What was counted, in order of the first call."""
+        """Yield the counts of each module, in order of the first call."""
         for name, (macs, synops, connections, padded) in self._counts.items():
             yield LayerCount(name, macs, synops, connections, padded, sum(self._weights[name].values()))
 
 
 def _count(func: Any, given: dict[str, Any], out: Tensor, name: str) -> tuple[int, int, int, int]:
-    """MACs, SynOps, connections and those with padding of one call."""
+    """Count MACs, SynOps, connections and those with padding of one call."""
     x, weight = given["input"], given["weight"]
     padded = (x if func in _TRANSPOSED else out).numel() * math.prod(weight.shape[1:])
     if not _binary(x):

@@ -176,7 +176,7 @@ def _cycles_a_second(device: int) -> float:
 
 
 def release() -> None:
-    """Free memory that nobody holds, and the GPU memory that PyTorch keeps for later."""
+    """Free memory that is no longer in use, and the GPU memory that PyTorch keeps for later."""
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""Loss and gradient along directions in parameter space, and numbers for how fragmented they are.
+"""Measure loss and gradient along directions in parameter space, and how fragmented they are.
 
 For any network and any loss of it: exact networks, whose gradient is that of the loss, and surrogate-trained ones of
 both hosts, whose gradient is the surrogate's.

@@ -62,7 +62,7 @@ def load_subject(source: str, data_folder: Path | None = None) -> Subject:
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: It is none of these.
+        ValueError: The file or the function is something else.
         ImportError: A package is missing.
     """
     path = Path(source)

@@ -64,7 +64,7 @@ def run(setting: Setting) -> Result:
 
 
 class _Statistics(LayerStatistics):
-    """The same with the correlation of the input between successive steps."""
+    """Statistics of one layer, with the correlation of its input between successive steps."""
 
     correlation = math.nan
 
