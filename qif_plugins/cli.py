@@ -1,11 +1,11 @@
 """The ``qif`` command.
 
-A subcommand is one line in :data:`COMMANDS`: its name, the module that holds it, and its help. The module has
+Each subcommand has a line in :data:`COMMANDS` with its name, its module and its help. The module has two functions::
 
     add_arguments(parser)       declares its options
     run(arguments) -> int       does the work and returns the exit status
 
-and is imported only when its subcommand is called, so that ``qif --help`` waits for none of them.
+It is imported when its subcommand is called, so that ``qif --help`` is quick.
 """
 
 from __future__ import annotations
@@ -21,17 +21,20 @@ __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {
     "compare": (".commands.compare", "train one network with LIF and with QIF in every installed host, and compare"),
-    "run": (".commands.run", "run an unmodified program, its LIF classes building QIF neurons"),
+    "run": (".commands.run", "run an unmodified program whose LIF classes build QIF neurons"),
     "train": (".commands.train", "train a model from a configuration, on one process or many"),
-    "evaluate": (".commands.evaluate", "accuracy, loss and firing rates of a checkpoint of qif train"),
-    "doctor": (".commands.doctor", "say what is installed, which backends run here, and why the others do not"),
-    "window": (".commands.window", "membrane moments and surrogate windows, beside a simulation of the same neuron"),
-    "phase": (".commands.phase", "draw the map of the neuron with its fixed points, threshold and regions"),
-    "energy": (".commands.energy", "count a network's operations, and what QIF costs more energy than LIF"),
+    "evaluate": (".commands.evaluate", "measure accuracy, loss and firing rates of a checkpoint of qif train"),
+    "doctor": (".commands.doctor", "show installed versions, the backends that run here, and why others do not"),
+    "window": (".commands.window", "compare membrane moments and surrogate windows with a simulation of the neuron"),
+    "phase": (".commands.phase", "draw the map of a neuron with its fixed points, threshold and regions"),
+    "energy": (".commands.energy", "count the operations of a network, and the energy that QIF adds to LIF"),
     "exact": (".commands.exact", "train with exact spike-time gradients, compare neurons, draw demonstrations"),
-    "landscape": (".commands.landscape", "measure and draw loss and gradient of trained networks along directions"),
-    "study": (".commands.study", "experiments of several trainings: run, recorded trial by trial, written up"),
-    "bench": (".commands.bench", "time the kernels beside the hosts' neurons, interleaved in one run"),
+    "landscape": (
+        ".commands.landscape",
+        "measure and draw the loss of trained networks along directions in weight space",
+    ),
+    "study": (".commands.study", "run the experiments of docs/studies, and write their pages"),
+    "bench": (".commands.bench", "time the kernels against the hosts' neurons in one run"),
 }
 """Subcommands by name: module, relative to this package, and help."""
 
@@ -40,8 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``qif`` with ``arguments``, by default those of the command line.
 
     Returns:
-        0 after success, the subcommand's own status otherwise; 2 with one line on stderr for wrong input, a missing
-        package, an unusable file or too little memory; 130 after an interrupt.
+        The status of the subcommand, 0 after success; 2 with one line on stderr for wrong input, a missing package, an
+        unusable file or too little memory; 130 after an interrupt.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     name = words[0] if words and words[0] in COMMANDS else ""
@@ -85,14 +88,14 @@ def _run(words: list[str], chosen: str) -> int:
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows defaults, except those of flags and of options that say themselves what leaving them out means."""
+    """Show defaults, except those of flags and of options whose help names their default."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default is None or action.default is False else super()._get_help_string(action)
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """Whether an allocation failed, in the words of PyTorch's allocators."""
+    """Tell whether an allocation failed, by the messages of PyTorch's allocators."""
     words = ("can't allocate memory", "not enough memory", "out of memory", "storage size calculation overflowed")
     return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
 

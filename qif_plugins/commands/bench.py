@@ -18,7 +18,7 @@ __all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the subcommand."""
+    """Declare the options of the subcommand."""
     parser.add_argument("--device", default="cpu", help="device to measure on")
     parser.add_argument("--threads", type=at_least(1), help="CPU threads (default: as PyTorch sets them)")
     parser.add_argument("--full", action="store_true", help="T in 1, 4, 16, 64 and N from 2^10 to 2^25, up to --most")
@@ -29,9 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--seconds", type=positive,
-        help="time for each size besides its warm-up; 3 repetitions at least, 100 at most (default: 10, with --full 2)",
+        help="time for each size after its warm-up; 3 to 100 repetitions (default: 10, with --full 2)",
     )  # fmt: skip
-    parser.add_argument("--most", type=at_least(1), help="largest T times N (default: 2^25 on a CPU, 2^28 on a GPU)")
+    parser.add_argument(
+        "--most", type=at_least(1), help="largest T times N to measure (default: 2^25 on a CPU, 2^28 on a GPU)"
+    )
     parser.add_argument(
         "--old-spikingjelly", type=Path, metavar="FOLDER",
         help="folder with a second SpikingJelly (pip install --target FOLDER --no-deps spikingjelly==0.0.0.0.14)",
@@ -40,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resume", action="store_true", help="keep what the results file holds and measure only what it lacks"
     )
     parser.add_argument(
-        "--minutes", type=positive, help="begin no further size after this time; --resume goes on (default: no limit)"
+        "--minutes", type=positive, help="begin no further size after this time; --resume continues (default: no limit)"
     )
     parser.add_argument("--out", type=Path, help="results file (default: benchmarks/results/MACHINE.json)")
 
@@ -68,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     )  # fmt: skip
     print(f"\nwrote {path}")
     if left:
-        print(f"{left} cases are left; the same command with --resume goes on")
+        print(f"{left} cases are left; the same command with --resume measures them")
     return 0
 
 

@@ -35,30 +35,32 @@ Key = tuple[str, str | None, int]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the subcommand."""
+    """Declare the options of the subcommand."""
     parser.add_argument("--data", default="digits", help=f"data set: {', '.join(DATA_SETS)}")
-    parser.add_argument("--data-folder", type=Path, default=Path("data"), help="where torchvision's data sets lie")
-    parser.add_argument("--download", action="store_true", help="fetch a missing data set of torchvision's")
+    parser.add_argument("--data-folder", type=Path, default=Path("data"), help="folder of torchvision's data sets")
+    parser.add_argument("--download", action="store_true", help="download a data set of torchvision's that is missing")
     parser.add_argument("--hosts", help=f"comma-separated, of {', '.join(HOSTS)} (default: those installed)")
     parser.add_argument("--windows", default=",".join(WINDOWS), help="windows of QIF, comma-separated")
-    parser.add_argument("--seeds", type=at_least(1, 10_000), default=3, help="how many seeds, 0 first")
+    parser.add_argument("--seeds", type=at_least(1, 10_000), default=3, help="number of seeds, from 0")
     parser.add_argument("--epochs", type=at_least(1), default=5, help="passes over the training images")
     parser.add_argument("--steps", type=at_least(1), default=4, help="time steps")
-    parser.add_argument("--batch-size", type=at_least(2), default=32, help="images a training step")
-    parser.add_argument("--lr", type=positive, default=4e-3, help="learning rate of Adam, taken to 0 by a cosine")
+    parser.add_argument("--batch-size", type=at_least(2), default=32, help="images in a training step")
+    parser.add_argument(
+        "--lr", type=positive, default=4e-3, help="learning rate of Adam, which a cosine schedule takes to 0"
+    )
     parser.add_argument("--device", default="cpu", help="device to train on")
     parser.add_argument(
-        "--threads", type=at_least(1, 1024), default=1, help="CPU threads; more slow so small a network down"
+        "--threads", type=at_least(1, 1024), default=1, help="CPU threads; more than one slows such small networks down"
     )
     parser.add_argument("--save", action="store_true", help="also write every trained network, for 'qif landscape'")
     parser.add_argument(
-        "--resume", action="store_true", help="keep the trainings that compare.json in --out holds, and do the others"
+        "--resume", action="store_true", help="keep the trainings in compare.json of --out, and run the others"
     )
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="folder of compare.json and compare.png")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train everything asked for that is not there yet, print the table, write the files."""
+    """Run the trainings that are not there yet, print the table, and write the files."""
     hosts = _hosts(arguments.hosts)
     windows = one_of("window", arguments.windows, WINDOWS)
     where = device(arguments.device)
@@ -119,7 +121,7 @@ def _run(arguments: argparse.Namespace, hosts: tuple[str, ...], windows: tuple[s
 
 
 def _check_finished(path: Path) -> None:
-    """Raise ``ValueError`` if a file is of a call that was cut, whose trainings would be lost."""
+    """Raise ``ValueError`` if the file belongs to an interrupted call, whose trainings would be lost."""
     try:
         left = read_json(path, "no file of 'qif compare'", {"trainings_left": int})["trainings_left"]
     except ValueError:  # an earlier version's, or another program's: written over as ever
@@ -131,10 +133,10 @@ def _check_finished(path: Path) -> None:
 
 
 def _done(path: Path, header: dict[str, Any], plan: list[Key]) -> tuple[dict[Key, Training], float]:
-    """The trainings in a file of an earlier call, and the seconds that they took.
+    """Read the trainings in the file of an earlier call, and the seconds that they took.
 
     Raises:
-        ValueError: It is no such file, or its trainings were made otherwise or are not asked for.
+        ValueError: It is another kind of file, or its trainings were made with other options or are not asked for.
     """
     way_out = "take another copy, leave out --resume to begin anew, or pass another --out"
     content = read_json(path, "no file of 'qif compare'", _FILE, way_out)
@@ -176,10 +178,10 @@ _FILE = {
 
 
 def _saved(folder: Path, training: Training) -> bool:
-    """Whether the trained network is there.
+    """Tell whether the trained network was saved.
 
     Raises:
-        ValueError: It is there and damaged, or another one.
+        ValueError: The file is damaged, or holds another network.
     """
     path = folder / f"{checkpoint_name(training)}.pt"
     if not path.exists():
@@ -204,7 +206,7 @@ def _hosts(text: str | None) -> tuple[str, ...]:
 
 @contextmanager
 def _reproducible(threads: int) -> Iterator[None]:
-    """The same seed gives the same numbers: a fixed number of threads, and cuDNN's deterministic algorithms."""
+    """Make a seed give the same numbers each time: a fixed number of threads, and cuDNN's deterministic algorithms."""
     before = torch.get_num_threads(), torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
     torch.set_num_threads(threads)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
@@ -241,7 +243,7 @@ def _header(arguments: argparse.Namespace, hosts: tuple[str, ...], windows: tupl
 
 
 class _Progress:
-    """One line a training on stderr, rewritten after every epoch where stderr is a terminal."""
+    """One line on stderr for each training, rewritten after every epoch where stderr is a terminal."""
 
     def __init__(self, prefix: str, epochs: int) -> None:
         self.prefix, self.epochs, self.line = prefix, epochs, ""

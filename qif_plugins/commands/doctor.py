@@ -1,4 +1,4 @@
-"""``qif doctor``: what is installed, what runs here, and whether it computes what it should."""
+"""``qif doctor``: installed versions, usable back ends, and a check of their results."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OPTIONAL = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The subcommand has no options."""
+    """Declare the options of the subcommand: none."""
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _shortcuts() -> str:
-    """Which of them this process takes, and how to turn them off or on."""
+    """Name the shortcuts that this process takes, and the variable that turns them off."""
     if not ENABLED:
         return f"off by {VARIABLE}=0"
     taken = {
@@ -87,7 +87,7 @@ def _version(distributions: tuple[str, ...]) -> str | None:
 
 
 def _devices() -> Iterator[tuple[torch.device, str]]:
-    """Every device of this machine and what to call it."""
+    """List the devices of this machine with their labels."""
     yield torch.device("cpu"), "cpu"
     for index in range(torch.cuda.device_count()):
         major, minor = torch.cuda.get_device_capability(index)
@@ -102,7 +102,7 @@ def _no_accelerator() -> str:
 
 
 def _self_check(backend: BackendName, device: torch.device) -> str | None:
-    """What of a small sequence, forward and backward, differs from the reference on the CPU; None if nothing."""
+    """Run a small sequence forward and backward; say what differs from the reference on the CPU, or ``None``."""
     try:
         results = _small_problem(backend, device)
     except Exception as error:  # whatever a kernel raises is a finding to print

@@ -1,4 +1,4 @@
-"""``qif energy``: operations and energy of a network, and what QIF adds to LIF."""
+"""``qif energy``: operations and energy of a network, and the energy that QIF adds to LIF."""
 
 from __future__ import annotations
 
@@ -45,13 +45,17 @@ _COSTS = Costs()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the subcommand."""
-    sweep = parser.add_argument_group("an untrained model, at firing rates that it is held at (the default)")
+    """Declare the options of the subcommand."""
+    sweep = parser.add_argument_group("an untrained model, held at given firing rates (the default)")
     options = [
         sweep.add_argument("--model", choices=SHAPES, help="model (default: resnet19)"),
-        sweep.add_argument("--neuron", help="whose spikes to count, of qif_plugins.models.NEURONS (default: qif)"),
+        sweep.add_argument("--neuron", help="neuron, a name of qif_plugins.models.NEURONS (default: qif)"),
         sweep.add_argument(
-            "--shape", type=at_least(1), nargs=3, metavar=("C", "H", "W"), help="input (default: usual)"
+            "--shape",
+            type=at_least(1),
+            nargs=3,
+            metavar=("C", "H", "W"),
+            help="shape of the input (default: the model's usual one)",
         ),
         sweep.add_argument("--steps", type=at_least(1), nargs="+", metavar="T", help="time steps (default: 2 4)"),
         sweep.add_argument(
@@ -63,8 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(sweep=[option.dest for option in options])
     trained = parser.add_argument_group("a trained model, on its test data")
     trained.add_argument("--checkpoint", type=Path, help="checkpoint of qif train")
-    trained.add_argument("--data-folder", type=Path, help="where the data lie (default: as in training)")
-    trained.add_argument("--batches", type=at_least(1), help="batches of its test data (default: all)")
+    trained.add_argument("--data-folder", type=Path, help="folder of the data (default: as in training)")
+    trained.add_argument("--batches", type=at_least(1), help="number of batches of its test data (default: all)")
     parser.add_argument("--threads", type=at_least(1), default=1, help="CPU threads")
     parser.add_argument(
         "--lif-update", choices=LIF_UPDATES, default=_COSTS.lif_update,
@@ -108,7 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _sweep(arguments: argparse.Namespace, costs: Costs) -> dict[str, Any]:
-    """An untrained model at several firing rates; what to write of it."""
+    """Count an untrained model at several firing rates; return the content of the results file."""
     from ..models import build
 
     name, kind, seed = arguments.model or "resnet19", arguments.neuron or "qif", arguments.seed or 0
@@ -141,7 +145,7 @@ def _sweep(arguments: argparse.Namespace, costs: Costs) -> dict[str, Any]:
 
 
 def _trained(arguments: argparse.Namespace, costs: Costs) -> dict[str, Any]:
-    """A checkpoint's model on its test data; what to write of it."""
+    """Count a checkpoint's model on its test data; return the content of the results file."""
     from ..experiments.training.checkpoint import load_checkpoint
     from ..experiments.training.config import from_dict
     from ..experiments.training.losses import SequenceLoss
@@ -209,7 +213,7 @@ def _print_layers(operations: Operations, samples: int) -> None:
 
 
 def _print_assumptions(operations: Operations, samples: int, once_in: int, costs: Costs) -> None:
-    """The overhead for every LIF update, with the input layer at each step and, if it may be, once in all of them."""
+    """Print the overhead for every LIF update, with the input layer computed at each step and, if possible, once."""
     once = operations.macs - operations.input_macs + operations.input_macs / once_in
     header = ["LIF update", "its pJ", "LIF, uJ a sample", "overhead"]
     header += [f"input layer once in {once_in}"] * (once_in > 1)
@@ -311,7 +315,7 @@ def _print_measured(counted: Sequence[tuple[int, float, Operations]], step: Step
 
 
 def _print_memory(energy: Energy, traffic: Callable[[bool], Traffic]) -> None:
-    """The rows of arithmetic alone and of every memory, for ``traffic`` with reuse and without."""
+    """Print the energy of arithmetic alone and with every memory, for ``traffic`` with and without reuse."""
     header = ["uJ", "weights", "sums", "membranes", "arithmetic, LIF", "QIF adds", "overhead"]
     arithmetic = [_micro(energy.total_lif), _micro(energy.qif_extra)]
     rows = [["arithmetic alone", "", "", "", *arithmetic, percent(energy.overhead, "#.3g")]]

@@ -1,4 +1,4 @@
-"""``qif evaluate``: the accuracy of a checkpoint, and the firing rate of each of its layers."""
+"""``qif evaluate``: accuracy and loss of a checkpoint, and the firing rate of each layer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the subcommand."""
+    """Declare the options of the subcommand."""
     parser.add_argument("checkpoint", type=Path, help="best.pt or last.pt that 'qif train' wrote")
     parser.add_argument(
         "--data",
@@ -26,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"another data set, of {', '.join(DATA_SETS)}, with the same shape and as many classes (default: the one "
         "it was trained on)",
     )
-    parser.add_argument("--data-folder", type=Path, help="where the data lie (default: as in training)")
-    parser.add_argument("--batch-size", type=at_least(1), help="samples a batch (default: as in training)")
+    parser.add_argument("--data-folder", type=Path, help="folder of the data (default: as in training)")
+    parser.add_argument("--batch-size", type=at_least(1), help="samples in a batch (default: as in training)")
     parser.add_argument("--workers", type=at_least(0), help="processes that load data (default: as in training)")
 
 
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"{expected_shape(config.data)}: shape and classes must be the same"
         )
     record = content["data"] if config.data.name == trained.data.name else None
-    model, task = prepare(config, record, ("pass --data-folder where they lie", ""), train=False)
+    model, task = prepare(config, record, ("pass --data-folder with their folder", ""), train=False)
     trainer = make_trainer(config, model, task)
     trainer.load_model(content["state"], str(arguments.checkpoint))
     row = trainer.evaluate(task.test)

@@ -50,13 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     search.add_argument("--finalists", type=int, default=5, help="best trials, which are trained again")
     search.add_argument("--seeds", type=int, default=5, help="seeds of the test")
     search.add_argument("--epochs", type=int, default=8, help="epochs of every run")
-    search.add_argument(_option("batch"), dest="batch", type=int, default=50, help="samples a batch")
+    search.add_argument(_option("batch"), dest="batch", type=int, default=50, help="samples in a batch")
     search.add_argument(
         "--out", type=Path, default=Path("runs/exact-compare"),
         help="folder of the results; runs that are there are not done again",
     )  # fmt: skip
-    demo = mode("demo", "move, add and remove spikes by gradient, and learn from silence")
-    demo.add_argument("names", nargs="*", metavar="NAME", help=f"which ones, of {', '.join(DEMOS)}; without: all")
+    demo = mode("demo", "move, add and remove spikes by gradient descent, and learn from silent neurons")
+    demo.add_argument("names", nargs="*", metavar="NAME", help=f"demonstrations, of {', '.join(DEMOS)} (default: all)")
     demo.add_argument("--seed", type=int, default=0, help="seed")
     demo.add_argument("--out", type=Path, default=Path("runs/exact-demo"), help="folder of the figures")
 
@@ -68,7 +68,7 @@ _NUMBERS = (
     ("scale", float, "time, or number of spikes, that counts as one logit"),
     ("rate", float, "mean number of spikes of a neuron at the start"),
     ("epochs", int, "epochs"),
-    ("batch", int, "samples a batch"),
+    ("batch", int, "samples in a batch"),
     ("lr", float, "learning rate"),
     ("seed", int, "seed of weights and batches"),
     ("clip", float, "largest norm of a gradient, beyond which it is scaled down"),
@@ -87,7 +87,7 @@ def _option(name: str) -> str:
 
 
 def _default(name: str) -> str:
-    """What an option of ``train`` is if it is not given, for help."""
+    """Describe the default of an option of ``train``, for its help."""
 
     def shown(value: Any) -> str:
         return f"{value:g}" if isinstance(value, float) else str(value)
@@ -104,7 +104,9 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data-folder", type=Path, help="folder of shd_train.h5 and shd_test.h5, or SpikingJelly's SHD root"
     )
-    parser.add_argument("--limit", type=int, help="use so many samples of the training and of the test set at most")
+    parser.add_argument(
+        "--limit", type=int, help="largest number of samples to use of the training and of the test set (default: all)"
+    )
     sizes = {name: " ".join(map(str, DEFAULTS[name].get("hidden", Settings().hidden))) for name in DATASETS}
     parser.add_argument(
         "--hidden", type=int, nargs="*",
@@ -114,7 +116,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do it; 0 after success.
+    """Run the mode that was asked for; return 0 after success.
 
     Raises:
         ValueError: An option is out of range, a run lies in ``--out`` already, or a layer spikes without end.
@@ -129,7 +131,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def settings(arguments: argparse.Namespace) -> Settings:
-    """The run that the options ask for.
+    """Return the settings that the options ask for.
 
     Raises:
         ValueError: A number out of range.
@@ -206,10 +208,10 @@ _SHOWN = (
 
 
 def _saved(checkpoints: Checkpoints, resume: bool) -> dict[str, Any] | None:
-    """The state to go on from, of a run with the same options; ``None`` to begin.
+    """Load the state of a run with the same options, to go on from; ``None`` if there is none.
 
     Raises:
-        ValueError: A run lies there that is not to be resumed, or was made with other options.
+        ValueError: The folder has a run that is not to be resumed, or that was made with other options.
     """
     finished = checkpoints.folder / "exact.pt"
     if not resume:

@@ -37,11 +37,11 @@ from .options import at_least, positive
 __all__ = ["add_arguments", "run"]
 
 _BEYOND = 0.25
-"""How far a line between two networks goes on beyond them, in their distance."""
+"""Reach of a line beyond the two networks that it joins, in units of their distance."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the subcommand."""
+    """Declare the options of the subcommand."""
     parser.add_argument(
         "networks",
         nargs="+",
@@ -50,29 +50,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "that returns (network, loss); of networks of one kind the table has the mean",
     )
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--direction", choices=("random", "gradient"), default="random", help="of the line")
+    where.add_argument("--direction", choices=("random", "gradient"), default="random", help="direction of the line")
     where.add_argument("--to", metavar="NETWORK", help="measure the line from each network to this one")
-    parser.add_argument("--directions", type=at_least(1), default=1, help="how many random directions of each network")
-    parser.add_argument("--samples", type=at_least(1), default=20, help="training samples in the batch's loss")
-    parser.add_argument("--single", type=at_least(0), default=3, help="how many samples to measure one by one besides")
-    parser.add_argument("--points", type=int, default=401, help="positions on a line, 4n + 1")
-    parser.add_argument("--grid", type=int, default=0, help="also a plane of so many positions squared, 4n + 1")
-    parser.add_argument("--radius", type=positive, default=0.2, help="of lines, in units of the weights' norms")
-    parser.add_argument("--smallest", type=positive, default=1e-6, help="jumps of the loss below this do not count")
-    parser.add_argument("--jumps", type=at_least(0), default=20, help="locate so many jumps of a line at most")
+    parser.add_argument(
+        "--directions", type=at_least(1), default=1, help="number of random directions for each network"
+    )
+    parser.add_argument("--samples", type=at_least(1), default=20, help="training samples in the batch")
+    parser.add_argument(
+        "--single", type=at_least(0), default=3, help="number of samples that are also measured one by one"
+    )
+    parser.add_argument("--points", type=int, default=401, help="positions on a line, a number of the form 4n + 1")
+    parser.add_argument(
+        "--grid", type=int, default=0, help="positions on each side of a plane, of the form 4n + 1; 0 measures no plane"
+    )
+    parser.add_argument(
+        "--radius", type=positive, default=0.2, help="reach of a line to either side, in units of the weights' norms"
+    )
+    parser.add_argument("--smallest", type=positive, default=1e-6, help="smallest jump of the loss that counts")
+    parser.add_argument("--jumps", type=at_least(0), default=20, help="largest number of jumps to locate on a line")
     parser.add_argument("--seed", type=at_least(0), default=0, help="seed of the first random direction")
     parser.add_argument(
         "--data-folder", type=Path,
-        help="where the data lie (default: data for files of 'qif compare', else as in training)",
+        help="folder of the data (default: data for files of 'qif compare', else as in training)",
     )  # fmt: skip
-    parser.add_argument("--format", choices=FORMATS, default="png", help="of the figures")
+    parser.add_argument("--format", choices=FORMATS, default="png", help="format of the figures")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/landscape"), help="folder of landscape.json and the figures"
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure everything asked for, print the table, write the files."""
+    """Measure, print the table, and write the files."""
     _check(arguments)
     require_matplotlib()
     with occupied(arguments.out):
@@ -118,7 +126,7 @@ _RECORDED = (
 
 @dataclass
 class _Measured:
-    """A line, its numbers and what was found on it."""
+    """A line, its numbers, and the jumps found on it."""
 
     name: str
     samples: list[int]
@@ -130,7 +138,7 @@ class _Measured:
 
 @dataclass
 class _Result:
-    """Everything measured of one network; ``zoom`` and ``plane`` of the first one of its title, which is drawn."""
+    """The measurements of one network; ``zoom`` and ``plane`` for the first network of a title, which is drawn."""
 
     subject: Subject
     lines: list[_Measured] = field(default_factory=list)
@@ -138,13 +146,13 @@ class _Result:
     plane: Plane | None = None
 
     def column(self, zoom: Line) -> Column:
-        """Its part of the figure: the batch and the first sample along the first direction."""
+        """Return its part of the figure: the batch and the first sample along the first direction."""
         sample = next((measured for measured in self.lines if measured.single), None)
         jumps = sample.jumps if sample else []
         return Column(self.subject.title, self.lines[0].line, zoom, sample.line if sample else None, jumps)
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, to compute with and to draw again."""
+        """Return all of it as JSON values."""
         content: dict[str, Any] = {"source": self.subject.source, "title": self.subject.title, **self.subject.about}
         content["lines"] = [
             {
@@ -211,7 +219,7 @@ def _measure(subject: Subject, other: dict[str, Tensor] | None, drawn: bool, arg
 
 
 def _zoom(subject: Subject, loss: Callable[[], Tensor], direction: Direction, line: Line) -> Line:
-    """Four of the grid's steps, about the one whose change is explained least, on 41 positions."""
+    """Measure again, on 41 positions, five steps of the grid around the one whose change is least explained."""
     place = min(max(int(line.unexplained().abs().argmax()), 2), len(line.positions) - 4)
     ends = float(line.positions[place - 2]), float(line.positions[place + 3])
     return along(subject.network, loss, direction, torch.linspace(*ends, 41, dtype=torch.float64, device="cpu"))

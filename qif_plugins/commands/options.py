@@ -1,4 +1,4 @@
-"""Options that subcommands share, and how they become objects."""
+"""Options that several subcommands share, and the objects that they become."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PAPER = QIFParameters()
 
 
 def add_neuron_arguments(parser: argparse.ArgumentParser) -> None:
-    """The parameters of the neuron: the map's own, or a LIF neuron's leak to match."""
+    """Declare the options of the neuron: its map, or the leak of a LIF neuron to match."""
     group = parser.add_argument_group("neuron", "f(v) = a (v - u1)(v - u2), spike at h >= threshold")
     group.add_argument("--a", type=float, help=f"curvature of the map (default: {_PAPER.a:g})")
     group.add_argument("--u1", type=float, help=f"first root of the map (default: {_PAPER.u1:g})")
@@ -35,7 +35,7 @@ def add_neuron_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def neuron(arguments: argparse.Namespace) -> QIFParameters:
-    """The neuron that the options of :func:`add_neuron_arguments` ask for.
+    """Build the neuron that the options of :func:`add_neuron_arguments` ask for.
 
     Raises:
         ValueError: Contradicting options, or parameters that :class:`QIFParameters` refuses.
@@ -57,7 +57,7 @@ def _map_arguments(arguments: argparse.Namespace) -> MapArguments:
 
 
 def describe(arguments: argparse.Namespace, params: QIFParameters) -> str:
-    """One line that says which neuron it is, what decided that, and what was set aside."""
+    """Describe in one line the neuron, the option that decided its map, and the options that were set aside."""
     shown = {"a": params.a, "u1": params.u1, "u2": params.u2, "threshold": params.v_threshold, "reset": params.v_reset}
     chosen = _map_arguments(arguments)
     numbers = ", ".join(f"{name} {value:g}" for name, value in shown.items())
@@ -65,7 +65,7 @@ def describe(arguments: argparse.Namespace, params: QIFParameters) -> str:
 
 
 def at_least(minimum: int, most: int = 2**63 - 1) -> Callable[[str], int]:
-    """An argparse type: an integer from ``minimum`` to ``most``, by default the largest of 64 bits."""
+    """Make an argparse type: an integer from ``minimum`` to ``most``, by default the largest integer of 64 bits."""
 
     def integer(text: str) -> int:
         try:
@@ -73,16 +73,16 @@ def at_least(minimum: int, most: int = 2**63 - 1) -> Callable[[str], int]:
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not an integer") from None
         if value < minimum:
-            raise argparse.ArgumentTypeError(f"{value} is below the least possible, {minimum}")
+            raise argparse.ArgumentTypeError(f"{value} is below the minimum, {minimum}")
         if value > most:
-            raise argparse.ArgumentTypeError(f"{value} is above the most possible, {most}")
+            raise argparse.ArgumentTypeError(f"{value} is above the maximum, {most}")
         return value
 
     return integer
 
 
 def positive(text: str) -> float:
-    """An argparse type: a positive, finite number."""
+    """Convert an argument to a positive, finite number, as an argparse type."""
     try:
         value = float(text)
     except ValueError:
@@ -93,7 +93,7 @@ def positive(text: str) -> float:
 
 
 def one_of(kind: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
-    """Names from a comma-separated list, without repetition, each of them known.
+    """Split a comma-separated list into names, without repetition, each of them known.
 
     Raises:
         ValueError: An empty list or an unknown name; the message lists those that exist.
@@ -108,15 +108,15 @@ def one_of(kind: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def device(name: str) -> torch.device:
-    """The torch device called ``name``.
+    """Return the torch device called ``name``.
 
     Raises:
-        ValueError: Not a device of this machine.
+        ValueError: This machine has no such device.
     """
     try:
         wanted = torch.device(name)
         torch.empty(0, device=wanted)
     except (RuntimeError, AssertionError) as error:
         reason = " ".join(str(error).split(". ")[0].split())
-        raise ValueError(f"device {name!r} cannot be used here: {reason}. 'cpu' always can.") from None
+        raise ValueError(f"device {name!r} cannot be used here: {reason}. 'cpu' always works.") from None
     return wanted

@@ -15,14 +15,14 @@ __all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the subcommand."""
+    """Declare the options of the subcommand."""
     add_neuron_arguments(parser)
     parser.add_argument("--input", type=float, default=0.0, help="constant input")
     parser.add_argument(
-        "--start", type=float, nargs="+", help="membranes to start trajectories at (default: one a region)"
+        "--start", type=float, nargs="+", help="membranes at which trajectories start (default: one in each region)"
     )
     parser.add_argument("--steps", type=at_least(1), default=12, help="steps of each trajectory")
-    parser.add_argument("--out", type=Path, default=Path("phase.png"), help="file to draw to")
+    parser.add_argument("--out", type=Path, default=Path("phase.png"), help="file of the figure")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _default_starts(params: QIFParameters, current: float) -> list[float]:
-    """One trajectory below the threshold, one between it and the unstable point, and one beyond that."""
+    """Start one trajectory below the threshold, one between it and the unstable point, and one beyond that."""
     theta = float(params.v_threshold)
     points = fixed_points(params, current)
     if not points:

@@ -1,4 +1,4 @@
-"""``qif run``: an unmodified program, its LIF classes building QIF neurons."""
+"""``qif run``: an unmodified program whose LIF classes build QIF neurons."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from ..neuron.surrogate import WINDOWS
 __all__ = ["add_arguments", "run"]
 
 NOTHING_BUILT = 3
-"""Exit status of a program that ended well and built no QIF neuron, or ran none."""
+"""Exit status of a program that succeeded without running a QIF neuron."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the subcommand; everything from the program's name on is the program's."""
+    """Declare the options of the subcommand; all words from the program's name on are passed to the program."""
     parser.usage = "qif run [options] (script.py | -m package.module) [arguments of the program ...]"
     parser.epilog = (
         "Prints on stderr what was patched, what became of the neurons of each network when it is called for the first "
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _execute(program: str, is_module: bool) -> tuple[int, bool]:
-    """Run it as python would; its exit status, and whether it chose that. Nothing that it raises gets past here."""
+    """Run the program as python would, and report its exceptions; return its exit status, and whether it chose it."""
     try:
         if is_module:
             runpy.run_module(program, run_name="__main__", alter_sys=True)
@@ -94,7 +94,7 @@ def _run_script(program: str) -> None:
 
 
 def _theirs(frames: TracebackType | None) -> TracebackType | None:
-    """The traceback from the program's first frame on."""
+    """Cut the traceback to the program's own frames."""
     ours = {__file__, runpy.__file__, "<frozen runpy>"}
     while frames is not None and frames.tb_frame.f_code.co_filename in ours:
         frames = frames.tb_next
@@ -102,7 +102,7 @@ def _theirs(frames: TracebackType | None) -> TracebackType | None:
 
 
 def _account(patch: Patch, status: int, chosen: bool) -> int:
-    """Say what became of the neurons; the exit status, which stays as it is where the program chose it."""
+    """Print what became of the neurons; return the exit status, which is the program's own where it chose one."""
     became, stayed, alone, uncalled = (
         sum(counts.values()) for counts in (patch.became, patch.stayed, patch.alone, patch.uncalled)
     )
@@ -144,7 +144,7 @@ def _account(patch: Patch, status: int, chosen: bool) -> int:
 
 
 def _spikes(rates: Iterable[Rate], window: object) -> None:
-    """Say which layers hardly ever spiked towards the end of the run, which is how a network stops learning."""
+    """Name the layers that hardly spiked towards the end of the run, and therefore do not learn."""
     silent = {rate.name: rate for rate in rates if rate.silent}
     for name, rate in silent.items():
         what = "reads out, and " if rate.reads_out else ""

@@ -21,20 +21,25 @@ __all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the subcommand."""
-    parser.add_argument("name", nargs="?", help=f"which study: {', '.join(STUDIES)}, or all of them: all")
-    parser.add_argument("--list", action="store_true", help="say what each study asks, and run none")
+    """Declare the options of the subcommand."""
+    parser.add_argument("name", nargs="?", help=f"study: {', '.join(STUDIES)}, or all (default: list them)")
+    parser.add_argument("--list", action="store_true", help="list the studies with their questions, and run none")
     parser.add_argument(
-        "--seeds", type=at_least(1, 10_000), help="how many seeds, 0 first (default: the study's own number)"
+        "--seeds", type=at_least(1, 10_000), help="number of seeds, from 0 (default: the study's own number)"
     )
-    parser.add_argument("--jobs", type=at_least(1, 1024), default=1, help="trials at a time, each in its own process")
+    parser.add_argument(
+        "--jobs", type=at_least(1, 1024), default=1, help="trials that run at the same time, each in its own process"
+    )
     parser.add_argument("--threads", type=at_least(1, 1024), default=1, help="CPU threads of each trial")
     parser.add_argument("--quick", action="store_true", help="a tiny version on digits, to see that it runs")
     parser.add_argument(
-        "--page-only", action="store_true", help="run nothing, write the page from the trials there are"
+        "--page-only", action="store_true", help="run no trial, and write the page from the recorded ones"
     )
     parser.add_argument(
-        "--results", type=Path, default=Path("benchmarks/results"), help="files of qif bench, for latency"
+        "--results",
+        type=Path,
+        default=Path("benchmarks/results"),
+        help="folder of the files of qif bench, for the study latency",
     )
     parser.add_argument(
         "--out", type=Path, help="folder of records and pages (default: docs/studies; quick: runs/studies)"
@@ -42,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run what is not recorded yet and write the page; a study that was stopped goes on where it was."""
+    """Run the trials that are not recorded yet, and write the page."""
     if arguments.list or arguments.name is None:
         for name, asks in STUDIES.items():
             print(f"{name:10} {asks}")

@@ -25,17 +25,17 @@ from ..support.files import occupied
 __all__ = ["add_arguments", "run"]
 
 MAY_CHANGE = ("data.folder", "data.download", "data.workers", "training.save_every")
-"""What a resumed run may set anew, since no number depends on it."""
+"""Keys that a resumed run may change, since no result depends on them."""
 EPOCHS = "training.epochs"
-"""What it may set anew besides, to train longer; the schedule of the learning rate is then that of the new number."""
-ADVICE = "name the folder where they lie with --set data.folder=...", "pass --set data.download=true"
+"""Key that a resumed run may raise, to train longer; the learning rate then follows the schedule of the new number."""
+ADVICE = "name their folder with --set data.folder=...", "pass --set data.download=true"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the subcommand."""
+    """Declare the options of the subcommand."""
     parser.add_argument(
         "--config",
-        help=f"what to train: a TOML file, or one of {', '.join(configurations())} (default: none; with --resume and "
+        help=f"configuration: a TOML file, or one of {', '.join(configurations())} (default: none; with --resume and "
         "--out, the checkpoint's own)",
     )
     parser.add_argument(
@@ -106,10 +106,10 @@ def _earlier(arguments: argparse.Namespace, out: Path) -> dict[str, Any] | None:
 
 
 def _initialise(model: nn.Module, saved: dict[str, Any], path: Path) -> str:
-    """Give a model what of the weights of another run has the same names and shapes; what to say of it.
+    """Load the weights of another run that have the same names and shapes; return what to print about it.
 
     Raises:
-        ValueError: Nothing has.
+        ValueError: No weight has.
     """
     own = model.state_dict()
     taken = {name: saved[name] for name in own if getattr(saved.get(name), "shape", None) == own[name].shape}
@@ -124,7 +124,7 @@ def _initialise(model: nn.Module, saved: dict[str, Any], path: Path) -> str:
 
 
 def _reschedule(trainer: Trainer, config: Config, before: int) -> str:
-    """Put the learning rate where the schedule over another number of epochs has it; what to say of it."""
+    """Move the learning rate to the schedule over another number of epochs; return what to print about it."""
     old, new = follow_schedule(trainer)
     name = config.optimizer.schedule
     text = f"{EPOCHS} was {before} and is {config.training.epochs}: "
@@ -200,12 +200,12 @@ def _show(config: Config) -> None:
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:
-    """In the place of ``print``."""
+    """Print nothing, in place of ``print``."""
 
 
 @contextlib.contextmanager
 def _signals(trainer: Trainer) -> Iterator[list[signal.Signals]]:
-    """SIGINT and SIGTERM end the training after the step under way; a second one ends it at once."""
+    """Let SIGINT and SIGTERM end the training after the current step, and a second one at once."""
     received: list[signal.Signals] = []
 
     def stop(number: int, frame: FrameType | None) -> None:

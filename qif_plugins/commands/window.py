@@ -1,4 +1,4 @@
-"""``qif window``: membrane moments and surrogate windows, beside a simulation of the same neuron."""
+"""``qif window``: membrane moments and surrogate windows, compared with a simulation of the same neuron."""
 
 from __future__ import annotations
 
@@ -15,15 +15,19 @@ __all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the subcommand."""
+    """Declare the options of the subcommand."""
     add_neuron_arguments(parser)
     parser.add_argument("--input-std", type=float, help="standard deviation of the input (default: the threshold)")
     parser.add_argument("--input-mean", type=float, default=0.0, help="mean of the input")
-    parser.add_argument("--closure", choices=CLOSURES, default="reset", help="closure that the windows are made from")
+    parser.add_argument(
+        "--closure", choices=CLOSURES, default="reset", help="closure that the windows are derived with"
+    )
     parser.add_argument("--kappa", type=float, default=0.5, help="half-width of the unbiased window, in deviations")
     parser.add_argument("--alpha", type=float, default=1.0, help="width of the heuristic window")
     parser.add_argument("--neurons", type=at_least(2), default=2**18, help="simulated neurons")
-    parser.add_argument("--steps", type=at_least(21), default=60, help="simulated steps; the first 20 are left out")
+    parser.add_argument(
+        "--steps", type=at_least(21), default=60, help="simulated steps, of which the first 20 are not counted"
+    )
     parser.add_argument("--seed", type=at_least(0), default=0, help="seed of the simulation")
 
 

@@ -54,7 +54,7 @@ def qif_step(
     store_h: bool = False,
     pre_reset: bool = False,
 ) -> tuple[Tensor, ...]:
-    """One time step.
+    """Compute one time step.
 
     Args:
         x: Input current, any shape, floating point.
@@ -63,7 +63,7 @@ def qif_step(
         surrogate: As in :func:`qif_multi_step`.
         detach_reset: Whether the reset passes no gradient to the spike. Default False.
         backend: As in :func:`qif_multi_step`.
-        store_h: Whether to return the pre-reset membrane besides, with gradient. Default False.
+        store_h: Whether to return the pre-reset membrane, too, with gradient. Default False.
         pre_reset: Whether ``v`` is the membrane before its reset, as in :func:`qif_multi_step`. Default False.
 
     Returns:
@@ -96,7 +96,7 @@ def qif_multi_step(
     store_h_seq: bool = False,
     pre_reset: bool = False,
 ) -> tuple[Tensor, ...]:
-    """All time steps of a sequence in one pass forward and one backward.
+    """Compute all time steps of a sequence in one pass forward and one backward.
 
     Args:
         x_seq: Input current ``[T, ...]``, time first, T >= 1; float16, bfloat16 (both computed in
@@ -112,7 +112,7 @@ def qif_multi_step(
         detach_reset: Whether the reset passes no gradient to the spike. Default False.
         store_v_seq: Whether to return the membrane after every step instead of after the last. Default False.
         backend: ``"auto"`` (default) takes the best for the input's device, see :func:`available_backends`.
-        store_h_seq: Whether to return the pre-reset membrane of every step besides, with gradient. Default False.
+        store_h_seq: Whether to return the pre-reset membrane of every step, too, with gradient. Default False.
         pre_reset: Whether ``v`` is the membrane before its reset, as ``h_seq[-1]`` of an earlier call is; the reset is
             then applied to it first. Chaining calls through it gives the gradients of one call. Default False.
 
@@ -136,13 +136,13 @@ def qif_multi_step(
 
 
 class _Call(NamedTuple):
-    """What the checks of a call found out."""
+    """Types, back end and numbers of a checked call."""
 
     v_dtype: torch.dtype
     backend: str
     chosen: str
     numbers: tuple[Any, ...]
-    """The six of the neuron, and the three of a fused surrogate."""
+    """Six numbers of the neuron, and three of a fused surrogate."""
 
 
 def _check(x: Tensor, v: Any, params: Any, surrogate: Any, backend: str, step_shape: torch.Size) -> _Call:
@@ -255,7 +255,7 @@ def _run_operator(
 
 
 def _is_exported_to_onnx() -> bool:
-    """Whether this is traced for ONNX, which has no operator of ours; its exporter does not trace by TorchDynamo."""
+    """Tell whether the call is traced for ONNX, which lacks the operator; its exporter does not use TorchDynamo."""
     # PyTorch imports torch.onnx when it is first asked for, which takes a while.
     return not torch.compiler.is_dynamo_compiling() and "torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export()
 
