@@ -58,11 +58,13 @@ _HOMES = {
 """The module of each public name."""
 
 _ADAPTERS = {
+    "AnalyticGaussian": "spikingjelly",
     "AnalyticWindow": "spikingjelly",
     "MultiStepQIFNode": "spikingjelly",
     "ParametricQIFNode": "spikingjelly",
     "QIF": "snntorch",
     "QIFNode": "spikingjelly",
+    "SpikeGradient": "snntorch",
     "analytic_window": "snntorch",
 }
 """The adapter of each name that belongs to a host."""
