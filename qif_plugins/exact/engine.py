@@ -481,9 +481,13 @@ def _qif_retreat(x, a, b, dt):
     cube = sigma * sigma * sigma
     far = 0
     for n in range(p0.shape[0]):
-        z = i0[n] * sigma * sigma
+        i = i0[n]
+        z = i * sigma * sigma
         c, k, slope = _c_series(z), sigma * _s_series(z), cube * _slope_series(z)
-        bp[n], bq[n], bi[n] = _qif_adjoint(p0[n], q0[n], i0[n], ap[n], aq[n], ai[n], c, k, slope, sigma, e)
+        to_p, to_q, to_i = _qif_adjoint(p0[n], q0[n], i, ap[n], aq[n], ai[n], c, k, slope, sigma, e)
+        bp[n] = to_p
+        bq[n] = to_q
+        bi[n] = to_i
         far += abs(z) > _LIMIT
     if far > 0:
         for n in range(p0.shape[0]):
