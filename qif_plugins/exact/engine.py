@@ -41,6 +41,7 @@ _LIMIT = 0.5
 
 _jit = njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 _inline = njit(nogil=True, error_model="numpy", fastmath={"contract"}, inline="always")
+"""For parts of a loop, where a call with many arrays would cost as much as the work."""
 
 
 _C0, _C1, _C2, _C3, _C4, _C5, _C6, _C7, _C8 = [(-1.0) ** n / math.factorial(2 * n) for n in range(9)]
@@ -227,7 +228,7 @@ def _settle(model, x, y, n, count, last, dt, drive):
         y[0, n], y[1, n] = -1.0, 0.0
 
 
-@_jit
+@_inline
 def _record(spikes, found, time, neuron, interval):
     """Write a spike down if there is room; returns the number found so far, the new one included."""
     if found < spikes[0].shape[0]:
@@ -290,7 +291,7 @@ def _resolve_projective(model, x, y, n, dt, drive, forced, t, interval, found, s
     return found, last
 
 
-@_jit
+@_inline
 def _resolve(model, x, y, flag, dt, drive, cause, t, interval, found, most, spikes):
     """Record the spikes of all flagged neurons in an interval and settle their states.
 
@@ -310,7 +311,7 @@ def _resolve(model, x, y, flag, dt, drive, cause, t, interval, found, most, spik
     return found
 
 
-@_jit
+@_inline
 def _first_arrival(model, x, y, flag, t, until, drive, delay):
     """Find the recurrent spike of the interval that arrives first: when, and its neuron; ``until`` and -1 if none."""
     dt, end, cause = until - t, until, -1
@@ -322,7 +323,7 @@ def _first_arrival(model, x, y, flag, t, until, drive, delay):
     return end, cause
 
 
-@_jit
+@_inline
 def _enqueue(queue_t, queue_ref, head, tail, spike_t, spike_n, first, before, found, delay, duration):
     """Insert the arrivals of the spikes before..found into the queue head..tail by time; returns its new tail."""
     for s in range(before, found):
@@ -591,7 +592,7 @@ def _to_weight(model, x, a, row, grad):
             grad[n] += current[n]
 
 
-@_jit
+@_inline
 def _replay(
     model, states, low, high, intervals, duration, times, sources, weight, rows, grad_rows, have, drive, spike_t,
     spike_n, spike_e, s, left, flag,
