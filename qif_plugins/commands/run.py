@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "torchrun --no-python qif run train.py."
     )
     parser.add_argument("--dynamics", choices=("auto", "paper", "lif"), default="auto", help="as in qif_plugins.swap")
-    parser.add_argument("--window", choices=(*WINDOWS, "keep"), default="unbiased", help="as in qif_plugins.swap")
+    parser.add_argument("--window", choices=("auto", *WINDOWS, "keep"), default="auto", help="as in qif_plugins.swap")
     parser.add_argument("--norm", choices=("keep", "tdbn"), default="keep", help="as in qif_plugins.swap")
     parser.add_argument("--readout", choices=("keep", "swap"), default="keep", help="as in qif_plugins.swap")
     parser.add_argument("-m", dest="module", action="store_true", help="run a module, as python -m does")

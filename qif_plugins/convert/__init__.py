@@ -34,7 +34,7 @@ _CHOICES = {
 def swap(
     model: nn.Module,
     dynamics: Literal["auto", "paper", "lif"] = "auto",
-    window: WindowName | Literal["keep"] | Window = "unbiased",
+    window: WindowName | Literal["auto", "keep"] | Window = "auto",
     norm: Literal["keep", "tdbn"] = "keep",
     readout: Literal["keep", "swap"] = "keep",
     to: Literal["qif", "lif"] = "qif",
@@ -50,7 +50,8 @@ def swap(
     options, device, dtype, training mode, hooks and parameters stay, and the model's state_dict keeps its keys. What
     changes besides the map:
 
-    * the surrogate gradient, to the analytic window (``window="keep"`` keeps it);
+    * where a normalization feeds the neuron: the input gain, to 1, and the surrogate gradient, to the isometric window
+      (``window="keep"`` keeps it). Elsewhere both stay LIF's;
     * a reset that subtracts the threshold, to one that sets the membrane to rest: the membrane of a QIF neuron
       is unbounded under the former (``v_reset=None`` or ``reset_mechanism="subtract"`` asks for it all the same);
     * the membrane, which starts at rest.
@@ -60,10 +61,12 @@ def swap(
 
     Args:
         model: The model, before ``torch.compile`` and before wrapping for several devices.
-        dynamics: ``"auto"`` (default) gives a neuron the paper's parameters where a normalization feeds it, and
-            matches the LIF neuron's own leak elsewhere. ``"paper"`` and ``"lif"`` do one of them everywhere.
-        window: ``"unbiased"`` (default), ``"paper"``, ``"heuristic"``, a :class:`~qif_plugins.Window`, or
-            ``"keep"`` for each neuron's present surrogate.
+        dynamics: ``"auto"`` (default) matches the LIF neuron's own leak, with an input gain of 1 where a normalization
+            feeds the neuron, with LIF's own elsewhere; ``"lif"`` with LIF's own everywhere. ``"paper"`` gives every
+            neuron the paper's parameters.
+        window: ``"auto"`` (default) is ``"isometric"`` where a normalization feeds the neuron and ``"keep"`` elsewhere.
+            ``"isometric"``, ``"unbiased"``, ``"paper"``, ``"heuristic"`` or a :class:`~qif_plugins.Window` for every
+            neuron; ``"keep"`` for each neuron's present surrogate.
         norm: ``"tdbn"`` turns the batch norm that feeds a neuron into tdBN for that neuron's threshold. What a norm
             has learned, weight and statistics, stays bit for bit; one that has seen no batch yet gets tdBN's
             initial scale α θ. Norms that feed no neuron directly, or one that stays LIF, are named. With
@@ -95,7 +98,7 @@ def swap(
     _check(model, {"dynamics": dynamics, "norm": norm, "readout": readout, "to": to}, window)
     hosts = loaded_hosts()
     if to == "lif":
-        if (dynamics, window, norm, readout) != ("auto", "unbiased", "keep", "keep") or parameters:
+        if (dynamics, window, norm, readout) != ("auto", "auto", "keep", "keep") or parameters:
             raise ValueError("to='lif' restores what each neuron was and takes no other choice; leave them out")
         return _back(model, hosts)
     request = Request(dynamics, window, parameters)
@@ -105,8 +108,7 @@ def swap(
             f"{found.blind}. Pass example_input=..., the model's argument, so that swap can follow the data, or "
             "readout='swap' to replace every neuron."
         )
-    by_place = dynamics == "auto" and not parameters.keys() & {"a", "u1", "u2"}
-    if found.norms_blind and (by_place or norm == "tdbn"):
+    if found.norms_blind and (request.chooses_map or norm == "tdbn"):
         raise ValueError(
             f"{found.norms_blind}. Pass example_input=..., the model's argument, so that swap can follow the data, or "
             "dynamics='paper' or 'lif' for every neuron, with norm='keep'."
@@ -146,8 +148,9 @@ def swap_found(
         if refuse and not any(row.changed for row in rows):
             raise ValueError(_nothing(rows, found.handwritten))
         for i, (site, before) in enumerate(zip(found.sites, lif, strict=True)):
-            if rows[i].changed and (said := compared(before, regime(site, found.norms, before))):
-                rows[i] = dataclasses.replace(rows[i], why=f"{rows[i].why}; {said}")
+            if rows[i].changed:
+                rate, said = compared(before, regime(site, found.norms, before))
+                rows[i] = dataclasses.replace(rows[i], why="; ".join([rows[i].why, *said]), rate=rate)
     except BaseException:
         for step in reversed(undo):
             step()
@@ -162,8 +165,8 @@ def _check(model: Any, choices: dict[str, str], window: Any) -> None:
     for name, value in choices.items():
         if value not in _CHOICES[name]:
             raise ValueError(unknown(name, value, _CHOICES[name]))
-    if not isinstance(window, Window) and window not in (*WINDOWS, "keep"):
-        raise ValueError(unknown("window", window, (*WINDOWS, "keep"), "pass a Window(lo, hi)"))
+    if not isinstance(window, Window) and window not in ("auto", *WINDOWS, "keep"):
+        raise ValueError(unknown("window", window, ("auto", *WINDOWS, "keep"), "pass a Window(lo, hi)"))
     check_swappable(model)
 
 

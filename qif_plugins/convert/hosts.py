@@ -36,40 +36,64 @@ SWAP_OPTIONS = ("dynamics", "window", "norm", "readout", "to", "example_input")
 """What :func:`~qif_plugins.swap` takes itself, before the arguments that it passes on."""
 
 
+class Choice(NamedTuple):
+    """What is chosen for a neuron where the user leaves it open. The leak is matched in any case.
+
+    Attributes:
+        unit_gain: Whether the input gain is 1, instead of the LIF neuron's.
+        window: A window's name, or ``"keep"`` for the LIF neuron's surrogate.
+    """
+
+    unit_gain: bool
+    window: str
+
+
+CHOICE = {True: Choice(unit_gain=True, window="isometric"), False: Choice(unit_gain=False, window="keep")}
+"""By whether a normalization feeds the neuron. The numbers behind it are in docs/mathematics.md, "Defaults"."""
+
+
 @dataclass(frozen=True)
 class Request:
     """What the user asked of the neurons.
 
     Attributes:
         dynamics: ``"auto"``, ``"paper"`` or ``"lif"``.
-        window: A window's name, a Window, or ``"keep"`` for the surrogate that the LIF neuron has.
+        window: A window's name, a Window, ``"keep"`` for the surrogate that the LIF neuron has, or ``"auto"``.
         parameters: Arguments of the QIF neurons, over everything else.
     """
 
     dynamics: str = "auto"
-    window: str | Window = "unbiased"
+    window: str | Window = "auto"
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def chooses_map(self) -> bool:
-        """Whether the dynamics are left to :meth:`choose`."""
+        """Whether the dynamics are left open."""
         return self.dynamics == "auto" and not self.parameters.keys() & {"a", "u1", "u2"}
 
-    def choose(self, normalized: bool, learns_leak: bool, leak_arguments: frozenset[str]) -> tuple[str, ...]:
-        """The dynamics to try for one neuron, in order; ``"explicit"`` where a, u1 or u2 decide.
+    @property
+    def map(self) -> str:
+        """``"paper"``, ``"lif"``, or ``"explicit"`` where a, u1 or u2 decide."""
+        if self.parameters.keys() & {"a", "u1", "u2"}:
+            return "explicit"
+        return "lif" if self.dynamics == "auto" else self.dynamics
+
+    def unit_gain(self, normalized: bool, gain_arguments: frozenset[str]) -> bool:
+        """Whether the input gain becomes 1.
 
         Args:
             normalized: Whether a normalization feeds the neuron.
-            learns_leak: Whether the LIF neuron learns its leak, which the paper's parameters do not have.
-            leak_arguments: The host's arguments that give a leak to match.
+            gain_arguments: The host's arguments that give a gain; one that was passed decides.
         """
-        if self.parameters.keys() & {"a", "u1", "u2"}:
-            return ("explicit",)
-        if self.dynamics != "auto":
-            return (self.dynamics,)
-        if normalized and not learns_leak and not self.parameters.keys() & leak_arguments:
-            return ("paper", "lif")
-        return ("lif",)
+        return self.chooses_map and CHOICE[normalized].unit_gain and not self.parameters.keys() & gain_arguments
+
+    def surrogate(self, normalized: bool) -> str | Window:
+        """The window, its name, or ``"keep"``.
+
+        Args:
+            normalized: Whether a normalization feeds the neuron.
+        """
+        return CHOICE[normalized].window if self.window == "auto" else self.window
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ __all__ = ["Dynamics", "compared", "leaky", "mean_of", "quadratic", "regime"]
 STEPS, NEURONS = 16, 4096
 FACTOR = 2.0
 """A firing rate that changes by more than this is told."""
+SATURATED = 0.9
+"""Spikes a step above which a layer hardly depends on its input."""
 SILENT = 0.01
 """Spikes a step of which no more is said: with fewer before and after, nothing much happens there."""
 
@@ -136,19 +138,38 @@ def regime(site: Site, norms: Mapping[str, nn.Module], before: Regime | None = N
     return Regime(dynamics, _normal([(torch.zeros_like(scale), scale.abs())]), source)
 
 
-def compared(before: Regime | None, after: Regime | None) -> str:
-    """What the swap changed of the input's gain, and of the firing rate by more than a factor of two; or nothing."""
+def compared(before: Regime | None, after: Regime | None) -> tuple[tuple[float, float] | None, list[str]]:
+    """Compare a neuron before and after the swap.
+
+    Returns:
+        The expected rates before and after, spikes a neuron and step, and what there is to say about gain and rates: a
+        gain that changed, a rate that changed by more than a factor of two, a layer that saturates or falls silent.
+    """
     if before is None or after is None:
-        return ""
+        return None, []
     said = []
-    was, now = before.dynamics.gain, after.dynamics.gain
-    if abs(now - was) > 1e-3 * abs(was):
-        said.append(f"input gain {now:.4g} instead of LIF's {was:.4g}")
+    gain, new_gain = before.dynamics.gain, after.dynamics.gain
+    if changed_gain := abs(new_gain - gain) > 1e-3 * abs(gain):
+        said.append(f"input gain {new_gain:.4g} instead of LIF's {gain:.4g}")
     was, now = before.dynamics.rate(before.currents), after.dynamics.rate(after.currents)
     if max(was, now) >= SILENT and max(was, now) > FACTOR * min(was, now):
         more = "more" if now > was else "less"
         said.append(f"expected firing rate {now:.2g} instead of {was:.2g} a step, so it spikes {more} ({after.source})")
-    return ", ".join(said)
+        if changed_gain and was < now <= SATURATED:
+            said.append(
+                "intended: with an input gain of 1 the norm's scale reaches the neuron; dynamics='lif' keeps LIF's gain"
+            )
+    if now > SATURATED >= was:
+        said.append(
+            "WARNING: saturated, it spikes in nearly every step whatever arrives; dynamics='lif' keeps LIF's gain, a "
+            "higher v_threshold lowers the rate"
+        )
+    if now < SILENT <= was:
+        said.append(
+            "WARNING: silent, hardly a neuron spikes; a norm before it brings its input to the threshold's scale, a "
+            "lower v_threshold raises the rate"
+        )
+    return (was, now), said
 
 
 def _moments(norm: Any) -> tuple[Tensor, Tensor] | None:

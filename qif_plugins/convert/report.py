@@ -17,6 +17,7 @@ class Row:
         now: What it is now; the same class where it was left alone.
         why: How that was decided, and what else changed.
         changed: Whether it was changed.
+        rate: Spikes a neuron and step that are expected before and after; ``None`` where they are not known.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Row:
     now: str
     why: str
     changed: bool
+    rate: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,12 @@ class SwapReport:
         return tuple(row for row in self.rows if not row.changed)
 
     def __str__(self) -> str:
-        lines = [("module", "was", "is now", "why")]
-        lines += [(r.name or "(the model)", r.was, r.now if r.changed else "left alone", r.why) for r in self.rows]
-        widths = [max(len(line[column]) for line in lines) for column in range(3)]
+        lines = [("module", "was", "is now", "spikes/step", "why")]
+        for row in self.rows:
+            rate = "" if row.rate is None else "{:.2g} -> {:.2g}".format(*row.rate)
+            lines.append((row.name or "(the model)", row.was, row.now if row.changed else "left alone", rate, row.why))
+        widths = [max(len(line[column]) for line in lines) for column in range(4)]
         return "\n".join(
-            "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[3]])
+            "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[4]])
             for line in lines
         )

@@ -84,7 +84,7 @@ class Patch:
         self,
         say: Callable[[str], None],
         dynamics: str = "auto",
-        window: str | Window = "unbiased",
+        window: str | Window = "auto",
         norm: str = "keep",
         readout: str = "keep",
     ) -> None:
@@ -423,7 +423,8 @@ class Patch:
             for site in found.sites:
                 site.reads_out = False
         if (blind or found.norms_blind) and request.dynamics == "auto":
-            self.say(f"  {found.norms_blind or 'what feeds them is not known'}: each has the leak of its LIF neuron")
+            unknown = found.norms_blind or "what feeds them is not known"
+            self.say(f"  {unknown}: each has the leak, the input gain and the surrogate of its LIF neuron")
             request, norm = dataclasses.replace(request, dynamics="lif"), "keep"
         return found, swap_found(found, request, norm, readout, hosts)
 

@@ -156,30 +156,23 @@ class _SnnTorch:
         assert known is not None
         check_arguments(QIF, request.parameters, PARAMETERS)
         learns_leak = isinstance(module.beta, nn.Parameter) and known is not snn.Lapicque
-        refusal = ""
-        for dynamics in request.choose(normalized, learns_leak, frozenset({"beta"})):
-            notes = [f"not the paper's parameters: {refusal}"] if refusal else []
-            arguments = _carried(module, request, notes)
-            arguments |= _dynamics(module, dynamics, arguments | dict(request.parameters), notes)
-            idle = learns_leak and dynamics != "lif"
-            if learns_leak:
-                learned = "its leak beta goes on being learned" + ("" if module.beta.requires_grad else " (frozen)")
-                notes.append("beta is kept and not used" if idle else learned)
-            arguments |= request.parameters
-            try:
-                with self.apart():
-                    QIF(**arguments)
-            except ValueError as error:
-                refusal = str(error)
-                continue
-            return Plan(
-                TARGETS[known], arguments, dynamics, tuple(notes),
-                attributes={name: getattr(module, name) for name in RECURRENT if known is snn.RLeaky}
-                | {"_open_to_leak": request.chooses_map},
-                own=frozenset({"reset_mechanism_val", *(request.parameters.keys() & {"beta", "threshold"})}),
-                idle=frozenset({"beta"}) if idle else frozenset(),
-            )  # fmt: skip
-        raise ValueError(refusal)
+        dynamics, notes = request.map, list[str]()
+        arguments = _carried(module, request, normalized, notes)
+        arguments |= _dynamics(module, dynamics, arguments | dict(request.parameters), notes)
+        idle = learns_leak and dynamics != "lif"
+        if learns_leak:
+            learned = "its leak beta goes on being learned" + ("" if module.beta.requires_grad else " (frozen)")
+            notes.append("beta is kept and not used" if idle else learned)
+        arguments |= request.parameters
+        with self.apart():
+            QIF(**arguments)  # refuses before anything has changed
+        return Plan(
+            TARGETS[known], arguments, dynamics, tuple(notes),
+            attributes={name: getattr(module, name) for name in RECURRENT if known is snn.RLeaky}
+            | {"_open_to_leak": request.chooses_map},
+            own=frozenset({"reset_mechanism_val", *(request.parameters.keys() & {"beta", "threshold"})}),
+            idle=frozenset({"beta"}) if idle else frozenset(),
+        )  # fmt: skip
 
     def back(self, module: Any) -> Plan:
         if code := own_code(module, QIF):
@@ -270,7 +263,7 @@ def _known(cls: type[Any]) -> type[Any] | None:
     return next((known for base in cls.__mro__ for known in TARGETS if base is known), None)
 
 
-def _carried(module: Any, request: Request, notes: list[str]) -> dict[str, Any]:
+def _carried(module: Any, request: Request, normalized: bool, notes: list[str]) -> dict[str, Any]:
     """The arguments that the LIF neuron gives, dynamics aside."""
     carried = {name: getattr(module, name) for name in CARRIED if hasattr(module, name)}
     carried |= {
@@ -290,11 +283,13 @@ def _carried(module: Any, request: Request, notes: list[str]) -> dict[str, Any]:
         notes.append("reset to zero instead of subtracting the threshold")
     if "spike_grad" in request.parameters or module.surrogate_disable:
         return carried
-    if request.window == "keep":
-        return carried | {"spike_grad": module.spike_grad}
     name = getattr(module.spike_grad, "__qualname__", type(module.spike_grad).__name__).split(".")[0]
-    notes.append(f"surrogate {name} to the {request.window if isinstance(request.window, str) else 'given'} window")
-    return carried | {"window": request.window}
+    window = request.surrogate(normalized)
+    if window == "keep":
+        notes += [] if request.window == "keep" else [f"its surrogate {name} stays"]
+        return carried | {"spike_grad": module.spike_grad}
+    notes.append(f"surrogate {name} to the {window if isinstance(window, str) else 'given'} window")
+    return carried | {"window": window}
 
 
 def _dynamics(module: Any, dynamics: str, arguments: dict[str, Any], notes: list[str]) -> dict[str, Any]:

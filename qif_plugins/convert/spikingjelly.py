@@ -61,7 +61,7 @@ NEURONS = BASES + tuple(
 CARRIED = ("v_threshold", "v_reset", "detach_reset", "step_mode", "store_v_seq", "cupy_fp32_inference")
 KEPT = ("_neuron_precision", "lava_s_cale")
 """Attributes of the host's base class that no constructor takes."""
-LEAK_ARGUMENTS = frozenset({"tau", "decay_input"})
+GAIN_ARGUMENTS = frozenset({"tau", "decay_input", "input_gain"})
 
 
 class TDBatchNorm1d(layer.ThresholdDependentBatchNorm1d):
@@ -107,34 +107,27 @@ class _SpikingJelly:
         known = _known(type(module))
         assert known is not None
         learns_leak = issubclass(TARGETS[known], LearnedLeak)
-        refusal = ""
-        for dynamics in request.choose(normalized, learns_leak, LEAK_ARGUMENTS):
-            cls = TARGETS[known]
-            if learns_leak and dynamics != "lif":
-                cls = cls.__bases__[1]
-            notes = [f"not the paper's parameters: {refusal}"] if refusal else []
-            arguments = _carried(module, request, notes) | _dynamics(module, dynamics, notes)
-            if learns_leak:
-                learned = "its leak w goes on being learned" + ("" if module.w.requires_grad else " (frozen)")
-                notes.append(learned if dynamics == "lif" else "w is kept and not used")
-            check_arguments(cls, request.parameters, _arguments(cls) - {"window", "dynamics"})
-            given = dict(request.parameters)
-            if issubclass(cls, LearnedLeak):
-                notes += [
-                    f"{name} not used, as it follows w" for name in ("tau", "input_gain") if given.pop(name, None)
-                ]
-            arguments |= given
-            arguments = {name: value for name, value in arguments.items() if name in _arguments(cls)}
-            try:
-                cls(**arguments)
-            except ValueError as error:
-                refusal = str(error)
-                continue
-            attributes = {name: vars(module)[name] for name in KEPT if name in vars(module)}
-            attributes["_open_to_leak"] = request.chooses_map
-            idle = frozenset({"w"}) if learns_leak and dynamics != "lif" else frozenset[str]()
-            return Plan(cls, arguments, dynamics, tuple(notes), attributes=attributes, idle=idle)
-        raise ValueError(refusal)
+        dynamics, cls = request.map, TARGETS[known]
+        if learns_leak and dynamics != "lif":
+            cls = cls.__bases__[1]
+        notes: list[str] = []
+        arguments = _carried(module, request, normalized, notes) | _dynamics(module, dynamics, notes)
+        if request.unit_gain(normalized, GAIN_ARGUMENTS):
+            arguments["decay_input"] = False
+        if learns_leak:
+            learned = "its leak w goes on being learned" + ("" if module.w.requires_grad else " (frozen)")
+            notes.append(learned if dynamics == "lif" else "w is kept and not used")
+        check_arguments(cls, request.parameters, _arguments(cls) - {"window", "dynamics"})
+        given = dict(request.parameters)
+        if issubclass(cls, LearnedLeak):
+            notes += [f"{name} not used, as it follows w" for name in ("tau", "input_gain") if given.pop(name, None)]
+        arguments |= given
+        arguments = {name: value for name, value in arguments.items() if name in _arguments(cls)}
+        cls(**arguments)  # refuses before anything has changed
+        attributes = {name: vars(module)[name] for name in KEPT if name in vars(module)}
+        attributes["_open_to_leak"] = request.chooses_map
+        idle = frozenset({"w"}) if learns_leak and dynamics != "lif" else frozenset[str]()
+        return Plan(cls, arguments, dynamics, tuple(notes), attributes=attributes, idle=idle)
 
     def back(self, module: Any) -> Plan:
         base = _ours(type(module))
@@ -259,7 +252,7 @@ def _tau_by_now(module: Any) -> float:
     return 1 / (1 - beta.mean().item())
 
 
-def _carried(module: Any, request: Request, notes: list[str]) -> dict[str, Any]:
+def _carried(module: Any, request: Request, normalized: bool, notes: list[str]) -> dict[str, Any]:
     """The arguments that the LIF neuron gives, dynamics aside."""
     carried = {name: getattr(module, name) for name in CARRIED if hasattr(module, name)}
     if not isinstance(module.v_threshold, int | float):
@@ -273,14 +266,15 @@ def _carried(module: Any, request: Request, notes: list[str]) -> dict[str, Any]:
     chosen, name = module.surrogate_function, type(module.surrogate_function).__name__
     if "surrogate_function" in request.parameters:
         return carried
-    if request.window == "keep":
+    window = request.surrogate(normalized)
+    if window == "keep":
+        notes += [] if request.window == "keep" else [f"its surrogate {name} stays"]
         return carried | {"surrogate_function": chosen}
     if any(True for _ in (*chosen.parameters(), *chosen.buffers())) or not getattr(chosen, "spiking", True):
         notes.append(f"surrogate {name} stays: {'it learns' if getattr(chosen, 'spiking', True) else 'not spiking'}")
         return carried | {"surrogate_function": chosen}
-    shown = request.window if isinstance(request.window, str) else "given"
-    notes.append(f"surrogate {name} to the {shown} window")
-    return carried | {"window": request.window}
+    notes.append(f"surrogate {name} to the {window if isinstance(window, str) else 'given'} window")
+    return carried | {"window": window}
 
 
 def _dynamics(module: Any, dynamics: str, notes: list[str]) -> dict[str, Any]:

@@ -87,22 +87,22 @@ def followed_moments(params: QIFParameters, input_std: Number, input_mean: Numbe
 
 
 def window_of_moments(
-    name: str, threshold: Number, mean: Number, std: Number, input_std: Number | None = None
+    name: str, params: QIFParameters, mean: Number, std: Number, input_std: Number | None = None
 ) -> Window | Gaussian:
     """The surrogate called ``name``, ``"isometric"``, ``"unbiased"`` or ``"paper"``, for a membrane, unchecked.
 
     Args:
         name: Which.
-        threshold: Threshold θ.
+        params: The neuron.
         mean: Mean of the membrane.
         std: Its standard deviation.
         input_std: Standard deviation of g·x; ``None`` (default) where only the membrane was measured.
     """
     if name == "isometric":
-        return Gaussian.unchecked(*isometric_gaussian(threshold, mean, std, input_std))
+        return Gaussian.unchecked(*isometric_gaussian(params, mean, std, input_std))
     if name == "paper":
         return Window.unchecked(mean - std, mean + std, torch.ones_like(std) if isinstance(std, Tensor) else 1.0)
-    return Window.unchecked(*unbiased_window(threshold, mean, std))
+    return Window.unchecked(*unbiased_window(params.v_threshold, mean, std))
 
 
 class WindowMemory:

@@ -3,15 +3,16 @@
 A norm before each neuron (tdBN of scale σ_I) divides by the deviation of the weighted spikes, whose variance is
 r(1 - r) for each unit of squared weight, r = P(h >= θ). So one layer multiplies the mean square of the gradient by
 
-    G = σ_I² E[w(h)²] / (r (1 - r))
+    G = σ_I² E[w(h)²] / (r (1 - r) (1 - j)),     j = E[(∂h[t+1]/∂h[t])²]
 
-A surrogate A g((h - θ)/s) without bias has A E[g] = p(θ), so that G = 1 asks for one relative mean square,
+where 1/(1 - j) adds what reaches later time steps through the membrane, in the stationary state. A surrogate
+A g((h - θ)/s) without bias has A E[g] = p(θ), so that G = 1 asks for one relative mean square,
 
-    ρ = E[w²]/E[w]² = r (1 - r) / (σ_I p(θ))²
+    ρ = E[w²]/E[w]² = r (1 - r) (1 - j) / (σ_I p(θ))²
 
 which decreases from infinity to 1 as the width s grows. With z = (θ - μ)/σ and the density φ of the standard normal
-distribution it is r(1 - r)/φ(z)² times σ²/σ_I². The first factor is at least π/2, its value at z = 0, and the second at
-least 1, since the membrane adds to the input what it keeps: there always is a width.
+distribution it is r(1 - r)/φ(z)² times σ²(1 - j)/σ_I². The first factor is at least π/2, its value at z = 0. Where the
+second pushes ρ below π/2, the width is that for π/2: a wider surrogate would hardly tell one membrane from another.
 
 Everything here is elementwise in float64, reads nothing back from a device and works in logarithms, so that thresholds
 far in the tail of the membrane's distribution, or far below its mean, give finite numbers.
@@ -25,7 +26,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .parameters import Number
+from .moments import membrane_memory
+from .parameters import Number, QIFParameters
 
 __all__ = ["gaussian_width", "rectangle_width", "relative_mean_square"]
 
@@ -36,25 +38,27 @@ _STEPS = 10
 
 @torch.no_grad()
 def relative_mean_square(
-    threshold: Number, mean: Number, std: Number, input_std: Number | None = None
+    params: QIFParameters, mean: Number, std: Number, input_std: Number | None = None
 ) -> tuple[Tensor, Tensor]:
     """The relative mean square that an isometric surrogate has.
 
     Args:
-        threshold: Threshold θ.
+        params: The neuron.
         mean: Mean μ of the membrane.
         std: Its standard deviation σ.
-        input_std: Standard deviation σ_I of g·x. ``None`` (default) where only the membrane was measured: σ.
+        input_std: Standard deviation σ_I of g·x. ``None`` (default) where only the membrane was measured: σ √(1 - j),
+            which it is for a linear membrane.
 
     Returns:
         ``(z, log ρ)`` with z = (θ - μ)/σ, float64.
     """
-    std = _float64(std)
-    z = (threshold - _float64(mean)) / std
+    mean, std = _float64(mean), _float64(std)
+    z = (params.v_threshold - mean) / std
     log_rho = torch.special.log_ndtr(z) + torch.special.log_ndtr(-z) + z * z + math.log(2 * math.pi)
     if input_std is not None:
+        kept = (1 - membrane_memory(params, mean, std)).clamp(min=1e-12)
         # A learned threshold, which the deviation is derived from, may pass through 0.
-        log_rho = log_rho + 2 * torch.log((std / _float64(input_std)).abs().clamp(max=1e6))
+        log_rho = log_rho + torch.log(kept) + 2 * torch.log((std / _float64(input_std)).abs().clamp(max=1e6))
     return z, log_rho.clamp(min=LEAST)
 
 

@@ -174,7 +174,7 @@ class QIFLayer:
         input_std: Any = None if "membrane_mean" in self._measured else self._assumed_input(params)[1]
         if isinstance(input_std, Tensor):
             input_std = input_std.to(std.device, non_blocking=True)
-        window = window_of_moments(name, threshold, mean, std, input_std)
+        window = window_of_moments(name, params, mean, std, input_std)
         dtypes = [value.dtype for value in params.numbers().values() if isinstance(value, Tensor)]
         dtype = torch.float64 if torch.float64 in dtypes else torch.float32
         return window.mapped(lambda value: value.to(dtype) if isinstance(value, Tensor) else value)
@@ -255,7 +255,7 @@ def check_backend(name: Any) -> None:
 
 def window_from_membrane(name: str, params: QIFParameters, mean: Number, std: Number) -> Window | Gaussian:
     """The window called ``name``, ``"isometric"``, ``"unbiased"`` or ``"paper"``, for a membrane of these moments."""
-    window = window_of_moments(name, params.v_threshold, mean, std)
+    window = window_of_moments(name, params, mean, std)
     return dataclasses.replace(window)  # which checks its numbers
 
 

@@ -25,7 +25,15 @@ from torch import Tensor
 from ..support.names import checked_number, unknown
 from .parameters import Number, QIFParameters
 
-__all__ = ["CLOSURES", "ClosureName", "MomentClosureError", "closure_step", "firing_rate", "membrane_moments"]
+__all__ = [
+    "CLOSURES",
+    "ClosureName",
+    "MomentClosureError",
+    "closure_step",
+    "firing_rate",
+    "membrane_memory",
+    "membrane_moments",
+]
 
 ClosureName = Literal["reset", "free"]
 CLOSURES: tuple[ClosureName, ...] = get_args(ClosureName)
@@ -187,6 +195,28 @@ def closure_step(
         first_above, second_above = _polynomial_moments(*shifted, above_moments)
         first, second = first + first_above, second + second_above
     return first + input_mean, torch.sqrt(second - first * first + input_std * input_std)
+
+
+def membrane_memory(params: QIFParameters, mean: Tensor, std: Tensor) -> Tensor:
+    """Mean square of ∂h[t+1]/∂h[t] for h ~ N(mean, std²), the surrogate in the reset left out.
+
+    That derivative is f'(h) below the threshold; above it, 0 under a hard reset and f'(h - θ) under a soft one.
+
+    Args:
+        params: The neuron.
+        mean: Mean of h.
+        std: Standard deviation of h.
+
+    Returns:
+        E[(∂h[t+1]/∂h[t])²], 0 where nothing is kept from step to step, of the broadcast shape.
+    """
+    below = _lower_moments((params.v_threshold - mean) / std)
+    slope: Any = 2 * params.a * std
+    memory = _polynomial_moments(0.0, slope, params.map_derivative(mean), below)[1]
+    if params.reset == "soft":
+        above = tuple(whole - part for whole, part in zip(_MOMENTS, below, strict=True))
+        memory = memory + _polynomial_moments(0.0, slope, params.map_derivative(mean - params.v_threshold), above)[1]
+    return memory
 
 
 def firing_rate(params: QIFParameters, mean: Number, std: Number) -> Number:

@@ -252,7 +252,7 @@ class Window(FusedSurrogate):
     ) -> Window:
         """The unbiased window of the width that keeps gradients their size, see :mod:`qif_plugins.neuron.isometry`.
 
-        It covers the share (σ_I p_h(θ))² / (r (1 - r)) of the membranes, at most 2/π.
+        It covers the share (σ_I p_h(θ))² / (r (1 - r) (1 - j)) of the membranes, at most 2/π.
 
         Args:
             params: The neuron.
@@ -267,7 +267,7 @@ class Window(FusedSurrogate):
             MomentClosureError: The closure does not converge.
         """
         input_std, mean, std = _moments(params, input_std, input_mean, closure)
-        kappa = _alike(rectangle_width(*relative_mean_square(params.v_threshold, mean, std, input_std)), mean)
+        kappa = _alike(rectangle_width(*relative_mean_square(params, mean, std, input_std)), mean)
         return cls(*unbiased_window(params.v_threshold, mean, std, kappa))
 
     @classmethod
@@ -368,7 +368,7 @@ class Gaussian(FusedSurrogate):
             MomentClosureError: The closure does not converge.
         """
         input_std, mean, std = _moments(params, input_std, input_mean, closure)
-        return cls(*isometric_gaussian(params.v_threshold, mean, std, input_std))
+        return cls(*isometric_gaussian(params, mean, std, input_std))
 
     def coefficients(self) -> tuple[Number, Number, Number]:
         return 1 / (math.sqrt(2) * self.width), self.height, self.offset
@@ -491,17 +491,17 @@ class _Spike(torch.autograd.Function):
 
 
 def isometric_gaussian(
-    threshold: Number, mean: Number, std: Number, input_std: Number | None = None
+    params: QIFParameters, mean: Number, std: Number, input_std: Number | None = None
 ) -> tuple[Number, Number]:
     """Height and width of the isometric Gaussian for h ~ N(mean, std²), reading nothing back from a device.
 
     Args:
-        threshold: Threshold θ.
+        params: The neuron.
         mean: Mean of the membrane.
         std: Its standard deviation.
         input_std: Standard deviation of g·x; ``None`` (default) where only the membrane was measured.
     """
-    z, log_rho = relative_mean_square(threshold, mean, std, input_std)
+    z, log_rho = relative_mean_square(params, mean, std, input_std)
     width = gaussian_width(z, log_rho)
     u = width * width
     height = torch.sqrt((1 + 1 / u) / (2 * math.pi)) * torch.exp(-0.5 * z * z * u / (1 + u))

@@ -97,7 +97,7 @@ def test_a_spikingjelly_script(tmp_path):
         "argv ['--lr', '0.1', '-h', '--', '-m', 'x']",
     ]
     assert "IFNode, LIFNode, ParametricLIFNode of spikingjelly.activation_based.neuron now build QIF" in done.stderr
-    assert "the paper's parameters (fed by 1" in done.stderr
+    assert "its leak matched (fed by 1" in done.stderr
     assert "3 neurons are QIF (in the place of 2 LIFNode, 1 ParametricLIFNode); 1 stayed LIF" in done.stderr
 
 

@@ -50,8 +50,10 @@ def test_each_neuron_gets_the_parameters_that_its_place_asks_for(example):
     net = network()
     report = swap(net, example_input=example)
     assert [type(net[i]) for i in (2, 4, 6, 10)] == [QIFNode, QIFNode, LeakQIFNode, neuron.LIFNode]
-    assert net[2].params == QIFParameters()
+    assert net[2].params == QIFParameters.matching_lif(1 - 1 / 3.0)  # fed by a norm: an input gain of 1, not 1/tau
+    assert net[2].window == "isometric"
     assert net[4].params == QIFParameters.matching_lif(0.75, v_threshold=0.5)
+    assert type(net[4].surrogate_function) is surrogate.Sigmoid
     matched = QIFParameters.matching_lif(0.5, input_gain=0.5)
     assert (net[6].params.a.item(), net[6].params.u2.item()) == (matched.a, matched.u2)
     assert net[6].params.input_gain.item() == 0.5
@@ -251,13 +253,13 @@ def test_a_leak_that_is_assigned_after_the_swap_is_matched_unless_the_papers_map
     for dynamics in ("auto", "paper"):
         net = nn.Sequential(layer.Linear(6, 6), layer.BatchNorm1d(6), neuron.LIFNode(4.0), layer.Linear(6, 2))
         swap(net, dynamics=dynamics, example_input=torch.rand(8, 6))
-        assert net[2].dynamics == "paper"
+        assert net[2].dynamics == ("lif" if dynamics == "auto" else "paper")
         if dynamics == "paper":
             with pytest.raises(ValueError, match="would have no effect"):
                 net[2].tau = 5.0
             continue
         net[2].tau = 5.0
-        assert net[2].params == QIFNode(tau=5.0).params
+        assert net[2].params == QIFNode(tau=5.0, decay_input=False).params
 
 
 @pytest.mark.parametrize("through", [lambda net: net, copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
@@ -374,7 +376,7 @@ def test_data_flow_finds_readout_and_norm_where_the_order_cannot():
     report = swap(net, example_input=torch.rand(2, 4))
     assert type(net.hidden) is QIFNode
     assert type(net.out) is neuron.LIFNode
-    assert net.hidden.params == QIFParameters()
+    assert net.hidden.params == QIFParameters.matching_lif(0.5)
     assert "fed by bn" in report.changed[0].why
 
 
@@ -394,8 +396,8 @@ def test_data_flow_follows_functional_weights_and_residual_paths():
     net = Net()
     report = swap(net, norm="tdbn", example_input=torch.rand(3, 4))
     assert {row.name for row in report.changed} == {"a", "b", "c", "bn1", "bn2"}
-    assert net.b.params == QIFParameters()
-    assert net.c.params != QIFParameters()
+    assert net.b.params == QIFParameters.matching_lif(0.5)
+    assert net.c.params == QIFParameters.matching_lif(0.5, input_gain=0.5)
     assert net.bn2.alpha == pytest.approx(2**-0.5)
     assert net.bn1.alpha == 1
 
@@ -607,7 +609,7 @@ def test_modules_grouped_by_kind_are_paired_by_index():
     report = swap(flat)
     assert len(report.changed) == 2
     for i, row in enumerate(report.changed, 1):
-        assert row.why.startswith(f"the paper's parameters (fed by bn{i}, by registration order)")
+        assert row.why.startswith(f"its leak matched (fed by bn{i}, by registration order)")
     lists = registered(
         convs=nn.ModuleList([conv(), conv(), conv()]), bns=nn.ModuleList([norm(), norm(), norm()]),
         lifs=nn.ModuleList([lif(), lif(), lif()]), head=layer.Linear(4, 2),
@@ -1127,3 +1129,40 @@ def test_the_advice_of_the_nir_exporter_can_be_followed(qif):
     ]
     assert lif.tau == pytest.approx(expected[0].tau)
     assert lif.r == pytest.approx(expected[0].r)
+
+
+class TestTheReportOfTheRates:
+    def swapped(self, bias, node, **choices):
+        net = nn.Sequential(layer.Linear(6, 64), nn.BatchNorm1d(64), node, layer.Linear(64, 3))
+        with torch.no_grad():
+            net[1].bias.fill_(bias)
+        report = swap(net, **choices)
+        return report, report.changed[0]
+
+    def test_names_both(self):
+        report, row = self.swapped(0.0, neuron.LIFNode(3.0))
+        before, after = row.rate
+        assert before < after / 2
+        assert "input gain 1 instead of LIF's 0.3333" in row.why
+        assert "intended: with an input gain of 1" in row.why
+        assert f"{before:.2g} -> {after:.2g}" in str(report)
+
+    def test_warns_of_saturation_unless_the_gain_is_kept(self):
+        row = self.swapped(4.0, neuron.LIFNode(20.0))[1]
+        assert row.rate[1] > 0.9 > row.rate[0]
+        assert "WARNING: saturated" in row.why
+        kept = self.swapped(4.0, neuron.LIFNode(20.0), dynamics="lif")[1]
+        assert "WARNING" not in kept.why
+        assert kept.rate[1] == pytest.approx(kept.rate[0], rel=0.5)
+
+    def test_warns_of_silence(self):
+        row = self.swapped(0.0, neuron.LIFNode(2.0, decay_input=False), v_threshold=8.0)[1]
+        assert row.rate[1] < 0.01 < row.rate[0]
+        assert "WARNING: silent" in row.why
+
+
+def test_a_gain_that_was_passed_decides_under_a_norm_too():
+    for given, gain in (({}, 1.0), ({"decay_input": True}, 0.25), ({"tau": 2.0}, 0.5), ({"input_gain": 0.3}, 0.3)):
+        net = nn.Sequential(layer.Linear(6, 6), layer.BatchNorm1d(6), neuron.LIFNode(4.0), layer.Linear(6, 2))
+        swap(net, **given)
+        assert net[2].params.input_gain == pytest.approx(gain)

@@ -279,7 +279,7 @@ class TestEveryHost:
         run(neuron, currents())
         params = neuron.qif_parameters
         mean, std = membrane_moments(params, params.v_threshold)
-        expected = window_of_moments("unbiased", params.v_threshold, mean, std).coefficients()
+        expected = window_of_moments("unbiased", params, mean, std).coefficients()
         for mine, theirs in zip(window_of(neuron), expected, strict=True):
             torch.testing.assert_close(mine.double(), theirs.double().expand_as(mine), rtol=2e-6, atol=1e-6)
 
