@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..experiments.figures import require_matplotlib
 from ..experiments.studies import STUDIES
 from ..support.names import unknown
-from .options import at_least
+from .options import at_least, positive
 
 if TYPE_CHECKING:
     from ..experiments.studies.runner import Progress
@@ -42,6 +43,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of the files of qif bench, for the study latency",
     )
     parser.add_argument(
+        "--networks", nargs="+", default=[], help="for the study swap: names of networks (default: all)"
+    )
+    parser.add_argument(
+        "--arms",
+        nargs="+",
+        default=["default"],
+        help="for the study swap: what LIF is compared with: default, paper, matched, isometric (default: default)",
+    )
+    parser.add_argument(
+        "--rates",
+        nargs="+",
+        type=positive,
+        default=[1.0],
+        help="for the study swap: factors on each network's own learning rate, such as 0.333 1 3 (default: 1)",
+    )
+    parser.add_argument(
         "--out", type=Path, help="folder of records and pages (default: docs/studies; quick: runs/studies)"
     )
 
@@ -59,10 +76,19 @@ def run(arguments: argparse.Namespace) -> int:
     from ..experiments.studies.runner import Options, run_study
 
     out = arguments.out or Path("runs/studies" if arguments.quick else "docs/studies")
-    options = Options(arguments.quick, arguments.seeds, arguments.results)
+    options = Options(
+        arguments.quick, arguments.seeds, arguments.results, tuple(arguments.networks), tuple(arguments.arms),
+        tuple(arguments.rates),
+    )  # fmt: skip
     for name in names:
         seeds = [] if arguments.seeds is None else ["--seeds", str(arguments.seeds)]
-        command = " ".join(["qif", "study", name, *(["--quick"] if arguments.quick else []), *seeds])
+        given = {"--networks": arguments.networks, "--arms": arguments.arms, "--rates": arguments.rates}
+        size = [
+            shlex.join([option, *map(str, values)])
+            for option, values in given.items()
+            if name == "swap" and values not in ([], ["default"], [1.0])
+        ]
+        command = " ".join(["qif", "study", name, *(["--quick"] if arguments.quick else []), *seeds, *size])
         with _progress_bar(name) as say:
             page = run_study(
                 name, options, out, command, arguments.jobs, arguments.threads, not arguments.page_only, say

@@ -32,5 +32,6 @@ STUDIES = {
     "learnable": "a, u1 and u2 learned per layer and per channel: what is learned, what it gains",
     "latency": "time of a QIF layer over a LIF layer, per backend, from the files of qif bench",
     "budget": "LIF against QIF after the same number of trials of the same search",
+    "swap": "small published LIF networks of both hosts, each against the same network after swap",
 }
 """Studies by the name of their module, with the question of each."""

@@ -31,11 +31,17 @@ class Options:
         quick: Whether to run a tiny version on scikit-learn's digits, to see that it works.
         seeds: Number of seeds, 0 first; ``None`` means the study's own number.
         results: Folder with the files of ``qif bench``, for ``latency``.
+        networks: Names of the networks, for ``swap``; empty (default) means all.
+        arms: Names of what LIF is compared with, for ``swap``. Default: swapped with the defaults.
+        factors: Factors on each network's learning rate, for ``swap``. Default 1 alone.
     """
 
     quick: bool = False
     seeds: int | None = None
     results: Path = Path("benchmarks/results")
+    networks: tuple[str, ...] = ()
+    arms: tuple[str, ...] = ("default",)
+    factors: tuple[float, ...] = (1.0,)
 
 
 @dataclass(frozen=True)

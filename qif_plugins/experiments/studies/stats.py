@@ -8,7 +8,9 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["LEVEL", "Interval", "deviation", "ends", "interval", "paired", "sign", "welch"]
+__all__ = [
+    "LEVEL", "Interval", "deviation", "ends", "holm", "interval", "p_value", "paired", "sign", "welch",
+]  # fmt: skip
 
 LEVEL = 0.95
 """Share of all intervals that cover the true difference."""
@@ -58,6 +60,30 @@ def paired(first: Sequence[float], second: Sequence[float], comparisons: int = 1
     return _interval(statistics.fmean(differences), [differences], level, "ttest_1samp", differences, 0)
 
 
+def p_value(first: Sequence[float], second: Sequence[float]) -> float:
+    """Two-sided p-value of Student's paired t-test; NaN for a single pair, 0 or 1 where the differences do not vary.
+
+    Raises:
+        ImportError: SciPy is not installed.
+    """
+    differences = [b - a for a, b in zip(first, second, strict=True)]
+    if len(differences) < 2:
+        return math.nan
+    if len(set(differences)) == 1:
+        return float(differences[0] == 0)
+    return float(_scipy().ttest_1samp(differences, 0).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values for their number (Holm 1979, *Scandinavian Journal of Statistics* 6); NaN stays, uncounted."""
+    adjusted = list(p_values)
+    known = sorted((p, index) for index, p in enumerate(p_values) if not math.isnan(p))
+    least = 0.0
+    for rank, (p, index) in enumerate(known):
+        least = adjusted[index] = max(least, min(1.0, p * (len(known) - rank)))
+    return adjusted
+
+
 def welch(first: Sequence[float], second: Sequence[float]) -> Interval:
     """Difference of the means, ``second`` less ``first``, with Welch's interval.
 
@@ -76,9 +102,12 @@ def _interval(
         return mean, math.nan, math.nan
     if all(len(set(sample)) == 1 for sample in samples):
         return mean, mean, mean
+    found = getattr(_scipy(), test)(*values, **options).confidence_interval(level)
+    return mean, float(found.low), float(found.high)
+
+
+def _scipy() -> Any:
     try:
-        stats: Any = importlib.import_module("scipy.stats")
+        return importlib.import_module("scipy.stats")
     except ImportError as error:
         raise ImportError("intervals over seeds need SciPy: pip install 'qif-plugins[study]'") from error
-    found = getattr(stats, test)(*values, **options).confidence_interval(level)
-    return mean, float(found.low), float(found.high)

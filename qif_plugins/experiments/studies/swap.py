@@ -1,0 +1,291 @@
+"""Study 6: small published LIF networks, each against the same network after ``swap``, trained alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...convert import swap
+from ...diagnostics.observing import spiking_layers
+from ...diagnostics.running import reset_state
+from ...neuron.observe import Seen, watching
+from ...support.names import unknown
+from ...support.text import mean_pm
+from ..figures import COLOURS, figure, legend_below
+from ..records import Records, Result, Setting, Trial
+from . import networks
+from .page import Body, table
+from .runner import Options
+from .stats import LEVEL, Interval, ends, holm, interval, p_value, paired
+
+__all__ = ["ARMS", "QUESTION", "TITLE", "plan", "report", "run"]
+
+TITLE = "Swapped networks"
+QUESTION = (
+    "Does a network of LIF neurons train as well after `swap(model)`, with nothing else changed? Small versions of "
+    "networks that people publish, in both hosts, each with the optimizer, learning rate and loss of its LIF version."
+)
+
+ARMS: dict[str, dict[str, Any] | None] = {
+    "lif": None,
+    "default": {},
+    "paper": {"dynamics": "paper", "window": "paper"},
+    "matched": {"dynamics": "lif", "window": "keep"},
+    "isometric": {"dynamics": "lif", "window": "isometric"},
+}
+"""Arguments of ``swap`` by arm; ``None`` leaves the network LIF."""
+QUICK = ("perceptron 2, tdBN", "snnTorch recurrent")
+"""Networks of the quick version."""
+TEST_BATCH = 250
+
+Results = dict[tuple[str, str, float], dict[int, Result]]
+"""By network, arm and factor on the learning rate, then by seed."""
+
+
+def plan(options: Options, done: Records) -> list[Setting]:
+    """Name a training for every network, arm, learning rate and seed; all networks of a seed come first.
+
+    Raises:
+        ValueError: An unknown network or arm.
+    """
+    names = options.networks or (QUICK if options.quick else tuple(networks.NETWORKS))
+    for what, chosen, known in (("network", names, networks.NETWORKS), ("arm", options.arms, ARMS)):
+        for name in chosen:
+            if name not in known:
+                raise ValueError(unknown(what, name, known))
+    return [
+        {
+            "network": name, "arm": arm, "lr": networks.NETWORKS[name].lr * factor, "factor": factor, "seed": seed,
+            "epochs": 1 if options.quick else networks.NETWORKS[name].epochs,
+            "samples": 128 if options.quick else networks.NETWORKS[name].samples,
+        }
+        for seed in range(options.seeds or (1 if options.quick else 5))
+        for factor in options.factors
+        for arm in dict.fromkeys(("lif", *options.arms))
+        for name in names
+    ]  # fmt: skip
+
+
+def run(setting: Setting) -> Result:
+    """Train a network, swapped before unless its arm is ``"lif"``.
+
+    Returns:
+        ``accuracy`` on the test data after the last epoch (of a regression the share of the variance that is
+        explained), ``loss`` of the last epoch, ``rate``: spikes per neuron-step of each layer in the first batch, and
+        ``swapped``: number of neurons that were. ``diverged`` where the loss stopped being finite.
+    """
+    network = networks.NETWORKS[setting["network"]]
+    torch.manual_seed(setting["seed"])
+    model = network.build()
+    x, y, test_x, test_y = networks.data(network, setting["samples"])
+    arguments = ARMS[setting["arm"]]
+    swapped = 0
+    if arguments is not None:
+        report = swap(model, example_input=network.sequence(x[:8]), **arguments)
+        swapped = len(report.changed)
+    rates = _rates(model, network.sequence(x[: network.batch]))
+    optimizer: Any = network.optimizer(model.parameters(), lr=setting["lr"])
+    shuffled = torch.Generator().manual_seed(setting["seed"])
+    loss = torch.zeros(())
+    for _ in range(setting["epochs"]):
+        model.train()
+        losses = []
+        for index in torch.randperm(len(x), generator=shuffled).split(network.batch):
+            if len(index) < 2:
+                continue  # a batch norm needs two samples
+            reset_state(model)
+            loss = network.loss(model(network.sequence(x[index])), y[index])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        loss = torch.stack(losses).mean()
+        if not loss.isfinite():
+            break
+    found = {"accuracy": _score(model, network, test_x, test_y), "loss": loss.item(), "rate": rates, "swapped": swapped}
+    return found if loss.isfinite() else {**found, "loss": None, "diverged": True}
+
+
+@torch.no_grad()
+def _rates(model: nn.Module, x: Tensor) -> list[float]:
+    """Spikes per neuron-step of each layer that spikes, in training mode; norm statistics stay as they were."""
+    counts: dict[str, list[int]] = {}
+
+    def see(seen: Seen) -> None:
+        count = counts.setdefault(seen.name, [0, 0])
+        count[0] += int((seen.spikes != 0).sum())
+        count[1] += seen.spikes.numel()
+
+    saved = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    model.train()
+    reset_state(model)
+    with watching(spiking_layers(model), see):
+        model(x)
+    torch.set_rng_state(state)
+    reset_state(model)
+    model.load_state_dict(saved)
+    return [spikes / max(steps, 1) for spikes, steps in counts.values()]
+
+
+@torch.no_grad()
+def _score(model: nn.Module, network: networks.Network, x: Tensor, y: Tensor) -> float:
+    model.eval()
+    outputs = []
+    for part in x.split(TEST_BATCH):
+        reset_state(model)
+        outputs.append(model(network.sequence(part)))
+    return network.score(torch.cat(outputs, 1), y)
+
+
+def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
+    """Write up accuracies, paired differences and firing rates, and draw the differences."""
+    results: Results = {}
+    for trial in trials:
+        key = (trial.setting["network"], trial.setting["arm"], trial.setting["factor"])
+        results.setdefault(key, {})[trial.setting["seed"]] = trial.result
+    names = list(dict.fromkeys(trial.setting["network"] for trial in trials))
+    variants = list(dict.fromkeys((arm, factor) for _, arm, factor in results if arm != "lif"))
+    main = next((v for v in (("default", 1.0), *variants) if v in variants), ("default", 1.0))
+    differences = {variant: _differences(results, names, *variant) for variant in variants}
+    found = differences.get(main, {})
+    _draw(differences, names, picture)
+    header = [
+        "", "LIF, %", "swapped, %", "difference, points", "95 % interval", "p (Holm)", "spikes a neuron-step, LIF",
+        "swapped",
+    ]  # fmt: skip
+    adjusted = dict(zip(found, holm([p for _, p in found.values()]), strict=True))
+    rows = [
+        [
+            name, *(_accuracy(results, name, arm, main[1]) for arm in ("lif", main[0])),
+            *_difference_cells(found.get(name), adjusted.get(name, math.nan)),
+            *(_rate(results, name, arm, main[1]) for arm in ("lif", main[0])),
+        ]
+        for name in names
+    ]  # fmt: skip
+    over = _over_networks(found)
+    if over is not None:
+        rows.append(["mean over networks", "–", "–", f"{100 * over[0]:+.2f}", ends(over), "–", "–", "–"])
+    sections = [table(header, rows)]
+    if others := [variant for variant in variants if variant != main]:
+        sections += [
+            "Differences from LIF at the same learning rate, in points, of the other arms and learning rates.",
+            table(["", *(_label(*variant) for variant in others)], _other_rows(differences, names, others)),
+        ]
+    seeds = sorted({trial.setting["seed"] for trial in trials})
+    method = (
+        "The networks are in `qif_plugins/experiments/studies/networks.py`, with data, optimizer, learning rate and "
+        "loss of each: small versions of SpikingJelly's zoo and tutorials and of snnTorch's tutorials, on "
+        "scikit-learn's digits and on mnist5k, or on their rows one after the other. Both networks of a seed start "
+        "from the same weights and see the same batches. `swap` gets `example_input`, so that it follows the data, and "
+        f"further arguments by arm: {'; '.join(_arguments(arm) for arm in dict.fromkeys(a for a, _ in variants))}. "
+        "Accuracy is that after the last epoch; of the regression, the share of the variance that is explained. "
+        "Firing rates are the mean over layers in the first batch before training. Intervals are Student's over the "
+        "differences by seed, each for its own network; p is adjusted by Holm for the number of networks. The last "
+        "row takes the networks' mean differences as a sample."
+    )
+    return Body(_finding(found, adjusted, over, main), sections, seeds, method)
+
+
+def _differences(results: Results, names: Sequence[str], arm: str, factor: float) -> dict[str, tuple[Interval, float]]:
+    """Difference of an arm from LIF with its interval, and its p-value, by network; over the seeds of both."""
+    found = {}
+    for name in names:
+        lif, other = results.get((name, "lif", factor), {}), results.get((name, arm, factor), {})
+        if seeds := sorted(lif.keys() & other.keys()):
+            first, second = ([one[seed]["accuracy"] for seed in seeds] for one in (lif, other))
+            found[name] = paired(first, second), p_value(first, second)
+    return found
+
+
+def _over_networks(found: dict[str, tuple[Interval, float]]) -> Interval | None:
+    means = [difference[0] for difference, _ in found.values()]
+    return paired([0.0] * len(means), means) if means else None
+
+
+def _finding(
+    found: dict[str, tuple[Interval, float]], adjusted: dict[str, float], over: Interval | None, main: tuple[str, float]
+) -> str:
+    if over is None:
+        return "No network has been trained with LIF and swapped yet."
+    lost, won = (
+        [n for n, p in adjusted.items() if p < 1 - LEVEL and found[n][0][0] * side > 0] for side in (-1, 1)
+    )  # fmt: skip
+    tested = sum(not math.isnan(p) for p in adjusted.values())
+    by_network = (
+        f"Significantly worse than LIF (Holm): {len(lost)} of {tested}{_named(lost)}; better: {len(won)}{_named(won)}."
+        if tested
+        else "One seed alone says nothing of a single network."
+    )
+    return f"Over {len(found)} networks, {_label(*main)} less LIF: {interval(over)} on average. {by_network}"
+
+
+def _named(names: Sequence[str]) -> str:
+    return f" ({'; '.join(names)})" if names else ""
+
+
+def _label(arm: str, factor: float) -> str:
+    return arm if factor == 1 else f"{arm}, rate × {factor:.3g}"
+
+
+def _arguments(arm: str) -> str:
+    given = ", ".join(f"{name}={value!r}" for name, value in (ARMS[arm] or {}).items())
+    return f"{arm} {f'`{given}`' if given else 'none'}"
+
+
+def _accuracy(results: Results, name: str, arm: str, factor: float) -> str:
+    return mean_pm([result["accuracy"] for result in results.get((name, arm, factor), {}).values()], ".1f", 100)
+
+
+def _rate(results: Results, name: str, arm: str, factor: float) -> str:
+    rates = [fmean(r["rate"]) for r in results.get((name, arm, factor), {}).values() if r["rate"]]
+    return f"{fmean(rates):.3f}" if rates else "–"
+
+
+def _difference_cells(found: tuple[Interval, float] | None, adjusted: float) -> list[str]:
+    if found is None:
+        return ["–"] * 3
+    return [f"{100 * found[0][0]:+.1f}", ends(found[0], 1), "–" if math.isnan(adjusted) else f"{adjusted:.2g}"]
+
+
+def _other_rows(
+    differences: dict[tuple[str, float], dict[str, tuple[Interval, float]]], names: Sequence[str],
+    others: Sequence[tuple[str, float]],
+) -> list[list[str]]:  # fmt: skip
+    rows = [
+        [name, *(f"{100 * found[name][0][0]:+.1f}" if name in (found := differences[v]) else "–" for v in others)]
+        for name in names
+    ]
+    means = [_over_networks(differences[variant]) for variant in others]
+    return [*rows, ["mean over networks", *("–" if m is None else f"{100 * m[0]:+.2f} ({ends(m)})" for m in means)]]
+
+
+def _draw(
+    differences: dict[tuple[str, float], dict[str, tuple[Interval, float]]], names: Sequence[str], path: Path
+) -> None:
+    """Draw the difference from LIF of every network and arm, with its interval."""
+    with figure(path, (8, 1.5 + 0.28 * len(names)), dpi=110) as drawn:
+        axes = drawn.subplots()
+        for index, (variant, found) in enumerate(differences.items()):
+            places = [names.index(name) + 0.15 * index for name in found]
+            points = [100 * difference[0] for difference, _ in found.values()]
+            spread = [
+                [0.0 if math.isnan(low) else 100 * (mean - low) for (mean, low, _), _ in found.values()],
+                [0.0 if math.isnan(high) else 100 * (high - mean) for (mean, _, high), _ in found.values()],
+            ]
+            style = {"linestyle": "", "marker": "o", "markersize": 4, "capsize": 2}
+            colour = COLOURS[1 + index % (len(COLOURS) - 1)]
+            axes.errorbar(points, places, xerr=spread, color=colour, label=_label(*variant), **style)
+        axes.axvline(0, color="black", linewidth=0.8)
+        axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
+        axes.set_xlabel("accuracy less LIF's (points)")
+        axes.grid(alpha=0.3)
+        if differences:
+            legend_below(drawn, axes)
