@@ -47,6 +47,7 @@ def show_options(constructor: Constructor) -> Constructor:
     signature = inspect.signature(constructor)
     named = list(signature.parameters.values())[:-1]
     for name, kind in NodeOptions.__annotations__.items():
+        kind = getattr(kind, "__forward_arg__", kind)  # as text, as the annotations of the others
         named.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
     constructor.__signature__ = signature.replace(parameters=named)  # type: ignore[attr-defined]
     return constructor
