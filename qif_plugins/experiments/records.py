@@ -23,7 +23,7 @@ _ANY = {str: object}
 
 @dataclass(frozen=True)
 class Trial:
-    """One finished trial.
+    """Record of one finished trial.
 
     Attributes:
         setting: Everything that decides its outcome, the seed included, in plain JSON values.

@@ -95,20 +95,11 @@ def learn_from_silence(folder: Path, seed: int = 0, epochs: int = 8) -> dict[str
         axes.set_title("a network that is silent at first learns digits")
         integer_ticks(axes.xaxis)
         legend_below(drawn, axes)
-    first, last = history[0], history[-1]
-    return {
-        "silent before": first["silent"],
-        "silent after": last["silent"],
-        "accuracy before": first["accuracy"],
-        "accuracy after": last["accuracy"],
-    }
+    ends = {"before": history[0], "after": history[-1]}
+    return {f"{name} {when}": row[name] for name in ("silent", "accuracy") for when, row in ends.items()}
 
 
-DEMOS: dict[str, Callable[..., dict[str, float]]] = {
-    "move": move_spikes,
-    "count": count_spikes,
-    "silence": learn_from_silence,
-}
+DEMOS = {"move": move_spikes, "count": count_spikes, "silence": learn_from_silence}
 """The demonstrations by name."""
 
 

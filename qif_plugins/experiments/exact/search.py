@@ -50,10 +50,7 @@ TEST_SEEDS = 100
 
 
 _SETTING = {"part": str, "neuron": str, "number": int, "seed": int, "sampled": {str: (float, str)}}
-_RESULT = {
-    "accuracy": float,
-    "history": [{"silent": float, "unanswered": float, "accuracy": float, str: float}],
-}
+_RESULT = {"accuracy": float, "history": [{"silent": float, "unanswered": float, "accuracy": float, str: float}]}
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,7 @@ __all__ = ["arguments_of", "checked"]
 LAYERS = 1000
 FROM_DATA = ("in_features", "in_channels", "classes", "size", "spiking_neuron")
 """Arguments of the models that come from the data instead."""
-_KINDS = {
-    frozenset({"bool"}): bool,
-    frozenset({"int"}): int,
-    frozenset({"float"}): float,
-    frozenset({"str"}): str,
-    frozenset({"Sequence", "int"}): list,
-}
+_KINDS = {frozenset({kind.__name__}): kind for kind in (bool, int, float, str)} | {frozenset({"Sequence", "int"}): list}
 
 
 def arguments_of(constructor: Callable[..., Any]) -> dict[str, type | None]:

@@ -113,11 +113,8 @@ class Trainer:
     ) -> None:
         if precision not in PRECISIONS:
             raise ValueError(unknown("precision", precision, PRECISIONS))
-        for name, value, least in (
-            ("epochs", epochs, 0),
-            ("accumulation", accumulation, 1),
-            ("save_every", save_every, 0),
-        ):
+        numbers = ("epochs", epochs, 0), ("accumulation", accumulation, 1), ("save_every", save_every, 0)
+        for name, value, least in numbers:
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         if clip_norm is not None and not clip_norm > 0:

@@ -17,9 +17,7 @@ PARTS: dict[Any, Any] = {
     "optimizer": {"state": dict, "param_groups": [{"params": [int], "lr": (float, Tensor)}]},
     "scheduler": (dict, type(None)),
     "scaler": (dict, type(None)),
-    "random": [
-        {"torch": [Tensor], "numpy": list, "python": list},
-    ],
+    "random": [{"torch": [Tensor], "numpy": list, "python": list}],
     "epoch": int,
     "step": int,
     "means": {str: [float]},
