@@ -36,7 +36,9 @@ def arguments_of(constructor: Callable[..., Any]) -> dict[str, type | None]:
             default = type(parameter.default)
             kinds[name] = default if default in (bool, float, str) else None
         else:
-            kinds[name] = _KINDS.get(words)
+            kinds[name] = _KINDS.get(
+                words, str if isinstance(parameter.default, str) else None
+            )  # str: one of some names
     return kinds
 
 
