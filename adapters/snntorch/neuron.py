@@ -18,7 +18,7 @@ import snntorch as snn
 import torch
 from torch import Tensor
 
-from qif_plugins.neuron.arguments import MAP, DynamicsName, MapArguments, build_parameters
+from qif_plugins.neuron.arguments import DEFAULT_BETA, MAP, DynamicsName, MapArguments, build_parameters
 from qif_plugins.neuron.following import WindowMemory, versions
 from qif_plugins.neuron.functional import check_spread, qif_multi_step, qif_step
 from qif_plugins.neuron.module import check_backend, checked_window
@@ -57,8 +57,9 @@ class QIF(Parameters, snn.Leaky):
 
     Args:
         beta: Leak that the neuron matches near rest, see :meth:`~qif_plugins.QIFParameters.matching_lif`: a
-            float or a tensor (per neuron), 0 <= beta < 1. Left out, the neuron has the paper's a, u1, u2,
-            and the entry ``beta`` of its ``state_dict``, there for Leaky's sake, holds the map's slope at rest.
+            float or a tensor (per neuron), 0 <= beta < 1. Left out: 0.5.
+            Where another argument decides the map, the entry ``beta`` of the ``state_dict``, there for Leaky's sake,
+            holds the map's slope at rest.
         threshold: Threshold θ, a float or a tensor (per neuron), below the map's unstable fixed point. Default 1.
         spike_grad: ``None`` (default) means the analytic window. A function that takes mem - θ is used as
             passed; snnTorch's ``atan``, ``fast_sigmoid`` and ``sigmoid`` through the kernels, firing at
@@ -79,7 +80,7 @@ class QIF(Parameters, snn.Leaky):
             decide is set aside.
         curvature: For the matched neuron, where θ lies between the resting (0) and the unstable point (1).
             Left out: 0.5.
-        window: ``"unbiased"`` (left out), ``"isometric"``, ``"paper"``, ``"heuristic"``, or a
+        window: ``"isometric"`` (left out), ``"unbiased"``, ``"paper"``, ``"heuristic"``, or a
             :class:`~qif_plugins.neuron.surrogate.Window` in units of the membrane; the derivative where
             ``spike_grad`` is left out. A named window follows beta and θ when they are learned.
         backend: See :func:`~qif_plugins.qif_multi_step`. Default ``"auto"``.
@@ -123,7 +124,7 @@ class QIF(Parameters, snn.Leaky):
     ) -> None:
         numbers = {"beta": beta, "curvature": curvature, "a": a, "u1": u1, "u2": u2}
         given = {name: checked_argument(name, value) for name, value in numbers.items() if value is not None}
-        beta, threshold = given.get("beta"), checked_argument("threshold", threshold)
+        threshold = checked_argument("threshold", threshold)
         graded_spikes_factor = checked_argument("graded_spikes_factor", graded_spikes_factor)
         chosen = MapArguments(
             dynamics,
@@ -131,6 +132,7 @@ class QIF(Parameters, snn.Leaky):
             {name: value for name, value in given.items() if name not in MAP},
         )
         check_leak(chosen, learn_beta)
+        beta = given.get("beta", DEFAULT_BETA if chosen.left_open else None)
         # Everything is checked before the host's constructor enters the neuron in SpikingNeuron.instances.
         if reset_mechanism not in snn.SpikingNeuron.reset_dict:
             raise ValueError(unknown("reset_mechanism", reset_mechanism, snn.SpikingNeuron.reset_dict))

@@ -343,7 +343,7 @@ def check_leak(chosen: MapArguments, learn_beta: bool) -> None:
     Raises:
         ValueError: No leak is matched.
     """
-    if chosen.decided == "lif" and "beta" not in chosen.leak:
+    if chosen.decided == "lif" and "beta" not in chosen.leak and not chosen.left_open:
         what = "dynamics='lif' matches a leak" if chosen.dynamics else "curvature shapes the map that beta matches"
         raise ValueError(f"{what}: pass beta")
     if learn_beta and chosen.decided != "lif":

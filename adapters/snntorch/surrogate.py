@@ -72,7 +72,7 @@ def analytic_window(
 
     Args:
         params: The neuron whose membrane statistics give the window. ``None`` (default) means the paper's.
-        window: ``"unbiased"`` (default), ``"isometric"``, ``"paper"``, ``"heuristic"``, or a
+        window: ``"isometric"`` (default), ``"unbiased"``, ``"paper"``, ``"heuristic"``, or a
             :class:`~qif_plugins.neuron.surrogate.Window` in units of the membrane.
         input_std: Standard deviation of the input. ``None`` (default) means θ.
         **options: For the named window, see :meth:`~qif_plugins.neuron.surrogate.Window.unbiased`.

@@ -73,7 +73,8 @@ class QIFNode(QIFNeuron, neuron.BaseNode):
         h[t] = f(v[t-1]) + g x[t];   s[t] = 1 if h[t] >= θ else 0;   v[t] = v_reset if s[t] else h[t]
 
     The first arguments are LIFNode's, in its order. A leak that is passed (``tau``, ``decay_input``) is matched, see
-    :meth:`qif_plugins.QIFParameters.matching_lif`; without one the parameters are those of arXiv 2510.05168.
+    :meth:`qif_plugins.QIFParameters.matching_lif`; without one, that of ``tau=2`` with an input gain of 1.
+    ``dynamics="paper", window="paper"`` is the neuron of arXiv 2510.05168.
 
     The module's own forward has the gradients of one call over all steps in either step mode. The functional
     forms chain through the state that they are given, the membrane after its reset: without ``detach_reset`` a
@@ -87,8 +88,9 @@ class QIFNode(QIFNeuron, neuron.BaseNode):
     membrane is stable; a named window follows it.
 
     Args:
-        tau: LIF's time constant to match, in steps, > 1. Left out: no leak is matched (with ``decay_input`` alone, 2).
-        decay_input: Whether the LIF neuron to match scales its input by 1/tau. Left out with a ``tau``: True.
+        tau: LIF's time constant to match, in steps, > 1. Left out: 2.
+        decay_input: Whether the LIF neuron to match scales its input by 1/tau. Left out: True with a ``tau`` or
+            ``dynamics="lif"``, else False.
         v_threshold: Threshold θ, below the unstable fixed point of the map. Default 1.
         v_reset: Membrane after a spike and at the start; what a matched leak decays to. Default 0. ``None`` subtracts
             the threshold instead; a QIF membrane is then unbounded.
@@ -103,7 +105,7 @@ class QIFNode(QIFNeuron, neuron.BaseNode):
         input_gain: Factor g on the input. Default 1, or 1/tau where a leak with ``decay_input`` is matched.
         dynamics: ``"paper"`` or ``"lif"`` to decide regardless of the leak, which is then set aside, as ``repr``
             shows; see :mod:`qif_plugins.neuron.arguments`. Default: by the other arguments.
-        window: ``"unbiased"`` (default), ``"isometric"``, ``"paper"``, ``"heuristic"`` or a
+        window: ``"isometric"`` (default), ``"unbiased"``, ``"paper"``, ``"heuristic"`` or a
             :class:`~qif_plugins.Window`.
         backend: ``"auto"`` (default) or an implementation by name, see :func:`qif_plugins.available_backends`.
 

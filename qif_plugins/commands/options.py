@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from ..neuron.arguments import DYNAMICS, MAP, MapArguments, build_parameters
+from ..neuron.arguments import DEFAULT_BETA, DYNAMICS, MAP, MapArguments, build_parameters
 from ..neuron.parameters import QIFParameters
 from ..support.names import unknown
 
@@ -41,13 +41,12 @@ def neuron(arguments: argparse.Namespace) -> QIFParameters:
         ValueError: Contradicting options, or parameters that :class:`QIFParameters` refuses.
     """
     chosen = _map_arguments(arguments)
-    if chosen.decided == "lif" and arguments.beta is None:
+    beta = DEFAULT_BETA if chosen.left_open else arguments.beta
+    if chosen.decided == "lif" and beta is None:
         what = "--dynamics lif matches a leak" if chosen.dynamics else "--curvature shapes the map that --beta matches"
         raise ValueError(f"{what}; pass --beta too, or --a instead")
     curvature = {} if arguments.curvature is None else {"curvature": arguments.curvature}
-    return build_parameters(
-        chosen.roots, arguments.threshold, beta=arguments.beta, v_reset=arguments.v_reset, **curvature
-    )
+    return build_parameters(chosen.roots, arguments.threshold, beta=beta, v_reset=arguments.v_reset, **curvature)
 
 
 def _map_arguments(arguments: argparse.Namespace) -> MapArguments:

@@ -141,7 +141,7 @@ class _SpikingJelly:
             tau, learned = _tau_by_now(module), frozenset({name for name in module._parameters if "raw_" in name})
             notes.append(f"tau={tau:.4g} as learned so far; {', '.join(sorted(learned))} are kept and not used")
         values = {name: getattr(module, name) for name in CARRIED if hasattr(module, name)}
-        values |= {"tau": tau, "decay_input": module.decay_input is not False}
+        values |= {"tau": tau, "decay_input": module._arguments.decays_input}
         gain, lif = mean_of(module.params.input_gain), mean_of(1 / tau) if values["decay_input"] else 1.0
         if abs(gain - lif) > 1e-6 * lif:
             notes.append(f"input gain {lif:.4g}, LIF's, instead of {gain:.4g}")

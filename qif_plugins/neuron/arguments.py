@@ -3,7 +3,7 @@
 1. ``dynamics``: ``"paper"`` takes the a, u1 and u2 of arXiv 2510.05168, ``"lif"`` matches the leak.
 2. Otherwise any of ``a``, ``u1``, ``u2``; those left out are the paper's. Together with ``dynamics`` they are refused.
 3. Otherwise a leak (``tau`` and ``decay_input`` in SpikingJelly, ``beta`` in snnTorch): it is matched.
-4. Otherwise the paper's.
+4. Otherwise the leak of :data:`DEFAULT_BETA`, with an input gain of 1.
 
 A leak that was passed and does not decide is set aside, which ``repr`` shows: so a model that passes its own leak can
 be given another neuron. After construction the last assignment decides, except that a leak assigned to a neuron that
@@ -25,6 +25,7 @@ from ..support.text import number
 from .parameters import Number, QIFParameters, holds_everywhere, is_finite
 
 __all__ = [
+    "DEFAULT_BETA",
     "DEFAULT_TAU",
     "DYNAMICS",
     "MAP",
@@ -38,6 +39,8 @@ __all__ = [
 
 DynamicsName = Literal["paper", "lif"]
 DYNAMICS: tuple[str, ...] = get_args(DynamicsName)
+DEFAULT_BETA = 0.5
+"""Leak that a neuron matches which was given neither a leak nor a map: that of SpikingJelly's LIFNode, tau = 2."""
 MAP = ("a", "u1", "u2")
 PAPER: dict[str, Number] = {"a": 0.25, "u1": 0.0, "u2": 0.5}
 
@@ -83,7 +86,12 @@ class MapArguments:
         """``"paper"``, ``"explicit"`` or ``"lif"``."""
         if self.dynamics is not None:
             return self.dynamics
-        return "explicit" if self.given else "lif" if self.leak else "paper"
+        return "explicit" if self.given else "lif"
+
+    @property
+    def left_open(self) -> bool:
+        """Whether nothing was passed that decides the map."""
+        return self.dynamics is None and not self.given and not self.leak
 
     @property
     def roots(self) -> dict[str, Number]:
@@ -226,6 +234,11 @@ class NodeArguments:
         return dataclasses.replace(self, map=changed, kept_gain=current.input_gain if matched else self.kept_gain)
 
     @property
+    def decays_input(self) -> bool:
+        """Whether a matched LIF neuron scales its input by 1/tau."""
+        return bool(self.map.leak.get("decay_input", not self.map.left_open))
+
+    @property
     def tau(self) -> Any:
         """The time constant of the leak."""
         return self.map.leak.get("tau", DEFAULT_TAU)
@@ -278,7 +291,7 @@ class NodeArguments:
                 f"v_threshold={number(v_threshold)} must lie above v_reset={number(rest)}, which a matched "
                 "leak decays to"
             )
-        gain = 1 / tau if self.map.leak.get("decay_input", True) else 1.0
+        gain = 1 / tau if self.decays_input else 1.0
         common["input_gain"] = gain if self.input_gain is None else one_number(self.input_gain)
         try:
             return build_parameters({}, v_threshold, beta=1 - 1 / tau, v_rest=rest, **common)

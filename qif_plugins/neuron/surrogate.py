@@ -4,12 +4,12 @@ The spike s = Θ(h - θ) has no useful derivative, so backward uses w(h) in its 
 is derived from the stationary membrane h ~ N(μ, σ²) (:mod:`qif_plugins.neuron.moments`), all but the first as a
 rectangular window w(h) = height · 1[lo <= h <= hi], inclusive at both ends:
 
-* ``"isometric"``, this package's: a :class:`Gaussian` centred on the threshold, its height such that
+* ``"isometric"``, this package's and the default: a :class:`Gaussian` centred on the threshold, its height such that
   the mean surrogate E[w(h)] equals p_h(θ), the true sensitivity of the firing probability, its width such
   that gradients keep their size from layer to layer (:mod:`qif_plugins.neuron.isometry`);
 
 * ``"paper"``: [μ - σ, μ + σ], height 1, as arXiv 2510.05168 states it;
-* ``"unbiased"``, this package's and the default: [θ - κσ, θ + κσ], with the height of the same mean;
+* ``"unbiased"``, this package's: [θ - κσ, θ + κσ], with the height of the same mean;
 * ``"heuristic"``: |h - θ| <= α/2, height 1/α, what LIF code uses.
 
 The Gaussian has tails, so that a membrane far from the threshold receives some gradient, too.
@@ -47,7 +47,7 @@ __all__ = [
 
 WindowName = Literal["isometric", "unbiased", "paper", "heuristic"]
 WINDOWS: tuple[WindowName, ...] = get_args(WindowName)
-DEFAULT_WINDOW: WindowName = "unbiased"
+DEFAULT_WINDOW: WindowName = "isometric"
 """The window of a neuron for which none was chosen, in every host."""
 
 

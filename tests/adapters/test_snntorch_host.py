@@ -17,7 +17,7 @@ from snntorch import functional as SF  # noqa: E402
 from snntorch import surrogate, utils  # noqa: E402
 from snntorch.functional import probe  # noqa: E402
 
-from qif_plugins import QIFParameters, Window  # noqa: E402
+from qif_plugins import Gaussian, QIFParameters  # noqa: E402
 
 pytestmark = pytest.mark.host_independent
 
@@ -304,15 +304,15 @@ class TestCheckpoints:
         ours(torch.zeros(1, 2))
         ours.load_state_dict(snn.Leaky(0.5, 2.0).state_dict(), strict=True)
         assert ours.qif_parameters == QIFParameters.matching_lif(0.5, 2.0)
-        assert ours.surrogate == Window.unbiased(QIFParameters.matching_lif(0.5, 2.0))
+        assert ours.surrogate == Gaussian.isometric(QIFParameters.matching_lif(0.5, 2.0))
 
     def test_the_papers_parameters_take_the_threshold_alone(self):
-        ours = QIF()
+        ours = QIF(dynamics="paper")
         ours.load_state_dict(snn.Leaky(0.5, 2.0).state_dict(), strict=True)
         assert ours.qif_parameters == QIFParameters(v_threshold=2.0)
 
     def test_tensors_of_a_checkpoint_that_are_assigned_decide_no_dynamics(self):
-        ours = QIF()
+        ours = QIF(dynamics="paper")
         ours.load_state_dict(snn.Leaky(0.5, 2.0).state_dict(), strict=True, assign=True)
         assert ours.qif_parameters == QIFParameters(v_threshold=2.0)
 
@@ -325,7 +325,11 @@ class TestCheckpoints:
     @pytest.mark.parametrize(
         ("neuron", "state", "message"),
         [
-            (lambda: QIF(), {"threshold": 5.0}, r"v_threshold=5 is not below the unstable fixed point 4\.5"),
+            (
+                lambda: QIF(dynamics="paper"),
+                {"threshold": 5.0},
+                r"v_threshold=5 is not below the unstable fixed point 4\.5",
+            ),
             (lambda: QIF(0.9), {"beta": 1.0}, "0 <= beta < 1"),
             (lambda: QIF(0.9), {"beta": [0.1, 0.2]}, "size mismatch for beta"),
         ],

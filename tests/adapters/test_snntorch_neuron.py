@@ -189,17 +189,18 @@ def test_matching_is_the_cores(beta, theta, scale):
     neuron = QIF(beta, theta)
     reference = QIFParameters.matching_lif(float(neuron.beta), float(neuron.threshold))
     assert neuron.qif_parameters == reference
-    assert neuron.surrogate == Window.unbiased(reference)
+    assert neuron.surrogate == Gaussian.isometric(reference)
 
 
 class TestDynamics:
     def test_what_is_passed_decides(self):
-        assert QIF().qif_parameters == QIFParameters()
+        assert QIF().qif_parameters == QIFParameters.matching_lif(0.5)
+        assert QIF(dynamics="paper").qif_parameters == QIFParameters()
         assert QIF(0.9, dynamics="paper").qif_parameters == QIFParameters()
         assert QIF(0.9, a=0.5).qif_parameters == QIFParameters(a=0.5)
         assert QIF(a=0.2, u2=0.1).qif_parameters == QIFParameters(a=0.2, u2=0.1)
         assert "dynamics=lif, beta=0.9" in repr(QIF(0.9))
-        assert "dynamics=paper, a=0.25" in repr(QIF())
+        assert "dynamics=lif, beta=0.5" in repr(QIF())
         assert "dynamics=explicit, a=0.5" in repr(QIF(a=0.5))
 
     def test_a_leak_that_is_set_aside_is_shown(self):
@@ -208,7 +209,8 @@ class TestDynamics:
         assert "set aside" not in repr(QIF(0.9)) + repr(QIF()) + repr(QIF(a=0.3))
 
     def test_without_a_leak_beta_holds_the_slope_at_rest(self):
-        assert QIF().beta.item() == -0.125
+        assert QIF(dynamics="paper").beta.item() == -0.125
+        assert QIF().beta.item() == 0.5
 
     def test_tensors_follow_the_module(self):
         neuron = QIF(a=torch.full((FEATURES,), 0.3)).double()
@@ -220,8 +222,8 @@ class TestDynamics:
 
 class TestSurrogate:
     def test_left_out_it_is_the_window(self):
-        assert QIF().surrogate == Window.unbiased(QIFParameters())
-        assert QIF(window="paper").surrogate == Window.paper(QIFParameters())
+        assert QIF().surrogate == Gaussian.isometric(QIFParameters.matching_lif(0.5))
+        assert QIF(dynamics="paper", window="paper").surrogate == Window.paper(QIFParameters())
         given_window = Window(0.5, 2.0, 0.7)
         assert QIF(window=given_window).surrogate is given_window
         assert QIF(spike_grad=given_window).surrogate is given_window
@@ -276,7 +278,7 @@ class TestLearning:
             assert grad.isfinite().all()
 
     def test_a_threshold_learned_by_the_papers_neuron_stays_below_the_unstable_point(self):
-        neuron = QIF(learn_threshold=True)
+        neuron = QIF(learn_threshold=True, dynamics="paper")
         with torch.no_grad():
             neuron.threshold.fill_(100.0)
         assert neuron.qif_parameters.v_threshold.item() == pytest.approx(0.99 * 4.5)
@@ -311,11 +313,13 @@ class TestLearning:
             windows.append(neuron.surrogate)
             optimizer.step()
         assert all(not torch.equal(now, then) for now, then in zip(neuron.parameters(), before, strict=True))
-        assert not torch.equal(windows[0].lo, windows[2].lo)
+        assert not torch.equal(windows[0].width, windows[2].width)
 
     def test_betas_up_to_one_have_a_window(self):
-        assert QIF(torch.tensor([0.1, 0.9999, 0.99999])).surrogate.lo.isfinite().all()
-        assert QIF(0.9999, learn_beta=True).surrogate.lo.isfinite().all()
+        for window in ("isometric", "unbiased"):
+            for neuron in (QIF(torch.tensor([0.1, 0.9999, 0.99999]), window=window), QIF(0.9999, learn_beta=True)):
+                values = neuron.surrogate.coefficients()
+                assert all(torch.as_tensor(value).isfinite().all() for value in values)
 
 
 class TestChangesAreNoticed:
@@ -332,7 +336,7 @@ class TestChangesAreNoticed:
         assert neuron.reset_mechanism_val == 0
 
     def test_an_assigned_threshold_above_the_unstable_point_is_refused(self):
-        neuron = QIF()
+        neuron = QIF(dynamics="paper")
         mem, threshold, shown = neuron.mem, neuron.threshold, repr(neuron)
         with pytest.raises(ValueError, match=r"v_threshold=5 is not below the unstable fixed point 4\.5"):
             neuron.threshold = torch.tensor(5.0)
@@ -399,7 +403,7 @@ class TestChangesAreNoticed:
             ({"beta": 0.9}, "state_quant", torch.floor),
             ({"beta": 0.9}, "graded_spikes_factor", torch.tensor(2.0)),
             ({}, "beta", torch.tensor(0.5)),
-            ({}, "a", 0.3),
+            ({"a": 0.2}, "a", 0.3),
             ({"a": 0.3}, "u2", torch.tensor([0.1, 0.2, 0.3, 0.4])),
         ],
         ids=stable,
@@ -533,8 +537,8 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({"threshold": 4.5}, r"v_threshold=4\.5 is not below the unstable fixed point 4\.5"),
-            ({"threshold": torch.tensor([1.0, 6.0])}, "is not below the unstable fixed point"),
+            ({"threshold": 4.5, "dynamics": "paper"}, r"v_threshold=4\.5 is not below the unstable fixed point 4\.5"),
+            ({"threshold": torch.tensor([1.0, 6.0]), "dynamics": "paper"}, "is not below the unstable fixed point"),
             ({"beta": 1.0}, "0 <= beta < 1, got beta=1"),
             ({"beta": torch.tensor([0.5, -0.1])}, "0 <= beta < 1"),
             ({"beta": float("nan")}, "got beta=nan"),
@@ -552,11 +556,11 @@ class TestBadInput:
             ({"a": torch.nn.Parameter(torch.tensor(0.2))}, "QIF does not learn a"),
             ({"dynamics": "lif"}, "pass beta"),
             ({"dynamics": "izhikevich"}, "choose from 'paper', 'lif'"),
-            ({"learn_beta": True}, "learn_beta"),
+            ({"learn_beta": True, "dynamics": "paper"}, "learn_beta"),
             ({"window": "gaussian"}, "'unbiased', 'paper', 'heuristic'"),
             ({"backend": "fortran"}, "choose from 'auto'"),
             ({"reset_mechanism": "soft"}, "'subtract', 'zero', 'none'"),
-            ({"threshold": 3.0}, "does not converge"),
+            ({"threshold": 3.0, "dynamics": "paper"}, "does not converge"),
         ],
     )
     def test_construction(self, arguments, message):
@@ -598,14 +602,13 @@ class TestBadInput:
 class TestAnalyticWindow:
     def test_on_the_hosts_neurons(self):
         params = QIFParameters.matching_lif(0.9, 0.5)
-        window = Window.unbiased(params)
+        expected = Gaussian.isometric(params)
         leaky = snn.Leaky(0.9, threshold=0.5, spike_grad=analytic_window(params))
         x = torch.linspace(-2, 2, 41, dtype=torch.float64).requires_grad_()
         spk, _ = leaky(x)
         assert torch.equal(spk, (x >= 0.5).to(x.dtype))
         spk.sum().backward()
-        inside = (x > window.lo) & (x < window.hi)
-        torch.testing.assert_close(x.grad, inside.to(x.dtype) * window.height)
+        torch.testing.assert_close(x.grad, expected.derivative(x.detach(), 0.5))
         for neuron in (
             snn.Synaptic(0.9, 0.8, spike_grad=analytic_window()),
             snn.Lapicque(0.9, spike_grad=analytic_window()),
@@ -624,7 +627,8 @@ class TestAnalyticWindow:
         mine, default = QIF(0.9, spike_grad=analytic_window(params)), QIF(0.9)
         for one, other in zip(mine.surrogate.coefficients(), default.surrogate.coefficients(), strict=True):
             assert one == pytest.approx(other, rel=1e-6)
-        assert default.spike_grad.surrogate.hi == pytest.approx(-default.spike_grad.surrogate.lo)
+        rectangle = QIF(0.9, window="unbiased").spike_grad.surrogate
+        assert rectangle.hi == pytest.approx(-rectangle.lo)
 
 
 @pytest.mark.parametrize("spike_grad", [None, surrogate.straight_through_estimator()], ids=["fused", "another"])

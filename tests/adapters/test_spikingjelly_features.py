@@ -288,7 +288,8 @@ def test_op_counter_with_a_rule_of_ones_own(x):
     from spikingjelly.activation_based import op_counter
 
     rules = {torch.ops.qif.multi_step.default: lambda args, kwargs, out: 7 * args[0].numel()}
-    [counter] = counted([op_counter.FlopCounter(extra_rules=rules)], lambda: QIFNode(step_mode="m")(x))
+    node = QIFNode(step_mode="m")
+    [counter] = counted([op_counter.FlopCounter(extra_rules=rules)], lambda: node(x))
     assert counter.get_total() == 7 * x.numel()
 
 

@@ -14,7 +14,7 @@ from torch import nn
 pytest.importorskip("spikingjelly")
 
 from qif_plugins.adapters import spikingjelly as adapter
-from qif_plugins.adapters.spikingjelly import AnalyticWindow, ParametricQIFNode, QIFNode
+from qif_plugins.adapters.spikingjelly import AnalyticGaussian, AnalyticWindow, ParametricQIFNode, QIFNode
 from spikingjelly.activation_based import base, functional, layer, monitor, neuron, surrogate
 
 from qif_plugins import QIFParameters
@@ -96,7 +96,7 @@ def test_subclass_of_lif_style_passes_arguments_on():
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ({}, QIFParameters()),
+        ({}, QIFParameters.matching_lif(0.5)),
         ({"dynamics": "paper", "tau": 4.0}, QIFParameters()),
         ({"tau": 4.0}, QIFParameters.matching_lif(0.75, input_gain=0.25)),
         ({"tau": 4, "v_threshold": 2, "v_reset": 0}, QIFParameters.matching_lif(0.75, 2.0, input_gain=0.25)),
@@ -105,7 +105,8 @@ def test_subclass_of_lif_style_passes_arguments_on():
         ({"dynamics": "lif"}, QIFParameters.matching_lif(0.5, input_gain=0.5)),
         ({"tau": 2.0, "v_reset": None}, QIFParameters.matching_lif(0.5, input_gain=0.5, reset="soft")),
         ({"tau": 2.0, "v_reset": -0.5}, QIFParameters.matching_lif(0.5, input_gain=0.5, v_rest=-0.5)),
-        ({"v_reset": None}, QIFParameters(reset="soft")),
+        ({"v_reset": None}, QIFParameters.matching_lif(0.5, reset="soft")),
+        ({"dynamics": "paper", "v_reset": None}, QIFParameters(reset="soft")),
         ({"tau": 4.0, "a": 0.3}, QIFParameters(a=0.3)),
         ({"u1": 0.1, "u2": -0.4, "v_threshold": 0.7}, QIFParameters(u1=0.1, u2=-0.4, v_threshold=0.7, v_reset=0.0)),
         ({"tau": 4.0, "input_gain": 2}, QIFParameters.matching_lif(0.75, input_gain=2.0)),
@@ -123,8 +124,9 @@ def test_arguments_to_parameters(arguments, expected):
         ({"dynamics": "izhikevich"}, "'paper', 'lif'"),
         ({"tau": 1.0}, "tau must be above 1"),
         ({"tau": 0}, "tau must be above 1 and finite, got 0"),
-        ({"v_threshold": 5.0}, "unstable fixed point"),
-        ({"v_threshold": 0.0}, "must then be positive, got v_threshold=0"),
+        ({"v_threshold": 5.0, "dynamics": "paper"}, "unstable fixed point"),
+        ({"v_threshold": 0.0, "dynamics": "paper"}, "must then be positive, got v_threshold=0"),
+        ({"v_threshold": 0.0}, "v_threshold=0 must lie above v_reset=0"),
         ({"a": -1.0}, "a must be positive"),
         ({"window": "gauss"}, "'unbiased', 'paper', 'heuristic'"),
         ({"window": "paper", "surrogate_function": surrogate.ATan()}, "both decide the surrogate"),
@@ -157,10 +159,13 @@ def test_surrogates_that_are_none_are_refused():
 
 
 def test_assigning_a_number_checks_it_and_derives_the_window_anew():
-    node = QIFNode()
+    node = QIFNode(dynamics="paper")
     node.v_threshold = 0.8
     assert node.params == QIFParameters(v_threshold=0.8, v_reset=0.0)
-    assert node.surrogate_function.extra_repr() == QIFNode(v_threshold=0.8).surrogate_function.extra_repr()
+    assert (
+        node.surrogate_function.extra_repr()
+        == QIFNode(v_threshold=0.8, dynamics="paper").surrogate_function.extra_repr()
+    )
     with pytest.raises(ValueError, match="unstable"):
         node.v_threshold = 9.0
     assert node.v_threshold == 0.8
@@ -202,7 +207,7 @@ def test_a_string_is_no_number(name):
         ({"tau": 2.0}, "input_gain", 0.7),
         ({"tau": 2.0}, "dynamics", "paper"),
         ({"tau": 2.0, "dynamics": "paper"}, "dynamics", "lif"),
-        ({}, "a", 0.3),
+        ({"a": 0.2}, "a", 0.3),
         ({"a": 0.3}, "u2", 0.4),
         ({"tau": 2.0}, "window", "paper"),
         ({"tau": 2.0}, "window", Window(0.25, 1.5)),
@@ -336,7 +341,7 @@ def test_a_surrogate_that_was_assigned_is_kept():
     assert node.window is None
     assert (given.lo, given.hi) == (-0.1, 0.1)
     node.window = "unbiased"
-    assert repr(node) == repr(QIFNode(v_threshold=0.9))
+    assert repr(node) == repr(QIFNode(v_threshold=0.9, window="unbiased"))
     assert (given.lo, given.hi) == (-0.1, 0.1)  # it may be another node's as well
 
 
@@ -401,7 +406,10 @@ def test_a_learned_threshold_has_the_gradient_of_autograd(tau, v_reset, detach_r
     spikes, v = by_autograd(x, oracle, tau, v_reset, detach_reset)
     ((spikes * weights(x)).sum() + v.sum()).backward()
     for run in (lambda node: node(x), lambda node: single_steps(node, x)):
-        node = QIFNode(tau, v_reset=v_reset, detach_reset=detach_reset, surrogate_function=surrogate.ATan())
+        node = QIFNode(
+            tau, v_reset=v_reset, detach_reset=detach_reset, surrogate_function=surrogate.ATan(),
+            dynamics="lif" if tau else "paper",
+        )  # fmt: skip
         node.step_mode = "m"
         node.v_threshold = nn.Parameter(torch.full(shape, 0.8, dtype=torch.float64))
         out = run(node)
@@ -412,12 +420,13 @@ def test_a_learned_threshold_has_the_gradient_of_autograd(tau, v_reset, detach_r
 
 @pytest.mark.parametrize("window", ["isometric", "unbiased", "paper", "heuristic"])
 def test_a_learned_threshold_under_the_window_has_the_gradient_of_the_core(window):
-    node, x = QIFNode(window=window, step_mode="m"), inputs()
+    node, x = QIFNode(window=window, step_mode="m", dynamics="paper"), inputs()
     node.v_threshold = nn.Parameter(torch.tensor(0.8))
     (node(x) * weights(x)).sum().backward()
     threshold = torch.tensor(0.8, requires_grad=True)
     params = QIFParameters.unchecked(v_threshold=threshold)
-    spikes, _ = qif_multi_step(x, 0.0, params, QIFNode(v_threshold=0.8, window=window).surrogate_function.window(0.8))
+    fixed = QIFNode(v_threshold=0.8, window=window, dynamics="paper")
+    spikes, _ = qif_multi_step(x, 0.0, params, fixed.surrogate_function.window(0.8))
     (spikes * weights(x)).sum().backward()
     assert node.v_threshold.grad != 0
     torch.testing.assert_close(node.v_threshold.grad, threshold.grad)
@@ -504,7 +513,7 @@ def test_a_threshold_may_be_a_buffer():
     ("tau", "learned", "used"), [(None, 50.0, 0.99 * 4.5), (None, 2.0, 2.0), (2.0, -3.0, 1e-6), (2.0, 50.0, 50.0)]
 )
 def test_a_learned_threshold_stays_where_the_membrane_is_stable(tau, learned, used):
-    node = QIFNode(tau, step_mode="m")
+    node = QIFNode(tau, step_mode="m", dynamics="lif" if tau else "paper")
     node.v_threshold = nn.Parameter(torch.tensor(0.8))
     with torch.no_grad():
         node.v_threshold.fill_(learned)
@@ -584,7 +593,7 @@ def test_repr_shows_a_leak_that_was_set_aside():
 @pytest.mark.parametrize("detach_reset", [False, True])
 @pytest.mark.parametrize("v_reset", [0.0, 0.3, None])
 def test_multi_step_is_the_core(v_reset, detach_reset):
-    node = QIFNode(v_reset=v_reset, detach_reset=detach_reset, step_mode="m", store_v_seq=True)
+    node = QIFNode(v_reset=v_reset, detach_reset=detach_reset, step_mode="m", store_v_seq=True, dynamics="paper")
     x = inputs(requires_grad=True)
     spikes = node(x)
     other = x.detach().clone().requires_grad_()
@@ -1135,7 +1144,8 @@ def test_overridden_charge_fire_or_reset_is_run_through():
 
 
 def test_analytic_window_is_the_default_surrogate():
-    assert type(QIFNode().surrogate_function) is AnalyticWindow
+    assert type(QIFNode().surrogate_function) is AnalyticGaussian
+    assert type(QIFNode(window="unbiased").surrogate_function) is AnalyticWindow
     assert type(QIFNode(window=Window(0.2, 1.2)).surrogate_function) is AnalyticWindow
 
 
@@ -1205,6 +1215,6 @@ def test_a_threshold_that_is_a_property_is_refused():
 
 def test_repr_names_the_window_only_while_it_is_used():
     node = QIFNode()
-    assert "window=unbiased" in repr(node)
+    assert "window=isometric" in repr(node)
     node.surrogate_function = surrogate.ATan()
-    assert "window=unbiased" not in repr(node)
+    assert "window=isometric" not in repr(node)

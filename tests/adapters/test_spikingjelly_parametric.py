@@ -13,7 +13,7 @@ pytest.importorskip("spikingjelly")
 from qif_plugins.adapters.spikingjelly import ParametricQIFNode, QIFNode
 from spikingjelly.activation_based import functional, layer
 
-from qif_plugins import QIFParameters, membrane_moments
+from qif_plugins import Gaussian, QIFParameters, membrane_moments
 from qif_plugins.neuron.functional import qif_multi_step
 from qif_plugins.neuron.reparametrization import constrained, unconstrained
 from qif_plugins.neuron.surrogate import Window
@@ -69,7 +69,8 @@ def test_no_optimizer_step_leaves_the_region(step, seed):
         node(x)
         functional.reset_net(node)
         assert torch.isfinite(node.moments).all()
-        assert all(torch.isfinite(torch.as_tensor(getattr(node.surrogate_function, n))).all() for n in ("lo", "hi"))
+        surrogate = node.surrogate_function
+        assert all(torch.isfinite(torch.as_tensor(getattr(surrogate, name))).all() for name in surrogate.names)
 
 
 @pytest.mark.parametrize(
@@ -126,11 +127,10 @@ def test_spikes_and_gradients_are_the_cores(channels, shape, step_mode):
     view = (-1, *[1] * (len(shape) - 3)) if channels else ()
     a, u1, u2 = (value.view(view) for value in constrained(*parameters, QIFParameters()))
     params = QIFParameters(a=a, u1=u1, u2=u2, v_reset=0.0, input_gain=0.5)
-    lo, hi, height = (
-        torch.as_tensor(value).view(view)
-        for value in (1 + node.surrogate_function.lo, 1 + node.surrogate_function.hi, node.surrogate_function.height)
+    height, width = (
+        torch.as_tensor(value).view(view) for value in (node.surrogate_function.height, node.surrogate_function.width)
     )
-    expected, _ = qif_multi_step(x, 0.0, params, Window(lo, hi, height))
+    expected, _ = qif_multi_step(x, 0.0, params, Gaussian(height, width))
     theirs = torch.autograd.grad((expected * weight).sum(), [x, *parameters])
     assert torch.equal(out, expected)
     for got, want in zip(mine, theirs, strict=True):
@@ -216,7 +216,7 @@ def test_a_checkpoint_brings_its_window_with_or_without_the_moments_of_older_ver
     params = QIFParameters(trained.a.item(), trained.u1.item(), trained.u2.item(), v_reset=0.0)
     expected = torch.tensor(membrane_moments(params, 1.0), dtype=torch.float32)
     torch.testing.assert_close(fresh.moments, expected)
-    assert fresh.surrogate_function.lo.item() == pytest.approx(Window.unbiased(params).lo - 1.0, rel=1e-5)
+    assert fresh.surrogate_function.width.item() == pytest.approx(Gaussian.isometric(params).width, rel=1e-5)
 
 
 def test_assigning_the_threshold_keeps_the_learned_map():

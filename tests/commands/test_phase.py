@@ -67,7 +67,7 @@ def test_trajectory_stops_before_infinity():
 
 def test_command_prints_and_draws(tmp_path, capsys):
     out = tmp_path / "deep" / "phase.png"
-    assert main(["phase", "--out", str(out)]) == 0
+    assert main(["phase", "--dynamics", "paper", "--out", str(out)]) == 0
     shown = capsys.readouterr().out
     assert "           0      -0.125   stable, approached with alternating sign" in shown
     assert "         4.5       2.125   unstable, left from one side" in shown
@@ -87,7 +87,7 @@ def test_command_above_the_bifurcation(tmp_path, capsys):
     ("words", "message"),
     [
         (["--a", "0"], "a must be positive"),
-        (["--threshold", "4.5"], "unstable fixed point 4.5"),
+        (["--dynamics", "paper", "--threshold", "4.5"], "unstable fixed point 4.5"),
         (["--u1", "nan"], "u1 must be finite"),
         (["--input", "inf"], "--input must be finite"),
         (["--start", "0", "nan"], "--start must be finite"),

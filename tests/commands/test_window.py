@@ -98,7 +98,7 @@ def _rows(text):
 
 
 def test_command_prints_moments_windows_and_seed(capsys):
-    assert main(["window", "--neurons", "4096", "--seed", "7"]) == 0
+    assert main(["window", "--dynamics", "paper", "--neurons", "4096", "--seed", "7"]) == 0
     shown = capsys.readouterr().out
     rows = _rows(shown)
     assert "4096 neurons, 60 steps, seed 7" in shown
@@ -112,7 +112,7 @@ def test_command_prints_moments_windows_and_seed(capsys):
 
 
 def test_command_reports_a_diverging_closure(capsys):
-    words = ["window", "--threshold", "2", "--neurons", "4096"]
+    words = ["window", "--dynamics", "paper", "--threshold", "2", "--neurons", "4096"]
     assert main(words) == 0
     rows = _rows(capsys.readouterr().out)
     assert rows["free closure"][0] == "diverges:"
@@ -159,7 +159,10 @@ def test_what_decides_the_map_is_what_decides_it_in_a_neuron(words, arguments, c
         (["--curvature", "0.4"], "pass --beta too"),
         (["--beta", "1"], "0 <= beta < 1"),
         (["--input-std", "nan"], "input_std=nan"),
-        (["--threshold", "0"], "the input's standard deviation is --threshold, got 0, unless --input-std"),
+        (
+            ["--dynamics", "paper", "--threshold", "0"],
+            "the input's standard deviation is --threshold, got 0, unless --input-std",
+        ),
         (["--kappa", "0"], "kappa must be positive"),
         (["--alpha", "-1"], "alpha must be positive"),
     ],

@@ -481,7 +481,7 @@ def test_a_network_built_with_qif_goes_back_by_its_leak(qif, lif, init_hidden):
 
 
 def test_neurons_built_without_a_leak_stay_qif_with_the_reason():
-    net = nn.Sequential(nn.Linear(6, 6), QIF(), nn.Linear(6, 6), QIF(a=0.3), nn.Linear(6, 6), QIF(0.9))
+    net = nn.Sequential(nn.Linear(6, 6), QIF(dynamics="paper"), nn.Linear(6, 6), QIF(a=0.3), nn.Linear(6, 6), QIF(0.9))
     report = swap(net, to="lif")
     assert [row.name for row in report.changed] == ["5"]
     assert ["the paper's parameters" in report.left[0].why, "a, u1, u2 of its own" in report.left[1].why] == [

@@ -503,7 +503,7 @@ def test_nothing_to_swap_says_what_was_found():
     with pytest.raises(ValueError, match="readout='swap'"):
         swap(nn.Sequential(nn.Linear(4, 2), neuron.LIFNode()))
     with pytest.raises(ValueError, match="there is no neuron to go back to"):
-        swap(nn.Sequential(nn.Linear(4, 2), QIFNode()), to="lif")
+        swap(nn.Sequential(nn.Linear(4, 2), QIFNode(dynamics="paper")), to="lif")
 
 
 def test_wrapped_and_compiled_models_are_refused():
@@ -1097,7 +1097,7 @@ class WithCode(QIFNode):
 
 def test_neurons_built_without_a_leak_stay_qif_with_the_reason():
     net = nn.Sequential(
-        layer.Linear(4, 4), QIFNode(), layer.Linear(4, 4), QIFNode(a=0.3), layer.Linear(4, 4),
+        layer.Linear(4, 4), QIFNode(dynamics="paper"), layer.Linear(4, 4), QIFNode(a=0.3), layer.Linear(4, 4),
         QIFNode(tau=2.0, dynamics="paper"), layer.Linear(4, 4), WithCode(tau=2.0), layer.Linear(4, 4), QIFNode(tau=2.0),
     )  # fmt: skip
     report = swap(net, to="lif")
@@ -1108,6 +1108,12 @@ def test_neurons_built_without_a_leak_stay_qif_with_the_reason():
     assert "an a, u1, u2 of its own" in why["3"]
     assert "the paper's parameters" in why["5"]
     assert "code of its own (leak)" in why["7"]
+
+
+def test_a_node_built_with_nothing_goes_back_to_lif_of_the_same_leak_and_gain():
+    net = nn.Sequential(nn.Linear(4, 2), QIFNode())
+    swap(net, to="lif")
+    assert (net[1].tau, net[1].decay_input) == (2.0, False)
 
 
 @pytest.mark.skipif(HAS_BACKENDS, reason="SpikingJelly 0.0.0.0.14 has no NIR exporter")

@@ -107,7 +107,7 @@ def test_the_gradient_uses_the_new_window(host):
             return pytest.importorskip("qif_plugins.adapters.spikingjelly").QIFNode(step_mode="m", **options)
         return pytest.importorskip("qif_plugins.adapters.snntorch").QIF(**options)
 
-    calibrated = neuron()
+    calibrated = neuron(window="unbiased")
     run = x if host == "spikingjelly" else lambda layer: layer.forward_sequence(x)
     calibrate(calibrated, run)
     before = copy.deepcopy(calibrated)
@@ -348,7 +348,7 @@ def test_moments_move_and_window_survives_half_precision():
 
 def test_a_learning_layer_follows_its_parameters_from_the_measured_input():
     adapters = pytest.importorskip("qif_plugins.adapters.spikingjelly")
-    node = adapters.ParametricQIFNode(step_mode="m")
+    node = adapters.ParametricQIFNode(step_mode="m", dynamics="paper")
     x = 0.3 + 0.6 * torch.randn(4, 200, 5)
     row = calibrate(node, x, per="channel").layers[0]
     mean, std = membrane_moments(QIFParameters(), row.input_std, row.input_mean)
@@ -372,7 +372,7 @@ def test_a_learned_leak_of_snntorch_follows_too():
     pytest.importorskip("snntorch")
     from qif_plugins.adapters.snntorch import QIF
 
-    layer = QIF(beta=0.5, learn_beta=True)
+    layer = QIF(beta=0.5, learn_beta=True, window="unbiased")
     x = 0.2 + 0.7 * torch.randn(500, 6)
     row = calibrate(layer, x, steps=5, moments="measured").layers[0]
     assert set(layer.measured_moments) == {"input_mean", "input_std"}  # the closure, which can follow beta
@@ -633,7 +633,7 @@ def test_swapped_models():
     model = nn.Sequential(nn.Linear(12, 20), neuron.ParametricLIFNode(step_mode="m"), nn.Linear(20, 20),
                           neuron.IFNode(step_mode="m"), nn.Linear(20, 4))  # fmt: skip
     keys = list(model.state_dict())
-    qif_plugins.swap(model)
+    qif_plugins.swap(model, window="unbiased")
     for options in ({}, {"per": "channel"}, {"moments": "measured"}):
         assert all(row.changed for row in calibrate(model, x, **options).layers)
         for node in (model[1], model[3]):
@@ -665,12 +665,12 @@ def test_swapped_recurrent_models():
     x = 2 * torch.randn(5, 16, 12)
     net = Net()
     nn.init.normal_(net.fc2.weight)  # for a membrane that comes near the threshold
-    qif_plugins.swap(net)
+    qif_plugins.swap(net, window="unbiased")
     for options in ({}, {"per": "channel"}, {"moments": "measured"}):
         assert all(row.changed for row in calibrate(net, x, **options).layers)
         net(x).sum().backward()
     clone = Net()
-    qif_plugins.swap(clone)
+    qif_plugins.swap(clone, window="unbiased")
     clone.load_state_dict(net.state_dict(), strict=True)
     assert windows(clone) == windows(net)
 

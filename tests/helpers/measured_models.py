@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+PAPER = {"dynamics": "paper", "window": "unbiased"}
+
 
 def spikingjelly(per_step=False, **options):
     """Two QIF layers and a LIF readout over ``[T, N, 12]``, or over ``[N, 12]`` a call."""
@@ -12,7 +14,8 @@ def spikingjelly(per_step=False, **options):
     from spikingjelly.activation_based import functional, layer, neuron
 
     model = nn.Sequential(
-        layer.Linear(12, 40), QIFNode(**options), layer.Linear(40, 30), QIFNode(tau=2.0), layer.Linear(30, 4),
+        layer.Linear(12, 40), QIFNode(**PAPER | options), layer.Linear(40, 30),
+        QIFNode(tau=2.0, window="unbiased"), layer.Linear(30, 4),
         neuron.LIFNode(),
     )  # fmt: skip
     if not per_step:
@@ -25,8 +28,8 @@ class Unrolled(nn.Module):
 
     def __init__(self, snn, qif, **options):
         super().__init__()
-        self.fc1, self.qif1 = nn.Linear(12, 40), qif(**options)
-        self.fc2, self.qif2 = nn.Linear(40, 30), qif(beta=0.5)
+        self.fc1, self.qif1 = nn.Linear(12, 40), qif(**PAPER | options)
+        self.fc2, self.qif2 = nn.Linear(40, 30), qif(beta=0.5, window="unbiased")
         self.fc3, self.lif = nn.Linear(30, 4), snn.Leaky(beta=0.9)
 
     def forward(self, x_seq):

@@ -173,7 +173,7 @@ def test_swap_calibrate_and_health(dtype):
                 parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float32))
         functional.set_step_mode(net, "m")
         x = torch.rand(4, 6, 8, generator=generator, dtype=torch.float32)
-        swap(net, example_input=x)
+        swap(net, window="unbiased", example_input=x)
         calibrated = calibrate(net, [x])
         return str(calibrated), net[1].surrogate_function.window(1.0), str(health(net, x))
 

@@ -73,7 +73,7 @@ class SpikingJellyLayers:
         return partial(self.neuron.LIFNode, tau=1 / (1 - BETA), decay_input=False)
 
     def qif(self, window: str) -> Callable[[], nn.Module]:
-        """The QIF neuron for this host, with the paper's parameters."""
+        """The QIF neuron for this host as it is by default: of the same leak."""
         adapter: Any = importlib.import_module("qif_plugins.adapters.spikingjelly")
         return partial(adapter.QIFNode, window=window)
 

@@ -107,10 +107,13 @@ def make(setting: dict[str, Any]) -> nn.Module:
     """The network of a setting, its weights drawn from its seed.
 
     ``neuron`` is a name of :data:`qif_plugins.models.NEURONS`, ``neuron_args`` its arguments, ``surrogate`` and
-    ``surrogate_width`` as :func:`surrogate_named` takes them (left out: the window that QIFNode derives).
+    ``surrogate_width`` as :func:`surrogate_named` takes them (left out: ``"unbiased"``).
     """
     data = data_of(setting["data"])
     arguments: dict[str, Any] = {"detach_reset": setting["detach_reset"], **setting.get("neuron_args", {})}
+    if setting["neuron"] != "lif":  # the neuron and the window of the studies, where a setting names no other
+        arguments |= {} if arguments.keys() & {"tau", "dynamics"} else {"dynamics": "paper"}
+        arguments |= {} if "surrogate" in setting else {"window": "unbiased"}
     if "surrogate" in setting:
         params = as_map(setting["neuron"], arguments)
         arguments["surrogate_function"] = surrogate_named(
