@@ -94,7 +94,7 @@ def tiny(node, gain):
 @pytest.mark.parametrize(
     ("node", "charge", "gain"),
     [
-        (QIFNode, lambda v: 0.25 * v * (v - 0.5), 1.0),
+        (lambda: QIFNode(dynamics="paper"), lambda v: 0.25 * v * (v - 0.5), 1.0),
         (lambda: neuron.LIFNode(tau=2.0), lambda v: 0.5 * v, 0.5),
     ],
     ids=["qif", "lif"],
