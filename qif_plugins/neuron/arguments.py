@@ -297,7 +297,9 @@ class NodeArguments:
             return build_parameters({}, v_threshold, beta=1 - 1 / tau, v_rest=rest, **common)
         except ValueError as error:
             numbers = f"tau={number(tau)} with v_reset={number(self.v_reset)}"
-            raise ValueError(f"{numbers} cannot be matched: {error}") from None
+            raise ValueError(
+                f"{numbers} cannot be matched: {error} Here beta is 1 - 1/tau; dynamics='paper' matches no leak."
+            ) from None
 
 
 def one_number(value: Any) -> Any:

@@ -368,7 +368,7 @@ def checkpoints(tmp_path_factory):
     command = f"train --config digits --out {folder / 'trained'} --no-tensorboard --quiet"
     changes = ("training.epochs=1", "training.batch_size=400", "model.width=8", "data.steps=2")
     assert main([*command.split(), *(word for change in changes for word in ("--set", change))]) == 0
-    command = f"compare --save --windows unbiased --seeds 1 --epochs 1 --T 2 --batch-size 256 --out {folder}"
+    command = f"compare --save --windows unbiased --seeds 1 --epochs 1 --steps 2 --batch-size 256 --out {folder}"
     assert main(command.split()) == 0
     return folder
 
