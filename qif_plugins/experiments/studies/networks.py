@@ -349,7 +349,7 @@ NETWORKS = {
         lambda: Averaged(
             qkformer.QKFormer(4, 1, CLASSES, 32, (1, 2, 4), (1, 1, 1), 2.0, spiking_neuron=neuron.LIFNode)
         ),
-        lambda x: F.interpolate(x.reshape(-1, 1, 8, 8), (16, 16)).expand(4, -1, -1, -1, -1), epochs=4,
+        lambda x: F.interpolate(x.reshape(-1, 1, 8, 8), (16, 16)).expand(4, -1, -1, -1, -1), epochs=8,
     ),
     "MS-ResNet": Network(
         lambda: Averaged(
