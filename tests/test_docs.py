@@ -27,7 +27,7 @@ PUBLIC = (
     "qif_plugins.diagnostics.energy.costs",
     "qif_plugins.diagnostics.energy.counting",
     "qif_plugins.diagnostics.health",
-    "qif_plugins.diagnostics.observing",
+    "qif_plugins.diagnostics.spiking",
     "qif_plugins.exact",
     "qif_plugins.experiments.data.spikingjelly",
     "qif_plugins.experiments.landscape",

@@ -19,8 +19,8 @@ from ..neuron.moments import MomentClosureError, firing_rate, membrane_moments
 from ..support.names import unknown
 from ..support.text import plus_minus, text_table
 from .advice import ONE_STEP, REACH, derives, on_input_scale, on_runaway
-from .observing import LayerStatistics, MeasuredLayer, measured, qif_layers
 from .running import Batches, bare, check_steps, run_all
+from .spiking import LayerStatistics, MeasuredLayer, measured, qif_layers
 from .statistics import Moments, average
 
 __all__ = ["CalibratedLayer", "CalibrationReport", "CalibrationWarning", "calibrate"]

@@ -18,8 +18,8 @@ from ..neuron.parameters import Number
 from ..neuron.surrogate import FusedSurrogate
 from ..support.text import percent, text_table
 from .advice import advise, on_input_scale
-from .observing import LayerStatistics, MeasuredLayer, measured, qif_layers
 from .running import bare, check_steps, input_of, run_on
+from .spiking import LayerStatistics, MeasuredLayer, measured, qif_layers
 from .statistics import average
 
 __all__ = ["HealthReport", "LayerHealth", "health"]

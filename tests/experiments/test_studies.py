@@ -24,7 +24,7 @@ from qif_plugins.adapters.spikingjelly import QIFNode
 from spikingjelly.activation_based import functional, neuron
 
 from qif_plugins.cli import main
-from qif_plugins.diagnostics.observing import spiking_layers
+from qif_plugins.diagnostics.spiking import spiking_layers
 from qif_plugins.experiments.records import Records, key_of
 from qif_plugins.experiments.studies import STUDIES, budget, closures
 from qif_plugins.experiments.studies.mismatch import SmoothedLoss, agreement

@@ -14,7 +14,7 @@ pytest.importorskip("scipy")
 from scipy import stats as scipy_stats
 
 from qif_plugins.cli import main
-from qif_plugins.diagnostics.observing import spiking_layers
+from qif_plugins.diagnostics.spiking import spiking_layers
 from qif_plugins.experiments.records import Records
 from qif_plugins.experiments.studies import networks, swap
 from qif_plugins.experiments.studies.runner import Options

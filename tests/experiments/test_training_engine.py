@@ -14,7 +14,7 @@ pytest.importorskip("accelerate")
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from qif_plugins.diagnostics.observing import spiking_layers
+from qif_plugins.diagnostics.spiking import spiking_layers
 from qif_plugins.experiments.training import Batches, FiringRates, NonFiniteError, Trainer
 from qif_plugins.experiments.training.batches import seed_of
 

@@ -10,7 +10,7 @@ from measured_models import MODELS
 from torch import nn
 
 from qif_plugins import health, swap
-from qif_plugins.diagnostics.observing import qif_layers, spiking_layers
+from qif_plugins.diagnostics.spiking import qif_layers, spiking_layers
 from qif_plugins.experiments.training.firing import FiringRates
 from qif_plugins.neuron.observe import observers, watching
 

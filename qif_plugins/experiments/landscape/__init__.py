@@ -14,7 +14,7 @@ and random numbers are as before afterwards, whatever happens; membranes are cle
 random numbers started anew before every evaluation, so that dropout or a random encoding draws the same everywhere.
 """
 
-from ...diagnostics.observing import spiking_layers
+from ...diagnostics.spiking import spiking_layers
 from .directions import between, gradient_direction, random_direction
 from .jumps import EVENTS, Jump, locate_jumps
 from .lines import Line, Plane, along, over_plane

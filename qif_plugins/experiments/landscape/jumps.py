@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...diagnostics.observing import spiking_layers
+from ...diagnostics.spiking import spiking_layers
 from ...neuron.observe import Seen, watching
 from .lines import Direction, Line, Loss, moving, slope_along
 from .numbers import candidates
@@ -77,7 +77,7 @@ def locate_jumps(
         line: Measured on 4n + 1 positions.
         layers: The layers to compare, by name, first to last: modules that return an exact layer's spikes, or a tensor
             (or a tuple that begins with it) with time first, or one step at a time. Default:
-            :func:`~qif_plugins.diagnostics.observing.spiking_layers`.
+            :func:`~qif_plugins.diagnostics.spiking.spiking_layers`.
         smallest: Height below which a jump does not count, in units of the loss. Default 1e-6.
         most: Search so many steps at most, those with the largest jumps. Default 50.
 

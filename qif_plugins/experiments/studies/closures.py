@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...diagnostics.observing import LayerStatistics, measured, qif_layers
+from ...diagnostics.spiking import LayerStatistics, measured, qif_layers
 from ...neuron.moments import CLOSURES, ClosureName, MomentClosureError, firing_rate, membrane_moments
 from ...neuron.observe import Observation
 from ...neuron.parameters import QIFParameters

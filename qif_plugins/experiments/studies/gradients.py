@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...diagnostics.observing import spiking_layers
+from ...diagnostics.spiking import spiking_layers
 from ...support.text import mean_pm
 from ..records import Result, Setting, Trial
 from .mismatch import SmoothedLoss, agreement

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...diagnostics.observing import spiking_layers
+from ...diagnostics.spiking import spiking_layers
 from ...neuron.parameters import QIFParameters
 from ...support.text import mean_pm
 from ..figures import COLOURS, errorbars, figure, integer_ticks, legend_below

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ...convert import swap
-from ...diagnostics.observing import spiking_layers
 from ...diagnostics.running import reset_state
+from ...diagnostics.spiking import spiking_layers
 from ...neuron.observe import Seen, watching
 from ...support.names import unknown
 from ...support.text import mean_pm

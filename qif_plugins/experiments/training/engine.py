@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ...diagnostics.observing import spiking_layers
+from ...diagnostics.spiking import spiking_layers
 from ...support.checkpoints import load_weights
 from ...support.names import unknown
 from .batches import Batches
@@ -62,7 +62,7 @@ class Trainer:
         clip_norm: Largest norm of the gradient; larger ones are scaled down to it. Default none.
         reset: Called with the model before every batch, to clear the state of neurons. Default none.
         layers: Modules by name whose outputs are spikes, to measure their firing rates. Default: the layers found by
-            :func:`~qif_plugins.diagnostics.observing.spiking_layers`.
+            :func:`~qif_plugins.diagnostics.spiking.spiking_layers`.
         train_rates: Whether to measure firing rates in training too, at the cost of one sum per layer and call.
             Default True.
         on_step: Called with the trainer and the step's measurements after every step of the optimizer.

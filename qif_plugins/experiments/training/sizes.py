@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...diagnostics.observing import spiking_layers
+from ...diagnostics.spiking import spiking_layers
 
 __all__ = ["activations", "check_memory", "memory_here", "weights"]
 
