@@ -1,13 +1,14 @@
 """Discretized quadratic integrate-and-fire neurons for SpikingJelly and snnTorch.
 
 The neurons themselves are in the adapters, ``qif_plugins.adapters.spikingjelly`` and ``qif_plugins.adapters.snntorch``;
-an adapter imports its host. The names of this module are imported on first use, so that ``import qif_plugins`` is
-quick. It registers the operators of saved programs if PyTorch is imported already; ``import qif_plugins.ops`` always
-does.
+an adapter imports its host. The names of this module are imported on first use. ``import qif_plugins`` registers the
+operators, which a program saved by ``torch.export.save`` needs; only the ``qif`` command, which answers ``--help``
+without PyTorch, leaves that to the subcommand.
 """
 
 import sys
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -87,5 +88,5 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-if "torch" in sys.modules:
+if Path(sys.argv[0] if sys.argv else "").stem != "qif":
     import_module(".ops", __name__)

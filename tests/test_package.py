@@ -46,11 +46,13 @@ def test_importing_the_package_touches_no_gpu():
     assert run("import qif_plugins, torch; print(torch.cuda.is_initialized())").strip() == "False"
 
 
-def test_importing_the_package_does_not_import_torch():
-    assert bare("import sys, qif_plugins; print('torch' in sys.modules)").strip() == "False"
+@pytest.mark.parametrize("program", ["qif", "/usr/bin/qif", "qif.exe"])
+def test_the_command_does_not_import_torch_with_the_package(program):
+    code = f"import sys; sys.argv[0] = {program!r}; import qif_plugins; print('torch' in sys.modules)"
+    assert bare(code).strip() == "False"
 
 
-@pytest.mark.parametrize("imports", ["import qif_plugins.ops, torch", "import torch, qif_plugins"])
+@pytest.mark.parametrize("imports", ["import qif_plugins, torch", "import torch, qif_plugins"])
 def test_a_saved_program_finds_the_operator(imports, tmp_path):
     params, window = qif_plugins.QIFParameters(), qif_plugins.Window(0.5, 1.5)
 
