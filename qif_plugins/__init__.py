@@ -88,5 +88,5 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-if Path(sys.argv[0] if sys.argv else "").stem != "qif":
+if Path(sys.argv[0] if sys.argv else "").stem not in ("qif", "-m"):  # "-m": python -m qif_plugins.cli
     import_module(".ops", __name__)

@@ -46,7 +46,7 @@ def test_importing_the_package_touches_no_gpu():
     assert run("import qif_plugins, torch; print(torch.cuda.is_initialized())").strip() == "False"
 
 
-@pytest.mark.parametrize("program", ["qif", "/usr/bin/qif", "qif.exe"])
+@pytest.mark.parametrize("program", ["qif", "/usr/bin/qif", "qif.exe", "-m"])
 def test_the_command_does_not_import_torch_with_the_package(program):
     code = f"import sys; sys.argv[0] = {program!r}; import qif_plugins; print('torch' in sys.modules)"
     assert bare(code).strip() == "False"

@@ -24,7 +24,7 @@ def test_help_lists_every_subcommand(capsys):
 def imported(*words):
     """The modules that ``qif`` has imported after these words."""
     code = (
-        "import sys, contextlib, io; from qif_plugins.cli import main\n"
+        "import sys, contextlib, io; sys.argv[0] = 'qif'; from qif_plugins.cli import main\n"
         f"with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit): main({list(words)})\n"
         "print(list(sys.modules))"
     )
