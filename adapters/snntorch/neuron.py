@@ -61,8 +61,8 @@ class QIF(Parameters, snn.Leaky):
             Where another argument decides the map, the entry ``beta`` of the ``state_dict``, there for Leaky's sake,
             holds the map's slope at rest.
         threshold: Threshold θ, a float or a tensor (per neuron), below the map's unstable fixed point. Default 1.
-        spike_grad: ``None`` (default) means the analytic window. A function that takes mem - θ is used as
-            passed; snnTorch's ``atan``, ``fast_sigmoid`` and ``sigmoid`` through the kernels, firing at
+        spike_grad: ``None`` (default) means the surrogate that ``window`` names. A function that takes mem - θ is
+            used as passed; snnTorch's ``atan``, ``fast_sigmoid`` and ``sigmoid`` through the kernels, firing at
             mem > θ as they do. A surrogate of :mod:`qif_plugins.neuron.surrogate` fires at mem >= θ.
         surrogate_disable: No gradient through the spike; fires at mem >= θ. Plain PyTorch operations.
         learn_beta: Learn beta, clamped to [0, 0.9999]. Needs ``dynamics="lif"``.

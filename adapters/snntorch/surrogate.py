@@ -63,16 +63,16 @@ def analytic_window(
     input_std: Number | None = None,
     **options: Any,
 ) -> SpikeGradient:
-    """The analytic window as a ``spike_grad`` for snnTorch's own neurons.
+    """A surrogate that follows from the membrane's moments, as a ``spike_grad`` for snnTorch's own neurons.
 
-    It fires at mem >= θ. The window is derived for ``params`` once and placed relative to the threshold
+    It fires at mem >= θ. The surrogate is derived for ``params`` once and placed relative to the threshold
     of the neuron that uses it, which should be that of ``params``::
 
         snn.Leaky(beta=0.9, spike_grad=analytic_window(QIFParameters.matching_lif(0.9)))
 
     Args:
         params: The neuron whose membrane statistics give the window. ``None`` (default) means the paper's.
-        window: ``"isometric"`` (default), ``"unbiased"``, ``"paper"``, ``"heuristic"``, or a
+        window: ``"isometric"`` (default, a Gaussian), ``"unbiased"``, ``"paper"``, ``"heuristic"``, or a
             :class:`~qif_plugins.neuron.surrogate.Window` in units of the membrane.
         input_std: Standard deviation of the input. ``None`` (default) means θ.
         **options: For the named window, see :meth:`~qif_plugins.neuron.surrogate.Window.unbiased`.

@@ -30,7 +30,7 @@ class AnalyticWindow(AnalyticWindowBase, surrogate.SurrogateFunctionBase):
 
     Args:
         lo: Lower end relative to the threshold. Left out together with ``hi`` and ``height``: the unbiased window of
-            the paper's parameters, as :func:`qif_plugins.adapters.snntorch.analytic_window` has it.
+            the paper's parameters.
         hi: Upper end relative to the threshold, above ``lo``.
         height: Value inside, > 0. Default 1 where the ends are given.
         spiking: As in the host: spikes with the window as gradient, or the integral of the window. Default True.
@@ -95,7 +95,7 @@ class QIFNode(QIFNeuron, neuron.BaseNode):
         v_reset: Membrane after a spike and at the start; what a matched leak decays to. Default 0. ``None`` subtracts
             the threshold instead; a QIF membrane is then unbounded.
         surrogate_function: A surrogate of the host, used as passed. ATan, Sigmoid, Erf and :class:`AnalyticWindow`
-            run fused, others on the reference. Left out: the analytic window.
+            run fused, others on the reference. Left out: the surrogate that ``window`` names.
         detach_reset: Whether the reset passes no gradient to the spike. Default False.
         step_mode: ``"s"`` (default) or ``"m"``.
         store_v_seq: Whether to keep the membrane of every step in ``v_seq``. Default False.

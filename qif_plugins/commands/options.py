@@ -20,13 +20,13 @@ _PAPER = QIFParameters()
 def add_neuron_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the neuron: its map, or the leak of a LIF neuron to match."""
     group = parser.add_argument_group("neuron", "f(v) = a (v - u1)(v - u2), spike at h >= threshold")
-    group.add_argument("--a", type=float, help=f"curvature of the map (default: {_PAPER.a:g})")
-    group.add_argument("--u1", type=float, help=f"first root of the map (default: {_PAPER.u1:g})")
-    group.add_argument("--u2", type=float, help=f"second root of the map (default: {_PAPER.u2:g})")
+    group.add_argument("--a", type=float, help=f"curvature of the map (default with --u1 or --u2: {_PAPER.a:g})")
+    group.add_argument("--u1", type=float, help=f"first root of the map (default with --a or --u2: {_PAPER.u1:g})")
+    group.add_argument("--u2", type=float, help=f"second root of the map (default with --a or --u1: {_PAPER.u2:g})")
     group.add_argument("--threshold", type=float, default=_PAPER.v_threshold, help="threshold")
     group.add_argument("--v-reset", type=float, help="membrane after a spike (default: u1, or the matched rest)")
     group.add_argument(
-        "--beta", type=float, help="match a LIF neuron with this leak, unless --a, --u1 or --u2 is given"
+        "--beta", type=float, help="match this LIF leak (default: 0.5, unless --a, --u1, --u2 or --dynamics is given)"
     )
     group.add_argument(
         "--curvature", type=float, help="with --beta: threshold over unstable fixed point (default: 0.5)"

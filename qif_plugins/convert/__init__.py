@@ -50,8 +50,8 @@ def swap(
     options, device, dtype, training mode, hooks and parameters stay, and the model's state_dict keeps its keys. What
     changes besides the map:
 
-    * where a normalization feeds the neuron: the input gain, to 1, and the surrogate gradient, to the isometric window
-      (``window="keep"`` keeps it). Elsewhere both stay LIF's;
+    * where a normalization feeds the neuron: the input gain, to 1, and the surrogate gradient, to the isometric
+      Gaussian (``window="keep"`` keeps it). Elsewhere both stay LIF's;
     * a reset that subtracts the threshold, to one that sets the membrane to rest: the membrane of a QIF neuron
       is unbounded under the former (``v_reset=None`` or ``reset_mechanism="subtract"`` asks for it all the same);
     * the membrane, which starts at rest.

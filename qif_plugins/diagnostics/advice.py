@@ -125,8 +125,8 @@ def _surrogate_with_tails(layer: QIFLayer) -> str:
     if layer.derived_window is None:
         return ""
     return (
-        "; or give it a surrogate with tails, whose gradient is nowhere 0: swap(model, window='keep') leaves a LIF "
-        "network its own"
+        "; or give it a surrogate with long tails, such as ATan: where no norm feeds a neuron, swap(model) leaves it "
+        "LIF's own"
     )
 
 
@@ -140,13 +140,13 @@ def _rebound_point(layer: QIFLayer) -> float:
 
 def _widen(layer: QIFLayer, scale_input: str) -> str:
     if layer.derived_window is None:
-        return "Its surrogate was given: widen it, or leave it out for the analytic window."
-    if layer.derived_window == "unbiased":
+        return "Its surrogate was given: widen it, or leave it out for the isometric Gaussian."
+    if layer.derived_window in ("isometric", "unbiased"):  # centred on the threshold, as wide as the membrane asks for
         return (
             f"Its membranes stay away from the threshold: bring the input to the threshold's scale: {scale_input}"
             f"{_surrogate_with_tails(layer)}."
         )
-    return f"The {layer.derived_window} window misses its membranes near the threshold: use window='unbiased'."
+    return f"The {layer.derived_window} window misses its membranes near the threshold: use window='isometric'."
 
 
 def _calibration(layer: QIFLayer) -> str:

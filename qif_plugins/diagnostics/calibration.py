@@ -316,7 +316,7 @@ def _out_of_reach(
     return (
         f"its threshold {threshold:.3g} is {farthest:.1f} deviations from the mean of its membrane, so that a window "
         f"fitted to it would pass hardly any gradient. Bring the input to the threshold's scale first: {scale_input}, "
-        "or take another gain. Or keep a surrogate with tails (swap(model, window='keep')) until the layer spikes"
+        "or take another gain. Or take a surrogate with long tails, such as ATan, until the layer spikes"
     )
 
 

@@ -26,7 +26,8 @@ QUESTION = (
 )
 
 REFERENCE = "heuristic 1"
-DEFAULT = "unbiased"
+BASELINE = "unbiased"
+"""The package's default when the study was recorded, which the other surrogates are compared with."""
 DEPTHS = (2, 3, 5, 9)
 THIN_DEPTHS = (2, 5)
 THIN_SURROGATES = ("paper", "unbiased", "heuristic 1", "atan")
@@ -84,15 +85,15 @@ def run(setting: Setting) -> Result:
 
 
 def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
-    """Write up accuracies, epochs to the goal and gradients, for [J]'s window and for the default."""
+    """Write up accuracies, epochs to the goal and gradients, for [J]'s window and for the baseline."""
     trained, compared = Trainings(trials), Comparisons(trials)
     _draw(trained, compared, picture)
     sections = [
         _summary(trained, compared),
         f"Accuracy is the mean over the networks and seeds that have all surrogates. Better and worse count the cells "
-        f"of the tables below whose difference from the default, `{DEFAULT}`, is significant. Cosine and norm ratio "
-        "are those of the surrogate gradient to the true one, over the networks where every surrogate's is resolved; "
-        "the last column has the cosine of the gradient without noise, as training uses it.",
+        f"of the tables below whose difference from `{BASELINE}`, the default when this was recorded, is significant. "
+        "Cosine and norm ratio are those of the surrogate gradient to the true one, over the networks where every "
+        "surrogate's is resolved; the last column has the cosine of the gradient without noise, as training uses it.",
         f"[J]'s window, `paper`, beside `{REFERENCE}`:",
         _against_reference(trained, compared),
     ]
@@ -204,28 +205,28 @@ class Trainings:
 def _finding(trained: Trainings, compared: Comparisons) -> str:
     gains, losses, closer = [], [], []
     for neuron in reversed(NEURONS):
-        verdicts = {label: trained.verdicts(neuron, DEFAULT, label) for label in SURROGATES if label != DEFAULT}
+        verdicts = {label: trained.verdicts(neuron, BASELINE, label) for label in SURROGATES if label != BASELINE}
         better = [f"`{label}`" for label, (better, worse, _) in verdicts.items() if better and not worse]
         gains.append(f"{' and '.join(better) or 'none'} for {neuron.upper()}")
         _, worse, cells = trained.verdicts(neuron, REFERENCE, "paper")
         losses.append(f"{len(worse)} of {cells} cells with {neuron.upper()}")
         closer += _closer(compared, neuron)
     return (
-        f"In some cells significantly more accurate than the default, `{DEFAULT}`, and in none less: "
-        f"{', '.join(gains)}. The paper's window is significantly less accurate than `{REFERENCE}` in "
+        f"In some cells significantly more accurate than `{BASELINE}`, the default when this was recorded, and in none "
+        f"less: {', '.join(gains)}. The paper's window is significantly less accurate than `{REFERENCE}` in "
         f"{' and '.join(losses)}, and its gradient is closer to the true one in {sum(closer)} of {len(closer)} "
         "comparisons."
     )
 
 
 def _summary(trained: Trainings, compared: Comparisons) -> str:
-    """Tabulate every neuron and surrogate: accuracy, verdicts against the default, gradient."""
+    """Tabulate every neuron and surrogate: accuracy, verdicts against the baseline, gradient."""
     rows = []
     for neuron in reversed(NEURONS):
         means, gradients = trained.means(neuron), compared.common(neuron)
         for label in SURROGATES:
-            better, worse, cells = trained.verdicts(neuron, DEFAULT, label)
-            verdicts = ["–"] * 2 if label == DEFAULT else [f"{len(some)} of {cells}" for some in (better, worse)]
+            better, worse, cells = trained.verdicts(neuron, BASELINE, label)
+            verdicts = ["–"] * 2 if label == BASELINE else [f"{len(some)} of {cells}" for some in (better, worse)]
             found = gradients[label]
             rows.append(
                 [
@@ -235,7 +236,7 @@ def _summary(trained: Trainings, compared: Comparisons) -> str:
                 ]
             )  # fmt: skip
     return table(
-        ["", "accuracy, %", f"better than `{DEFAULT}`", "worse", "cosine", "norm ratio", "cosine without noise"], rows
+        ["", "accuracy, %", f"better than `{BASELINE}`", "worse", "cosine", "norm ratio", "cosine without noise"], rows
     )
 
 

@@ -237,7 +237,7 @@ def _surrogate(value: Any) -> Any:
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)) or kind.__name__.endswith("Base"):
         raise ValueError(
             f"unknown surrogate {name!r}; choose from the classes of spikingjelly.activation_based.surrogate, such as "
-            "ATan or Sigmoid, or leave surrogate_function out for the analytic window"
+            "ATan or Sigmoid, or leave surrogate_function out for the isometric Gaussian"
         )
     try:
         return kind(**checked("neuron.surrogate_function", table, arguments_of(kind)))
