@@ -23,6 +23,7 @@ pytest.importorskip("optuna")
 from qif_plugins.adapters.spikingjelly import QIFNode
 from spikingjelly.activation_based import functional, neuron
 
+from qif_plugins import QIFParameters
 from qif_plugins.cli import main
 from qif_plugins.diagnostics.spiking import spiking_layers
 from qif_plugins.experiments.records import Records, key_of
@@ -267,8 +268,9 @@ def test_surrogates_of_both_neurons(name):
         assert all(node.detach_reset for node in nodes)
         shown = repr(nodes[0].surrogate_function)
         assert ("ATan" in shown) == (name == "atan")
-    if name in ("paper", "unbiased"):  # for QIF, what QIFNode itself derives
-        own, made = QIFNode(window=name).surrogate_function, nodes[0].surrogate_function
+    if name in ("paper", "unbiased"):  # for QIF, what the paper's QIFNode itself derives
+        assert nodes[0].qif_parameters == QIFParameters()
+        own, made = QIFNode(dynamics="paper", window=name).surrogate_function, nodes[0].surrogate_function
         assert (own.lo, own.hi, own.height) == (made.lo, made.hi, made.height)
 
 
