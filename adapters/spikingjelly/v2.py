@@ -201,7 +201,7 @@ class ParametricQIFNode(ParametricQIFNeuron, QIFNode):
     The first arguments are ParametricLIFNode's, in its order; those not named here are :class:`QIFNode`'s.
 
     Args:
-        init_tau: LIF's time constant to match at the start. Left out: start at the paper's parameters.
+        init_tau: LIF's time constant to match at the start. Left out: 2, with an input gain of 1.
         channels: ``None`` (default) learns one value a layer; a number learns one a channel of ``[N, channels, *]``.
 
     Raises:
