@@ -12,7 +12,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from qif_plugins.neuron.parameters import Number, QIFParameters
+from qif_plugins.neuron.parameters import Number, QIFParameters, holds_everywhere
 from qif_plugins.neuron.surrogate import Gaussian, Window, WindowName, spike
 from qif_plugins.support.text import number
 
@@ -167,6 +167,12 @@ class AnalyticGaussianBase(AnalyticBase):
 
     @staticmethod
     def relative(surrogate: Any, v_threshold: Number) -> dict[str, Number]:
+        if surrogate.strict or not holds_everywhere(surrogate.offset, lambda offset: offset == 0):
+            raise ValueError(
+                "an AnalyticGaussian has its peak at the threshold and fires there, got "
+                f"offset={surrogate.offset}, strict={surrogate.strict}; a QIFNode takes the Gaussian itself, "
+                "surrogate_function=Gaussian(...)"
+            )
         return {"height": surrogate.height, "width": surrogate.width}
 
     def window(self, v_threshold: Number) -> Gaussian:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from ..neuron.module import OTHERS
 from ..neuron.surrogate import WINDOWS, Window, WindowName
 from ..support.names import unknown
 from .find import Site, Survey, survey
@@ -166,7 +167,7 @@ def _check(model: Any, choices: dict[str, str], window: Any) -> None:
         if value not in _CHOICES[name]:
             raise ValueError(unknown(name, value, _CHOICES[name]))
     if not isinstance(window, Window) and window not in ("auto", *WINDOWS, "keep"):
-        raise ValueError(unknown("window", window, ("auto", *WINDOWS, "keep"), "pass a Window(lo, hi)"))
+        raise ValueError(unknown("window", window, ("auto", *WINDOWS, "keep"), f"pass a Window(lo, hi); {OTHERS}"))
     check_swappable(model)
 
 

@@ -147,6 +147,9 @@ def compared(before: Regime | None, after: Regime | None) -> tuple[tuple[float, 
     """
     if before is None or after is None:
         return None, []
+    for one in (before, after):
+        if not one.currents.isfinite().all():
+            return None, [f"WARNING: its input has NaN or infinite values, so that no rate is expected ({one.source})"]
     said = []
     gain, new_gain = before.dynamics.gain, after.dynamics.gain
     if changed_gain := abs(new_gain - gain) > 1e-3 * abs(gain):

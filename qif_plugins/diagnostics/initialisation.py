@@ -140,9 +140,11 @@ def initialise(model: nn.Module, batch: Any, *, steps: int = 1) -> Initialisatio
             gradient, calibrated windows, weights whose entries are not independent of one another); weights are shared
             between neurons or by parametrization, or add up before a neuron with something that no weight scales; or
             an input does not vary or is not finite. A model that was trained for a few steps only shows no such sign.
-        TypeError: ``batch`` is something else, or the model takes more than one input.
+        TypeError: ``model`` is no module, ``batch`` is something else, or the model takes more than one input.
     """
     check_steps(steps)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"initialise takes a built model, a torch.nn.Module, got {model!r}")
     if bare(model) is not model:
         raise ValueError(
             f"the model is wrapped in {type(model).__name__}: initialise it first, then compile or wrap it"

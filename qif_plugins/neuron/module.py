@@ -229,6 +229,10 @@ def _checked_moments(moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
+OTHERS = "any other surrogate, a Gaussian, too, is passed as surrogate_function (SpikingJelly) or spike_grad (snnTorch)"
+"""Advice for a surrogate that ``window`` does not take."""
+
+
 def checked_window(window: Any) -> Any:
     """``window``, a name or a window.
 
@@ -237,9 +241,9 @@ def checked_window(window: Any) -> Any:
         ValueError: An unknown name.
     """
     if not isinstance(window, str | Window):
-        raise TypeError(f"window must be one of {', '.join(map(repr, WINDOWS))} or a Window, got {window!r}")
+        raise TypeError(f"window must be one of {', '.join(map(repr, WINDOWS))} or a Window, got {window!r}; {OTHERS}")
     if isinstance(window, str) and window not in WINDOWS:
-        raise ValueError(unknown("window", window, WINDOWS, "pass a Window(lo, hi)"))
+        raise ValueError(unknown("window", window, WINDOWS, f"pass a Window(lo, hi); {OTHERS}"))
     return window
 
 

@@ -11,10 +11,10 @@ import torch
 pytest.importorskip("spikingjelly")
 
 from qif_plugins.adapters import spikingjelly as adapter
-from qif_plugins.adapters.spikingjelly import AnalyticGaussian, AnalyticWindow
+from qif_plugins.adapters.spikingjelly import AnalyticGaussian, AnalyticWindow, QIFNode
 from spikingjelly.activation_based import functional, neuron, surrogate
 
-from qif_plugins import QIFParameters
+from qif_plugins import QIFParameters, swap
 from qif_plugins.neuron.surrogate import Gaussian, Window
 
 OLD = hasattr(AnalyticWindow, "cuda_codes")
@@ -235,3 +235,17 @@ def cuda_headers():
     if not found:
         pytest.skip("the CUDA headers (cuda_fp16.h) are not installed")
     return sorted(found)
+
+
+@pytest.mark.parametrize("beside", [{"offset": 0.3}, {"offset": torch.tensor([0.0, 0.3])}, {"strict": True}])
+def test_a_gaussian_beside_the_threshold_is_refused_with_the_way_to_use_it(beside):
+    given = Gaussian(0.5, 0.4, **beside)
+    with pytest.raises(ValueError, match=r"has its peak at the threshold.*surrogate_function=Gaussian"):
+        AnalyticGaussian.from_window(given, 1.0)
+    with pytest.raises(TypeError, match="a Gaussian, too, is passed as surrogate_function"):
+        QIFNode(window=given)
+    with pytest.raises(ValueError, match="a Gaussian, too, is passed as surrogate_function"):
+        swap(torch.nn.Sequential(torch.nn.Linear(2, 2), neuron.LIFNode(), torch.nn.Linear(2, 2)), window=given)
+    x = torch.linspace(0.0, 2.0, 6).reshape(3, 2).requires_grad_()
+    QIFNode(surrogate_function=given)(x).sum().backward()
+    torch.testing.assert_close(x.grad, given.derivative(x.detach(), 1.0))

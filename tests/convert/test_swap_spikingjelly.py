@@ -1,6 +1,7 @@
 """``qif_plugins.swap`` on SpikingJelly networks, against the host's own nodes."""
 
 import copy
+import math
 import pickle
 import re
 
@@ -1165,6 +1166,11 @@ class TestTheReportOfTheRates:
         row = self.swapped(0.0, neuron.LIFNode(2.0, decay_input=False), v_threshold=8.0)[1]
         assert row.rate[1] < 0.01 < row.rate[0]
         assert "WARNING: silent" in row.why
+
+    def test_expects_no_rate_of_an_input_that_is_not_finite(self):
+        report, row = self.swapped(math.nan, neuron.LIFNode(2.0))
+        assert row.rate is None
+        assert "WARNING: its input has NaN or infinite values" in str(report)
 
 
 def test_a_gain_that_was_passed_decides_under_a_norm_too():

@@ -217,6 +217,12 @@ def test_weights_that_no_single_factor_suits_are_refused(kind, match):
     refused(Summed(kind), torch.randn(6, 64, 8), match)
 
 
+@pytest.mark.parametrize("model", [nn.Linear, "model"])
+def test_what_is_no_model_is_refused(model):
+    with pytest.raises(TypeError, match="initialise takes a built model"):
+        initialise(model, torch.randn(6, 64, 8))
+
+
 def test_a_trained_model_is_refused():
     QIFNode, functional, *_ = spikingjelly()
     x = torch.rand(4, 64, 64)
