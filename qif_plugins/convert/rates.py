@@ -127,7 +127,9 @@ def regime(site: Site, norms: Mapping[str, nn.Module], before: Regime | None = N
     moments = [_moments(norms[name]) for name in site.norms]
     found = [both for both in moments if both is not None]
     if found and len(found) == len(moments):
-        return Regime(dynamics, _normal(found), f"at the moments of {', '.join(site.norms)}")
+        others = [*site.weights, *site.direct]
+        without = f", without what {', '.join(others)} adds" if others else ""
+        return Regime(dynamics, _normal(found), f"at the moments of {', '.join(site.norms)}{without}")
     if before is not None:
         return Regime(dynamics, before.currents, before.source)
     if site.currents:

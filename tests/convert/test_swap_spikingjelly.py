@@ -1167,6 +1167,22 @@ class TestTheReportOfTheRates:
         assert row.rate[1] < 0.01 < row.rate[0]
         assert "WARNING: silent" in row.why
 
+    def test_says_what_is_added_to_a_norm(self):
+        class Residual(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.fc1, self.bn1, self.sn1 = nn.Linear(6, 8), nn.BatchNorm1d(8), neuron.LIFNode()
+                self.fc2, self.bn2, self.sn2 = nn.Linear(8, 8), nn.BatchNorm1d(8), neuron.LIFNode()
+                self.out = nn.Linear(8, 3)
+
+            def forward(self, x):
+                h = self.sn1(self.bn1(self.fc1(x)))
+                return self.out(self.sn2(self.bn2(self.fc2(h)) + h))
+
+        first, second = swap(Residual(), example_input=torch.rand(4, 6)).rows
+        assert "(at the moments of bn1)" in first.why
+        assert "(at the moments of bn2, without what sn1 adds)" in second.why
+
     def test_expects_no_rate_of_an_input_that_is_not_finite(self):
         report, row = self.swapped(math.nan, neuron.LIFNode(2.0))
         assert row.rate is None
