@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from qif_plugins.neuron.arguments import MAP, MAX_BETA, MapArguments, build_parameters, one_number
+from qif_plugins.neuron.arguments import DEFAULT_BETA, MAP, MAX_BETA, MapArguments, build_parameters, one_number
 from qif_plugins.neuron.following import has_storage, same_versions, versions
 from qif_plugins.neuron.module import QIFLayer, check_backend, checked_window, on_device
 from qif_plugins.neuron.parameters import Number, QIFParameters
@@ -345,7 +345,7 @@ def check_leak(chosen: MapArguments, learn_beta: bool) -> None:
     """
     if chosen.decided == "lif" and "beta" not in chosen.leak and not chosen.left_open:
         what = "dynamics='lif' matches a leak" if chosen.dynamics else "curvature shapes the map that beta matches"
-        raise ValueError(f"{what}: pass beta")
+        raise ValueError(f"{what}: pass beta (QIF() alone matches {DEFAULT_BETA:g})")
     if learn_beta and chosen.decided != "lif":
         raise ValueError(
             "learn_beta learns the leak that the neuron matches, and this neuron has "

@@ -20,18 +20,26 @@ _PAPER = QIFParameters()
 def add_neuron_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the neuron: its map, or the leak of a LIF neuron to match."""
     group = parser.add_argument_group("neuron", "f(v) = a (v - u1)(v - u2), spike at h >= threshold")
-    group.add_argument("--a", type=float, help=f"curvature of the map (default with --u1 or --u2: {_PAPER.a:g})")
-    group.add_argument("--u1", type=float, help=f"first root of the map (default with --a or --u2: {_PAPER.u1:g})")
-    group.add_argument("--u2", type=float, help=f"second root of the map (default with --a or --u1: {_PAPER.u2:g})")
+    group.add_argument(
+        "--a", type=float, help=f"curvature of the map (the paper's: {_PAPER.a:g}, taken with --u1 or --u2)"
+    )
+    group.add_argument(
+        "--u1", type=float, help=f"first root of the map (the paper's: {_PAPER.u1:g}, taken with --a or --u2)"
+    )
+    group.add_argument(
+        "--u2", type=float, help=f"second root of the map (the paper's: {_PAPER.u2:g}, taken with --a or --u1)"
+    )
     group.add_argument("--threshold", type=float, default=_PAPER.v_threshold, help="threshold")
     group.add_argument("--v-reset", type=float, help="membrane after a spike (default: u1, or the matched rest)")
     group.add_argument(
-        "--beta", type=float, help="match this LIF leak (default: 0.5, unless --a, --u1, --u2 or --dynamics is given)"
+        "--beta",
+        type=float,
+        help=f"leak to match (default: {DEFAULT_BETA:g}, unless --a, --u1, --u2 or --dynamics decides)",
     )
     group.add_argument(
         "--curvature", type=float, help="with --beta: threshold over unstable fixed point (default: 0.5)"
     )
-    group.add_argument("--dynamics", choices=DYNAMICS, help="the paper's map, or the one that matches --beta")
+    group.add_argument("--dynamics", choices=DYNAMICS, help="paper: the paper's map; lif: the map that matches --beta")
 
 
 def neuron(arguments: argparse.Namespace) -> QIFParameters:
@@ -44,7 +52,9 @@ def neuron(arguments: argparse.Namespace) -> QIFParameters:
     beta = DEFAULT_BETA if chosen.left_open else arguments.beta
     if chosen.decided == "lif" and beta is None:
         what = "--dynamics lif matches a leak" if chosen.dynamics else "--curvature shapes the map that --beta matches"
-        raise ValueError(f"{what}; pass --beta too, or --a instead")
+        raise ValueError(
+            f"{what}; pass --beta too, or --a instead (without any of these options the leak is {DEFAULT_BETA:g})"
+        )
     curvature = {} if arguments.curvature is None else {"curvature": arguments.curvature}
     return build_parameters(chosen.roots, arguments.threshold, beta=beta, v_reset=arguments.v_reset, **curvature)
 

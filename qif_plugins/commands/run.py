@@ -34,10 +34,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "QIF neuron ran. A launcher that starts other processes goes before: "
         "torchrun --no-python qif run train.py."
     )
-    parser.add_argument("--dynamics", choices=("auto", "paper", "lif"), default="auto", help="as in qif_plugins.swap")
-    parser.add_argument("--window", choices=("auto", *WINDOWS, "keep"), default="auto", help="as in qif_plugins.swap")
-    parser.add_argument("--norm", choices=("keep", "tdbn"), default="keep", help="as in qif_plugins.swap")
-    parser.add_argument("--readout", choices=("keep", "swap"), default="keep", help="as in qif_plugins.swap")
+    parser.add_argument(
+        "--dynamics", choices=("auto", "paper", "lif"), default="auto",
+        help="auto: match LIF's leak, with an input gain of 1 under a norm; lif: with LIF's gain; paper: the paper's "
+        "parameters",
+    )  # fmt: skip
+    parser.add_argument(
+        "--window", choices=("auto", *WINDOWS, "keep"), default="auto",
+        help="surrogate gradient; auto: isometric under a norm, elsewhere the program's own; keep: the program's own",
+    )  # fmt: skip
+    parser.add_argument(
+        "--norm",
+        choices=("keep", "tdbn"),
+        default="keep",
+        help="tdbn: make tdBN of each batch norm that feeds a neuron",
+    )
+    parser.add_argument(
+        "--readout",
+        choices=("keep", "swap"),
+        default="keep",
+        help="keep: leave neurons that feed the output with no weight between as they are; swap: swap them, too",
+    )
     parser.add_argument("-m", dest="module", action="store_true", help="run a module, as python -m does")
     # As for a subcommand: from the first word that is no option on, all is the program's, even "--".
     parser.add_argument(

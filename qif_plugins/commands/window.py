@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
     )
     resting, unstable = params.fixed_points()
-    print(f"{describe(arguments, params)}\nrests at {resting:.6g}, unstable fixed point {unstable:.6g}")
+    print(f"{describe(arguments, params)}\nrests at {resting + 0.0:.6g}, unstable fixed point {unstable:.6g}")
     print(f"input       mean {arguments.input_mean:g}, deviation {input_std:g}\n")
     _print_moments(rows, measured)
     _print_windows(windows, params.v_threshold, dict(zip(usable, measured.window_means, strict=True)))

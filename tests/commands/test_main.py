@@ -49,6 +49,23 @@ def test_every_subcommand_has_help(name, capsys):
     assert capsys.readouterr().out.startswith(f"usage: qif {name}")
 
 
+def test_the_help_says_whose_defaults_the_numbers_are(capsys):
+    with pytest.raises(SystemExit):
+        main(["window", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for name, value in (("--a A", 0.25), ("--u1 U1", 0), ("--u2 U2", 0.5)):
+        assert re.search(rf"{name} [a-z ]+ \(the paper's: {value}, taken with", text)
+    assert "leak to match (default: 0.5, unless" in text
+
+
+def test_the_help_of_run_says_what_each_choice_does(capsys):
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "auto: match LIF's leak, with an input gain of 1 under a norm; lif: with LIF's gain; paper: the" in text
+    assert "auto: isometric under a norm, elsewhere the program's own" in text
+
+
 @pytest.mark.parametrize("words", ["compare --T 4", "exact train --batch 8", "energy --ou x.json"])
 def test_an_option_has_one_name(words, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -64,7 +81,7 @@ def test_version(capsys):
 
 
 def test_a_wrong_value_is_one_line_and_status_2(capsys):
-    assert main(["window", "--threshold", "5"]) == 2
+    assert main(["window", "--dynamics", "paper", "--threshold", "5"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("\n") == 1

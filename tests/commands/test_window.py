@@ -125,7 +125,9 @@ def test_command_reports_a_diverging_closure(capsys):
 
 def test_command_matches_a_lif_neuron(capsys):
     assert main(["window", "--beta", "0.9", "--neurons", "4096", "--input-std", "0.3"]) == 0
-    assert "a 0.05, u1 0, u2 -18" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "a 0.05, u1 0, u2 -18" in printed
+    assert "rests at 0, unstable" in printed
 
 
 @pytest.mark.parametrize(
@@ -154,7 +156,7 @@ def test_what_decides_the_map_is_what_decides_it_in_a_neuron(words, arguments, c
     ("words", "message"),
     [
         (["--dynamics", "paper", "--a", "1"], "both decide the map"),
-        (["--dynamics", "lif"], "pass --beta too"),
+        (["--dynamics", "lif"], "pass --beta too, or --a instead (without any of these options the leak is 0.5)"),
         (["--beta", "0.9", "--threshold", "inf"], "v_threshold must be finite, got inf"),
         (["--curvature", "0.4"], "pass --beta too"),
         (["--beta", "1"], "0 <= beta < 1"),
