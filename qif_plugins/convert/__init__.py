@@ -150,7 +150,7 @@ def swap_found(
             raise ValueError(_nothing(rows, found.handwritten))
         for i, (site, before) in enumerate(zip(found.sites, lif, strict=True)):
             if rows[i].changed:
-                rate, said = compared(before, regime(site, found.norms, before))
+                rate, said = compared(before, regime(site, found.norms, before), bool(site.norms))
                 rows[i] = dataclasses.replace(rows[i], why="; ".join([rows[i].why, *said]), rate=rate)
     except BaseException:
         for step in reversed(undo):

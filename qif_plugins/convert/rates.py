@@ -140,8 +140,13 @@ def regime(site: Site, norms: Mapping[str, nn.Module], before: Regime | None = N
     return Regime(dynamics, _normal([(torch.zeros_like(scale), scale.abs())]), source)
 
 
-def compared(before: Regime | None, after: Regime | None) -> tuple[tuple[float, float] | None, list[str]]:
+def compared(before: Regime | None, after: Regime | None, normed: bool) -> tuple[tuple[float, float] | None, list[str]]:
     """Compare a neuron before and after the swap.
+
+    Args:
+        before: The LIF neuron; ``None`` where its numbers have no values yet, or it is no LIF neuron.
+        after: The neuron in its place.
+        normed: Whether a norm feeds it.
 
     Returns:
         The expected rates before and after, spikes a neuron and step, and what there is to say about gain and rates: a
@@ -162,12 +167,15 @@ def compared(before: Regime | None, after: Regime | None) -> tuple[tuple[float, 
         said.append(f"expected firing rate {now:.2g} instead of {was:.2g} a step, so it spikes {more} ({after.source})")
         if changed_gain and was < now <= SATURATED:
             said.append(
-                "intended: with an input gain of 1 the norm's scale reaches the neuron; dynamics='lif' keeps LIF's gain"
+                "intended: with an input gain of 1 the norm's scale reaches the neuron; swap(model, dynamics='lif') "
+                "keeps LIF's gain"
+                if normed and new_gain == 1
+                else f"pass input_gain={gain:.4g} to keep LIF's"
             )
     if now > SATURATED >= was:
         said.append(
-            "WARNING: saturated, it spikes in nearly every step whatever arrives; dynamics='lif' keeps LIF's gain, a "
-            "higher v_threshold lowers the rate"
+            "WARNING: saturated, it spikes in nearly every step whatever arrives; swap(model, dynamics='lif') keeps "
+            "LIF's gain, a higher v_threshold lowers the rate"
         )
     if now < SILENT <= was:
         said.append(

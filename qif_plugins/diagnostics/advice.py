@@ -22,7 +22,7 @@ from .statistics import average
 if TYPE_CHECKING:
     from .health import LayerHealth
 
-__all__ = ["ONE_STEP", "REACH", "advise", "derives", "on_input_scale", "on_runaway"]
+__all__ = ["ONE_STEP", "REACH", "advise", "derives", "on_input_scale", "on_runaway", "surrogate_with_tails"]
 
 ONE_STEP = "measured over one time step; pass steps=T or a callable that runs the model over all its steps"
 """Advice on a layer whose membrane had no time to leave rest: its spikes and gradient may mislead."""
@@ -85,7 +85,7 @@ def _causes(row: LayerHealth, layer: QIFLayer, scale_input: str, one_step: bool)
     if dead:
         found.append(
             f"dead: {percent(row.silent)} of its neurons never spike; {scale}. Bring the input to the threshold's "
-            f"scale: {scale_input}, take a larger gain, or lower v_threshold{_surrogate_with_tails(layer)}."
+            f"scale: {scale_input}, take a larger gain, or lower v_threshold{surrogate_with_tails(layer)}."
         )
     if saturated:
         found.append(
@@ -121,13 +121,11 @@ def _causes(row: LayerHealth, layer: QIFLayer, scale_input: str, one_step: bool)
     return found
 
 
-def _surrogate_with_tails(layer: QIFLayer) -> str:
-    if layer.derived_window is None:
+def surrogate_with_tails(layer: QIFLayer) -> str:
+    """Advise a layer whose derived surrogate is a rectangle to take one with tails; empty for every other layer."""
+    if layer.derived_window in (None, "isometric"):
         return ""
-    return (
-        "; or give it a surrogate with long tails, such as ATan: where no norm feeds a neuron, swap(model) leaves it "
-        "LIF's own"
-    )
+    return f"; or give it a surrogate with tails, window='isometric', in place of the {layer.derived_window} rectangle"
 
 
 def _rebound_point(layer: QIFLayer) -> float:
@@ -144,7 +142,7 @@ def _widen(layer: QIFLayer, scale_input: str) -> str:
     if layer.derived_window in ("isometric", "unbiased"):  # centred on the threshold, as wide as the membrane asks for
         return (
             f"Its membranes stay away from the threshold: bring the input to the threshold's scale: {scale_input}"
-            f"{_surrogate_with_tails(layer)}."
+            f"{surrogate_with_tails(layer)}."
         )
     return f"The {layer.derived_window} window misses its membranes near the threshold: use window='isometric'."
 

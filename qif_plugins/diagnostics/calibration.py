@@ -18,7 +18,7 @@ from ..neuron.module import QIFLayer
 from ..neuron.moments import MomentClosureError, firing_rate, membrane_moments
 from ..support.names import unknown
 from ..support.text import plus_minus, text_table
-from .advice import ONE_STEP, REACH, derives, on_input_scale, on_runaway
+from .advice import ONE_STEP, REACH, derives, on_input_scale, on_runaway, surrogate_with_tails
 from .running import Batches, bare, check_steps, run_all
 from .spiking import LayerStatistics, MeasuredLayer, measured, qif_layers
 from .statistics import Moments, average
@@ -316,7 +316,7 @@ def _out_of_reach(
     return (
         f"its threshold {threshold:.3g} is {farthest:.1f} deviations from the mean of its membrane, so that a window "
         f"fitted to it would pass hardly any gradient. Bring the input to the threshold's scale first: {scale_input}, "
-        "or take another gain. Or take a surrogate with long tails, such as ATan, until the layer spikes"
+        f"or take another gain{surrogate_with_tails(layer)}"
     )
 
 

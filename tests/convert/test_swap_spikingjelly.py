@@ -1151,8 +1151,17 @@ class TestTheReportOfTheRates:
         before, after = row.rate
         assert before < after / 2
         assert "input gain 1 instead of LIF's 0.3333" in row.why
-        assert "intended: with an input gain of 1" in row.why
+        assert "reaches the neuron; swap(model, dynamics='lif') keeps LIF's gain" in row.why
         assert f"{before:.2g} -> {after:.2g}" in str(report)
+
+    def test_names_no_norm_where_none_decides_on_the_gain(self):
+        net = nn.Sequential(layer.Linear(6, 64), neuron.LIFNode(3.0), layer.Linear(64, 3))
+        bare = swap(net, dynamics="paper", input_gain=2.0, example_input=torch.randn(32, 6)).changed[0]
+        given = self.swapped(0.0, neuron.LIFNode(3.0), input_gain=2.0)[1]
+        for row in (bare, given):
+            assert "spikes more" in row.why
+            assert "norm's scale" not in row.why
+            assert "pass input_gain=0.3333 to keep LIF's" in row.why
 
     def test_warns_of_saturation_unless_the_gain_is_kept(self):
         row = self.swapped(4.0, neuron.LIFNode(20.0))[1]

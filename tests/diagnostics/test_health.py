@@ -8,6 +8,7 @@ from torch import nn
 
 import qif_plugins
 from qif_plugins import QIFParameters, Window, calibrate, health, membrane_moments, qif_multi_step
+from qif_plugins.diagnostics.calibration import CalibrationWarning
 from qif_plugins.neuron.functional import _notice
 from qif_plugins.neuron.module import QIFLayer
 from qif_plugins.neuron.phase import regions
@@ -152,6 +153,18 @@ def test_advice(x, options, found):
     assert not report.healthy
     assert any(found in sentence for sentence in report.layers[0].advice)
     assert found in str(report)
+
+
+def test_a_surrogate_with_tails_is_advised_where_there_is_none():
+    x = 0.01 * torch.randn(8, 40, 20)
+    for window, advised in (("unbiased", True), ("heuristic", True), ("isometric", False), (Window(0, 2), False)):
+        neuron = node(window=window)
+        assert ("a surrogate with tails, window='isometric'" in str(health(neuron, x))) == advised
+    with pytest.warns(CalibrationWarning, match="tails, window='isometric', in place of the unbiased rectangle"):
+        calibrate(node(window="unbiased"), x)
+    with pytest.warns(CalibrationWarning) as told:
+        calibrate(node(window="isometric"), x)
+    assert "tails" not in str(told[0].message)
 
 
 def test_calibration_removes_the_advice_it_gives():
