@@ -38,6 +38,8 @@ if _HAS_CLOCK_DRIVEN:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "QIF":  # no AttributeError, whose message "from ... import QIF" would not show
+        raise ImportError("QIF is snnTorch's neuron, in qif_plugins.adapters.snntorch; SpikingJelly's is QIFNode")
     if name != "MultiStepQIFNode":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if not _HAS_CLOCK_DRIVEN:

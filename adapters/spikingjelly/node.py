@@ -113,7 +113,13 @@ class QIFNeuron(ChainedSteps):
         """
         unknown = options.keys() - {"a", "u1", "u2", "input_gain", "dynamics"}
         if unknown:
-            raise TypeError(f"{type(self).__name__}.__init__() got an unexpected keyword argument {min(unknown)!r}")
+            hint = (
+                "; beta is snnTorch's: here tau (init_tau where it is learned) is 1/(1 - beta), with decay_input=False"
+                if "beta" in unknown
+                else ""
+            )
+            name = type(self).__name__
+            raise TypeError(f"{name}.__init__() got an unexpected keyword argument {min(unknown)!r}{hint}")
         arguments = node_arguments(decay_input, tau=tau, v_reset=v_reset, **options)
         params = arguments.parameters(constructor_number("v_threshold", v_threshold))
         self._check_learnable(params)

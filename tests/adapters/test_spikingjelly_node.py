@@ -69,6 +69,15 @@ def test_the_options_are_listed_and_others_refused_as_python_refuses_them(cls):
     assert not any(p.kind is p.VAR_KEYWORD for p in named.values())
     with pytest.raises(TypeError, match=rf"{cls.__name__}.__init__\(\) got an unexpected keyword argument 'curvture'"):
         cls(curvture=1.0)
+    with pytest.raises(
+        TypeError, match=r"'beta'; beta is snnTorch's: here tau .* is 1/\(1 - beta\), with decay_input=False"
+    ):
+        cls(beta=0.9)
+
+
+def test_the_name_of_the_other_host_is_pointed_to():
+    with pytest.raises(ImportError, match=r"QIF is snnTorch's neuron, in qif_plugins\.adapters\.snntorch; .* QIFNode"):
+        from qif_plugins.adapters.spikingjelly import QIF  # noqa: F401
 
 
 def test_the_names_that_type_checkers_know_are_those_that_there_are():
