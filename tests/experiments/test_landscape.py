@@ -312,7 +312,7 @@ def hosted(host, kind):
         from qif_plugins.adapters.spikingjelly import QIFNode
         from spikingjelly.activation_based import neuron
 
-        made = QIFNode() if kind == "qif" else neuron.LIFNode(tau=2.0, decay_input=False)
+        made = QIFNode(dynamics="paper") if kind == "qif" else neuron.LIFNode(tau=2.0, decay_input=False)
         made.step_mode = "m"
         return Host(made, lambda neuron, x: neuron(x))
     pytest.importorskip("snntorch")
@@ -327,7 +327,7 @@ def hosted(host, kind):
         return torch.stack(out)
 
     if kind == "qif":
-        return Host(QIF(), lambda neuron, x: (neuron.reset_mem(), neuron.forward_sequence(x))[1][0])
+        return Host(QIF(dynamics="paper"), lambda neuron, x: (neuron.reset_mem(), neuron.forward_sequence(x))[1][0])
     return Host(snntorch.Leaky(beta=0.5, reset_mechanism="zero"), step_by_step)
 
 

@@ -29,6 +29,16 @@ def test_every_configuration_makes_its_model_with_either_neuron(name, neuron):
     assert make_optimizer(config.optimizer, model).param_groups[0]["lr"] == config.optimizer.lr
 
 
+def test_another_neuron_drops_what_describes_the_papers():
+    assert load_config("cifar10").neuron == {"name": "qif", "dynamics": "paper"}
+    assert load_config("cifar10", ["neuron.name=lif", "neuron.tau=3.0"]).neuron == {"name": "lif", "tau": 3.0}
+    kept = load_config("cifar10", ["neuron.window=paper", "neuron.name=qif"]).neuron
+    assert kept == {"name": "qif", "dynamics": "paper", "window": "paper"}
+    config = load_config("cifar10", ["neuron.name=lif", "neuron.dynamics=paper"])
+    with pytest.raises(ValueError, match=r"neuron\.dynamics"):
+        build_model(config, *expected_shape(config.data))
+
+
 def test_they_cover_the_papers_experiments():
     assert {"cifar10", "cifar100", "imagenet", "cifar10dvs_vggsnn", "cifar10dvs_resnet19", "digits", "mnist5k"} == set(
         configurations()
@@ -126,7 +136,7 @@ def test_wrong_values_are_refused_by_name(change, says):
         ("neuron.name=qiff", "unknown neuron 'qiff'"),
         ("neuron.surrogate_function=Atan", "such as ATan"),
         ("neuron.surrogate_function={name='ATan', beta=1}", "surrogate 'ATan'"),
-        ("neuron.v_threshold=9.0", "9"),
+        ("neuron.v_threshold=-9.0", "v_threshold=-9 must lie above v_reset=0"),
         ("neuron.width=7", "both [model] and [neuron]"),
         ("neuron.detach_reset=yes", "neuron.detach_reset must be true or false, got 'yes'"),
         ("neuron.detach_reset=1", "neuron.detach_reset must be true or false, got 1"),

@@ -179,15 +179,23 @@ def load_config(source: str | Path | Mapping[str, Any], changes: Sequence[str] =
         source: A name among :func:`configurations`, the path of a TOML file, or nested dictionaries such as
             :meth:`Config.to_dict` returns.
         changes: Each ``table.key=value``; the value as in TOML, quotes around a word optional, ``none`` for an option
-            that is off.
+            that is off. Another ``neuron.name`` drops ``dynamics`` and ``window`` of the source, which describe its own
+            QIF neuron.
 
     Raises:
         ValueError: Anything unknown or out of range; the message says what there is.
         FileNotFoundError: No such name and no such file.
     """
     tables = copy.deepcopy(dict(source)) if isinstance(source, Mapping) else _read(source)
+    neuron = tables.get("neuron")
+    name = neuron.get("name") if isinstance(neuron, dict) else None
+    added: dict[str, Any] = {}
     for change in changes:
         _change(tables, change)
+        _change(added, change)
+    if isinstance(neuron, dict) and neuron.get("name") != name:
+        for key in {"dynamics", "window"} - added.get("neuron", {}).keys():
+            neuron.pop(key, None)
     return from_dict(tables)
 
 
