@@ -12,7 +12,7 @@ pytest.importorskip("spikingjelly.clock_driven", reason="this SpikingJelly has n
 
 from qif_plugins.adapters import spikingjelly as adapter
 from qif_plugins.adapters.spikingjelly import MultiStepQIFNode
-from qif_plugins.adapters.spikingjelly.clock_driven import AnalyticWindow, QIFNode
+from qif_plugins.adapters.spikingjelly.clock_driven import AnalyticGaussian, AnalyticWindow, QIFNode
 from spikingjelly.clock_driven import functional, neuron, surrogate
 
 from qif_plugins import QIFParameters
@@ -36,7 +36,8 @@ def test_positional_arguments_reach_their_places():
     node = MultiStepQIFNode(2.0, True, 0.5, 0.0, surrogate.ATan(), True, "torch", 32)
     assert node.params == QIFParameters.matching_lif(0.5, 0.5, input_gain=0.5)
     assert (node.detach_reset, node.backend, node.lava_s_cale) == (True, "torch", 32)
-    assert MultiStepQIFNode().params == QIFParameters()
+    assert MultiStepQIFNode().params == QIFParameters.matching_lif(0.5)
+    assert MultiStepQIFNode(dynamics="paper").params == QIFParameters()
     with pytest.raises(ValueError, match="'auto'"):
         MultiStepQIFNode(backend="lava")
 
@@ -137,7 +138,8 @@ def test_overridden_fire_is_run_through():
 
 @pytest.mark.filterwarnings("ignore:the surrogate .* has no fused kernel")
 def test_surrogates():
-    assert type(MultiStepQIFNode().surrogate_function) is AnalyticWindow
+    assert type(MultiStepQIFNode().surrogate_function) is AnalyticGaussian
+    assert type(MultiStepQIFNode(window="unbiased").surrogate_function) is AnalyticWindow
     x = inputs().requires_grad_()
     node = MultiStepQIFNode(surrogate_function=surrogate.ATan())
     node(x).sum().backward()

@@ -1048,7 +1048,7 @@ def test_a_clock_driven_network_built_with_qif_goes_back_by_its_leak(multi):
     assert equal(net.state_dict(), state)
     x = torch.randn(5, 2, 4)
     torch.testing.assert_close(node(x), expected(x))
-    paper = nn.Sequential(nn.Linear(4, 8), ours.QIFNode(), nn.Linear(8, 3))
+    paper = nn.Sequential(nn.Linear(4, 8), ours.QIFNode(dynamics="paper"), nn.Linear(8, 3))
     with pytest.raises(ValueError, match="the paper's parameters, which match no leak"):
         swap(paper, to="lif")
 

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from qif_plugins import calibrate, firing_rate, initialise, membrane_moments
 from qif_plugins.neuron.module import QIFLayer
+from qif_plugins.neuron.norm import TDBatchNorm1d
 
 HOSTS = pytest.mark.parametrize("host", MODELS)
 
@@ -24,7 +25,7 @@ def perceptron(node, layers, width=64, out=10, *, norm=False, step_mode="m"):
     _, functional, layer, _ = spikingjelly()
     blocks = []
     for _ in range(layers - 1):
-        blocks += [layer.Linear(width, width), *([layer.BatchNorm1d(width)] if norm else []), node()]
+        blocks += [layer.Linear(width, width), *([TDBatchNorm1d(width)] if norm else []), node()]
     model = nn.Sequential(*blocks, layer.Linear(width, out))
     functional.set_step_mode(model, step_mode)
     return model
@@ -140,7 +141,7 @@ def test_the_gradient_reaches_the_first_of_twenty_layers_without_norm():
 def test_layers_that_a_norm_feeds_and_layers_without_a_weight_are_left():
     QIFNode, functional, layer, neuron = spikingjelly()
     model = nn.Sequential(
-        neuron.IFNode(), layer.Linear(8, 16), layer.BatchNorm1d(16), QIFNode(), layer.Linear(16, 16), QIFNode(),
+        neuron.IFNode(), layer.Linear(8, 16), TDBatchNorm1d(16), QIFNode(), layer.Linear(16, 16), QIFNode(),
         layer.Linear(16, 4), neuron.LIFNode(v_threshold=1e9),
     )  # fmt: skip
     functional.set_step_mode(model, "m")
