@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from ...convert import swap
-from ...diagnostics.running import reset_state
+from ...diagnostics.running import preserved, reset_state
 from ...diagnostics.spiking import spiking_layers
-from ...neuron.observe import Seen, watching
 from ...support.names import unknown
 from ...support.text import mean_pm
 from ..figures import COLOURS, figure, legend_below
 from ..records import Records, Result, Setting, Trial
+from ..training.firing import FiringRates
 from . import networks
 from .page import Body, table
 from .runner import Options
@@ -114,24 +114,13 @@ def run(setting: Setting) -> Result:
 
 @torch.no_grad()
 def _rates(model: nn.Module, x: Tensor) -> list[float]:
-    """Spikes per neuron-step of each layer that spikes, in training mode; norm statistics stay as they were."""
-    counts: dict[str, list[int]] = {}
-
-    def see(seen: Seen) -> None:
-        count = counts.setdefault(seen.name, [0, 0])
-        count[0] += int((seen.spikes != 0).sum())
-        count[1] += seen.spikes.numel()
-
-    saved = {name: value.clone() for name, value in model.state_dict().items()}
-    state = torch.get_rng_state()
-    model.train()
-    reset_state(model)
-    with watching(spiking_layers(model), see):
+    """Spikes per neuron-step of each layer that spikes, in training mode; the model stays as it was."""
+    rates = FiringRates(spiking_layers(model))
+    with preserved(model), rates.measuring():
+        model.train()
+        reset_state(model)
         model(x)
-    torch.set_rng_state(state)
-    reset_state(model)
-    model.load_state_dict(saved)
-    return [spikes / max(steps, 1) for spikes, steps in counts.values()]
+    return list(rates.rates().values())
 
 
 @torch.no_grad()

@@ -187,15 +187,15 @@ def load_config(source: str | Path | Mapping[str, Any], changes: Sequence[str] =
         FileNotFoundError: No such name and no such file.
     """
     tables = copy.deepcopy(dict(source)) if isinstance(source, Mapping) else _read(source)
-    neuron = tables.get("neuron")
-    name = neuron.get("name") if isinstance(neuron, dict) else None
-    added: dict[str, Any] = {}
+    neuron = tables.get("neuron", {})
+    own = dict(neuron) if isinstance(neuron, dict) else {}  # from_dict refuses anything else
     for change in changes:
         _change(tables, change)
-        _change(added, change)
-    if isinstance(neuron, dict) and neuron.get("name") != name:
-        for key in {"dynamics", "window"} - added.get("neuron", {}).keys():
-            neuron.pop(key, None)
+    if own and neuron.get("name") != own.get("name"):
+        changed = {change.partition("=")[0].strip() for change in changes}
+        for key in ("dynamics", "window"):
+            if f"neuron.{key}" not in changed:
+                neuron.pop(key, None)
     return from_dict(tables)
 
 
