@@ -26,7 +26,7 @@ from qif_plugins.neuron.parameters import Number, QIFParameters
 from qif_plugins.neuron.surrogate import DEFAULT_WINDOW, ATan, FusedSurrogate, Window, WindowName, spike
 from qif_plugins.ops.backends import BackendName
 from qif_plugins.support.names import unknown
-from qif_plugins.support.text import number
+from qif_plugins.support.numbers import number
 
 from .instances import enter
 from .parameters import Neuron, Parameters, check_leak, checked_argument, detached, reset_of

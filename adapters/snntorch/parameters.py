@@ -16,7 +16,7 @@ from qif_plugins.neuron.module import QIFLayer, check_backend, checked_window, o
 from qif_plugins.neuron.parameters import Number, QIFParameters
 from qif_plugins.neuron.surrogate import Gaussian, Surrogate, Window, WindowName
 from qif_plugins.ops.backends import BackendName
-from qif_plugins.support.names import checked_number
+from qif_plugins.support.numbers import checked_number
 
 from .surrogate import SpikeGradient, check_spike_grad, recognised, shifted
 

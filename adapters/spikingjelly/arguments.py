@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
 from torch import Tensor, nn
 
 from qif_plugins.neuron.arguments import MAP, DynamicsName, MapArguments, NodeArguments
-from qif_plugins.support.names import checked_number
+from qif_plugins.support.numbers import checked_number
 
 if TYPE_CHECKING:
     from qif_plugins.neuron.surrogate import Window, WindowName

@@ -27,7 +27,7 @@ from qif_plugins.neuron.surrogate import (
     WindowName,
 )
 from qif_plugins.ops.backends import BACKENDS, BackendName
-from qif_plugins.support.text import number
+from qif_plugins.support.numbers import number
 
 from .arguments import checked_assignment, constructor_number, learns, node_arguments
 from .surrogate import AnalyticBase

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qif_plugins.neuron.parameters import Number, QIFParameters, holds_everywhere
 from qif_plugins.neuron.surrogate import Gaussian, Window, WindowName, spike
-from qif_plugins.support.text import number
+from qif_plugins.support.numbers import number
 
 __all__ = [
     "AnalyticBase",

@@ -15,13 +15,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..support.names import unknown
-from ..support.text import number
+from ..support.numbers import number
+from .names import DEFAULT_BETA, DYNAMICS, MAP, PAPER, DynamicsName
 from .parameters import Number, QIFParameters, holds_everywhere, is_finite
 
 __all__ = [
@@ -36,13 +37,6 @@ __all__ = [
     "build_parameters",
     "one_number",
 ]
-
-DynamicsName = Literal["paper", "lif"]
-DYNAMICS: tuple[str, ...] = get_args(DynamicsName)
-DEFAULT_BETA = 0.5
-"""Leak that a neuron matches which was given neither a leak nor a map: that of SpikingJelly's LIFNode, tau = 2."""
-MAP = ("a", "u1", "u2")
-PAPER: dict[str, Number] = {"a": 0.25, "u1": 0.0, "u2": 0.5}
 
 MIN_DISTANCE = 1e-6
 """Least distance of a matched neuron's learned threshold from the resting point, which it must lie above."""
@@ -96,7 +90,7 @@ class MapArguments:
     @property
     def roots(self) -> dict[str, Number]:
         """a, u1 and u2 where no leak is matched."""
-        return {} if self.decided == "lif" else PAPER | dict(self.given)
+        return {} if self.decided == "lif" else {**PAPER, **self.given}
 
     @property
     def set_aside(self) -> dict[str, Any]:

@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..support.names import checked_number, unknown
+from ..support.names import unknown
+from ..support.numbers import checked_number
+from .names import CLOSURES, ClosureName
 from .parameters import Number, QIFParameters
 
 __all__ = [
@@ -35,8 +37,6 @@ __all__ = [
     "membrane_moments",
 ]
 
-ClosureName = Literal["reset", "free"]
-CLOSURES: tuple[ClosureName, ...] = get_args(ClosureName)
 _TOLERANCE = 1e-13
 _MAX_ITERATIONS = 500
 _MAX_NEWTON_STEPS = 50

@@ -22,8 +22,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..support.names import checked_number, unknown
-from ..support.text import number
+from ..support.names import unknown
+from ..support.numbers import checked_number, number
 
 __all__ = ["Number", "QIFParameters", "holds_everywhere", "is_finite", "same_number"]
 

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..support.text import number
+from ..support.numbers import number
 from .parameters import QIFParameters
 
 __all__ = ["constrained", "unconstrained"]

@@ -20,15 +20,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..ops.contract import Shape
-from ..support.names import checked_number, unknown
+from ..support.names import unknown
+from ..support.numbers import checked_number
 from .isometry import gaussian_width, rectangle_width, relative_mean_square
-from .moments import ClosureName, membrane_moments
+from .moments import membrane_moments
+from .names import DEFAULT_WINDOW, WINDOWS, ClosureName, WindowName
 from .parameters import Number, QIFParameters, holds_everywhere, is_finite, same_number
 
 __all__ = [
@@ -44,11 +46,6 @@ __all__ = [
     "WindowName",
     "spike",
 ]
-
-WindowName = Literal["isometric", "unbiased", "paper", "heuristic"]
-WINDOWS: tuple[WindowName, ...] = get_args(WindowName)
-DEFAULT_WINDOW: WindowName = "isometric"
-"""The window of a neuron for which none was chosen, in every host."""
 
 
 class FusedSurrogate:

@@ -1,4 +1,4 @@
-"""Messages for an unknown name, and the check that an argument is a number."""
+"""Message for an unknown name."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
-from torch import Tensor
-
 from .text import shown
 
-__all__ = ["checked_number", "unknown"]
+__all__ = ["unknown"]
 
 
 def unknown(kind: str, value: Any, known: Iterable[Any], otherwise: str = "") -> str:
@@ -27,24 +25,3 @@ def unknown(kind: str, value: Any, known: Iterable[Any], otherwise: str = "") ->
     choose = f"did you mean {near[0]!r}? Choose" if near else "choose"
     rest = f", or {otherwise}" if otherwise else ""
     return f"unknown {kind} {shown(value)}; {choose} from {', '.join(map(repr, known))}{rest}"
-
-
-def checked_number(name: str, value: Any, allowed: str = "a number or a tensor") -> Any:
-    """Return ``value`` as a float, or as it is if it is a tensor.
-
-    Args:
-        name: The argument, for the message.
-        value: The value that was passed for it.
-        allowed: The kinds of value that may be passed, for the message.
-
-    Raises:
-        TypeError: A string, or another value that ``float()`` does not take.
-    """
-    if isinstance(value, (Tensor, float)):  # older TorchDynamo traces no union
-        return value
-    try:
-        if isinstance(value, (str, bytes)):
-            raise TypeError
-        return float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be {allowed}, got {value!r}") from None

@@ -1,4 +1,4 @@
-"""Format numbers, values and tables as plain text."""
+"""Format means, shares, values and tables as plain text."""
 
 from __future__ import annotations
 
@@ -7,25 +7,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
-
-__all__ = ["mean_pm", "number", "percent", "plus_minus", "shown", "text_table"]
-
-
-def number(value: Any, form: str = "g") -> str:
-    """Format a float, or a tensor of them: ``0.5``, or ``[0 .. 0.5]`` from the least to the greatest.
-
-    Args:
-        value: The number; anything else but floats, integers and tensors is shown as ``repr`` shows it.
-        form: Format specification of each number. Default ``"g"``.
-    """
-    if isinstance(value, Tensor):
-        if value.is_meta or not value.numel():
-            return f"tensor of shape {list(value.shape)}"
-        if value.numel() > 1:
-            return f"[{value.min().item():{form}} .. {value.max().item():{form}}]"
-        value = value.item()
-    return f"{value:{form}}" if isinstance(value, float | int) and not isinstance(value, bool) else repr(value)
+__all__ = ["mean_pm", "percent", "plus_minus", "shown", "text_table"]
 
 
 def percent(share: float, form: str = ".1f") -> str:

@@ -1,0 +1,24 @@
+"""Names and defaults of windows, closures and dynamics, which commands show without importing PyTorch."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+__all__ = [
+    "CLOSURES", "DEFAULT_BETA", "DEFAULT_WINDOW", "DYNAMICS", "MAP", "PAPER", "WINDOWS", "ClosureName", "DynamicsName",
+    "WindowName",
+]  # fmt: skip
+
+WindowName = Literal["isometric", "unbiased", "paper", "heuristic"]
+WINDOWS: tuple[WindowName, ...] = get_args(WindowName)
+DEFAULT_WINDOW: WindowName = "isometric"
+"""The window of a neuron for which none was chosen, in every host."""
+ClosureName = Literal["reset", "free"]
+CLOSURES: tuple[ClosureName, ...] = get_args(ClosureName)
+DynamicsName = Literal["paper", "lif"]
+DYNAMICS: tuple[str, ...] = get_args(DynamicsName)
+DEFAULT_BETA = 0.5
+"""Leak that a neuron matches which was given neither a leak nor a map: that of SpikingJelly's LIFNode, tau = 2."""
+MAP = ("a", "u1", "u2")
+PAPER = {"a": 0.25, "u1": 0.0, "u2": 0.5}
+"""The map of arXiv 2510.05168."""
