@@ -15,13 +15,14 @@ bound, their density at the threshold is 0.26 to 0.25, and that of the input 0.2
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .moments import closure_step, newton_step
 from .parameters import Number, QIFParameters
 from .surrogate import Gaussian, Window, isometric_gaussian, unbiased_window
 
@@ -57,33 +58,22 @@ def followed_moments(params: QIFParameters, input_std: Number, input_mean: Numbe
         return value.detach().to(device, dtype, non_blocking=True) if isinstance(value, Tensor) else value
 
     params = QIFParameters.unchecked(**{name: placed(value) for name, value in numbers.items()}, reset=params.reset)
-    input_mean, input_var = placed(input_mean), placed(input_std) ** 2
-    input_var = input_var.clamp(min=1e-12) if isinstance(input_var, Tensor) else max(input_var, 1e-12)
-    shapes = [v.shape for v in (*params.numbers().values(), input_mean, input_var) if isinstance(v, Tensor)]
+    input_mean, input_std = placed(input_mean), placed(input_std)
+    input_std = input_std.abs().clamp(min=1e-6) if isinstance(input_std, Tensor) else max(abs(input_std), 1e-6)
+    shapes = [v.shape for v in (*params.numbers().values(), input_mean, input_std) if isinstance(v, Tensor)]
     zero = torch.zeros(torch.broadcast_shapes(*shapes), dtype=dtype, device=device)
-    step = _closure(params, input_mean, input_var, zero)
-    mean, var = zero + input_mean, zero + input_var
-    settled = None
-    for count in range(_ITERATIONS + _NEWTON_STEPS):
-        new_mean, new_var, by_mean, by_var = step(mean, var)
-        change_mean, change_var = new_mean - mean, new_var - var
-        if count >= _ITERATIONS:
-            (j11, j21), (j12, j22) = by_mean, by_var
-            trace, determinant = j11 + j22, j11 * j22 - j12 * j21
-            # Newton's step only where the iteration contracts, hence near the point that it would end at.
-            attracts = (determinant < 1) & (trace.abs() < 1 + determinant)
-            solvable = 1 - trace + determinant
-            newton_mean = ((1 - j22) * change_mean + j12 * change_var) / solvable
-            newton_var = ((1 - j11) * change_var + j21 * change_mean) / solvable
-            change_mean = torch.where(attracts, newton_mean, change_mean)
-            change_var = torch.where(attracts, newton_var, change_var)
-            moved = torch.maximum(change_mean.square() / var, (change_var / var).square())
-            settled = attracts & (moved <= _TOLERANCE**2)  # false for NaN
-        mean, var = mean + change_mean, torch.clamp(var + change_var, min=input_var)
-        if settled is not None and _is_at_hand(settled) and bool((moved <= 1e-24).all()):
+    step = partial(closure_step, params, input_std=input_std, input_mean=input_mean)
+    mean, std = zero + input_mean, zero + input_std
+    for _ in range(_ITERATIONS):
+        mean, std = step(mean, std)
+    for _ in range(_NEWTON_STEPS):
+        new_mean, new_std, attracts = newton_step(step, mean, std)
+        moved = torch.maximum((new_mean - mean).abs(), (new_std - std).abs()) / std
+        mean, std = new_mean, new_std.clamp(min=input_std)
+        if _is_at_hand(moved) and bool((moved <= 1e-8).all()):  # and the step has squared that
             break
-    assert settled is not None
-    return torch.where(settled, mean, input_mean), torch.where(settled, var, input_var).sqrt()
+    settled = attracts & (moved <= _TOLERANCE)  # false for NaN
+    return torch.where(settled, mean, input_mean), torch.where(settled, std, input_std)
 
 
 def window_of_moments(
@@ -186,69 +176,3 @@ def _is_at_hand(value: Tensor) -> bool:
     """Whether reading a value costs nothing and is allowed: an ordinary tensor on the CPU, and nobody traces."""
     tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
     return not tracing and type(value) is Tensor and value.device.type == "cpu" and has_storage(value)
-
-
-# -- the closure with its derivatives ------------------------------------------------------------
-
-Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]]
-
-
-def _closure(params: QIFParameters, input_mean: Any, input_var: Any, zero: Tensor) -> Step:
-    """The reset closure as a function of mean and variance of the shape of ``zero``, with its derivatives by each.
-
-    With y = h - θ, d = μ - θ and p the density at the threshold, the moments below it, I_k = E[yᵏ; y < 0], are
-    I_0 = Φ(-d/σ), I_1 = d I_0 - σ² p and I_k = d I_{k-1} + (k-1) σ² I_{k-2}, since yᵏ⁻¹ is 0 at the threshold. Their
-    derivatives: ∂I_k/∂μ = k I_{k-1} and ∂I_k/∂σ² = k(k-1)/2 I_{k-2}, from -p and p d/(2σ²) at k = 0, -p/2 at k = 1.
-    Above the threshold the same holds with 1 - Φ and -p. So every expectation is linear in I_0 .. I_4, p and p d/σ².
-    """
-    a, u1, u2 = params.a, params.u1, params.u2
-    threshold: Any = params.v_threshold
-    slope, value = a * (2 * threshold - u1 - u2), a * (threshold - u1) * (threshold - u2)
-    if params.reset == "hard":
-        fired = params.map(params.v_reset)
-        below, above = _expectations(zero + a, zero + slope, zero + (value - fired)), None
-    else:  # y is the membrane after the reset
-        fired = 0.0
-        below = _expectations(zero + a, zero + slope, zero + value)
-        above = _expectations(zero + a, zero - a * (u1 + u2), zero + a * u1 * u2)
-
-    def step(mean: Tensor, var: Tensor) -> Any:
-        d, std = mean - threshold, var.sqrt()
-        z = d / std
-        density = torch.exp(-0.5 * z * z) / (std * math.sqrt(2 * math.pi))
-        found = (below * _moments(d, var, torch.special.ndtr(-z), density)).sum(1)
-        if above is not None:
-            found = found + (above * _moments(d, var, torch.special.ndtr(z), -density)).sum(1)
-        first, first_mean, first_var, second, second_mean, second_var = found.unbind(0)
-        return (
-            first + fired + input_mean,
-            second - first * first + input_var,
-            (first_mean, second_mean - 2 * first * first_mean),
-            (first_var, second_var - 2 * first * first_var),
-        )
-
-    return step
-
-
-def _moments(d: Tensor, var: Tensor, share: Tensor, density: Tensor) -> Tensor:
-    """I_0 .. I_4, p and p d/σ² on one side of the threshold, along dimension 0."""
-    first = d * share - var * density
-    second = d * first + var * share
-    third = d * second + 2 * var * first
-    fourth = d * third + 3 * var * second
-    return torch.stack([share, first, second, third, fourth, density, density * d / var])
-
-
-def _expectations(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """E[q] and E[q²] of q(y) = a y² + b y + c, each with its derivatives by μ and by σ², in terms of ``_moments``."""
-    o = torch.zeros_like(a)
-    c0, c1, c2, c3, c4 = c * c, 2 * b * c, b * b + 2 * a * c, 2 * a * b, a * a
-    rows = (
-        (c, b, a, o, o, o, o),
-        (b, 2 * a, o, o, o, -c, o),
-        (a, o, o, o, o, -b / 2, c / 2),
-        (c0, c1, c2, c3, c4, o, o),
-        (c1, 2 * c2, 3 * c3, 4 * c4, o, -c0, o),
-        (c2, 3 * c3, 6 * c4, o, o, -c1 / 2, c0 / 2),
-    )
-    return torch.stack([torch.stack(row) for row in rows])

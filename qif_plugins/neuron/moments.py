@@ -16,6 +16,7 @@ approximate the mean μ and deviation σ of the pre-reset membrane h ~ N(μ, σ�
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -35,9 +36,9 @@ __all__ = [
     "firing_rate",
     "membrane_memory",
     "membrane_moments",
+    "newton_step",
 ]
 
-_TOLERANCE = 1e-13
 _MAX_ITERATIONS = 500
 _MAX_NEWTON_STEPS = 50
 _MOMENTS = (1.0, 0.0, 1.0, 0.0, 3.0)
@@ -102,19 +103,24 @@ def _iterate(
     tensors = [*params.numbers().values(), input_std, input_mean]
     shape = torch.broadcast_shapes(*(t.shape for t in tensors if isinstance(t, Tensor)))
     mean, std = input_mean.expand(shape).clone(), input_std.expand(shape).clone()
-    for _ in range(_MAX_ITERATIONS):
-        new_mean, new_std = closure_step(params, mean, std, input_std, input_mean, closure)
+
+    def step(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+        return closure_step(params, mean, std, input_std, input_mean, closure)
+
+    for count in range(_MAX_ITERATIONS + _MAX_NEWTON_STEPS):
+        if count < _MAX_ITERATIONS:
+            new_mean, new_std = step(mean, std)
+            settles, tolerance = True, 1e-13
+        else:
+            # A long leak lets the iteration settle as slowly as the membrane does, which Newton's method does not.
+            new_mean, new_std, attracts = newton_step(step, mean, std)
+            settles, tolerance = bool(attracts.all()), 1e-12
         change = torch.maximum((new_mean - mean).abs(), (new_std - std).abs())
         mean, std = new_mean, new_std
-        if not bool(torch.isfinite(change).all()):
+        if not bool((torch.isfinite(change) & (std > 0)).all()):
             break
-        if bool((change <= _TOLERANCE * (1 + std)).all()):
+        if settles and bool((change <= tolerance * (1 + std)).all()):
             return _to(mean, device), _to(std, device)
-    else:
-        # A long leak lets the iteration settle as slowly as the membrane does; Newton's method does not wait for it.
-        settled = _newton(lambda m, s: closure_step(params, m, s, input_std, input_mean, closure), mean, std)
-        if settled is not None:
-            return _to(settled[0], device), _to(settled[1], device)
     raise MomentClosureError(
         f"the {closure!r} closure does not converge for a threshold of {_range(params.v_threshold)}, input mean "
         f"{_range(input_mean)} and input deviation {_range(input_std)} (a={_range(params.a)}, u1={_range(params.u1)}, "
@@ -124,29 +130,32 @@ def _iterate(
     )
 
 
-def _newton(step: Any, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor] | None:
-    """The fixed point of ``step`` near ``(mean, std)``; ``None`` if there is none that the iteration would approach."""
-    for _ in range(_MAX_NEWTON_STEPS):
-        next_mean, next_std = step(mean, std)
-        by_mean, by_std = 1e-6 * (1 + mean.abs()), 1e-6 * std
-        j11, j21 = (
-            (new - old) / by_mean for new, old in zip(step(mean + by_mean, std), (next_mean, next_std), strict=True)
-        )
-        j12, j22 = (
-            (new - old) / by_std for new, old in zip(step(mean, std + by_std), (next_mean, next_std), strict=True)
-        )
-        trace, determinant = j11 + j22, j11 * j22 - j12 * j21
-        solvable = 1 - trace + determinant
-        residual_mean, residual_std = next_mean - mean, next_std - std
-        change_mean = ((1 - j22) * residual_mean + j12 * residual_std) / solvable
-        change_std = ((1 - j11) * residual_std + j21 * residual_mean) / solvable
-        mean, std = mean + change_mean, std + change_std
-        if not bool((torch.isfinite(mean) & torch.isfinite(std) & (std > 0)).all()):
-            return None
-        if bool((torch.maximum(change_mean.abs(), change_std.abs()) <= 1e-12 * (1 + std)).all()):
-            attracts = (determinant < 1) & (trace.abs() < 1 + determinant)
-            return (mean, std) if bool(attracts.all()) else None
-    return None
+def newton_step(
+    step: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], mean: Tensor, std: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One step of Newton's method towards a fixed point of ``step``, or ``step`` itself where it leads away from any.
+
+    The derivatives are finite differences. No value is read back from the device.
+
+    Args:
+        step: Takes mean and deviation with one more dimension in front, of 3, and returns them after a time step.
+        mean: Mean of h.
+        std: Its standard deviation.
+
+    Returns:
+        ``(mean, std, attracts)``, the last one whether iterating ``step`` leads to a fixed point nearby, elementwise.
+    """
+    by = std * torch.finfo(std.dtype).eps ** 0.5
+    next_mean, next_std = step(torch.stack([mean, mean + by, mean]), torch.stack([std, std, std + by]))
+    (j11, j12), (j21, j22) = ((new[1:] - new[0]) / by for new in (next_mean, next_std))
+    next_mean, next_std = next_mean[0], next_std[0]
+    trace, determinant = j11 + j22, j11 * j22 - j12 * j21
+    attracts = (determinant < 1) & (trace.abs() < 1 + determinant)
+    solvable = 1 - trace + determinant
+    change_mean, change_std = next_mean - mean, next_std - std
+    newton_mean = mean + ((1 - j22) * change_mean + j12 * change_std) / solvable
+    newton_std = std + ((1 - j11) * change_std + j21 * change_mean) / solvable
+    return torch.where(attracts, newton_mean, next_mean), torch.where(attracts, newton_std, next_std), attracts
 
 
 def closure_step(
