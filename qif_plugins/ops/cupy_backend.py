@@ -69,7 +69,8 @@ def forward(
     vector = width(x.shape[1], (x, v0, spike, v_last, v_seq, h, *(entry.values for entry in c)))
     blocks = -(-x.shape[1] // (THREADS * vector))
     membrane = v_seq if v_seq is not None else v_last
-    flags = _macros(kind._replace(detach_reset=False, shape=type(kind.shape)(0)), c, x, v0, membrane, (False,) * 6)
+    kind = kind._replace(detach_reset=False, shape=type(kind.shape)(0))
+    flags = _macros(kind, c, x, v0, membrane, (False,) * 6, (v_seq, h))
     _launch(f"forward<{vector}>", flags, blocks, _pack_forward(x, v0, c, spike, v_last, v_seq, h), x.device)
 
 
@@ -93,7 +94,8 @@ def backward(
     blocks = programs(c[:6], needs, neurons, THREADS * vector)
     sums = partials(c[:6], needs, neurons, min(neurons, blocks * THREADS * vector), vector, h.device)
     arguments = _pack_backward(grad_spike, grad_v, grad_h, h, v0, x, c, grad_x, grad_v0, sums)
-    _launch(f"backward<{vector}>", _macros(kind, c, grad_x, v0, grad_v, needs), blocks, arguments, h.device)
+    flags = _macros(kind, c, grad_x, v0, grad_v, needs, (None, None, grad_spike, grad_v, grad_h))
+    _launch(f"backward<{vector}>", flags, blocks, arguments, h.device)
     return finish(sums)
 
 
@@ -104,7 +106,13 @@ def width(neurons: int, tensors: Sequence[Any]) -> int:
 
 
 def _macros(
-    kind: Kind, c: Coefficients, x: Tensor, v0: Tensor | float, membrane: Tensor | None, needs: Sequence[bool]
+    kind: Kind,
+    c: Coefficients,
+    x: Tensor,
+    v0: Tensor | float,
+    membrane: Tensor | None,
+    needs: Sequence[bool],
+    given: Sequence[Tensor | None],
 ) -> dict[str, int]:
     """Macros that ``qif.cu`` is compiled with; ``membrane`` is any tensor of the stored membranes' type."""
     return {
@@ -118,6 +126,7 @@ def _macros(
         "QIF_PRE_RESET": int(kind.pre_reset),
         "QIF_TENSORS": sum(1 << i for i, entry in enumerate(c) if isinstance(entry.values, Tensor)),
         "QIF_NEEDS": sum(1 << i for i, needed in enumerate(needs) if needed),
+        "QIF_GIVEN": sum(1 << i for i, tensor in enumerate(given) if tensor is not None),
     }
 
 

@@ -10,6 +10,7 @@
 //   QIF_SOFT, QIF_DETACHED, QIF_STRICT, QIF_SHAPE, QIF_PRE_RESET    as in contract.Kind
 //   QIF_TENSORS             bit i: coefficient i is a tensor, not a plain number
 //   QIF_NEEDS               bit i: the gradient of coefficient i is wanted
+//   QIF_GIVEN               which pointers are not null: v_seq, h (bits 0 and 1), grad_spike, grad_v, grad_h (2 to 4)
 //
 // Compile with --fmad=false: a contracted multiply-add rounds once where the contract rounds twice.
 //
@@ -74,11 +75,17 @@ __device__ inline Bits16 to_half(float value) {
 
 __device__ inline float from_bfloat16(Bits16 bits) { return __uint_as_float((unsigned)bits << 16); }
 
-// Round to nearest, ties to even; bit arithmetic because the instruction needs sm_90.
+// Round to nearest, ties to even; by bit arithmetic where there is no instruction, before sm_80.
 __device__ inline Bits16 to_bfloat16(float value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    Bits16 rounded;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(rounded) : "f"(value));
+    return rounded;
+#else
     const unsigned bits = __float_as_uint(value);
     if (value != value) return (Bits16)0x7fff;
     return (Bits16)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+#endif
 }
 
 template <typename T, int V> struct alignas(sizeof(T) * V) Pack {
@@ -234,8 +241,8 @@ template <int V> __global__ void __launch_bounds__(256) forward(const Forward p)
             v[k] = c.reset(k, h[k]);
         }
         store(p.spike, i, spike, QIF_X);
-        if (p.h) store(p.h, i, h, FLOAT32);
-        if (p.v_seq) store(p.v_seq, i, v, QIF_V);
+        if (QIF_GIVEN & 2) store(p.h, i, h, FLOAT32);
+        if (QIF_GIVEN & 1) store(p.v_seq, i, v, QIF_V);
     }
     if (p.v_last) store(p.v_last, n, v, QIF_V);
 }
@@ -322,18 +329,21 @@ template <int V> __global__ void __launch_bounds__(256) backward(const Backward 
         }
         Index i = n + (p.steps - 1) * p.neurons;
         load(below, p.h, i, FLOAT32);
-        load_or_zero(gs_below, p.grad_spike, i, QIF_X);
-        load_or_zero(gv, p.grad_v, p.grad_v_last ? n : i, QIF_V);
+        const void *grad_spike = QIF_GIVEN & 4 ? p.grad_spike : nullptr;
+        const void *grad_v = QIF_GIVEN & 8 ? p.grad_v : nullptr;
+        const void *grad_h = QIF_GIVEN & 16 ? p.grad_h : nullptr;
+        load_or_zero(gs_below, grad_spike, i, QIF_X);
+        load_or_zero(gv, grad_v, p.grad_v_last ? n : i, QIF_V);
         for (Index t = p.steps - 1; t >= 0; --t, i -= p.neurons) {
             copy(h, below);
             copy(gs, gs_below);
             if (t > 0) {
                 load(below, p.h, i - p.neurons, FLOAT32);
-                load_or_zero(gs_below, p.grad_spike, i - p.neurons, QIF_X);
+                load_or_zero(gs_below, grad_spike, i - p.neurons, QIF_X);
             } else {
                 copy(below, start);
             }
-            load_or_zero(gh, p.grad_h, i, FLOAT32);
+            load_or_zero(gh, grad_h, i, FLOAT32);
             adjoint.step(h, gs, gv, gh);
             if (QIF_NEEDS & 39) {
                 float v[V];
@@ -348,7 +358,7 @@ template <int V> __global__ void __launch_bounds__(256) backward(const Backward 
             for (int k = 0; k < V; ++k) out[k] = adjoint.back[k] * adjoint.c.gain[k];
             store(p.grad_x, i, out, QIF_X);
             // The gradient of v_last enters at the last step only.
-            load_or_zero(gv, t > 0 && !p.grad_v_last ? p.grad_v : nullptr, i - p.neurons, QIF_V);
+            load_or_zero(gv, t > 0 && !p.grad_v_last ? grad_v : nullptr, i - p.neurons, QIF_V);
         }
         if (QIF_PRE_RESET) {
             load_or_zero(gs, nullptr, 0, FLOAT32);

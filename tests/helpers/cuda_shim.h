@@ -38,7 +38,7 @@ static inline unsigned short to_half(float value) {
 }
 
 // What NVRTC gets as literals the host gets as variables: one library serves every case.
-static int flags[10];
+static int flags[11];
 #define QIF_X flags[0]
 #define QIF_V0 flags[1]
 #define QIF_V flags[2]
@@ -49,6 +49,7 @@ static int flags[10];
 #define QIF_PRE_RESET flags[7]
 #define QIF_TENSORS flags[8]
 #define QIF_NEEDS flags[9]
+#define QIF_GIVEN flags[10]
 
 #include QIF_SOURCE
 

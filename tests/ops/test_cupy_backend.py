@@ -50,7 +50,7 @@ def shimmed(request, library):
         which, vector = re.fullmatch(r"(\w+)<(\d)>", name).groups()
         size = library.size_of_forward() if which == "forward" else library.size_of_backward()
         assert len(arguments) == size
-        values = (ctypes.c_int * 10)(*flags.values())
+        values = (ctypes.c_int * len(flags))(*flags.values())
         library.run(which == "forward", int(vector), values, arguments, blocks, cuda.THREADS)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -93,7 +93,7 @@ ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100")
 
 FLAGS = {
     "QIF_X": 0, "QIF_V0": 0, "QIF_V": 0, "QIF_SOFT": 0, "QIF_DETACHED": 0, "QIF_STRICT": 0, "QIF_SHAPE": 0,
-    "QIF_PRE_RESET": 0, "QIF_TENSORS": 0, "QIF_NEEDS": 0,
+    "QIF_PRE_RESET": 0, "QIF_TENSORS": 0, "QIF_NEEDS": 0, "QIF_GIVEN": 6,
 }  # fmt: skip
 
 SPECIALISATIONS = [
@@ -104,7 +104,7 @@ SPECIALISATIONS = [
     ("backward<1>", {"QIF_SHAPE": 1, "QIF_SOFT": 1, "QIF_X": 1, "QIF_V": 1}),
     ("backward<4>", {"QIF_SHAPE": 2, "QIF_X": 2, "QIF_V": 2, "QIF_PRE_RESET": 1, "QIF_TENSORS": 511, "QIF_NEEDS": 63}),
     ("backward<4>", {"QIF_SHAPE": 4, "QIF_TENSORS": 448, "QIF_NEEDS": 8}),
-    ("backward<4>", {"QIF_SHAPE": 3, "QIF_DETACHED": 1, "QIF_NEEDS": 7, "QIF_TENSORS": 7}),
+    ("backward<4>", {"QIF_SHAPE": 3, "QIF_DETACHED": 1, "QIF_NEEDS": 7, "QIF_TENSORS": 7, "QIF_GIVEN": 31}),
 ]
 
 
@@ -144,6 +144,8 @@ def test_nvrtc_compiles_without_contraction(architecture):
         if "<4>" in name and (FLAGS | changed)["QIF_X"] == 0:
             assert "ld.global.v4" in ptx, (name, changed)
             assert "st.global.v4" in ptx, (name, changed)
+        if (FLAGS | changed)["QIF_V"] == 2:
+            assert ("cvt.rn.bf16.f32" in ptx) == (architecture != "sm_75"), (name, changed)
 
 
 @pytest.mark.parametrize(("capability", "start"), [((9, 0), b"\x7fELF"), ((99, 0), b"//")])

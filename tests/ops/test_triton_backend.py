@@ -148,6 +148,7 @@ def test_compiled_layouts_and_sums(compiled):
     check_arithmetic(compiled.forward.ptx)
     backward(x, mixed, WINDOW._replace(shape=Shape.FAST_SIGMOID, detach_reset=True), (True,) * 6)
     check_arithmetic(compiled.backward.ptx)
+    assert re.search(r"cvt\.rn\.bf16\S*\.f32", compiled.backward.ptx)
 
 
 def test_another_number_of_steps_compiles_nothing(compiled):
