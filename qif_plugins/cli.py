@@ -1,42 +1,38 @@
 """The ``qif`` command.
 
-Each subcommand has a line in :data:`COMMANDS` with its name, its module and its help. The module has two functions::
-
-    add_arguments(parser)       declares its options
-    run(arguments) -> int       does the work and returns the exit status
-
-It is imported when its subcommand is called, so that ``qif --help`` is quick.
+Each subcommand has a line in :data:`COMMANDS`. Its options are the function of its name in :mod:`.commands.options`,
+which imports no PyTorch, so that help and wrong options are answered at once; its work is ``run(arguments) -> int`` in
+the module of its name in :mod:`.commands`, which returns the exit status.
 """
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import Any, NoReturn
 
 from . import __version__
 
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {
-    "compare": (".commands.compare", "train one network with LIF and with QIF in every installed host, and compare"),
-    "run": (".commands.run", "run an unmodified program whose LIF classes build QIF neurons"),
-    "train": (".commands.train", "train a model from a configuration, on one process or many"),
-    "evaluate": (".commands.evaluate", "measure accuracy, loss and firing rates of a checkpoint of qif train"),
-    "doctor": (".commands.doctor", "show installed versions, the backends that run here, and why others do not"),
-    "window": (".commands.window", "compare membrane moments and surrogate windows with a simulation of the neuron"),
-    "phase": (".commands.phase", "draw the map of a neuron with its fixed points, threshold and regions"),
-    "energy": (".commands.energy", "count the operations of a network, and the energy that QIF adds to LIF"),
-    "exact": (".commands.exact", "train with exact spike-time gradients, compare neurons, draw demonstrations"),
-    "landscape": (
-        ".commands.landscape",
-        "measure and draw the loss of trained networks along directions in weight space",
-    ),
-    "study": (".commands.study", "run the experiments of docs/studies, and write their pages"),
-    "bench": (".commands.bench", "time the kernels against the hosts' neurons in one run"),
+    "compare": "train one network with LIF and with QIF in every installed host, and compare",
+    "run": "run an unmodified program whose LIF classes build QIF neurons",
+    "train": "train a model from a configuration, on one process or many",
+    "evaluate": "measure accuracy, loss and firing rates of a checkpoint of qif train",
+    "doctor": "show installed versions, the backends that run here, and why others do not",
+    "window": "compare membrane moments and surrogate windows with a simulation of the neuron",
+    "phase": "draw the map of a neuron with its fixed points, threshold and regions",
+    "energy": "count the operations of a network, and the energy that QIF adds to LIF",
+    "exact": "train with exact spike-time gradients, compare neurons, draw demonstrations",
+    "landscape": "measure and draw the loss of trained networks along directions in weight space",
+    "study": "run the experiments of docs/studies, and write their pages",
+    "bench": "time the kernels against the hosts' neurons in one run",
 }
-"""Subcommands by name: module, relative to this package, and help."""
+"""Help of each subcommand."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,25 +62,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str], chosen: str) -> int:
-    parser = argparse.ArgumentParser(
-        prog="qif", description="Discretized quadratic integrate-and-fire neurons for SpikingJelly and snnTorch."
+    parser = _Parser(
+        prog="qif", description="discretized quadratic integrate-and-fire neurons for SpikingJelly and snnTorch"
     )
     parser.add_argument("--version", action="version", version=f"qif-plugins {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for name, (module, text) in COMMANDS.items():
-        subparser = subparsers.add_parser(
-            name,
-            help=text,
-            description=f"{text[0].upper()}{text[1:]}.",
-            formatter_class=_HelpFormatter,
-            allow_abbrev=False,
-        )
+    for name, text in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=text, description=text)
         if name == chosen:
-            command = importlib.import_module(module, __package__)
-            command.add_arguments(subparser)
+            getattr(importlib.import_module(".commands.options", __package__), name)(subparser)
     parsed = parser.parse_args(words)
-    status: int = command.run(parsed)
+    status: int = importlib.import_module(f".commands.{chosen}", __package__).run(parsed)
     return status
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that shows defaults, takes no abbreviations, and names the nearest option to an unknown one.
+
+    Args:
+        description: What the command does, in lower case and without a full stop, as in the list of commands.
+        options: Further arguments of ``argparse.ArgumentParser``.
+    """
+
+    def __init__(self, description: str, **options: Any) -> None:
+        sentence = f"{description[0].upper()}{description[1:]}."
+        super().__init__(description=sentence, formatter_class=_HelpFormatter, allow_abbrev=False, **options)
+
+    def parse_known_args(self, *arguments: Any, **options: Any) -> Any:
+        """Parse as ``argparse`` does, and refuse unknown arguments here, where the subcommand's options are known."""
+        parsed, unknown = super().parse_known_args(*arguments, **options)
+        if unknown:
+            self._refuse(unknown)
+        return parsed, unknown
+
+    def _refuse(self, unknown: Sequence[str]) -> NoReturn:
+        names = [word.partition("=")[0] for word in unknown if word.startswith("-")]
+        matches = [difflib.get_close_matches(name, self._option_string_actions, 1) for name in names]
+        near = " and ".join(dict.fromkeys(found[0] for found in matches if found))
+        self.error(f"unrecognized arguments: {' '.join(unknown)}" + (f"; did you mean {near}?" if near else ""))
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

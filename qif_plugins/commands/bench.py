@@ -12,39 +12,9 @@ import torch
 from ..experiments.bench.harness import FULL, QUICK, QUICK_GPU
 from ..experiments.bench.harness import run as measure_all
 from ..experiments.bench.machine import machine_name
-from .options import at_least, device, positive
+from .objects import device
 
-__all__ = ["add_arguments", "run"]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the subcommand."""
-    parser.add_argument("--device", default="cpu", help="device to measure on")
-    parser.add_argument("--threads", type=at_least(1), help="CPU threads (default: as PyTorch sets them)")
-    parser.add_argument("--full", action="store_true", help="T in 1, 4, 16, 64 and N from 2^10 to 2^25, up to --most")
-    parser.add_argument("--size", action="append", help="only this size, as TxN, e.g. 4x2097152; may be repeated")
-    parser.add_argument(
-        "--dtypes", nargs="+", choices=("float32", "bfloat16", "float16"), metavar="DTYPE",
-        help="types of the input: float32, bfloat16, float16 (default: float32 bfloat16)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--seconds", type=positive,
-        help="time for each size after its warm-up; 3 to 100 repetitions (default: 10, with --full 2)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--most", type=at_least(1), help="largest T times N to measure (default: 2^25 on a CPU, 2^28 on a GPU)"
-    )
-    parser.add_argument(
-        "--old-spikingjelly", type=Path, metavar="FOLDER",
-        help="folder with a second SpikingJelly (pip install --target FOLDER --no-deps spikingjelly==0.0.0.0.14)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--resume", action="store_true", help="keep what the results file holds and measure only what it lacks"
-    )
-    parser.add_argument(
-        "--minutes", type=positive, help="begin no further size after this time; --resume continues (default: no limit)"
-    )
-    parser.add_argument("--out", type=Path, help="results file (default: benchmarks/results/MACHINE.json)")
+__all__ = ["run"]
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -18,45 +18,21 @@ from torch import nn
 
 from .. import __version__
 from ..experiments.compare.checkpoint import check_content, checkpoint_name, save
-from ..experiments.compare.hosts import BETA, HOSTS, WIDTHS, host_version, installed_hosts
+from ..experiments.compare.hosts import BETA, WIDTHS, host_version, installed_hosts
 from ..experiments.compare.report import print_table, summarise, write_figure, write_json
 from ..experiments.compare.training import Epoch, Hyperparameters, Training, train
-from ..experiments.data.images import DATA_SETS, load_images
+from ..experiments.data.images import load_images
 from ..experiments.figures import require_matplotlib
-from ..neuron.surrogate import WINDOWS
+from ..experiments.names import HOSTS
+from ..neuron.names import WINDOWS
 from ..support.checkpoints import load
 from ..support.files import occupied, read_json
-from .options import at_least, device, one_of, positive
+from .objects import device, one_of
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["run"]
 
 Key = tuple[str, str | None, int]
 """A training of the plan: host, window of QIF or ``None`` for LIF, seed."""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the subcommand."""
-    parser.add_argument("--data", default="digits", help=f"data set: {', '.join(DATA_SETS)}")
-    parser.add_argument("--data-folder", type=Path, default=Path("data"), help="folder of torchvision's data sets")
-    parser.add_argument("--download", action="store_true", help="download a data set of torchvision's that is missing")
-    parser.add_argument("--hosts", help=f"comma-separated, of {', '.join(HOSTS)} (default: those installed)")
-    parser.add_argument("--windows", default=",".join(WINDOWS), help="windows of QIF, comma-separated")
-    parser.add_argument("--seeds", type=at_least(1, 10_000), default=3, help="number of seeds, from 0")
-    parser.add_argument("--epochs", type=at_least(1), default=5, help="passes over the training images")
-    parser.add_argument("--steps", type=at_least(1), default=4, help="time steps")
-    parser.add_argument("--batch-size", type=at_least(2), default=32, help="images in a training step")
-    parser.add_argument(
-        "--lr", type=positive, default=4e-3, help="learning rate of Adam, which a cosine schedule takes to 0"
-    )
-    parser.add_argument("--device", default="cpu", help="device to train on")
-    parser.add_argument(
-        "--threads", type=at_least(1, 1024), default=1, help="CPU threads; more than one slows such small networks down"
-    )
-    parser.add_argument("--save", action="store_true", help="also write every trained network, for 'qif landscape'")
-    parser.add_argument(
-        "--resume", action="store_true", help="keep the trainings in compare.json of --out, and run the others"
-    )
-    parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="folder of compare.json and compare.png")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -192,7 +168,7 @@ def _saved(folder: Path, training: Training) -> bool:
 
 def _hosts(text: str | None) -> tuple[str, ...]:
     installed = installed_hosts()
-    wanted = installed if text is None else one_of("host", text, tuple(HOSTS))
+    wanted = installed if text is None else one_of("host", text, HOSTS)
     missing = [name for name in wanted if name not in installed]
     if missing or not wanted:
         names = missing or list(HOSTS)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import __version__
+from ..experiments.names import HOSTS
 from ..neuron.functional import qif_multi_step
 from ..neuron.parameters import QIFParameters
 from ..neuron.surrogate import Window
@@ -22,19 +23,14 @@ from ..ops.shortcuts.memory import uses_huge_pages
 from ..ops.shortcuts.openmp import uses_openmp
 from ..ops.threads import which_threads
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["run"]
 
-HOSTS = ("spikingjelly", "snntorch")
 OPTIONAL = {
     "numba": ("numba",),
     "triton": ("triton", "triton-windows"),
     "cupy": ("cupy-cuda13x", "cupy-cuda12x", "cupy"),
 }
 """Packages by the name they are imported under, and the distributions that provide them."""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the subcommand: none."""
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -19,65 +19,18 @@ from ..diagnostics.energy.counting import Operations, count_operations
 from ..diagnostics.energy.rates import StepCount, count_at_rate
 from ..diagnostics.running import reset_state
 from ..experiments.figures import plot_overhead, require_matplotlib
+from ..experiments.names import SHAPES
 from ..support.files import check_target, write_json
 from ..support.text import percent, text_table
-from .options import at_least
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["run"]
 
 PAPER = 0.0094, 0.0323
 """The overhead that arXiv 2510.05168 reports, from the least to the most."""
 
-SHAPES = {
-    "perceptron": (1, 28, 28),
-    "convnet": (1, 28, 28),
-    "resnet19": (3, 32, 32),
-    "resnet34": (3, 224, 224),
-    "vggsnn": (2, 48, 48),
-}
-"""Default input of each model."""
-
 REUSE = {True: "weights once a step", False: "event by event"}
 
 CLASSES = {"resnet34": 1000}
-
-_COSTS = Costs()
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the subcommand."""
-    sweep = parser.add_argument_group("an untrained model, held at given firing rates (the default)")
-    options = [
-        sweep.add_argument("--model", choices=SHAPES, help="model (default: resnet19)"),
-        sweep.add_argument("--neuron", help="neuron, a name of qif_plugins.models.NEURONS (default: qif)"),
-        sweep.add_argument(
-            "--shape",
-            type=at_least(1),
-            nargs=3,
-            metavar=("C", "H", "W"),
-            help="shape of the input (default: the model's usual one)",
-        ),
-        sweep.add_argument("--steps", type=at_least(1), nargs="+", metavar="T", help="time steps (default: 2 4)"),
-        sweep.add_argument(
-            "--rates", type=_rate, nargs="+", help="spikes per neuron-step (default: 0.05 0.1 0.15 0.2 0.3 0.4)"
-        ),
-        sweep.add_argument("--seed", type=at_least(0), help="seed of weights and input (default: 0)"),
-        sweep.add_argument("--plot", type=Path, help="file for a figure, in the format of its suffix (.png, .pdf ...)"),
-    ]
-    parser.set_defaults(sweep=[option.dest for option in options])
-    trained = parser.add_argument_group("a trained model, on its test data")
-    trained.add_argument("--checkpoint", type=Path, help="checkpoint of qif train")
-    trained.add_argument("--data-folder", type=Path, help="folder of the data (default: as in training)")
-    trained.add_argument("--batches", type=at_least(1), help="number of batches of its test data (default: all)")
-    parser.add_argument("--threads", type=at_least(1), default=1, help="CPU threads")
-    parser.add_argument(
-        "--lif-update", choices=LIF_UPDATES, default=_COSTS.lif_update,
-        help="operations of a LIF update: none, multiplication and addition, or the comparison, too",
-    )  # fmt: skip
-    for name, text in (("mac", "a multiply-accumulate"), ("ac", "an accumulate"), ("mult", "a multiplication"),
-                       ("add", "an addition")):  # fmt: skip
-        parser.add_argument(f"--{name}", type=float, default=getattr(_COSTS, name), help=f"pJ of {text}")
-    parser.add_argument("--out", type=Path, help="JSON file for everything that was counted (default: none is written)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -237,16 +190,6 @@ def _counts(operations: Operations, costs: Costs) -> dict[str, Any]:
         "overhead": energy.overhead,
         **asdict(operations),
     }
-
-
-def _rate(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a firing rate between 0 and 1 spikes per neuron-step")
-    return value
 
 
 def _describe(costs: Costs) -> str:

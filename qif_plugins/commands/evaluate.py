@@ -4,31 +4,14 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from pathlib import Path
 
 from ..experiments.training.checkpoint import load_checkpoint
-from ..experiments.training.config import DATA_SETS, Config, from_dict
+from ..experiments.training.config import Config, from_dict
 from ..experiments.training.data import expected_shape
 from ..experiments.training.session import make_trainer, prepare
 from ..support.text import text_table
-from .options import at_least
 
-__all__ = ["add_arguments", "run"]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the subcommand."""
-    parser.add_argument("checkpoint", type=Path, help="best.pt or last.pt that 'qif train' wrote")
-    parser.add_argument(
-        "--data",
-        metavar="NAME",
-        choices=DATA_SETS,
-        help=f"another data set, of {', '.join(DATA_SETS)}, with the same shape and as many classes (default: the one "
-        "it was trained on)",
-    )
-    parser.add_argument("--data-folder", type=Path, help="folder of the data (default: as in training)")
-    parser.add_argument("--batch-size", type=at_least(1), help="samples in a batch (default: as in training)")
-    parser.add_argument("--workers", type=at_least(0), help="processes that load data (default: as in training)")
+__all__ = ["run"]
 
 
 def run(arguments: argparse.Namespace) -> int:

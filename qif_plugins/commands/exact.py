@@ -9,110 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from ..exact.functional import EventBudgetError
-from ..experiments.exact.data import DATASETS, load
+from ..experiments.exact.data import load
 from ..experiments.exact.demo import DEMOS
 from ..experiments.exact.search import Comparison, Runs, compare, draw, summarise
-from ..experiments.exact.train import DEFAULTS, LAYERS, LIF_IMAGES, LOSSES, PARTS, Settings, build, fit
+from ..experiments.exact.settings import DEFAULTS, LIF_IMAGES, PARTS, Settings
+from ..experiments.exact.train import build, fit
 from ..experiments.figures import require_matplotlib
 from ..experiments.training.checkpoint import EXACT, Checkpoints, load_checkpoint
 from ..support.checkpoints import check_content, save
 from ..support.files import finite, occupied, write_json
 from ..support.names import unknown
+from .options import NUMBERS, exact_option
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["run"]
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options."""
-    modes = parser.add_subparsers(dest="mode", required=True, metavar="mode")
-
-    def mode(name: str, text: str) -> argparse.ArgumentParser:
-        description = f"{text[0].upper()}{text[1:]}."
-        return modes.add_parser(
-            name, help=text, description=description, formatter_class=parser.formatter_class, allow_abbrev=False
-        )
-
-    train = mode("train", "train on a data set")
-    _add_data(train)
-    train.add_argument("--neuron", choices=tuple(LAYERS), default="qif", help="neuron")
-    train.add_argument(
-        "--loss", choices=LOSSES,
-        help=f"the neuron that spikes first wins, or the one that spikes most ({_default('loss')})",
-    )  # fmt: skip
-    for name, kind, text in _NUMBERS:
-        train.add_argument(_option(name), dest=name, type=kind, help=f"{text} ({_default(name)})")
-    train.add_argument("--resume", action="store_true", help="go on from last.pt in --out, or begin if there is none")
-    train.add_argument("--out", type=Path, help="folder of the results (default: runs/exact-DATA-NEURON)")
-    search = mode("compare", "search hyperparameters equally for several neurons, then test the best")
-    _add_data(search)
-    search.add_argument("--neurons", choices=tuple(LAYERS), nargs="+", help="neurons (default: lif qif)")
-    search.add_argument("--trials", type=int, default=40, help="trials of the search for each neuron")
-    search.add_argument("--finalists", type=int, default=5, help="best trials, which are trained again")
-    search.add_argument("--seeds", type=int, default=5, help="seeds of the test")
-    search.add_argument("--epochs", type=int, default=8, help="epochs of every run")
-    search.add_argument(_option("batch"), dest="batch", type=int, default=50, help="samples in a batch")
-    search.add_argument(
-        "--out", type=Path, default=Path("runs/exact-compare"),
-        help="folder of the results; runs that are there are not done again",
-    )  # fmt: skip
-    demo = mode("demo", "move, add and remove spikes by gradient descent, and learn from silent neurons")
-    demo.add_argument("names", nargs="*", metavar="NAME", help=f"demonstrations, of {', '.join(DEMOS)} (default: all)")
-    demo.add_argument("--seed", type=int, default=0, help="seed")
-    demo.add_argument("--out", type=Path, default=Path("runs/exact-demo"), help="folder of the figures")
-
-
-_NUMBERS = (
-    ("duration", float, "trial length, in the unit of the spike times (SHD: seconds)"),
-    ("tau", float, "membrane time constant, in the same unit"),
-    ("latest", float, "time at which a black pixel would spike; images alone"),
-    ("scale", float, "time, or number of spikes, that counts as one logit"),
-    ("rate", float, "mean number of spikes of a neuron at the start"),
-    ("epochs", int, "epochs"),
-    ("batch", int, "samples in a batch"),
-    ("lr", float, "learning rate"),
-    ("seed", int, "seed of weights and batches"),
-    ("clip", float, "largest norm of a gradient, beyond which it is scaled down"),
-    ("pseudo_scale", float, "scale of the pseudospikes' drive"),
-)
-"""The numbers of :class:`~.train.Settings` that are options of ``train``: name, type and help."""
 
 LARGEST = 2**31 - 1
 """The largest count of epochs, samples or runs."""
-_UNSET = {"clip": "no limit", "pseudo_scale": "the neuron's own"}
-
-
-def _option(name: str) -> str:
-    """The option that a number of :class:`~.train.Settings` is given by."""
-    return "--batch-size" if name == "batch" else f"--{name.replace('_', '-')}"
-
-
-def _default(name: str) -> str:
-    """Describe the default of an option of ``train``, for its help."""
-
-    def shown(value: Any) -> str:
-        return f"{value:g}" if isinstance(value, float) else str(value)
-
-    parts = [_UNSET.get(name) or shown(getattr(Settings(), name))]
-    parts += [f"{data}: {shown(changes[name])}" for data, changes in DEFAULTS.items() if name in changes]
-    if name in LIF_IMAGES:
-        parts.append(f"lif on images: {shown(LIF_IMAGES[name])}")
-    return f"default: {'; '.join(parts)}"
-
-
-def _add_data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", choices=DATASETS, default="digits", help="data set")
-    parser.add_argument(
-        "--data-folder", type=Path, help="folder of shd_train.h5 and shd_test.h5, or SpikingJelly's SHD root"
-    )
-    parser.add_argument(
-        "--limit", type=int, help="largest number of samples to use of the training and of the test set (default: all)"
-    )
-    sizes = {name: " ".join(map(str, DEFAULTS[name].get("hidden", Settings().hidden))) for name in DATASETS}
-    parser.add_argument(
-        "--hidden", type=int, nargs="*",
-        help=f"sizes of the hidden layers (default: {', '.join(f'{name} {size}' for name, size in sizes.items())})",
-    )  # fmt: skip
-    parser.add_argument("--recurrent", action="store_true", help="make the hidden layers recurrent")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -140,7 +53,7 @@ def settings(arguments: argparse.Namespace) -> Settings:
     chosen = replace(chosen, **DEFAULTS[arguments.data])
     if chosen.neuron == "lif" and arguments.data != "shd":
         chosen = replace(chosen, **LIF_IMAGES)
-    names = ("loss", *(name for name, _, _ in _NUMBERS))
+    names = ("loss", *(name for name, _, _ in NUMBERS))
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     if arguments.hidden is not None:
         given["hidden"] = tuple(arguments.hidden)
@@ -148,11 +61,11 @@ def settings(arguments: argparse.Namespace) -> Settings:
     for name in ("duration", "tau", "latest", "scale", "rate", "batch", "lr", "clip", "pseudo_scale", "limit"):
         value = getattr(arguments if name == "limit" else chosen, name)
         if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"{_option(name)} must be positive and finite, got {value}")
+            raise ValueError(f"{exact_option(name)} must be positive and finite, got {value}")
     _check_seed(chosen.seed)
     for name in ("epochs", "batch", "limit"):
         if (getattr(arguments, name) or 0) > LARGEST:
-            raise ValueError(f"{_option(name)} must be at most {LARGEST}, got {getattr(arguments, name)}")
+            raise ValueError(f"{exact_option(name)} must be at most {LARGEST}, got {getattr(arguments, name)}")
     if chosen.epochs < 0 or any(size < 1 for size in chosen.hidden):
         raise ValueError(
             f"--epochs must not be negative and --hidden at least 1, got {chosen.epochs} and {chosen.hidden}"
@@ -240,7 +153,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         value = getattr(arguments, name)
         if value is not None and not 1 <= value <= LARGEST:
             limit = "at least 1" if value < 1 else f"at most {LARGEST}"
-            raise ValueError(f"{_option(name)} must be {limit}, got {value}")
+            raise ValueError(f"{exact_option(name)} must be {limit}, got {value}")
     if any(size < 1 for size in arguments.hidden or ()):
         raise ValueError(f"--hidden must be at least 1, got {arguments.hidden}")
     default = DEFAULTS[arguments.data].get("hidden", Settings().hidden)

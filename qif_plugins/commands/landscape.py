@@ -6,7 +6,6 @@ import argparse
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,56 +26,16 @@ from ..experiments.landscape import (
     plane_angle,
     random_direction,
 )
-from ..experiments.landscape.figures import FORMATS, Column, draw_lines, draw_planes
+from ..experiments.landscape.figures import Column, draw_lines, draw_planes
 from ..experiments.landscape.lines import Direction
 from ..experiments.landscape.subjects import Subject, load_subject
 from ..support.files import occupied, write_json
 from ..support.text import mean_pm, text_table
-from .options import at_least, positive
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["run"]
 
 _BEYOND = 0.25
 """Reach of a line beyond the two networks that it joins, in units of their distance."""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the subcommand."""
-    parser.add_argument(
-        "networks",
-        nargs="+",
-        metavar="NETWORK",
-        help="folder of 'qif exact train' or 'qif train', file of 'qif compare --save', or package.module:function "
-        "that returns (network, loss); of networks of one kind the table has the mean",
-    )
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument("--direction", choices=("random", "gradient"), default="random", help="direction of the line")
-    where.add_argument("--to", metavar="NETWORK", help="measure the line from each network to this one")
-    parser.add_argument(
-        "--directions", type=at_least(1), default=1, help="number of random directions for each network"
-    )
-    parser.add_argument("--samples", type=at_least(1), default=20, help="training samples in the batch")
-    parser.add_argument(
-        "--single", type=at_least(0), default=3, help="number of samples that are also measured one by one"
-    )
-    parser.add_argument("--points", type=int, default=401, help="positions on a line, a number of the form 4n + 1")
-    parser.add_argument(
-        "--grid", type=int, default=0, help="positions on each side of a plane, of the form 4n + 1; 0 measures no plane"
-    )
-    parser.add_argument(
-        "--radius", type=positive, default=0.2, help="reach of a line to either side, in units of the weights' norms"
-    )
-    parser.add_argument("--smallest", type=positive, default=1e-6, help="smallest jump of the loss that counts")
-    parser.add_argument("--jumps", type=at_least(0), default=20, help="largest number of jumps to locate on a line")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="seed of the first random direction")
-    parser.add_argument(
-        "--data-folder", type=Path,
-        help="folder of the data (default: data for files of 'qif compare', else as in training)",
-    )  # fmt: skip
-    parser.add_argument("--format", choices=FORMATS, default="png", help="format of the figures")
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/landscape"), help="folder of landscape.json and the figures"
-    )
 
 
 def run(arguments: argparse.Namespace) -> int:

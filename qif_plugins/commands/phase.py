@@ -4,25 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
-from pathlib import Path
 
 from ..experiments.figures import plot_phase
 from ..neuron.parameters import QIFParameters
 from ..neuron.phase import fixed_points, regions
-from .options import add_neuron_arguments, at_least, describe, neuron
+from .objects import describe, neuron
 
-__all__ = ["add_arguments", "run"]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the subcommand."""
-    add_neuron_arguments(parser)
-    parser.add_argument("--input", type=float, default=0.0, help="constant input")
-    parser.add_argument(
-        "--start", type=float, nargs="+", help="membranes at which trajectories start (default: one in each region)"
-    )
-    parser.add_argument("--steps", type=at_least(1), default=12, help="steps of each trajectory")
-    parser.add_argument("--out", type=Path, default=Path("phase.png"), help="file of the figure")
+__all__ = ["run"]
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -17,49 +17,9 @@ from types import TracebackType
 
 from ..convert.script import NAMES, Patch
 from ..convert.watch import Rate
-from ..neuron.surrogate import WINDOWS
+from .options import NOTHING_BUILT
 
-__all__ = ["add_arguments", "run"]
-
-NOTHING_BUILT = 3
-"""Exit status of a program that succeeded without running a QIF neuron."""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the subcommand; all words from the program's name on are passed to the program."""
-    parser.usage = "qif run [options] (script.py | -m package.module) [arguments of the program ...]"
-    parser.epilog = (
-        "Prints on stderr what was patched, what became of the neurons of each network when it is called for the first "
-        f"time, and how many ran as QIF. Exit status: the program's; {NOTHING_BUILT} if it came to its end and no "
-        "QIF neuron ran. A launcher that starts other processes goes before: "
-        "torchrun --no-python qif run train.py."
-    )
-    parser.add_argument(
-        "--dynamics", choices=("auto", "paper", "lif"), default="auto",
-        help="auto: match LIF's leak, with an input gain of 1 under a norm; lif: with LIF's gain; paper: the paper's "
-        "parameters",
-    )  # fmt: skip
-    parser.add_argument(
-        "--window", choices=("auto", *WINDOWS, "keep"), default="auto",
-        help="surrogate gradient; auto: isometric under a norm, elsewhere the program's own; keep: the program's own",
-    )  # fmt: skip
-    parser.add_argument(
-        "--norm",
-        choices=("keep", "tdbn"),
-        default="keep",
-        help="tdbn: make tdBN of each batch norm that feeds a neuron",
-    )
-    parser.add_argument(
-        "--readout",
-        choices=("keep", "swap"),
-        default="keep",
-        help="keep: leave neurons that feed the output with no weight between as they are; swap: swap them, too",
-    )
-    parser.add_argument("-m", dest="module", action="store_true", help="run a module, as python -m does")
-    # As for a subcommand: from the first word that is no option on, all is the program's, even "--".
-    parser.add_argument(
-        "words", nargs=argparse.PARSER, metavar="program", help="the script, or with -m the module, and its arguments"
-    )
+__all__ = ["run"]
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -13,54 +13,11 @@ from typing import TYPE_CHECKING, Any
 from ..experiments.figures import require_matplotlib
 from ..experiments.studies import STUDIES
 from ..support.names import unknown
-from .options import at_least, positive
 
 if TYPE_CHECKING:
     from ..experiments.studies.runner import Progress
 
-__all__ = ["add_arguments", "run"]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the subcommand."""
-    parser.add_argument("name", nargs="?", help=f"study: {', '.join(STUDIES)}, or all (default: list them)")
-    parser.add_argument("--list", action="store_true", help="list the studies with their questions, and run none")
-    parser.add_argument(
-        "--seeds", type=at_least(1, 10_000), help="number of seeds, from 0 (default: the study's own number)"
-    )
-    parser.add_argument(
-        "--jobs", type=at_least(1, 1024), default=1, help="trials that run at the same time, each in its own process"
-    )
-    parser.add_argument("--threads", type=at_least(1, 1024), default=1, help="CPU threads of each trial")
-    parser.add_argument("--quick", action="store_true", help="a tiny version on digits, to see that it runs")
-    parser.add_argument(
-        "--page-only", action="store_true", help="run no trial, and write the page from the recorded ones"
-    )
-    parser.add_argument(
-        "--results",
-        type=Path,
-        default=Path("benchmarks/results"),
-        help="folder of the files of qif bench, for the study latency",
-    )
-    parser.add_argument(
-        "--networks", nargs="+", default=[], help="for the study swap: names of networks (default: all)"
-    )
-    parser.add_argument(
-        "--arms",
-        nargs="+",
-        default=["default"],
-        help="for the study swap: what LIF is compared with: default, paper, matched, isometric (default: default)",
-    )
-    parser.add_argument(
-        "--rates",
-        nargs="+",
-        type=positive,
-        default=[1.0],
-        help="for the study swap: factors on each network's own learning rate, such as 0.333 1 3 (default: 1)",
-    )
-    parser.add_argument(
-        "--out", type=Path, help="folder of records and pages (default: docs/studies; quick: runs/studies)"
-    )
+__all__ = ["run"]
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -14,50 +14,22 @@ from typing import Any
 
 from torch import nn
 
+from ..experiments.names import configurations
 from ..experiments.training import Trainer
 from ..experiments.training.checkpoint import Checkpoints, load_checkpoint
-from ..experiments.training.config import Config, configurations, from_dict, load_config
+from ..experiments.training.config import Config, from_dict, load_config
 from ..experiments.training.progress import Progress, tensorboard_writer
 from ..experiments.training.session import follow_schedule, make_trainer, prepare
 from ..support.checkpoints import load_weights
 from ..support.files import occupied
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["run"]
 
 MAY_CHANGE = ("data.folder", "data.download", "data.workers", "training.save_every")
 """Keys that a resumed run may change, since no result depends on them."""
 EPOCHS = "training.epochs"
 """Key that a resumed run may raise, to train longer; the learning rate then follows the schedule of the new number."""
 ADVICE = "name their folder with --set data.folder=...", "pass --set data.download=true"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the subcommand."""
-    parser.add_argument(
-        "--config",
-        help=f"configuration: a TOML file, or one of {', '.join(configurations())} (default: none; with --resume and "
-        "--out, the checkpoint's own)",
-    )
-    parser.add_argument(
-        "--set", action="append", metavar="KEY=VALUE", dest="changes",
-        help="change a value of the configuration, such as training.epochs=5 or neuron.window=paper; may be repeated; "
-        "--show lists the keys",
-    )  # fmt: skip
-    parser.add_argument(
-        "--out", type=Path, help="folder of checkpoints and logs (default: runs/NAME, the configuration's name)"
-    )
-    parser.add_argument(
-        "--resume", action="store_true",
-        help="go on from last.pt in --out, or begin if there is none; with --set training.epochs=... for more epochs",
-    )  # fmt: skip
-    parser.add_argument(
-        "--init-from", type=Path, metavar="FILE",
-        help="begin with the weights of another run, its best.pt or last.pt, as far as names and shapes agree; epochs, "
-        "optimizer and schedule begin anew (default: weights drawn by training.seed)",
-    )  # fmt: skip
-    parser.add_argument("--no-tensorboard", action="store_true", help="write no TensorBoard logs")
-    parser.add_argument("--quiet", action="store_true", help="show neither a progress bar nor a line an epoch")
-    parser.add_argument("--show", action="store_true", help="print every value of the configuration, and train nothing")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -9,26 +9,9 @@ from ..neuron.moments import CLOSURES, ClosureName, MomentClosureError, firing_r
 from ..neuron.parameters import Number, QIFParameters
 from ..neuron.simulate import MembraneStatistics, simulate_membrane
 from ..neuron.surrogate import WINDOWS, Gaussian, Window, WindowName
-from .options import add_neuron_arguments, at_least, describe, neuron
+from .objects import describe, neuron
 
-__all__ = ["add_arguments", "run"]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the subcommand."""
-    add_neuron_arguments(parser)
-    parser.add_argument("--input-std", type=float, help="standard deviation of the input (default: the threshold)")
-    parser.add_argument("--input-mean", type=float, default=0.0, help="mean of the input")
-    parser.add_argument(
-        "--closure", choices=CLOSURES, default="reset", help="closure that the windows are derived with"
-    )
-    parser.add_argument("--kappa", type=float, default=0.5, help="half-width of the unbiased window, in deviations")
-    parser.add_argument("--alpha", type=float, default=1.0, help="width of the heuristic window")
-    parser.add_argument("--neurons", type=at_least(2), default=2**18, help="simulated neurons")
-    parser.add_argument(
-        "--steps", type=at_least(21), default=60, help="simulated steps, of which the first 20 are not counted"
-    )
-    parser.add_argument("--seed", type=at_least(0), default=0, help="seed of the simulation")
+__all__ = ["run"]
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -19,10 +19,11 @@ pytest.importorskip("sklearn")
 
 from qif_plugins.cli import main
 from qif_plugins.commands import compare as command
-from qif_plugins.experiments.compare.hosts import HOSTS, build, host_version
+from qif_plugins.experiments.compare.hosts import LAYERS, build, host_version
 from qif_plugins.experiments.compare.report import summarise
 from qif_plugins.experiments.compare.training import Epoch, Training
-from qif_plugins.experiments.data.images import DATA_SETS, load_images
+from qif_plugins.experiments.data.images import load_images
+from qif_plugins.experiments.names import HOSTS, IMAGES
 from qif_plugins.neuron.surrogate import WINDOWS
 
 QUICK = ["--seeds", "1", "--epochs", "1", "--steps", "2", "--batch-size", "128"]
@@ -171,7 +172,7 @@ def test_hosts_start_from_the_same_weights_and_agree(size):
     x_seq = torch.randn(3, 2, 1, size, size)
     outputs, weights = [], []
     for name in HOSTS:
-        host = HOSTS[name]()
+        host = LAYERS[name]()
         torch.manual_seed(5)
         network, spiking = build(host, host.qif("unbiased"), 1, size, 10)
         weights.append([parameter for parameter in network.parameters() if parameter.dim() > 1])
@@ -190,7 +191,7 @@ def test_hosts_start_from_the_same_weights_and_agree(size):
 @pytest.mark.parametrize("name", HOSTS)
 @pytest.mark.parametrize("window", [None, "unbiased", "paper", "heuristic"])
 def test_the_neuron_is_the_one_argument(name, window):
-    host = HOSTS[name]()
+    host = LAYERS[name]()
     neuron = host.lif() if window is None else host.qif(window)
     network, spiking = build(host, neuron, 1, 8, 10)
     kinds = {type(layer) for layer in network.modules() if isinstance(layer, nn.Module)}
@@ -229,7 +230,7 @@ def test_summary():
         (["--hosts", "spikingjelly,norse"], "unknown host 'norse'; choose from 'spikingjelly', 'snntorch'"),
         (["--windows", "wide"], f"unknown window 'wide'; choose from {', '.join(map(repr, WINDOWS))}"),
         (["--windows", ","], "no window given"),
-        (["--data", "imagenet"], f"unknown data set 'imagenet'; choose from {', '.join(map(repr, DATA_SETS))}"),
+        (["--data", "imagenet"], f"unknown data set 'imagenet'; choose from {', '.join(map(repr, IMAGES))}"),
         (["--data", "mnist", "--data-folder", "nowhere"], "pass --data-folder where it lies, or --download"),
         (["--device", "tpu9"], "device 'tpu9' cannot be used here"),
     ],

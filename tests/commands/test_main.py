@@ -42,6 +42,14 @@ def test_the_version_imports_no_torch():
 
 
 @pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("word", ["--help", "--no-such-option"])
+def test_help_and_wrong_options_import_neither_torch_nor_numpy(name, word):
+    words = [name, "train", word] if name == "exact" else [name, word]
+    heavy = "matplotlib", "spikingjelly", "snntorch", "torch", "numpy", "numba", "sklearn"
+    assert not [module for module in imported(*words) if module.startswith(heavy)]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_subcommand_has_help(name, capsys):
     with pytest.raises(SystemExit) as stop:
         main([name, "--help"])
@@ -72,6 +80,30 @@ def test_an_option_has_one_name(words, capsys):
         main(words.split())
     assert stop.value.code == 2
     assert "unrecognized arguments: --" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "nearest"),
+    [
+        ("compare --data-foldr x", "--data-folder"),
+        ("exact train --btach-size=8", "--batch-size"),
+        ("run --dynamic lif train.py", "--dynamics"),
+        ("bench --sizes 1x8 --minute 3", "--size and --minutes"),
+    ],
+)
+def test_an_unknown_option_names_the_nearest(words, nearest, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(words.split())
+    assert stop.value.code == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith(f"qif {words.partition(' --')[0]}: error: unrecognized arguments: --")
+    assert message.endswith(f"; did you mean {nearest}?")
+
+
+def test_an_unknown_option_that_is_like_none_gets_no_suggestion(capsys):
+    with pytest.raises(SystemExit):
+        main(["doctor", "--quick"])
+    assert capsys.readouterr().err.endswith("error: unrecognized arguments: --quick\n")
 
 
 def test_version(capsys):

@@ -12,6 +12,7 @@ from shd_files import write_shd
 
 from qif_plugins import cli
 from qif_plugins.commands import exact as command
+from qif_plugins.commands import options
 from qif_plugins.exact import (
     QIFLayer,
     Spikes,
@@ -96,7 +97,7 @@ def test_a_silent_network_learns(tmp_path):
 
 def call(*words):
     parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
+    options.exact(parser)
     return command.run(parser.parse_args([str(word) for word in words]))
 
 

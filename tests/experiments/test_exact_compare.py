@@ -10,6 +10,7 @@ import torch
 from shd_files import write_shd
 
 from qif_plugins.commands import exact as command
+from qif_plugins.commands import options
 from qif_plugins.exact.encoders import encode_images
 from qif_plugins.exact.initialisation import InactiveError, initialise
 from qif_plugins.experiments.exact import search
@@ -126,6 +127,10 @@ def test_a_silent_input_cannot_be_made_active():
         initialise(build(Settings(hidden=(3,)), 4, 2), empty)
 
 
+def test_a_run_has_the_layers_own_limit_of_spikes():
+    assert Settings().max_spikes == LAYERS[Settings().neuron](64, 6, 4.0).max_spikes
+
+
 def test_initialise_stops_counting_where_the_answer_is_known():
     data = load("digits", 4.0, 2.0, limit=50)
     for neuron in ("lif", "qif"):
@@ -164,7 +169,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run():
 
 def call(*words):
     parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
+    options.exact(parser)
     return command.run(parser.parse_args([str(word) for word in words]))
 
 

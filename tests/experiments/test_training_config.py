@@ -9,7 +9,8 @@ import torch
 pytest.importorskip("accelerate")
 pytest.importorskip("spikingjelly")
 
-from qif_plugins.experiments.training.config import Config, configurations, from_dict, load_config
+from qif_plugins.experiments.names import configurations
+from qif_plugins.experiments.training.config import Config, from_dict, load_config
 from qif_plugins.experiments.training.data import expected_shape
 from qif_plugins.experiments.training.losses import SequenceLoss, mean_cross_entropy, tet
 from qif_plugins.experiments.training.session import build_model, functional, make_optimizer, make_schedule, prepare

@@ -12,7 +12,8 @@ from ...neuron.surrogate import WINDOWS
 from ...support import checkpoints
 from ...support.names import unknown
 from ..data.images import Images
-from .hosts import HOSTS, HostLayers, build, host_version
+from ..names import HOSTS
+from .hosts import LAYERS, HostLayers, build, host_version
 from .training import Hyperparameters, Training
 
 __all__ = ["KIND", "check_content", "checkpoint_name", "rebuild", "save"]
@@ -89,7 +90,7 @@ def rebuild(path: Path, content: dict[str, Any], images: Images) -> tuple[HostLa
     shape = _shape(images)
     if {key: content["shape"][key] for key in shape} != shape:
         raise ValueError(f"{path} is for images of {content['shape']}, and those of {images.name} are {shape}")
-    host = HOSTS[name]()
+    host = LAYERS[name]()
     neuron = host.lif() if content["neuron"] == "LIF" else host.qif(content["window"])
     network, _ = build(host, neuron, **shape)
     checkpoints.load_weights(network, content["network"], str(path))

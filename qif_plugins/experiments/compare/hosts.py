@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from ...neuron.norm import TDBatchNorm2d
+from ..names import HOSTS
 
-__all__ = ["BETA", "HOSTS", "HostLayers", "build", "host_version", "installed_hosts"]
+__all__ = ["BETA", "LAYERS", "HostLayers", "build", "host_version", "installed_hosts"]
 
 BETA = 0.5
 WIDTHS = (16, 32, 32)
@@ -173,8 +174,8 @@ def build(
     return nn.Sequential(*layers), spiking
 
 
-HOSTS: dict[str, type[HostLayers]] = {"spikingjelly": SpikingJellyLayers, "snntorch": SnnTorchLayers}
-"""Hosts by the name of their package."""
+LAYERS: dict[str, type[HostLayers]] = dict(zip(HOSTS, (SpikingJellyLayers, SnnTorchLayers), strict=True))
+"""The layers of each host."""
 
 
 def host_version(name: str) -> str | None:
@@ -188,5 +189,5 @@ def host_version(name: str) -> str | None:
 
 
 def installed_hosts() -> tuple[str, ...]:
-    """List the hosts of :data:`HOSTS` that are installed."""
+    """List the hosts that are installed."""
     return tuple(name for name in HOSTS if host_version(name) is not None)

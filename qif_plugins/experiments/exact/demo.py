@@ -14,7 +14,8 @@ from ...exact.losses import spike_count_loss, spike_time_loss
 from ...exact.spikes import Spikes
 from ..figures import COLOURS, figure, integer_ticks, legend_below, require_matplotlib
 from .data import load
-from .train import Settings, build, fit
+from .settings import DEMONSTRATIONS, Settings
+from .train import build, fit
 
 __all__ = ["DEMOS", "count_spikes", "learn_from_silence", "move_spikes"]
 
@@ -99,7 +100,7 @@ def learn_from_silence(folder: Path, seed: int = 0, epochs: int = 8) -> dict[str
     return {f"{name} {when}": row[name] for name in ("silent", "accuracy") for when, row in ends.items()}
 
 
-DEMOS = {"move": move_spikes, "count": count_spikes, "silence": learn_from_silence}
+DEMOS = dict(zip(DEMONSTRATIONS, (move_spikes, count_spikes, learn_from_silence), strict=True))
 """The demonstrations by name."""
 
 

@@ -33,7 +33,8 @@ from ..records import Records, Setting, Trial
 from ..training import NonFiniteError
 from ..tuning import search
 from .data import SpikeData, load, select
-from .train import DEFAULTS, Settings, build, fit
+from .settings import DEFAULTS, Settings
+from .train import build, fit
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -58,7 +59,7 @@ class Comparison:
     """The task and the networks of a comparison.
 
     Attributes:
-        dataset: One of :data:`~qif_plugins.experiments.exact.data.DATASETS`.
+        dataset: One of :data:`~qif_plugins.experiments.exact.settings.DATA_SETS`.
         root: Folder of ``"shd"``.
         limit: Samples of the training and of the test set at most; ``None``: all.
         hidden: Sizes of the hidden layers.
@@ -93,7 +94,7 @@ def space(dataset: str) -> dict[str, BaseDistribution]:
     """Define the search space, which is the same for every neuron.
 
     Args:
-        dataset: One of :data:`~qif_plugins.experiments.exact.data.DATASETS`.
+        dataset: One of :data:`~qif_plugins.experiments.exact.settings.DATA_SETS`.
 
     Returns:
         Distributions by name. ``latest`` is a fraction of ``duration``, and ``scale`` with the loss ``"first"`` is in

@@ -14,9 +14,7 @@ from .jumps import EVENTS, Jump
 from .lines import Line, Plane
 from .numbers import candidates
 
-__all__ = ["FORMATS", "Column", "draw_lines", "draw_planes"]
-
-FORMATS = ("png", "pdf", "svg")
+__all__ = ["Column", "draw_lines", "draw_planes"]
 
 _MARKERS = dict(zip(EVENTS, "os^x", strict=True))
 

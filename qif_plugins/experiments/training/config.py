@@ -14,6 +14,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ...support.names import unknown
 from ...support.text import shown
+from ..names import CONFIGURATIONS, DATA_SETS, IN_MEMORY, configurations
 from .augmentation import EVENT_AUGMENTATIONS, IMAGE_AUGMENTATIONS
 from .losses import LOSSES
 
@@ -27,16 +28,13 @@ else:
             "configurations need tomli with Python 3.10; install it with: pip install 'qif-plugins[train]'"
         ) from None
 
-__all__ = ["COUNT", "LARGEST", "Config", "configurations", "from_dict", "load_config"]
+__all__ = ["COUNT", "LARGEST", "Config", "from_dict", "load_config"]
 
-FOLDER = Path(__file__).parent / "configs"
-IN_MEMORY = ("digits", "mnist5k", "mnist", "fashion-mnist")
 COUNT, WORKERS, SEED = 2**31 - 1, 1024, 2**63 - 1
 """The largest count, number of processes or threads, and seed (PyTorch's generators take int64)."""
 LARGEST = 3.4028234663852886e38
 """The largest number that float32 holds."""
 _TYPES = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
-DATA_SETS = (*IN_MEMORY, "cifar10", "cifar100", "imagenet", "cifar10dvs")
 
 
 @dataclass(frozen=True)
@@ -167,17 +165,12 @@ class Config:
         return _plain(asdict(self))
 
 
-def configurations() -> tuple[str, ...]:
-    """List the names of the configurations that come with the package."""
-    return tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
-
-
 def load_config(source: str | Path | Mapping[str, Any], changes: Sequence[str] = ()) -> Config:
     """Read a configuration and change values in it.
 
     Args:
-        source: A name among :func:`configurations`, the path of a TOML file, or nested dictionaries such as
-            :meth:`Config.to_dict` returns.
+        source: A name among :func:`~qif_plugins.experiments.names.configurations`, the path of a TOML file, or nested
+            dictionaries such as :meth:`Config.to_dict` returns.
         changes: Each ``table.key=value``; the value as in TOML, quotes around a word optional, ``none`` for an option
             that is off. Another ``neuron.name`` drops ``dynamics`` and ``window`` of the source, which describe its own
             QIF neuron.
@@ -200,7 +193,7 @@ def load_config(source: str | Path | Mapping[str, Any], changes: Sequence[str] =
 
 
 def _read(source: str | Path) -> dict[str, Any]:
-    path = FOLDER / f"{source}.toml"
+    path = CONFIGURATIONS / f"{source}.toml"
     if str(source) not in configurations():
         path = Path(source)
         if not path.is_file():

@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader, Subset
 from ...support.files import check_parts
 from ..data.images import load_images, torchvision_datasets, torchvision_parts
 from ..data.spikingjelly import dataset_module
+from ..names import IN_MEMORY
 from .augmentation import Augmented, event_transform, image_transform
 from .batches import Batches, seed_of
-from .config import IN_MEMORY, DataConfig
+from .config import DataConfig
 
 __all__ = ["ADVICE", "Advice", "Task", "expected_shape", "load_task", "samples_of", "split_per_class"]
 

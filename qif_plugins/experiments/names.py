@@ -1,0 +1,35 @@
+"""Names that options and configurations choose from; importing them imports no PyTorch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = [
+    "BUNDLED", "CONFIGURATIONS", "DATA_SETS", "FIGURES", "HOSTS", "IMAGES", "IN_MEMORY", "SHAPES", "configurations",
+]  # fmt: skip
+
+HOSTS = ("spikingjelly", "snntorch")
+"""Hosts by the name of their package."""
+BUNDLED = ("digits", "mnist5k")
+"""Data sets that come with a package."""
+IN_MEMORY = (*BUNDLED, "mnist", "fashion-mnist")
+IMAGES = (*IN_MEMORY, "cifar10")
+"""Data sets that :func:`~qif_plugins.experiments.data.images.load_images` reads."""
+DATA_SETS = (*IMAGES, "cifar100", "imagenet", "cifar10dvs")
+"""Data sets of ``qif train``."""
+SHAPES = {
+    "perceptron": (1, 28, 28),
+    "convnet": (1, 28, 28),
+    "resnet19": (3, 32, 32),
+    "resnet34": (3, 224, 224),
+    "vggsnn": (2, 48, 48),
+}
+"""The models, each with its usual input ``[C, H, W]``."""
+FIGURES = ("png", "pdf", "svg")
+"""Formats of figures."""
+CONFIGURATIONS = Path(__file__).parent / "training" / "configs"
+
+
+def configurations() -> tuple[str, ...]:
+    """List the names of the configurations of ``qif train`` that come with the package."""
+    return tuple(sorted(path.stem for path in CONFIGURATIONS.glob("*.toml")))
