@@ -1,7 +1,8 @@
 """Continuous-time neurons whose spike times, and their gradients, are exact.
 
-Layers take and return :class:`Spikes`: (times, indices) with padding. ``nn.Sequential`` stacks them. See docs/exact.md
-for the mathematics. Needs Numba (``pip install 'qif-plugins[cpu]'``) and runs on the CPU.
+Layers take and return :class:`Spikes`, padded arrays of times and neuron indices, and can be stacked with
+``nn.Sequential``. The mathematics is in docs/exact.md. Needs Numba (``pip install 'qif-plugins[cpu]'``); runs on the
+CPU.
 """
 
 try:
@@ -17,20 +18,7 @@ from .losses import count_cross_entropy, first_spike_cross_entropy, spike_count_
 from .spikes import Spikes
 
 __all__ = [
-    "EndState",
-    "EventBudgetError",
-    "LIFLayer",
-    "LayerOutput",
-    "QIFLayer",
-    "Spikes",
-    "SpikingLayer",
-    "ThetaLayer",
-    "count_cross_entropy",
-    "encode_images",
-    "first_spike_cross_entropy",
-    "initialise",
-    "pad_events",
-    "spike_count_loss",
-    "spike_time_loss",
-    "spiking_layer",
-]
+    "EndState", "EventBudgetError", "LIFLayer", "LayerOutput", "QIFLayer", "Spikes", "SpikingLayer", "ThetaLayer",
+    "count_cross_entropy", "encode_images", "first_spike_cross_entropy", "initialise", "pad_events", "spike_count_loss",
+    "spike_time_loss", "spiking_layer",
+]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Autograd function of the engine and its adjoint."""
+"""Make the engine differentiable: an autograd function of its forward and backward pass."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from .padding import padded
 __all__ = ["MODELS", "EventBudgetError", "Layer"]
 
 MODELS = {"lif": engine.LIF, "qif": engine.QIF, "theta": engine.THETA}
-"""Engine's numbers of the neurons by name."""
+"""The engine's number for each neuron, by name."""
 
 _SEGMENT = 64
-"""Number of events between two states that are kept; the states in between are recomputed."""
+"""Number of events from one stored state to the next; the states in between are recomputed."""
 _WORK = 4
-"""Work of one event in one neuron, in time steps of a discrete neuron, to decide on the number of threads."""
+"""Cost of one event in one neuron, in steps of a discrete neuron; the number of threads depends on it."""
 
 
 class EventBudgetError(RuntimeError):
-    """A layer emitted more spikes in one sample than ``max_spikes`` allows; no result is returned.
+    """Error of a layer that emits more spikes in one sample than ``max_spikes`` allows; there is no result.
 
     Args:
         max_spikes: The limit.
@@ -44,9 +44,10 @@ class EventBudgetError(RuntimeError):
 
 
 class Layer(torch.autograd.Function):
-    """Spikes in ascending order, [B, K] times and neurons, and the engine's state at the end, three tensors [B, N].
+    """Layer that returns its spikes and the engine's state at the trial's end.
 
-    Takes float64 tensors (indices int64). Times are in the caller's unit; the engine's unit of time is ``tau``.
+    It takes float64 tensors (indices int64), and returns spike times and neurons, [B, K] in ascending order, and three
+    tensors [B, N] of the state. Times are in the caller's unit; the engine's unit of time is ``tau``.
     """
 
     @staticmethod

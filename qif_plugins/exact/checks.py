@@ -14,8 +14,8 @@ from .padding import first_fault
 __all__ = ["check_model", "check_spikes", "check_tensors"]
 
 LARGEST = 1e100
-"""Limit of weights, states, currents and duration / tau. The engine squares them, and larger numbers could overflow
-float64 in the sum over all events, so that spikes would be missing without an error."""
+"""Largest size of weights, states, currents and duration / tau. The engine squares them; larger numbers could overflow
+float64 in the sum over all events, and spikes would then be missing without an error."""
 
 
 def check_spikes(times: Tensor, indices: Tensor, n_inputs: int, duration: float) -> None:
@@ -28,7 +28,7 @@ def check_spikes(times: Tensor, indices: Tensor, n_inputs: int, duration: float)
         duration: Length of the trial.
 
     Raises:
-        ValueError: They are not; the message names the first invalid value.
+        ValueError: A train breaks one of these rules; the message names the first invalid value.
     """
     if times.dim() != 2 or times.shape != indices.shape:
         raise ValueError(

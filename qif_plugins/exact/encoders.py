@@ -15,11 +15,11 @@ __all__ = ["encode_images", "pad_events"]
 
 
 def encode_images(images: Tensor, latest: float, threshold: float = 0.1, dtype: torch.dtype = torch.float64) -> Spikes:
-    """Encode intensities as times to first spike: a pixel of intensity x >= threshold spikes once, at latest·(1 - x).
+    """Encode intensities as spike times: a pixel of intensity x >= ``threshold`` spikes once, at latest · (1 - x).
 
     Args:
         images: [B, ...] in [0, 1].
-        latest: Time at which intensity 0 would spike, > 0; at most the trial's duration.
+        latest: Time > 0 at which intensity 0 would spike; no later than the trial's end.
         threshold: Intensity below which a pixel stays silent. Default 0.1.
         dtype: Type of the times. Default float64.
 
@@ -48,13 +48,13 @@ def pad_events(
     """Pad event lists of different lengths, such as those of SHD, to one batch.
 
     Args:
-        events: For each sample times and channels, in any order; events after ``duration`` are dropped.
+        events: Times and channels of each sample, in any order; events after ``duration`` are dropped.
         channels: Number of channels.
         duration: Trial length, in the unit of the times.
         dtype: Type of the times. Default float64.
 
     Returns:
-        Sorted, padded trains.
+        Trains in ascending order, padded.
     """
     kept = []
     for times, units in events:

@@ -1,4 +1,4 @@
-"""The event-based engine: forward and adjoint of one layer, compiled with Numba.
+"""Event-based engine: the forward pass of one layer and its adjoint, compiled with Numba.
 
 Times are in units of the membrane time constant τ. Per neuron the state is three numbers,
 
@@ -13,10 +13,10 @@ With σ = 1 - exp(-Δ) and x = I σ², C(x) = cos √x, S(x) = sin(√x)/√x (e
     QIF     p <- (C p + I σS q)(1 - σ),  q <- C q - σS p,  I <- I (1 - σ)²
     THETA   the same with σ = Δ, I = J - 1/4 and without the factors (1 - σ)
 
-An interval runs from one event to the next; interval e ends with event e, the last one with the trial. All neurons of
-a layer share the events, so an interval is one pass over the neurons, and only those that spike in it are looked at
-one by one. Backward walks the intervals in reverse. States are kept at every ``seg``-th interval and recomputed in
-between, so that the memory does not hold every neuron's state at every event.
+An interval runs from one event to the next; interval e ends with event e, and the last interval ends with the trial.
+All neurons of a layer share the events, so an interval is one pass over the neurons, after which those that spike in it
+are treated one by one. Backward walks the intervals in reverse. States are kept at every ``seg``-th interval and
+recomputed in between, so that the memory does not hold every neuron's state at every event.
 
 At event e the adjoint a gives dL/dt_e = a·(Df⁻ - f⁺), f the right-hand side before and after, D the jump's derivative;
 a spike at t_s adds to a the gradient of t_s, where dt_s = dq/p (projective) or -dV/V' (LIF).
@@ -41,7 +41,7 @@ _LIMIT = 0.5
 
 _jit = njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 _inline = njit(nogil=True, error_model="numpy", fastmath={"contract"}, inline="always")
-"""For parts of a loop, where a call with many arrays would cost as much as the work."""
+"""Compiler of parts of a loop, which are inlined: a call with many arrays would cost as much as the work itself."""
 
 
 _C0, _C1, _C2, _C3, _C4, _C5, _C6, _C7, _C8 = [(-1.0) ** n / math.factorial(2 * n) for n in range(9)]
@@ -376,15 +376,15 @@ def forward(
         delay: [N], of the recurrent connections, by source.
         start: [B, 3, N] states at t = 0.
         drive: [N] J.
-        capacity: Spikes that there is room for, of all these samples together.
-        n_spikes: [B], out; larger than ``max_spikes`` for a sample that exceeds that, at which this stops.
+        capacity: Number of spikes of all these samples that there is room for.
+        n_spikes: [B], out; above ``max_spikes`` for a sample with more spikes, at which the simulation stops.
         n_events: [B], out.
         end: [B, 3, N], out.
 
     Returns:
-        The sample that did not fit, before which this stopped, or ``hi``. Then what there is of the samples before it,
-        one after the other and without padding. The spikes: time, neuron and interval, by interval; at most one
-        neuron's spikes after the other's within an interval. If ``recurrent``, the events that the layer received:
+        The first sample that did not fit, where the simulation stopped, or ``hi``. Then the results of the samples
+        before it, joined without padding. The spikes: time, neuron and interval, ordered by interval, and within an
+        interval by neuron. If ``recurrent``, the events that the layer received:
         time, source and ref, the input's position or the spike's number in the sample. The states at the start of
         intervals 0, seg, 2 seg, ... [segments, 3, N].
     """

@@ -1,6 +1,6 @@
-"""A layer of continuous-time neurons as a differentiable function of spike times.
+"""Compute a layer of continuous-time neurons as a differentiable function of spike times.
 
-:func:`spiking_layer` runs the engine and its adjoint (:mod:`.engine`, which has the equations) under autograd.
+:func:`spiking_layer` runs the engine of :mod:`.engine`, where the equations are, under autograd.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .checks import check_model, check_spikes, check_tensors
 __all__ = ["EndState", "EventBudgetError", "LayerOutput", "spiking_layer"]
 
 MAX_SPIKES = 1 << 20
-"""Default budget of output spikes of one layer in one sample."""
+"""Default limit of a layer's output spikes in one sample."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,15 +39,15 @@ class EndState:
 
     @property
     def angle(self) -> Tensor | None:
-        """[B, N] in [0, π] for QIF and theta neurons, -cot(angle) = V - ``rest``.
+        """Angle in [0, π] with -cot(angle) = V - ``rest``, [B, N]; ``None`` for LIF neurons.
 
-        0 just after a spike, π just before one, finite and smooth where V is not. ``None`` for LIF.
+        It is 0 just after a spike and π just before one, and finite and smooth where V is not.
         """
         return None if self.q is None else torch.atan2(self.q, -self.p).to(self.current.dtype)
 
     @property
     def v(self) -> Tensor:
-        """[B, N] membrane; huge within rounding of a spike of a QIF neuron."""
+        """Membrane, [B, N]; very large for a QIF neuron that is within rounding of a spike."""
         v = self.p if self.q is None else self.p / self.q.clamp(min=1e-300) + self.rest
         return v.to(self.current.dtype)
 
@@ -94,8 +94,8 @@ def spiking_layer(
         duration: Length T of the trial, > 0, in the unit of ``times`` and ``tau``.
         tau: Time constant τ of the membrane; the synapse's is τ/2. Default 1.
         delay: Delays >= 0 of the inputs, [N_in], or of each synapse, [N, N_in] (slower: no two neurons then share an
-            event; not with recurrence). Spikes that arrive after the trial's end have no effect. Default none.
-        recurrent_weight: [N, N]: the layer's own spikes, sent from column to row. Default none.
+            event; not with recurrence). Spikes that arrive after the trial's end have no effect. Default: no delay.
+        recurrent_weight: [N, N]: weights of the layer's own spikes, from column to row. Default: no recurrence.
         recurrent_delay: [N] delays >= 0 of the recurrent connections, by sender. Default 0.
         v0: Initial membrane, [N] or [B, N]; below 1 for LIF; -∞ (just spiked) is allowed for QIF and theta neurons.
             Default 0, for theta neurons 1/2 (the middle of the period).
@@ -109,9 +109,9 @@ def spiking_layer(
         Differentiable with respect to every tensor, but neither twice nor where the order of spikes changes.
 
     Raises:
-        ValueError: Any of the above does not hold, a weight, state or current exceeds 1e100 in size, or ``duration /
-            tau`` is not between 1e-100 and 1e100; the message names the value and the limit.
-        EventBudgetError: The budget ran out.
+        ValueError: An argument is not as described above, a weight, state or current exceeds 1e100 in size, or
+            ``duration / tau`` is not between 1e-100 and 1e100; the message names the value and the limit.
+        EventBudgetError: A sample has more than ``max_spikes`` spikes.
     """
     check_model(model, duration, tau, current, i0)
     check_tensors(times, indices, weight, delay, recurrent_weight, recurrent_delay, v0, i0, model)
@@ -174,7 +174,7 @@ def _with_synaptic_delays(
     model: str, times: Tensor, indices: Tensor, weight: Tensor, duration: float, delay: Tensor,
     recurrent_weight: Tensor | None, max_spikes: int, **options: Any,
 ) -> LayerOutput:  # fmt: skip
-    """Compute each neuron as a separate layer, since each has its own order of events."""
+    """Compute each neuron as a layer of its own, since its events arrive in an order of their own."""
     if recurrent_weight is not None:
         raise ValueError("delays of single synapses, [N, N_in], do not go with recurrence; pass one delay per input")
     outputs = []

@@ -17,12 +17,12 @@ __all__ = ["InactiveError", "initialise"]
 
 
 class InactiveError(ValueError):
-    """No scale of the weights gives a layer the wanted number of spikes."""
+    """Error of a layer that no scale of its weights gives the wanted number of spikes."""
 
 
 @torch.no_grad()
 def initialise(network: nn.Module | Iterable[nn.Module], spikes: Spikes, rate: float = 1.0, steps: int = 12) -> Spikes:
-    """Scale each layer's weights, first to last, until its neurons spike ``rate`` times a trial on average.
+    """Scale the weights of one layer after the other until its neurons spike ``rate`` times in a trial on average.
 
     Exact gradients carry no information about spikes that are far from occurring, so the initial weights matter more
     than for surrogate gradients. Only the input weights of a layer are scaled, by one factor.
@@ -30,8 +30,8 @@ def initialise(network: nn.Module | Iterable[nn.Module], spikes: Spikes, rate: f
     Args:
         network: The layers in order, such as an ``nn.Sequential``; modified in place.
         spikes: A batch of inputs.
-        rate: Wanted mean number of ordinary spikes of a neuron in a trial, > 0. Default 1.
-        steps: Bisections of the factor's logarithm. Default 12.
+        rate: Wanted mean number of spikes of a neuron within a trial, > 0, pseudospikes not counted. Default 1.
+        steps: Number of bisections of the factor's logarithm. Default 12.
 
     Returns:
         The last layer's output on the batch.

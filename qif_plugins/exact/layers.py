@@ -1,15 +1,14 @@
 """Layers of continuous-time neurons as modules, to be stacked with ``nn.Sequential``.
 
 The equations are in :func:`~qif_plugins.exact.functional.spiking_layer`. For the pseudospikes (arXiv 2309.14523), the
-drive at the trial's end, D = I(T) + W·phase of the presynaptic neurons (a neuron about to spike has phase 1 and so
-counts as much as if it had), becomes constant and sufficient, with s(D) = scale · softplus(D / scale):
+drive at the trial's end, D = I(T) + W·phase of the presynaptic neurons, becomes constant and large enough for further
+spikes, with s(D) = scale · softplus(D / scale). (A neuron about to spike has phase 1, as if it had spiked.)
 
     QIF    τV' = (V - 1/2)² + s(D)                 period πτ/√s,   phase arccot((1/2 - V)/√s)/π
     theta  τV' = (V - 1/2)² + J - 1/4, V(T) + W·phase in V's place, the same formulas with s = J - 1/4
     LIF    τV' = -V + 1 + s(D + J)                 period τ log((1 + s)/s),   phase from V(T) likewise
 
-For LIF neurons this continues only the last spikes: a LIF spike can vanish in the middle of a trial, and then spike
-times jump with pseudospikes, too.
+A LIF spike can vanish in the middle of a trial; its spike times then jump in spite of the pseudospikes.
 """
 
 from __future__ import annotations
@@ -34,14 +33,14 @@ class SpikingLayer(nn.Module):
         in_features: Number of inputs.
         out_features: Number N of neurons.
         duration: Trial length T, in the unit of the spike times.
-        tau: Membrane time constant, the synapse's is half of it. Default 1.
+        tau: Membrane time constant; the synapse's is half of it. Default 1.
         recurrent: Whether the neurons are connected to each other. Default False.
         recurrent_delay: Delay of those connections. Default 0.
         delay: Initial value of one learnable delay per input; negative values that an optimizer reaches count as 0.
             Default ``None``: no delays.
         synaptic_delays: Whether ``delay`` is one per synapse instead. Default False.
         learn_v0: Whether the initial membrane is learned. Default False.
-        pseudo_scale: Scale of the softplus above, > 0. Default 10 for QIF, as in the code published with arXiv
+        pseudo_scale: Scale of the softplus in s(D), > 0. Default 10 for QIF, as in the code published with arXiv
             2309.14523, and 1 for LIF, whose pseudospikes at 10 all come within 0.14 τ. Unused by theta neurons.
         max_spikes: Spikes per sample before :class:`~qif_plugins.exact.functional.EventBudgetError`. Default 2^20.
         dtype: float64 (default) or float32, which is computed in float64 and rounded once.
@@ -58,21 +57,11 @@ class SpikingLayer(nn.Module):
     default_pseudo_scale: ClassVar[float] = 10.0
 
     def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        duration: float,
-        tau: float = 1.0,
-        *,
-        recurrent: bool = False,
-        recurrent_delay: float = 0.0,
-        delay: float | None = None,
-        synaptic_delays: bool = False,
-        learn_v0: bool = False,
-        pseudo_scale: float | None = None,
-        max_spikes: int = MAX_SPIKES,
+        self, in_features: int, out_features: int, duration: float, tau: float = 1.0, *, recurrent: bool = False,
+        recurrent_delay: float = 0.0, delay: float | None = None, synaptic_delays: bool = False,
+        learn_v0: bool = False, pseudo_scale: float | None = None, max_spikes: int = MAX_SPIKES,
         dtype: torch.dtype = torch.float64,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         pseudo_scale = self.default_pseudo_scale if pseudo_scale is None else pseudo_scale
         for name, value in (("duration", duration), ("tau", tau), ("pseudo_scale", pseudo_scale)):
@@ -115,22 +104,13 @@ class SpikingLayer(nn.Module):
         """
         if spikes.channels != self.in_features:
             raise ValueError(f"the layer has {self.in_features} inputs, the spikes {spikes.channels} channels")
+        recurrent = self.recurrent_weight is not None
         out = spiking_layer(
-            self.model,
-            spikes.times,
-            spikes.indices,
-            self.weight,
-            self.duration,
-            tau=self.tau,
-            delay=None if self.delay is None else self.delay.clamp(min=0),
-            recurrent_weight=self.recurrent_weight,
-            recurrent_delay=None
-            if self.recurrent_weight is None
-            else self.weight.new_full((self.out_features,), self.recurrent_delay),
-            v0=self.v0,
-            current=self._current(),
-            max_spikes=self.max_spikes,
-        )
+            self.model, spikes.times, spikes.indices, self.weight, self.duration, tau=self.tau,
+            delay=None if self.delay is None else self.delay.clamp(min=0), recurrent_weight=self.recurrent_weight,
+            recurrent_delay=self.weight.new_full((self.out_features,), self.recurrent_delay) if recurrent else None,
+            v0=self.v0, current=self._current(), max_spikes=self.max_spikes,
+        )  # fmt: skip
         drive = out.end.current.new_zeros(())
         if spikes.phase is not None:
             drive = drive + spikes.phase.to(self.weight.dtype) @ self.weight.t()
@@ -157,7 +137,7 @@ class SpikingLayer(nn.Module):
 
 
 class QIFLayer(SpikingLayer):
-    """A layer of QIF neurons, τV' = V(V - 1) + I. Arguments: those of :class:`SpikingLayer`."""
+    """Layer of QIF neurons, τV' = V(V - 1) + I. Its arguments are those of :class:`SpikingLayer`."""
 
     model = "qif"
 
@@ -169,7 +149,7 @@ class QIFLayer(SpikingLayer):
 
 
 class ThetaLayer(SpikingLayer):
-    """A layer of theta neurons, τV' = V(V - 1) + J.
+    """Layer of theta neurons, τV' = V(V - 1) + J.
 
     Args:
         current: J > 1/4. Default 1.25.
@@ -202,10 +182,10 @@ class ThetaLayer(SpikingLayer):
 
 
 class LIFLayer(SpikingLayer):
-    """A layer of LIF neurons, τV' = -V + I + J.
+    """Layer of LIF neurons, τV' = -V + I + J.
 
     Args:
-        learn_current: Whether J, [N], is learned, from 0 on. Default False: 0.
+        learn_current: Whether J, [N], is learned, starting from 0. Default False: J = 0.
 
     The other arguments are those of :class:`SpikingLayer`.
     """

@@ -1,4 +1,4 @@
-"""Losses on spike times and counts, which pseudospikes continue so that silent neurons learn."""
+"""Losses on spike times and counts. Pseudospikes continue both, so that silent neurons learn as well."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ __all__ = ["count_cross_entropy", "first_spike_cross_entropy", "spike_count_loss
 
 
 def first_spike_cross_entropy(spikes: Spikes, labels: Tensor, scale: float, regularisation: float = 1e-2) -> Tensor:
-    """Compute the cross-entropy with the logits -t/scale, t the time to first spike: the first neuron to spike wins.
+    """Compute the cross-entropy with the logits -t/scale of the times t to first spike: the first to spike wins.
 
     Args:
         spikes: Output of the last layer, one neuron per class.
         labels: [B] int64.
-        scale: Time that counts as one unit of logit, > 0; a fraction of the time constant is a good start.
+        scale: Time > 0 that is worth one unit of a logit; begin with a fraction of the time constant.
         regularisation: Weight of mean(exp(t_label/T) - 1), which makes the right neuron spike within the trial.
-            Default 0.01. It is huge if pseudospikes come many T late, as a small ``pseudo_scale`` allows.
+            Default 0.01. It is huge if pseudospikes come many T late, which a small ``pseudo_scale`` allows.
 
     Returns:
         The mean over the batch.

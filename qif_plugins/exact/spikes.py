@@ -1,9 +1,9 @@
-"""Spike trains with their continuation beyond the trial's end.
+"""Spike trains and their continuation beyond the trial's end.
 
-At the end T of the trial a neuron's drive is replaced by a constant one that makes it oscillate (:mod:`.layers` says
-which). It then spikes at T + period·(k - phase), k = 1, 2, ...: its pseudospikes. ``phase``, from 0 just after a spike
-to 1 just before one, is continuous in the parameters together with the number of ordinary spikes: a spike that moves
-past T becomes the first pseudospike, at the same time and, for QIF and theta neurons, with the same derivative.
+At the end T of the trial, the drive of a neuron becomes a constant that makes it oscillate (given in :mod:`.layers`).
+Its spikes from then on, at T + period·(k - phase) for k = 1, 2, ..., are its pseudospikes. ``phase``, from 0 just after
+a spike to 1 just before one, is continuous in the parameters together with the number of ordinary spikes: a spike that
+moves past T becomes the first pseudospike, at the same time and, for QIF and theta neurons, with the same derivative.
 """
 
 from __future__ import annotations

@@ -18,20 +18,9 @@ from .resnet import ResNet, resnet19, resnet34
 from .small import Perceptron, convnet, perceptron
 
 __all__ = [
-    "MODELS",
-    "NEURONS",
-    "NORMS",
-    "Perceptron",
-    "PlainNet",
-    "ResNet",
-    "SpikingModel",
-    "build",
-    "convnet",
-    "perceptron",
-    "resnet19",
-    "resnet34",
-    "vggsnn",
-]
+    "MODELS", "NEURONS", "NORMS", "Perceptron", "PlainNet", "ResNet", "SpikingModel", "build", "convnet", "perceptron",
+    "resnet19", "resnet34", "vggsnn",
+]  # fmt: skip
 
 MODELS: dict[str, Callable[..., SpikingModel]] = {
     "perceptron": perceptron,

@@ -43,7 +43,8 @@ threshold, and SpikingJelly's default would halve it again.
 """
 
 NORMS = ("tdbn", "batch", None)
-"""``"tdbn"`` scales to α θ at first, ``"batch"`` to 1, both over time, batch and space; ``None``: biases only."""
+"""Names of norms. ``"tdbn"`` scales to a deviation of α θ at first and ``"batch"`` to 1, both with statistics over
+time, batch and space; ``None`` makes no norm, and convolutions then have biases."""
 
 
 class Neurons:
@@ -52,7 +53,7 @@ class Neurons:
     Args:
         spiking_neuron: A SpikingJelly neuron's class, anything that makes one from keywords, or a name in
             :data:`NEURONS`.
-        kwargs: Keyword arguments of the neuron. One is not passed on: ``per_channel=True`` gives each neuron
+        kwargs: Keyword arguments of the neuron. ``per_channel=True`` is not passed on; it gives each neuron
             ``channels``, the width of its layer, so that ``ParametricQIFNode`` learns per channel. Default False.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Convolutional networks without branches: VGGSNN, and the class that the small convolutional network also uses."""
+"""Convolutional networks without branches: VGGSNN, and the class behind it and the small convolutional network."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class PlainNet(SpikingModel):
         classes: Outputs.
         size: Height and width of the input.
         norm: A name of :data:`~qif_plugins.models.parts.NORMS`.
-        neurons: Makes the neurons.
+        neurons: Factory of the neurons.
         bias: Whether convolutions with a norm have biases; without a norm they always have. Default False.
 
     Raises:
@@ -57,7 +57,7 @@ class PlainNet(SpikingModel):
         self._finish()
 
     def forward(self, x_seq: Tensor) -> Tensor:
-        """``[T, N, C, size, size]`` to ``[T, N, classes]``."""
+        """Map ``[T, N, C, size, size]`` to ``[T, N, classes]``."""
         self._check(x_seq)
         if x_seq.shape[-2:] != (self.size, self.size):
             raise ValueError(
@@ -75,7 +75,7 @@ def vggsnn(
     spiking_neuron: Callable[..., nn.Module] | str = QIFNode,
     **kwargs: Any,
 ) -> PlainNet:
-    """VGGSNN, for CIFAR10-DVS frames resized to 48 x 48.
+    """Build VGGSNN, for CIFAR10-DVS frames resized to 48 x 48.
 
     64C3-128C3-AP2-256C3-256C3-AP2-512C3-512C3-AP2-512C3-512C3-AP2-FC, as in Deng et al., *Temporal Efficient
     Training of Spiking Neural Network via Gradient Re-weighting*, ICLR 2022, arXiv 2202.11946, and its code: the

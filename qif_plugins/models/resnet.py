@@ -1,14 +1,14 @@
 """ResNet-19 and ResNet-34 with tdBN.
 
 The blocks are those of Zheng et al., *Going Deeper With Directly-Trained Larger Spiking Neural Networks*, AAAI 2021,
-arXiv 2011.05280: neurons in the place of ReLU, tdBN in the place of batch norm, with α = 1, and α = 1/√2 in the last
-norm of each of the two branches that add up before a neuron, so that their sum is close to N(0, θ²), too::
+arXiv 2011.05280: neurons replace ReLU, and tdBN with α = 1 replaces batch norm. Where two branches add up before a
+neuron, the last norm of each has α = 1/√2, so that their sum is close to N(0, θ²) as well::
 
     x ─ conv ─ tdBN ─ neurons ─ conv ─ tdBN(1/√2) ─ + ─ neurons
     └───────────── [conv 1 x 1 ─ tdBN(1/√2)] ───────┘
 
-A shortcut that changes neither width nor resolution passes the spikes on: at a rate r it adds r to the mean, and the
-standard deviation is 0.8 θ for r = 0.17 and θ = 1. The neurons after it do not fire less.
+A shortcut that changes neither width nor resolution passes the spikes on unchanged. Spikes of rate r add r to the mean
+of the sum, whose standard deviation is 0.8 θ for r = 0.17 and θ = 1. The neurons after it do not fire less.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class BasicBlock(nn.Module):
         width: Channels of the output.
         stride: Stride of the first convolution and the shortcut.
         norm: ``"tdbn"`` or ``"batch"``.
-        neurons: Makes the neurons.
+        neurons: Factory of the neurons.
     """
 
     def __init__(self, channels: int, width: int, stride: int, norm: str, neurons: Neurons) -> None:
@@ -53,7 +53,7 @@ class BasicBlock(nn.Module):
             )
 
     def forward(self, x_seq: Tensor) -> Tensor:
-        """``[T, N, channels, H, W]`` to ``[T, N, width, H / stride, W / stride]``, spikes to spikes."""
+        """Map spikes ``[T, N, channels, H, W]`` to spikes ``[T, N, width, H / stride, W / stride]``."""
         branch = self.neurons1(self.norm1(self.conv1(x_seq)))
         return self.neurons2(self.norm2(self.conv2(branch)) + self.shortcut(x_seq))
 
@@ -64,14 +64,14 @@ class ResNet(SpikingModel):
     Args:
         in_channels: Channels C of the input.
         stem_width: Channels of the first convolution.
-        stem_kernel: Its kernel's height and width.
+        stem_kernel: Height and width of its kernel.
         stem_stride: Its stride.
-        pool: Layer after its neurons.
+        pool: Pooling layer after the stem's neurons.
         stages: Blocks of each stage.
         widths: Channels of each stage; every stage but the first halves the resolution.
-        head: From the last width to the classes.
+        head: Layers from the last width to the classes.
         norm: ``"tdbn"`` or ``"batch"``.
-        neurons: Makes the neurons.
+        neurons: Factory of the neurons.
 
     Raises:
         ValueError: No norm: without one a block's sum grows from block to block.
@@ -102,7 +102,7 @@ class ResNet(SpikingModel):
         self._finish()
 
     def forward(self, x_seq: Tensor) -> Tensor:
-        """``[T, N, C, H, W]`` to ``[T, N, classes]``."""
+        """Map ``[T, N, C, H, W]`` to ``[T, N, classes]``."""
         self._check(x_seq)
         spikes = self.pool(self.neurons1(self.norm1(self.conv1(x_seq))))
         return self.head(self.flatten(self.mean(self.blocks(spikes))))
@@ -116,7 +116,7 @@ def resnet19(
     spiking_neuron: Callable[..., nn.Module] | str = QIFNode,
     **kwargs: Any,
 ) -> ResNet:
-    """ResNet-19 of arXiv 2011.05280 and 2202.11946: stages of 3, 3, 2 blocks of 128, 256, 512 channels.
+    """Build ResNet-19 of arXiv 2011.05280 and 2202.11946: stages of 3, 3, 2 blocks of 128, 256, 512 channels.
 
     As in the code of Deng et al., *Temporal Efficient Training of Spiking Neural Network via Gradient Re-weighting*,
     ICLR 2022: a 3 x 3 stem of 64 channels, and a head of two linear layers with 256 neurons between them. For CIFAR,
@@ -129,7 +129,7 @@ def resnet19(
         in_channels: Channels of the input. Default 3.
         classes: Outputs. Default 10.
         norm: ``"tdbn"`` (default) or ``"batch"``, the code's own.
-        head_norm: Whether the head's neurons have a norm, too. Default True.
+        head_norm: Whether the head's neurons have a norm as well. Default True.
         spiking_neuron: The neuron's class or name, see :class:`~qif_plugins.models.parts.Neurons`. Default
             :class:`~qif_plugins.adapters.spikingjelly.QIFNode`.
         kwargs: Passed on to each neuron.
@@ -153,7 +153,7 @@ def resnet34(
     spiking_neuron: Callable[..., nn.Module] | str = QIFNode,
     **kwargs: Any,
 ) -> ResNet:
-    """ResNet-34 with tdBN for ImageNet: stages of 3, 4, 6, 3 blocks of 64, 128, 256, 512 channels.
+    """Build ResNet-34 with tdBN for ImageNet: stages of 3, 4, 6, 3 blocks of 64, 128, 256, 512 channels.
 
     The stem is that of He et al., *Deep Residual Learning for Image Recognition*, CVPR 2016, arXiv 1512.03385: a 7 x 7
     convolution of stride 2 and a 3 x 3 maximum of stride 2. 21,797,672 parameters with the defaults.

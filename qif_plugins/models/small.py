@@ -36,7 +36,7 @@ class Perceptron(SpikingModel):
         self._finish()
 
     def forward(self, x_seq: Tensor) -> Tensor:
-        """``[T, N, *]`` to ``[T, N, classes]``."""
+        """Map ``[T, N, *]`` to ``[T, N, classes]``."""
         lead = 2 if self.step_mode == "m" else 1
         if x_seq.dim() <= lead or x_seq.shape[lead:].numel() != self.in_features:
             raise ValueError(
@@ -55,12 +55,12 @@ def perceptron(
     spiking_neuron: Callable[..., nn.Module] | str = QIFNode,
     **kwargs: Any,
 ) -> Perceptron:
-    """A multi-layer perceptron: (linear, norm, neurons) ``layers - 1`` times, then a linear readout.
+    """Build a multi-layer perceptron: linear, norm and neurons ``layers - 1`` times, then a linear readout.
 
     Args:
-        in_features: Values a sample has in one step, C·H·W of an image.
+        in_features: Number of values of a sample in one step; C·H·W for an image.
         classes: Outputs.
-        layers: Linear layers, the readout included. Default 2.
+        layers: Number of linear layers, the readout included. Default 2.
         width: Neurons of a hidden layer. Default 256.
         norm: ``"tdbn"`` (default), ``"batch"`` or ``None``, see :data:`~qif_plugins.models.parts.NORMS`.
         spiking_neuron: The neuron's class or name, see :class:`~qif_plugins.models.parts.Neurons`. Default
@@ -85,7 +85,7 @@ def convnet(
     spiking_neuron: Callable[..., nn.Module] | str = QIFNode,
     **kwargs: Any,
 ) -> PlainNet:
-    """A convolutional network of ``len(widths) + 1`` layers for images of 8 x 8 to 32 x 32.
+    """Build a convolutional network of ``len(widths) + 1`` layers for images of 8 x 8 to 32 x 32.
 
     3 x 3 convolutions with norm and neurons, a 2 x 2 mean after each of the first two, and a linear readout.
 

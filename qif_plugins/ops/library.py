@@ -64,28 +64,11 @@ def _hidden_from_dynamo(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @_hidden_from_dynamo
 def _forward(
-    x_seq: Tensor,
-    v: Tensor | None,
-    a: Tensor | None,
-    u1: Tensor | None,
-    u2: Tensor | None,
-    v_threshold: Tensor | None,
-    v_reset: Tensor | None,
-    input_gain: Tensor | None,
-    s0: Tensor | None,
-    s1: Tensor | None,
-    s2: Tensor | None,
-    numbers: Sequence[float],
-    v_dtype: torch.dtype,
-    soft: bool,
-    detach_reset: bool,
-    strict: bool,
-    shape: int,
-    pre_reset: bool,
-    store_v_seq: bool,
-    save_h: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+    x_seq: Tensor, v: Tensor | None, a: Tensor | None, u1: Tensor | None, u2: Tensor | None, v_threshold: Tensor | None,
+    v_reset: Tensor | None, input_gain: Tensor | None, s0: Tensor | None, s1: Tensor | None, s2: Tensor | None,
+    numbers: Sequence[float], v_dtype: torch.dtype, soft: bool, detach_reset: bool, strict: bool, shape: int,
+    pre_reset: bool, store_v_seq: bool, save_h: bool, backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """``(spike_seq, v_last or v_seq, h_seq)``; h_seq is float32 (float64 with float64), empty unless ``save_h``.
 
     ``numbers`` holds the nine coefficients and the initial membrane, used where the tensor is ``None``.
@@ -126,32 +109,12 @@ def _forward_fake(
 
 @_hidden_from_dynamo
 def _backward(
-    grad_spike: Tensor | None,
-    grad_v: Tensor | None,
-    grad_h: Tensor | None,
-    h_seq: Tensor,
-    v: Tensor | None,
-    x_seq: Tensor | None,
-    a: Tensor | None,
-    u1: Tensor | None,
-    u2: Tensor | None,
-    v_threshold: Tensor | None,
-    v_reset: Tensor | None,
-    input_gain: Tensor | None,
-    s0: Tensor | None,
-    s1: Tensor | None,
-    s2: Tensor | None,
-    numbers: Sequence[float],
-    x_dtype: torch.dtype,
-    soft: bool,
-    detach_reset: bool,
-    strict: bool,
-    shape: int,
-    pre_reset: bool,
-    needs_v: bool,
-    needs: Sequence[bool],
-    backend: str,
-) -> list[Tensor]:
+    grad_spike: Tensor | None, grad_v: Tensor | None, grad_h: Tensor | None, h_seq: Tensor, v: Tensor | None,
+    x_seq: Tensor | None, a: Tensor | None, u1: Tensor | None, u2: Tensor | None, v_threshold: Tensor | None,
+    v_reset: Tensor | None, input_gain: Tensor | None, s0: Tensor | None, s1: Tensor | None, s2: Tensor | None,
+    numbers: Sequence[float], x_dtype: torch.dtype, soft: bool, detach_reset: bool, strict: bool, shape: int,
+    pre_reset: bool, needs_v: bool, needs: Sequence[bool], backend: str,
+) -> list[Tensor]:  # fmt: skip
     """Gradients of x_seq, of v if ``needs_v``, and of each number in ``needs``, in that order."""
     _check_h(h_seq)
     grad_x = on_huge_pages(empty_like(h_seq, x_dtype))

@@ -52,16 +52,9 @@ class Table(NamedTuple):
 
 
 def forward(
-    x: Tensor,
-    v0: Tensor | float,
-    c: Coefficients | Table,
-    kind: Kind,
-    spike: Tensor,
-    v_last: Tensor | None,
-    v_seq: Tensor | None,
-    h: Tensor | None,
-    steps: int | None = None,
-) -> None:
+    x: Tensor, v0: Tensor | float, c: Coefficients | Table, kind: Kind, spike: Tensor, v_last: Tensor | None,
+    v_seq: Tensor | None, h: Tensor | None, steps: int | None = None,
+) -> None:  # fmt: skip
     """See :mod:`.contract`; given ``steps``, the contiguous tensors may have any shape."""
     from . import numba_kernels as kernels
 
@@ -78,19 +71,10 @@ def forward(
 
 
 def backward(
-    grad_spike: Tensor | None,
-    grad_v: Tensor | None,
-    grad_h: Tensor | None,
-    h: Tensor,
-    v0: Tensor | float,
-    x: Tensor | None,
-    c: Coefficients | Table,
-    kind: Kind,
-    grad_x: Tensor,
-    grad_v0: Tensor | None,
-    needs: tuple[bool, ...],
-    steps: int | None = None,
-) -> list[Tensor | None]:
+    grad_spike: Tensor | None, grad_v: Tensor | None, grad_h: Tensor | None, h: Tensor, v0: Tensor | float,
+    x: Tensor | None, c: Coefficients | Table, kind: Kind, grad_x: Tensor, grad_v0: Tensor | None,
+    needs: tuple[bool, ...], steps: int | None = None,
+) -> list[Tensor | None]:  # fmt: skip
     """See :mod:`.contract`; given ``steps``, the contiguous tensors may have any shape."""
     from . import numba_kernels as kernels
 

@@ -68,13 +68,9 @@ def programs(entries: Sequence[Coefficient], needs: Sequence[bool], neurons: int
 
 
 def partials(
-    entries: Sequence[Coefficient],
-    needs: Sequence[bool],
-    neurons: int,
-    span: int,
-    largest_group: int,
+    entries: Sequence[Coefficient], needs: Sequence[bool], neurons: int, span: int, largest_group: int,
     device: torch.device,
-) -> list[Partial | None]:
+) -> list[Partial | None]:  # fmt: skip
     """A buffer for each gradient that is needed.
 
     Args:

@@ -25,15 +25,9 @@ def unavailable(device: torch.device) -> str | None:
 
 
 def forward(
-    x: Tensor,
-    v0: Tensor | float,
-    c: Coefficients,
-    kind: Kind,
-    spike: Tensor,
-    v_last: Tensor | None,
-    v_seq: Tensor | None,
-    h: Tensor | None,
-) -> None:
+    x: Tensor, v0: Tensor | float, c: Coefficients, kind: Kind, spike: Tensor, v_last: Tensor | None,
+    v_seq: Tensor | None, h: Tensor | None,
+) -> None:  # fmt: skip
     """See :mod:`.contract`."""
     dtype = compute_dtype(x)
     numbers = _spread(c, x.shape[1], dtype, x.device)[:6]
@@ -48,18 +42,9 @@ def forward(
 
 
 def backward(
-    grad_spike: Tensor | None,
-    grad_v: Tensor | None,
-    grad_h: Tensor | None,
-    h: Tensor,
-    v0: Tensor | float,
-    x: Tensor | None,
-    c: Coefficients,
-    kind: Kind,
-    grad_x: Tensor,
-    grad_v0: Tensor | None,
-    needs: tuple[bool, ...],
-) -> list[Tensor | None]:
+    grad_spike: Tensor | None, grad_v: Tensor | None, grad_h: Tensor | None, h: Tensor, v0: Tensor | float,
+    x: Tensor | None, c: Coefficients, kind: Kind, grad_x: Tensor, grad_v0: Tensor | None, needs: tuple[bool, ...],
+) -> list[Tensor | None]:  # fmt: skip
     """See :mod:`.contract`."""
     dtype, last = h.dtype, h.shape[0] - 1
     a, u1, u2, threshold, v_reset, gain, s0, s1, s2 = _spread(c, h.shape[1], dtype, h.device)

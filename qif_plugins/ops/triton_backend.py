@@ -46,15 +46,9 @@ def unavailable(device: torch.device) -> str | None:
 
 
 def forward(
-    x: Tensor,
-    v0: Tensor | float,
-    c: Coefficients,
-    kind: Kind,
-    spike: Tensor,
-    v_last: Tensor | None,
-    v_seq: Tensor | None,
-    h: Tensor | None,
-) -> None:
+    x: Tensor, v0: Tensor | float, c: Coefficients, kind: Kind, spike: Tensor, v_last: Tensor | None,
+    v_seq: Tensor | None, h: Tensor | None,
+) -> None:  # fmt: skip
     """See :mod:`.contract`."""
     from . import triton_kernels
 
@@ -71,18 +65,9 @@ def forward(
 
 
 def backward(
-    grad_spike: Tensor | None,
-    grad_v: Tensor | None,
-    grad_h: Tensor | None,
-    h: Tensor,
-    v0: Tensor | float,
-    x: Tensor | None,
-    c: Coefficients,
-    kind: Kind,
-    grad_x: Tensor,
-    grad_v0: Tensor | None,
-    needs: tuple[bool, ...],
-) -> list[Tensor | None]:
+    grad_spike: Tensor | None, grad_v: Tensor | None, grad_h: Tensor | None, h: Tensor, v0: Tensor | float,
+    x: Tensor | None, c: Coefficients, kind: Kind, grad_x: Tensor, grad_v0: Tensor | None, needs: tuple[bool, ...],
+) -> list[Tensor | None]:  # fmt: skip
     """See :mod:`.contract`."""
     from . import triton_kernels
 

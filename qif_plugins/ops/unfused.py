@@ -19,14 +19,9 @@ __all__ = ["autograd_multi_step", "composed_multi_step", "name_of"]
 
 
 def autograd_multi_step(
-    x_seq: Tensor,
-    v: Tensor | float,
-    numbers: Sequence[Tensor | float],
-    soft: bool,
-    surrogate: Callable[[Tensor], Tensor],
-    detach_reset: bool,
-    pre_reset: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
+    x_seq: Tensor, v: Tensor | float, numbers: Sequence[Tensor | float], soft: bool,
+    surrogate: Callable[[Tensor], Tensor], detach_reset: bool, pre_reset: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Run the neuron with any surrogate callable, to be differentiated by PyTorch.
 
     Args:
