@@ -7,7 +7,7 @@ The modules change in place, so that everything that refers to them goes on doin
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from torch import nn
@@ -18,7 +18,7 @@ from ..support.names import unknown
 from .find import Site, Survey, survey
 from .hosts import HOSTS, Host, Plan, Request, loaded_hosts
 from .norms import is_tdbn, to_tdbn
-from .rates import compared, regime
+from .rates import Expected, compared, expected, measured_rates
 from .rebuild import rebuild, replaced, restore
 from .report import Row, SwapReport
 
@@ -80,10 +80,11 @@ def swap(
             neuron that was built as QIF becomes the LIF neuron whose leak it matches (``tau``, ``decay_input``,
             ``beta``, ``dynamics="lif"``; of a ``ParametricQIFNode`` the leak that it has by now) and keeps what else it
             was given; one without a leak stays QIF, and the report says so.
-        example_input: The model's argument, a tuple of them, or a dict of them by name. A copy of the model runs on it
-            once, in eval mode, to see what feeds what; a neuron that feeds nothing, since its state is read by name,
-            reads out. Without it, the order in which modules were registered decides: for certain in a plain
-            ``nn.Sequential``, as a guess (the report says so) elsewhere.
+        example_input: The model's argument, a tuple of them, or a dict of them by name. Copies of the model run on it in
+            eval mode, to see what feeds what, and how often each neuron spikes before and after the swap (norms that
+            have seen no batch normalize by the example's statistics). A neuron that feeds nothing, since its state is
+            read by name, reads out. Without an example, the order in which modules were registered decides: for certain
+            in a plain ``nn.Sequential``, as a guess (the report says so) elsewhere.
         **parameters: Arguments of the QIF neurons that take precedence over everything, such as ``a=0.2``,
             ``v_threshold=0.5`` or ``backend="torch"``.
 
@@ -141,22 +142,36 @@ def swap_found(
         ValueError: As ``refuse`` says.
     """
     undo: list[Callable[[], None]] = []
-    lif = [regime(site, found.norms) if site.neuron == ("lif", "") else None for site in found.sites]
+    rates = measured_rates(found, hosts)
+    lif = [expected(site, found.norms, rates) if site.neuron == ("lif", "") else None for site in found.sites]
     try:
         rows = [_swap_site(site, request, readout, undo, refuse) for site in found.sites]
         if norm == "tdbn":
             rows += _convert_norms(found, hosts, undo)
         if refuse and not any(row.changed for row in rows):
             raise ValueError(_nothing(rows, found.handwritten))
-        for i, (site, before) in enumerate(zip(found.sites, lif, strict=True)):
-            if rows[i].changed:
-                rate, said = compared(before, regime(site, found.norms, before), bool(site.norms))
-                rows[i] = dataclasses.replace(rows[i], why="; ".join([rows[i].why, *said]), rate=rate)
+        rows = _with_rates(rows, found, lif, measured_rates(found, hosts) if rates else {})
     except BaseException:
         for step in reversed(undo):
             step()
         raise
     return SwapReport(tuple(rows))
+
+
+def _with_rates(rows: list[Row], found: Survey, lif: list[Expected | None], measured: Mapping[str, float]) -> list[Row]:
+    """Add the firing rates before and after to the rows; of neurons that were left alone, where they were measured."""
+    after = [
+        None if before is None else expected(site, found.norms, measured, before)
+        for site, before in zip(found.sites, lif, strict=True)
+    ]
+    gain_changed = any(a and b and abs(a.gain - b.gain) > 1e-3 * abs(b.gain) for a, b in zip(after, lif, strict=True))
+    rated = []
+    for row, site, before, now in zip(rows, found.sites, lif, after, strict=False):
+        if row.changed or site.name in measured:
+            rate, said = compared(before, now, bool(site.norms), row.changed, gain_changed)
+            row = dataclasses.replace(row, why="; ".join([row.why, *said]), rate=rate)
+        rated.append(row)
+    return rated + rows[len(rated) :]
 
 
 def _check(model: Any, choices: dict[str, str], window: Any) -> None:

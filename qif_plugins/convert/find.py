@@ -13,9 +13,10 @@ from typing import Any
 
 from torch import nn
 
-from .flow import Call, trace
+from .flow import trace
 from .hosts import Host
 from .order import place
+from .trial import Call
 from .walk import NORMS, Site, neurons, walk
 
 __all__ = ["Call", "Site", "Survey", "neurons", "survey"]
@@ -33,6 +34,7 @@ class Survey:
         blind: Why nothing can be said about the readout, if so.
         norms_blind: Why nothing can be said about what the normalizations feed, if so.
         handwritten: Classes that are no host's and have the name of a neuron.
+        example: The model and the call that showed its data flow; ``None`` without one.
     """
 
     sites: list[Site]
@@ -40,6 +42,7 @@ class Survey:
     blind: str = ""
     norms_blind: str = ""
     handwritten: Sequence[str] = ()
+    example: tuple[nn.Module, Call] | None = None
 
 
 def survey(model: nn.Module, hosts: Sequence[Host], example_input: Any = None) -> Survey:
@@ -49,7 +52,7 @@ def survey(model: nn.Module, hosts: Sequence[Host], example_input: Any = None) -
         model: Any module.
         hosts: Whose neurons to look for.
         example_input: The model's argument, a tuple of them, a dict of them by name, or a
-            :class:`~qif_plugins.convert.flow.Call`; ``None`` to go by the registration order.
+            :class:`~qif_plugins.convert.trial.Call`; ``None`` to go by the registration order.
 
     Raises:
         ValueError: The model does not run on the example input, or its copy cannot be made.
@@ -63,6 +66,7 @@ def survey(model: nn.Module, hosts: Sequence[Host], example_input: Any = None) -
         sites[0].how = "the model is the neuron"
         return Survey(sites, norms)
     if example_input is not None:
-        trace(model, hosts, sites, example_input)
-        return Survey(sites, norms)
+        call = Call.of(example_input, model)
+        trace(model, hosts, sites, call)
+        return Survey(sites, norms, example=(model, call))
     return Survey(sites, norms, *place(model, hosts, sites))

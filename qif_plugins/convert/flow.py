@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import contextvars
-import copy
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,9 +14,10 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from .hosts import Host, Request
 from .rebuild import rebuild
+from .trial import Call, trial
 from .walk import NEURON, NORM, OTHER, WEIGHT, Site, kind_of, walk
 
-__all__ = ["Call", "on_trial", "trace"]
+__all__ = ["trace"]
 
 _TRIAL = Request("lif", parameters={"backend": "auto"})
 _PARAMETER = ("parameter", "")
@@ -32,40 +29,6 @@ _MIXING = {
 """Operators that are a weight layer where one of their arguments is a parameter."""
 
 Source = tuple[str, str]
-
-STEPS, NEURONS = 64, 4096
-"""How much is kept of what arrives at a neuron, at most."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """The arguments of one call of a model.
-
-    Attributes:
-        args: The positional ones.
-        kwargs: Those by name.
-        drive: Runs the model in its own way in place of a call with these arguments; ``None`` (default) calls it.
-    """
-
-    args: tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-    drive: Callable[[nn.Module], Any] | None = None
-
-    @staticmethod
-    def of(example: Any, model: nn.Module) -> Call:
-        """What a user gives as ``example_input``: a Call, a tuple of arguments, a dict by name, or one argument."""
-        if isinstance(example, Call):
-            return example
-        if isinstance(example, tuple):
-            return Call(example)
-        if isinstance(example, Mapping) and example and example.keys() <= _named(model):
-            return Call((), example)
-        return Call((example,))
-
-
-def _named(model: nn.Module) -> set[str]:
-    """Names that ``model`` takes arguments by, so that a dict that is itself the argument is not taken apart."""
-    return {name for name, p in inspect.signature(model.forward).parameters.items() if p.kind is not p.VAR_KEYWORD}
 
 
 class _Flow(TorchDispatchMode):
@@ -131,50 +94,39 @@ class _Flow(TorchDispatchMode):
         return out
 
 
-def trace(model: nn.Module, hosts: Sequence[Host], sites: list[Site], example: Any) -> None:
-    """Places by running a copy of the model, in eval mode and without gradient.
+def trace(model: nn.Module, hosts: Sequence[Host], sites: list[Site], example: Call) -> None:
+    """Find the places by running a copy of the model, in eval mode and without gradient.
 
     Args:
         model: Any module.
         hosts: Whose neurons it has.
         sites: Its neurons, whose places are filled in.
-        example: See :meth:`Call.of`.
+        example: The call.
 
     Raises:
         ValueError: The model does not run on the example, or its copy cannot be made.
     """
-    call = Call.of(example, model)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(_trial())
-        for host in hosts:
-            stack.enter_context(host.apart())
-        twin = _copy(model)
-        flow, fed, counts = _Flow(), {}, {}  # type: ignore[var-annotated]
-        places = {site.name: site for site in sites}
-        handles: list[Any] = []
+    flow, fed, counts = _Flow(), {}, {}  # type: ignore[var-annotated]
+    with trial(model, hosts) as twin, torch.no_grad():
         for name, module, found in walk(twin, hosts):
             kind = kind_of(module, found)
             if kind == OTHER:
                 continue
-            entering = {NEURON: _into_neuron(flow, name, fed, counts), NORM: _into_norm(flow, name)}
-            if found:
-                handles.append(module.register_forward_pre_hook(_recording(places[name]), with_kwargs=True))
             if found and found[1] == ("lif", ""):
                 # QIF runs wherever the example is, unlike a LIF neuron that was set to a GPU's backend.
                 with contextlib.suppress(ValueError):
                     rebuild(module, found[0], found[0].plan(module, _TRIAL, normalized=False))
-            handles.append(module.register_forward_pre_hook(entering.get(kind, _into_weight(flow)), with_kwargs=True))
-            handles.append(module.register_forward_hook(_out_of(flow, kind, name), with_kwargs=True))
+            entering = {NEURON: _into_neuron(flow, name, fed, counts), NORM: _into_norm(flow, name)}
+            module.register_forward_pre_hook(entering.get(kind, _into_weight(flow)), with_kwargs=True)
+            module.register_forward_hook(_out_of(flow, kind, name), with_kwargs=True)
+        call = example.copied()
         flow.mark((call.args, dict(call.kwargs)), frozenset({_INPUT}))
         try:
-            with torch.no_grad(), flow:
-                twin.eval()
-                out = call.drive(twin) if call.drive else twin(*call.args, **call.kwargs)
+            with flow:
+                out = call.run(twin)
         except Exception as error:
             raise ValueError(f"the model does not run on example_input: {type(error).__name__}: {error}") from error
         finally:
-            for handle in handles:
-                handle.remove()
             for generator, state in flow.generators.items():
                 generator.set_state(state)
         returned = flow.neurons(flow.of(out))
@@ -191,58 +143,6 @@ def trace(model: nn.Module, hosts: Sequence[Host], sites: list[Site], example: A
         site.how = "data flow" if site.norms_known else "not reached by example_input"
 
 
-_ON_TRIAL = contextvars.ContextVar("on_trial", default=False)
-
-
-def on_trial() -> bool:
-    """Whether what runs now is a copy of a model, for the sake of its data flow."""
-    return _ON_TRIAL.get()
-
-
-@contextlib.contextmanager
-def _trial() -> Iterator[None]:
-    token = _ON_TRIAL.set(True)
-    try:
-        yield
-    finally:
-        _ON_TRIAL.reset(token)
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    # States that a forward pass left behind have a graph, which deepcopy refuses; the copy gets them without.
-    states = [t for m in model.modules() for t in tree_leaves(dict(vars(m))) if isinstance(t, Tensor) and not t.is_leaf]
-    try:
-        with _without_hooks(model):
-            return copy.deepcopy(model, {id(state): state.detach().clone() for state in states})
-    except Exception as error:
-        raise ValueError(
-            f"the model cannot be copied to follow example_input through it: {type(error).__name__}: {error}. Leave "
-            "example_input out to go by the order of registration."
-        ) from error
-
-
-@contextlib.contextmanager
-def _without_hooks(model: nn.Module) -> Iterator[None]:
-    """A copy made inside has PyTorch's own hooks (weight norms) only: monitors are not to record its run."""
-    attached = [
-        (vars(module), kind, vars(module)[kind])
-        for module in model.modules()
-        for kind in ("_forward_pre_hooks", "_forward_hooks")
-    ]
-    try:
-        for attributes, kind, hooks in attached:
-            attributes[kind] = type(hooks)((key, hook) for key, hook in hooks.items() if _of_torch(hook))
-        yield
-    finally:
-        for attributes, kind, hooks in attached:
-            attributes[kind] = hooks
-
-
-def _of_torch(hook: Any) -> bool:
-    # An object, such as that of a weight norm, has its class's module.
-    return str(getattr(hook, "__module__", "")).split(".")[0] == "torch"
-
-
 Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
 
 
@@ -254,21 +154,6 @@ def _into_neuron(flow: _Flow, name: str, fed: dict[str, set[Source]], counts: di
         counts[name] = max(counts.get(name, 0), len(sources))
         flow.feed(sources)
         flow.within = name
-
-    return hook
-
-
-def _recording(site: Site) -> Hook:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        current = next(iter((*args, *kwargs.values())), None)
-        if not isinstance(current, Tensor) or current.is_meta or not current.numel():
-            return
-        steps = current if site.host.takes_sequences(module) else current[None]
-        room = STEPS - len(site.currents)
-        if room <= 0:
-            return
-        part = steps[:room].reshape(len(steps[:room]), -1)
-        site.currents += part[:, :: -(-part.shape[1] // NEURONS)].to("cpu", torch.float32)
 
     return hook
 

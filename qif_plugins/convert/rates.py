@@ -1,29 +1,38 @@
-"""How a swap changes what reaches a neuron and how often it fires, for the report.
+"""Find how a swap changes the input gain and the firing rate of each neuron, for the report.
 
-Both neurons are run on the same currents for a few steps: those that its norm hands it (mean and deviation of a norm's
-output are its bias and weight), else those that arrived with ``example_input``, else normal ones of the scale that
-windows assume, whose deviation is the threshold.
+With an example, copies of the model run on it before and after the swap, and their spikes are counted. Without one,
+both neurons run by themselves for a few steps on the same currents: those that its norm hands it (mean and deviation
+of a norm's output are its bias and weight), or else normal ones whose deviation is the threshold, as windows assume.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
+from ..neuron.observe import Seen, watching
 from ..neuron.parameters import QIFParameters
-from .walk import Site
+from ..support.text import percent
+from .find import Survey
+from .hosts import Host
+from .trial import reset_state, trial
+from .walk import Site, neurons
 
-__all__ = ["Dynamics", "compared", "leaky", "mean_of", "quadratic", "regime"]
+__all__ = ["Dynamics", "compared", "expected", "leaky", "mean_of", "measured_rates", "quadratic"]
 
 STEPS, NEURONS = 16, 4096
 FACTOR = 2.0
 """A firing rate that changes by more than this is told."""
 SATURATED = 0.9
 """Spikes a step above which a layer hardly depends on its input."""
+DENSE = 0.5
+"""Spikes a step above which a layer that spiked less than half as often before is warned of."""
 SILENT = 0.01
 """Spikes a step of which no more is said: with fewer before and after, nothing much happens there."""
 
@@ -98,90 +107,151 @@ def quadratic(params: QIFParameters, scale: Any = 1.0) -> Dynamics:
     return Dynamics(mean_of(one.input_gain) * mean_of(scale), mean_of(one.v_threshold), start, one.map, fired)
 
 
+def measured_rates(found: Survey, hosts: Sequence[Host]) -> dict[str, float]:
+    """Count spikes while a copy of the model runs on the example.
+
+    A norm that has seen no batch normalizes by the example's own statistics, as it will in training. A model that runs
+    a single time step a call is called several times.
+
+    Args:
+        found: The model's survey.
+        hosts: Whose neurons it has.
+
+    Returns:
+        Spikes per neuron and step, by the neuron's name. Empty without an example, or where the model does not run as
+        it is: its neurons are set to a GPU's backend and the example is not there, or the example has one sample, which
+        a norm cannot normalize.
+    """
+    if found.example is None:
+        return {}
+    model, call = found.example
+    counts: dict[str, list[int]] = {}
+
+    def see(seen: Seen) -> None:
+        counts.setdefault(seen.name, []).append(seen.spikes.numel())
+        spikes[seen.name] = spikes.get(seen.name, 0) + int(seen.spikes.count_nonzero())
+
+    spikes: dict[str, int] = {}
+    try:
+        with trial(model, hosts) as twin, torch.no_grad():
+            reset_state(twin)
+            for module in twin.modules():
+                if isinstance(module, _NormBase) and module.num_batches_tracked is not None:
+                    module.train(not bool(module.num_batches_tracked))
+            sites = neurons(twin, hosts)
+            with watching({site.name: site.module for site in sites}, see):
+                call.copied().run(twin)
+                if all(len(sizes) == 1 for sizes in counts.values()):
+                    repeats = 0 if any(site.host.takes_sequences(site.module) for site in sites) else STEPS - 1
+                    for _ in range(repeats):
+                        call.copied().run(twin)
+    except Exception:  # whatever a user's model raises; the report says what the rates rest on
+        return {}
+    return {name: spikes[name] / max(sum(sizes), 1) for name, sizes in counts.items()}
+
+
 @dataclass(frozen=True)
-class Regime:
-    """A neuron and the currents that it is looked at under.
+class Expected:
+    """The firing rate that is expected of a neuron.
 
     Attributes:
-        dynamics: The neuron.
-        currents: ``[T, N]``.
-        source: Where they come from.
+        gain: Factor on its input.
+        rate: Spikes per neuron and step; NaN where the currents are not finite.
+        source: What the rate rests on.
+        currents: ``[T, N]`` that it was computed from; ``None`` where it was measured.
     """
 
-    dynamics: Dynamics
-    currents: Tensor
+    gain: float
+    rate: float
     source: str
+    currents: Tensor | None = None
 
 
-def regime(site: Site, norms: Mapping[str, nn.Module], before: Regime | None = None) -> Regime | None:
-    """How the neuron at ``site`` is driven; ``None`` where its numbers have no values yet.
+def expected(
+    site: Site, norms: Mapping[str, nn.Module], measured: Mapping[str, float], before: Expected | None = None
+) -> Expected | None:
+    """Find the firing rate of the neuron at ``site``; ``None`` where its numbers have no values yet.
 
     Args:
         site: Its place.
         norms: The model's norms, by name.
+        measured: The rates that were measured, by the neuron's name.
         before: The same before the swap, whose currents stay where no norm decides on them.
     """
     if any(t.is_meta for t in (*site.module.parameters(), *site.module.buffers())):
         return None
+    if before is not None and before.currents is None and site.name not in measured:
+        return None
     dynamics = site.host.dynamics(site.module)
+    if site.name in measured:
+        return Expected(dynamics.gain, measured[site.name], "measured on example_input")
     moments = [_moments(norms[name]) for name in site.norms]
-    found = [both for both in moments if both is not None]
-    if found and len(found) == len(moments):
-        others = [*site.weights, *site.direct]
+    known = [both for both in moments if both is not None]
+    if known and len(known) == len(moments):
+        others = [*site.weights, *site.direct, *(["its recurrent input"] if hasattr(site.module, "recurrent") else [])]
         without = f", without what {', '.join(others)} adds" if others else ""
-        return Regime(dynamics, _normal(found), f"at the moments of {', '.join(site.norms)}{without}")
-    if before is not None:
-        return Regime(dynamics, before.currents, before.source)
-    if site.currents:
-        steps = [step for step in site.currents if step.shape == site.currents[0].shape]
-        return Regime(dynamics, torch.stack(steps), "measured on example_input")
-    scale = torch.tensor([dynamics.threshold / (dynamics.gain or 1.0)], dtype=torch.float32, device="cpu")
-    source = "under a current of mean 0 whose deviation is the threshold"
-    return Regime(dynamics, _normal([(torch.zeros_like(scale), scale.abs())]), source)
+        currents, source = _normal(known), f"at the moments of {', '.join(site.norms)}{without}"
+    elif before is not None and before.currents is not None:
+        currents, source = before.currents, before.source
+    else:
+        scale = torch.tensor([dynamics.threshold / (dynamics.gain or 1.0)], dtype=torch.float32, device="cpu")
+        currents = _normal([(torch.zeros_like(scale), scale.abs())])
+        source = "under a current of mean 0 whose deviation is the threshold; example_input=... measures it"
+    rate = dynamics.rate(currents) if bool(currents.isfinite().all()) else math.nan
+    return Expected(dynamics.gain, rate, source, currents)
 
 
-def compared(before: Regime | None, after: Regime | None, normed: bool) -> tuple[tuple[float, float] | None, list[str]]:
+def compared(
+    before: Expected | None, after: Expected | None, normed: bool, swapped: bool, gain_changed: bool
+) -> tuple[tuple[float, float] | None, list[str]]:
     """Compare a neuron before and after the swap.
 
     Args:
         before: The LIF neuron; ``None`` where its numbers have no values yet, or it is no LIF neuron.
         after: The neuron in its place.
         normed: Whether a norm feeds it.
+        swapped: Whether it is another neuron now.
+        gain_changed: Whether any neuron of the model has another input gain now.
 
     Returns:
-        The expected rates before and after, spikes a neuron and step, and what there is to say about gain and rates: a
-        gain that changed, a rate that changed by more than a factor of two, a layer that saturates or falls silent.
+        The rates before and after, spikes a neuron and step, and what there is to say about gain and rates: a gain that
+        changed, a rate that changed by more than a factor of two, a layer that saturates or falls silent.
     """
     if before is None or after is None:
         return None, []
-    for one in (before, after):
-        if not one.currents.isfinite().all():
-            return None, [f"WARNING: its input has NaN or infinite values, so that no rate is expected ({one.source})"]
+    if math.isnan(before.rate) or math.isnan(after.rate):
+        return None, [f"WARNING: its input has NaN or infinite values, so that no rate is expected ({before.source})"]
     said = []
-    gain, new_gain = before.dynamics.gain, after.dynamics.gain
-    if changed_gain := abs(new_gain - gain) > 1e-3 * abs(gain):
-        said.append(f"input gain {new_gain:.4g} instead of LIF's {gain:.4g}")
-    was, now = before.dynamics.rate(before.currents), after.dynamics.rate(after.currents)
-    if max(was, now) >= SILENT and max(was, now) > FACTOR * min(was, now):
+    own_gain_changed = abs(after.gain - before.gain) > 1e-3 * abs(before.gain)
+    if own_gain_changed:
+        said.append(f"input gain {after.gain:.4g} instead of LIF's {before.gain:.4g}")
+    was, now = before.rate, after.rate
+    changed = max(was, now) >= SILENT and max(was, now) > FACTOR * min(was, now)
+    saturated, dense = now > SATURATED >= was, now > DENSE and changed and now > was
+    if changed:
         more = "more" if now > was else "less"
         said.append(f"expected firing rate {now:.2g} instead of {was:.2g} a step, so it spikes {more} ({after.source})")
-        if changed_gain and was < now <= SATURATED:
+        if own_gain_changed and was < now and not (saturated or dense):
             said.append(
                 "intended: with an input gain of 1 the norm's scale reaches the neuron; swap(model, dynamics='lif') "
                 "keeps LIF's gain"
-                if normed and new_gain == 1
-                else f"pass input_gain={gain:.4g} to keep LIF's"
+                if normed and after.gain == 1
+                else f"pass input_gain={before.gain:.4g} to keep LIF's"
             )
-    if now > SATURATED >= was:
-        said.append(
-            "WARNING: saturated, it spikes in nearly every step whatever arrives; swap(model, dynamics='lif') keeps "
-            "LIF's gain, a higher v_threshold lowers the rate"
-        )
+    cure = "a higher v_threshold lowers the rate"
+    if gain_changed:
+        cure = f"swap(model, dynamics='lif') keeps LIF's gain in every neuron, {cure}"
+    if saturated:
+        said.append(f"WARNING: saturated, it spikes in nearly every step whatever arrives; {cure}")
+    elif dense:
+        said.append(f"WARNING: close to saturation, it spikes in {percent(now)} of its steps; {cure}")
     if now < SILENT <= was:
         said.append(
             "WARNING: silent, hardly a neuron spikes; a norm before it brings its input to the threshold's scale, a "
             "lower v_threshold raises the rate"
         )
+    if said and not swapped:
+        said[0] = f"its input changed: {said[0]}"
     return (was, now), said
 
 

@@ -10,32 +10,27 @@ read out.
 from __future__ import annotations
 
 import contextlib
-import copy
 import copyreg
 import dataclasses
 import functools
 import importlib.util
-import io
-import random
 import sys
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.machinery import ModuleSpec
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..neuron.surrogate import Window
+from ..support.randomness import unchanged_randomness
 from . import SwapReport, check_swappable, swap_found
 from .find import Call, Site, Survey, neurons, survey
-from .flow import on_trial
 from .hosts import HOSTS, Host, Request
 from .rebuild import replaced, resolve
+from .trial import on_trial
 from .watch import Watch
 
 __all__ = ["NAMES", "Patch"]
@@ -335,7 +330,7 @@ class Patch:
         self._deciding = True
         try:
             # Tensors made in inference mode could not be trained later.
-            with torch.inference_mode(False), _unchanged_randomness(), _uncompiled(root):
+            with torch.inference_mode(False), unchanged_randomness(), _uncompiled(root):
                 self._decide(_unwrapped(root), _unwrapped(module), call)
         finally:
             self._deciding = False
@@ -435,10 +430,7 @@ class Patch:
             self.say("  a part of it is called by itself, which does not show what the network does with it")
             return survey(network, hosts)
         try:
-            silent = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
-            # A warning that is given once is the program's to see, in its own run.
-            with silent[0], silent[1], warnings.catch_warnings():
-                return survey(called, hosts, _copied_call(call))
+            return survey(called, hosts, call)
         except ValueError as error:
             self.say(f"  its data flow could not be followed: {error}")
             return survey(network, hosts)
@@ -465,22 +457,6 @@ def _set_state(neuron: nn.Module, state: Mapping[str, Any]) -> None:
         setattr(neuron, name, value)
 
 
-def _copied_call(call: Call) -> Call:
-    """The call again for a copy of the network, which may write into its arguments.
-
-    Raises:
-        ValueError: An argument cannot be copied.
-    """
-    try:
-        args, kwargs = tree_map(
-            lambda value: value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value),
-            (tuple(call.args), dict(call.kwargs)),
-        )
-    except Exception as error:
-        raise ValueError(f"an argument cannot be copied: {type(error).__name__}: {error}") from error
-    return Call(args, kwargs)
-
-
 def _keywords(module: nn.Module) -> dict[str, Any]:
     """What ``module`` is being called with by name, which PyTorch tells no hook for all modules."""
     frame = sys._getframe(1)
@@ -491,19 +467,6 @@ def _keywords(module: nn.Module) -> dict[str, Any]:
         if frame.f_locals.get("self") is module and isinstance(frame.f_locals.get("kwargs"), dict):
             return dict(frame.f_locals["kwargs"])
     return {}
-
-
-@contextlib.contextmanager
-def _unchanged_randomness() -> Iterator[None]:
-    """What happens inside draws no random number from the program's generators."""
-    theirs, numpys = random.getstate(), np.random.get_state()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    try:
-        with torch.random.fork_rng(devices):
-            yield
-    finally:
-        random.setstate(theirs)
-        np.random.set_state(numpys)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from .hosts import Host, Neuron
@@ -39,7 +39,6 @@ class Site:
             state can be what is read.
         how: How ``norms`` and ``reads_out`` were recognised.
         guess: Whether they were guessed, since modules need not run in the order in which they were registered.
-        currents: Part of what arrived at it with the example, ``[N]`` a step.
     """
 
     name: str
@@ -54,7 +53,6 @@ class Site:
     reads_out: bool = False
     how: str = ""
     guess: bool = False
-    currents: list[Tensor] = field(default_factory=list)
 
 
 def neurons(model: nn.Module, hosts: Sequence[Host]) -> list[Site]:

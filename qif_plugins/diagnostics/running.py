@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+
+from ..convert.trial import reset_state
+from ..support.randomness import unchanged_randomness
 
 __all__ = ["Batches", "bare", "check_steps", "input_of", "preserved", "reset_state", "run_all", "run_on"]
 
@@ -45,14 +46,10 @@ def preserved(model: nn.Module) -> Iterator[None]:
     saved = [(module, _shallow(module.__dict__)) for module in modules]
     tensors = [tensor for _, state in saved for tensor in _state_tensors(state)]
     copies = [(tensor, tensor.detach().clone()) for tensor in tensors if not tensor.is_inference()]
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-    python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng(devices=devices), _eager():
+        with unchanged_randomness(), _eager():
             yield
     finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
         with torch.no_grad():
             for tensor, copy in copies:
                 # By value: batch norm does not count the changes of its running statistics.
@@ -146,15 +143,6 @@ def input_of(model: nn.Module, batch: Any) -> Tensor:
         )
     device = next((t.device for t in (*model.parameters(), *model.buffers())), x.device)
     return x.to(device)
-
-
-def reset_state(model: nn.Module) -> None:
-    """Reset the membranes of the neurons of either host."""
-    for module in model.modules():
-        # By what they have: SpikingJelly's memories, snnTorch's reset_mem.
-        clear: Any = getattr(module, "reset" if hasattr(module, "_memories") else "reset_mem", None)
-        if callable(clear):
-            clear()
 
 
 def check_steps(steps: int) -> None:

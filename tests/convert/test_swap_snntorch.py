@@ -433,6 +433,67 @@ def test_a_swap_that_changes_the_firing_regime_says_so():
     assert before > 2 * after > 0
 
 
+class Loop(nn.Module):
+    """A recurrent network, with the loop over time in its forward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.bn = nn.Linear(6, 32), nn.BatchNorm1d(32)
+        self.rec = snn.RLeaky(0.9, linear_features=32, init_hidden=True)
+        self.fc2, self.lif, self.out = nn.Linear(32, 8), snn.Leaky(0.9), nn.Linear(8, 2)
+
+    def forward(self, x_seq):
+        snn.utils.reset(self)
+        mem, outputs = self.lif.reset_mem(), []
+        for x in x_seq:
+            spk, mem = self.lif(self.fc2(self.rec(self.bn(self.fc(x)))), mem)
+            outputs.append(self.out(spk))
+        return torch.stack(outputs)
+
+
+def test_rates_are_those_of_the_network_recurrent_input_included():
+    def rates(net):
+        found = {"rec": [], "lif": []}
+        hooks = [
+            net.get_submodule(name).register_forward_hook(
+                lambda m, a, y, seen=seen: seen.append((y[0] if isinstance(y, tuple) else y).mean().item())
+            )
+            for name, seen in found.items()
+        ]
+        net(x)
+        for hook in hooks:
+            hook.remove()
+        return {name: sum(seen) / len(seen) for name, seen in found.items()}
+
+    torch.manual_seed(0)
+    net, x = Loop(), torch.randn(12, 40, 6)
+    before = rates(copy.deepcopy(net))
+    report = swap(net, example_input=x)
+    after = rates(net)
+    assert [row.name for row in report.changed] == ["rec", "lif"]
+    for row in report.rows:
+        assert row.rate == pytest.approx((before[row.name], after[row.name]))
+
+
+def test_rates_without_an_example_say_what_they_leave_out():
+    net = Loop()
+    nn.init.constant_(net.bn.weight, 0.05)
+    row = swap(net, readout="swap", dynamics="paper", threshold=0.1).changed[0]
+    assert "(at the moments of bn, without what its recurrent input adds)" in row.why
+    assert row.rate[1] > 2 * row.rate[0]
+    net = nn.Sequential(nn.Linear(4, 4), snn.Leaky(0.9), nn.Linear(4, 2))
+    assert "example_input=... measures it" in swap(net, dynamics="paper", threshold=2.0).changed[0].why
+
+
+def test_a_network_that_takes_one_step_a_call_is_called_for_several():
+    """One step from rest would not show what a leak adds up."""
+    net = nn.Sequential(nn.Linear(4, 4), snn.Leaky(0.9, init_hidden=True), nn.Linear(4, 2))
+    with torch.no_grad():
+        net[0].weight.copy_(torch.eye(4)), net[0].bias.zero_()
+    row = swap(net, example_input=torch.full((2, 4), 0.25)).changed[0]
+    assert row.rate[0] == pytest.approx(3 / 16)  # 0.25, 0.475, ... exceeds 1 at the fifth step, less the threshold
+
+
 BUILT = {
     "beta": ({"beta": 0.8, "threshold": 0.7}, {"beta": 0.8, "threshold": 0.7, "reset_mechanism": "zero"}),
     "dynamics": (

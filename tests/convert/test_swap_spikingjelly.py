@@ -1188,9 +1188,67 @@ class TestTheReportOfTheRates:
                 h = self.sn1(self.bn1(self.fc1(x)))
                 return self.out(self.sn2(self.bn2(self.fc2(h)) + h))
 
-        first, second = swap(Residual(), example_input=torch.rand(4, 6)).rows
+        # One sample, which the norms cannot normalize.
+        first, second = swap(Residual(), example_input=torch.rand(1, 6)).rows
         assert "(at the moments of bn1)" in first.why
         assert "(at the moments of bn2, without what sn1 adds)" in second.why
+        assert "(measured on example_input)" in swap(Residual(), example_input=torch.rand(64, 6)).rows[1].why
+
+    @pytest.mark.parametrize("trained", [False, True])
+    def test_are_those_of_the_network_before_and_after(self, trained):
+        """An attention's neuron has no norm before it, and receives products of spikes, of which there are more."""
+
+        class Attention(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.qkv, self.bn, self.sn = layer.Linear(16, 96), nn.BatchNorm1d(96), neuron.LIFNode()
+                self.attn, self.out = neuron.LIFNode(v_threshold=0.5), layer.Linear(32, 4)
+
+            def forward(self, x):
+                normed = self.bn(self.qkv(x).flatten(0, 1)).unflatten(0, x.shape[:2])
+                q, k, v = self.sn(normed).chunk(3, -1)
+                return self.out(self.attn(q @ k.transpose(-1, -2) @ v * 0.5))
+
+        def rates(net):
+            found = {}
+            hooks = [
+                net.get_submodule(n).register_forward_hook(lambda m, a, y, n=n: found.update({n: y.mean().item()}))
+                for n in ("sn", "attn")
+            ]
+            functional.reset_net(net.train(not trained))
+            net(x)
+            functional.reset_net(net)
+            for hook in hooks:
+                hook.remove()
+            return found
+
+        torch.manual_seed(0)
+        net, x = Attention(), torch.randn(4, 24, 16)
+        functional.set_step_mode(net, "m")
+        if trained:
+            for _ in range(50):
+                net(x)
+                functional.reset_net(net)
+        before, numbers = rates(copy.deepcopy(net)), torch.get_rng_state()
+        report = swap(net, example_input=x)
+        assert torch.equal(numbers, torch.get_rng_state())
+        after = rates(net)
+        assert after["sn"] > 2 * before["sn"]
+        assert after["attn"] > 0.5 > 10 * before["attn"]
+        for row in report.rows:
+            assert row.rate == pytest.approx((before[row.name], after[row.name]))
+        assert "WARNING: close to saturation" in report.rows[1].why or "WARNING: saturated" in report.rows[1].why
+        assert "swap(model, dynamics='lif') keeps LIF's gain in every neuron" in report.rows[1].why
+
+    def test_tell_of_a_readout_that_falls_silent(self):
+        net = nn.Sequential(layer.Linear(6, 64), neuron.LIFNode(), layer.Linear(64, 3), neuron.LIFNode())
+        functional.set_step_mode(net, "m")
+        with torch.no_grad():
+            net[0].weight.mul_(3), net[2].weight.fill_(0.2)
+        row = swap(net, example_input=torch.randn(8, 64, 6), v_threshold=8.0).left[0]
+        assert row.rate[0] > 0.1 > row.rate[1] == 0
+        assert "its input changed: expected firing rate" in row.why
+        assert "WARNING: silent" in row.why
 
     def test_expects_no_rate_of_an_input_that_is_not_finite(self):
         report, row = self.swapped(math.nan, neuron.LIFNode(2.0))

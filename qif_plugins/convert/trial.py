@@ -1,0 +1,147 @@
+"""Run a copy of a model on an example, to see what its neurons do, and leave no other trace."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import copy
+import inspect
+import io
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from ..support.randomness import unchanged_randomness
+from .hosts import Host
+
+__all__ = ["Call", "on_trial", "reset_state", "trial"]
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of one call of a model.
+
+    Attributes:
+        args: The positional ones.
+        kwargs: Those by name.
+        drive: Runs the model in its own way in place of a call with these arguments; ``None`` (default) calls it.
+    """
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    drive: Callable[[nn.Module], Any] | None = None
+
+    @staticmethod
+    def of(example: Any, model: nn.Module) -> Call:
+        """Make a call of what a user gives as ``example_input``: a tuple of arguments, a dict by name, or one argument.
+
+        A dict is taken apart only where the model takes arguments by all of its keys. A Call stays as it is.
+        """
+        if isinstance(example, Call):
+            return example
+        if isinstance(example, tuple):
+            return Call(example)
+        parameters = inspect.signature(model.forward).parameters.values()
+        names = {parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}
+        if isinstance(example, Mapping) and example and example.keys() <= names:
+            return Call((), example)
+        return Call((example,))
+
+    def copied(self) -> Call:
+        """Copy the arguments, which a model may write into.
+
+        Raises:
+            ValueError: An argument cannot be copied.
+        """
+        try:
+            args, kwargs = tree_map(
+                lambda value: value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value),
+                (tuple(self.args), dict(self.kwargs)),
+            )
+        except Exception as error:
+            raise ValueError(f"an argument cannot be copied: {type(error).__name__}: {error}") from error
+        return Call(args, kwargs, self.drive)
+
+    def run(self, model: nn.Module) -> Any:
+        """Run the model, and return its output."""
+        return self.drive(model) if self.drive else model(*self.args, **self.kwargs)
+
+
+_ON_TRIAL = contextvars.ContextVar("on_trial", default=False)
+
+
+def on_trial() -> bool:
+    """Whether what runs now is a copy of a model, inside :func:`trial`."""
+    return _ON_TRIAL.get()
+
+
+@contextlib.contextmanager
+def trial(model: nn.Module, hosts: Sequence[Host]) -> Iterator[nn.Module]:
+    """Yield a copy of the model, in eval mode and without the user's hooks.
+
+    What runs inside prints nothing, enters no host's books and leaves random number generators as they were.
+
+    Raises:
+        ValueError: The model cannot be copied.
+    """
+    token = _ON_TRIAL.set(True)
+    try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+            stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+            # A warning that is given once is for the user's own run.
+            stack.enter_context(warnings.catch_warnings())
+            stack.enter_context(unchanged_randomness())
+            for host in hosts:
+                stack.enter_context(host.apart())
+            yield _copy(model).eval()
+    finally:
+        _ON_TRIAL.reset(token)
+
+
+def reset_state(model: nn.Module) -> None:
+    """Reset the membranes of the neurons of either host."""
+    for module in model.modules():
+        # By what they have: SpikingJelly's memories, snnTorch's reset_mem.
+        clear: Any = getattr(module, "reset" if hasattr(module, "_memories") else "reset_mem", None)
+        if callable(clear):
+            clear()
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    # States that a forward pass left behind have a graph, which deepcopy refuses; the copy gets them without.
+    states = [t for m in model.modules() for t in tree_leaves(dict(vars(m))) if isinstance(t, Tensor) and not t.is_leaf]
+    try:
+        with _without_hooks(model):
+            return copy.deepcopy(model, {id(state): state.detach().clone() for state in states})
+    except Exception as error:
+        raise ValueError(
+            f"the model cannot be copied to follow example_input through it: {type(error).__name__}: {error}. Leave "
+            "example_input out to go by the order of registration."
+        ) from error
+
+
+@contextlib.contextmanager
+def _without_hooks(model: nn.Module) -> Iterator[None]:
+    """Hide all hooks but PyTorch's own (weight norms) from a copy that is made inside: monitors are not to see it."""
+    attached = [
+        (vars(module), kind, vars(module)[kind])
+        for module in model.modules()
+        for kind in ("_forward_pre_hooks", "_forward_hooks")
+    ]
+    try:
+        for attributes, kind, hooks in attached:
+            attributes[kind] = type(hooks)((key, hook) for key, hook in hooks.items() if _of_torch(hook))
+        yield
+    finally:
+        for attributes, kind, hooks in attached:
+            attributes[kind] = hooks
+
+
+def _of_torch(hook: Any) -> bool:
+    # An object, such as that of a weight norm, has its class's module.
+    return str(getattr(hook, "__module__", "")).split(".")[0] == "torch"
