@@ -80,8 +80,8 @@ def swap(
             neuron that was built as QIF becomes the LIF neuron whose leak it matches (``tau``, ``decay_input``,
             ``beta``, ``dynamics="lif"``; of a ``ParametricQIFNode`` the leak that it has by now) and keeps what else it
             was given; one without a leak stays QIF, and the report says so.
-        example_input: The model's argument, a tuple of them, or a dict of them by name. Copies of the model run on it in
-            eval mode, to see what feeds what, and how often each neuron spikes before and after the swap (norms that
+        example_input: The model's argument, a tuple of them, or a dict of them by name. Copies of the model run on it,
+            in eval mode, to see what feeds what, and how often each neuron spikes before and after the swap (norms that
             have seen no batch normalize by the example's statistics). A neuron that feeds nothing, since its state is
             read by name, reads out. Without an example, the order in which modules were registered decides: for certain
             in a plain ``nn.Sequential``, as a guess (the report says so) elsewhere.

@@ -38,7 +38,6 @@ class _Flow(TorchDispatchMode):
         feeding: The neurons that feed a weight or another neuron.
         behind: Norm -> the neurons that feed it, with no weight between.
         within: The neuron that is running, whose own recurrence says nothing about its place.
-        generators: The generators that were drawn from, and their states before.
     """
 
     def __init__(self) -> None:
@@ -47,7 +46,6 @@ class _Flow(TorchDispatchMode):
         self.feeding: set[str] = set()
         self.behind: dict[str, set[str]] = {}
         self.within = ""
-        self.generators: dict[torch.Generator, Tensor] = {}
 
     def feed(self, sources: frozenset[Source]) -> None:
         if not self.within:
@@ -75,9 +73,6 @@ class _Flow(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         sources = self.of((args, kwargs))
-        generator = kwargs.get("generator")
-        if generator is not None and generator not in self.generators:
-            self.generators[generator] = generator.get_state()
         out = func(*args, **kwargs)
         name = func.overloadpacket.__name__
         if name.endswith("_like") or name.startswith("new_"):
@@ -126,9 +121,6 @@ def trace(model: nn.Module, hosts: Sequence[Host], sites: list[Site], example: C
                 out = call.run(twin)
         except Exception as error:
             raise ValueError(f"the model does not run on example_input: {type(error).__name__}: {error}") from error
-        finally:
-            for generator, state in flow.generators.items():
-                generator.set_state(state)
         returned = flow.neurons(flow.of(out))
     # Hidden neurons may be returned, too, and a readout may feed itself. What feeds nothing and is not returned is read
     # as an attribute, or by a hook.

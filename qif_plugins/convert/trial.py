@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..support.randomness import unchanged_randomness
@@ -28,12 +30,12 @@ class Call:
     Attributes:
         args: The positional ones.
         kwargs: Those by name.
-        drive: Runs the model in its own way in place of a call with these arguments; ``None`` (default) calls it.
+        drive: Takes the model and the positional arguments, and runs it in its own way; ``None`` (default) calls it.
     """
 
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    drive: Callable[[nn.Module], Any] | None = None
+    drive: Callable[..., Any] | None = None
 
     @staticmethod
     def of(example: Any, model: nn.Module) -> Call:
@@ -68,7 +70,26 @@ class Call:
 
     def run(self, model: nn.Module) -> Any:
         """Run the model, and return its output."""
-        return self.drive(model) if self.drive else model(*self.args, **self.kwargs)
+        return self.drive(model, *self.args) if self.drive else model(*self.args, **self.kwargs)
+
+
+class _UnchangedGenerators(TorchDispatchMode):
+    """Restores the generators that operators inside were told to draw from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before: dict[torch.Generator, Tensor] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        generator = (kwargs or {}).get("generator")
+        if generator is not None and generator not in self.before:
+            self.before[generator] = generator.get_state()
+        return func(*args, **(kwargs or {}))
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        for generator, state in self.before.items():
+            generator.set_state(state)
 
 
 _ON_TRIAL = contextvars.ContextVar("on_trial", default=False)
@@ -98,7 +119,9 @@ def trial(model: nn.Module, hosts: Sequence[Host]) -> Iterator[nn.Module]:
             stack.enter_context(unchanged_randomness())
             for host in hosts:
                 stack.enter_context(host.apart())
-            yield _copy(model).eval()
+            twin = _copy(model).eval()
+            stack.enter_context(_UnchangedGenerators())
+            yield twin
     finally:
         _ON_TRIAL.reset(token)
 

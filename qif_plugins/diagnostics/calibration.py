@@ -18,7 +18,7 @@ from ..neuron.module import QIFLayer
 from ..neuron.moments import MomentClosureError, firing_rate, membrane_moments
 from ..support.names import unknown
 from ..support.text import plus_minus, text_table
-from .advice import ONE_STEP, REACH, derives, on_input_scale, on_runaway, surrogate_with_tails
+from .advice import ONE_STEP, REACH, derives, input_places, on_runaway, surrogate_with_tails
 from .running import Batches, bare, check_steps, run_all
 from .spiking import LayerStatistics, MeasuredLayer, measured, qif_layers
 from .statistics import Moments, average
@@ -170,7 +170,7 @@ def calibrate(
         _pool(list(statistics.values()))
     if any(s.steps for s in statistics.values()) and not any(s.input.n for s in statistics.values()):
         raise ValueError("every batch is empty: no neuron received a value. Pass one with at least one sample.")
-    return _set(layers, statistics, moments, on_input_scale(inner, layers))
+    return _set(layers, statistics, moments, {name: place.cure for name, place in input_places(inner, layers).items()})
 
 
 def _set(

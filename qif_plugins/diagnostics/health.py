@@ -1,8 +1,9 @@
-"""Check the QIF layers of a model on one batch: input, membranes, spikes, gradients, and what to do about them."""
+"""Check the QIF layers of a model on one batch: input, membranes, spikes, gradients, what is wrong and its cure."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -14,13 +15,13 @@ from torch.utils._pytree import tree_leaves
 from ..neuron.module import QIFLayer
 from ..neuron.moments import MomentClosureError
 from ..neuron.observe import Observation
-from ..neuron.parameters import Number
+from ..neuron.parameters import Number, QIFParameters
 from ..neuron.surrogate import FusedSurrogate
 from ..support.text import percent, text_table
-from .advice import advise, on_input_scale
+from .advice import Cause, InputPlace, advise, advise_network, input_places
 from .running import bare, check_steps, input_of, run_on
 from .spiking import LayerStatistics, MeasuredLayer, measured, qif_layers
-from .statistics import average
+from .statistics import average, effective_input
 
 __all__ = ["HealthReport", "LayerHealth", "health"]
 
@@ -41,7 +42,16 @@ class LayerHealth(MeasuredLayer):
         saturated: Share of neurons that spike in 95 % of their steps or more.
         rebound: Share of neuron-steps whose membrane lies so far below rest that the parabola is above the threshold
             again: the neuron spikes at the next step without further input.
-        advice: Causes that keep the layer from training, each with its cure; empty for a healthy layer.
+        rebound_spikes: Share of spikes that only the parabola's rise below its vertex causes: were the map held at its
+            vertex there, the neuron would not have spiked.
+        memory: Slope f' of the map at rest, the share of a membrane near rest that is left a step later.
+        input_repeats: Correlation of the input with that of the step before; 1 for an input that is constant in time.
+        spike_repeats: Share of neuron-steps that do what the step before did, spike or not.
+        gain: Factor that the layer multiplies the mean square of the gradient by, if a norm feeds it:
+            σ_I² E[w²]/(r(1 - r)) and the memory's part, all from what was measured (docs/mathematics.md).
+        gradient_square: Sum of squares of the gradient that arrives at its spikes.
+        advice: What keeps the layer from training, each with its cure; empty for a healthy layer.
+        causes: Which of :data:`~.advice.CAUSES` the advice names.
     """
 
     window_share: float = math.nan
@@ -50,7 +60,14 @@ class LayerHealth(MeasuredLayer):
     silent: float = math.nan
     saturated: float = math.nan
     rebound: float = math.nan
+    rebound_spikes: float = math.nan
+    memory: float = math.nan
+    input_repeats: float = math.nan
+    spike_repeats: float = math.nan
+    gain: float = math.nan
+    gradient_square: float = math.nan
     advice: tuple[str, ...] = ()
+    causes: tuple[Cause, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,14 +76,18 @@ class HealthReport:
 
     Attributes:
         layers: One entry for each layer, in the model's order.
+        advice: What keeps the network as a whole from training, each with its cure.
+        causes: Which of :data:`~.advice.CAUSES` the advice on the network and on its layers names.
     """
 
     layers: tuple[LayerHealth, ...]
+    advice: tuple[str, ...] = ()
+    causes: tuple[Cause, ...] = ()
 
     @property
     def healthy(self) -> bool:
         """Whether there is no advice."""
-        return not any(row.advice for row in self.layers)
+        return not self.advice and not any(row.advice for row in self.layers)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the layers as dictionaries, for a data frame or a log."""
@@ -83,50 +104,99 @@ class HealthReport:
             )
             for row in self.layers
         ]  # fmt: skip
-        advice = [f"{row.name}: {sentence}" for row in self.layers for sentence in row.advice]
+        advice = [*self.advice, *(f"{row.name}: {sentence}" for row in self.layers for sentence in row.advice)]
         return "\n".join([text_table(header, rows), "", *(advice or ["Nothing stands out."])])
 
 
 class _Statistics(LayerStatistics):
-    """Statistics of one layer, of its neurons, window and rebound too, with the spikes whose gradient is wanted."""
+    """Statistics of one layer, of its neurons, window and steps too, with the spikes whose gradient is wanted."""
 
     def __init__(self) -> None:
         super().__init__()
         self.counts: Tensor | None = None
         self.neuron_steps = 0
-        self.inside_window = self.rebounds = 0
+        self.sums: Counter[str] = Counter()
+        self.before: tuple[Tensor, Tensor, Tensor] | None = None
+        """Input, membrane and spikes of the last step."""
         self.spike_seqs: list[Tensor] = []
         self.inside: list[Tensor] = []
 
     def add(self, seen: Observation) -> None:
         super().add(seen)
-        h, params = seen.h_seq.detach(), seen.params
-        per_neuron = (seen.spike_seq.detach() != 0).sum(0, dtype=torch.float64)
+        h, spikes, params = seen.h_seq.detach(), seen.spike_seq.detach() != 0, seen.params
+        per_neuron = spikes.sum(0, dtype=torch.float64)
         batched = per_neuron.dim() > 1
         counts = (per_neuron.sum(0) if batched else per_neuron).cpu()
         if self.counts is None or self.counts.shape != counts.shape:
             self.counts, self.neuron_steps = torch.zeros_like(counts), 0
         self.counts += counts
         self.neuron_steps += h.shape[0] * (h.shape[1] if batched else 1)
-        inside = _derivative(seen.surrogate, h, params.v_threshold) != 0
-        self.inside_window += int(inside.sum().item())
-        below_vertex = h < (params.u1 + params.u2) / 2
-        self.rebounds += int((below_vertex & (params.map(h) >= params.v_threshold)).sum().item())
+        w = _derivative(seen.surrogate, h, params.v_threshold)
+        falls = params.map_derivative(h) < 0
+        self._sum("window", w != 0)
+        self._sum("surrogate", w.double().square())
+        self._sum("rebound", falls & (params.map(h) >= params.v_threshold))
+        after = h - params.v_threshold * spikes if params.reset == "soft" else h.where(~spikes, params.v_reset)
+        kept = params.map_derivative(after)
+        self._sum("kept", (kept if params.reset == "soft" else kept * ~spikes).double().square())
+        self._between_steps(params, effective_input(params, seen.x_seq.detach()), after, spikes)
         self.spike_seqs.append(seen.spike_seq)
-        self.inside.append(inside)
+        self.inside.append(w != 0)
 
-    def gradient(self, grads: list[Tensor | None]) -> tuple[float, float]:
-        """Share of the gradient that passes, NaN where none arrives or it is not finite; mean absolute gradient."""
+    def _between_steps(self, params: QIFParameters, x: Tensor, v: Tensor, spikes: Tensor) -> None:
+        """Compare each step with the one before it, in this call or the last."""
+        if self.before is not None and self.before[0].shape == x.shape[1:]:
+            x, v, spikes = (torch.cat([b[None], now]) for b, now in zip(self.before, (x, v, spikes), strict=True))
+        self.before = x[-1], v[-1], spikes[-1]
+        if len(x) < 2:
+            return
+        self._sum("input changes", (x[1:] - x[:-1]).double().square())
+        self._sum("repeats", spikes[1:] == spikes[:-1])
+        vertex = params.map((params.u1 + params.u2) / 2)
+        rebounds = (params.map_derivative(v[:-1]) < 0) & spikes[1:]
+        self._sum("rebound spikes", rebounds & (x[1:] + vertex < params.v_threshold))
+        self.sums["pairs"] += spikes[1:].numel()
+        self.sums["spikes after"] += int(spikes[1:].sum().item())
+
+    def _sum(self, name: str, values: Tensor) -> None:
+        self.sums[name] += values.sum().item()
+
+    def shares(self, layer: QIFLayer) -> dict[str, float]:
+        """Return what :class:`LayerHealth` holds of the sums, by name."""
+        n, sums = self.input.n, self.sums
+        variance, rate = self.input.std.item() ** 2, self.spikes / n
+        kept = min(sums["kept"] / n, 1.0)
+        # A membrane hands the gradient to earlier steps: on the mean of T steps, 1 + j + ... + j^(n-1) with n = 1 .. T.
+        handed = sum(kept**k * (self.steps - k) for k in range(self.steps)) / self.steps
+        spread = rate * (1 - rate)
+        params = layer.qif_parameters
+        return {
+            "window_share": sums["window"] / n,
+            "rebound": sums["rebound"] / n,
+            "rebound_spikes": _share(sums["rebound spikes"], sums["spikes after"]),
+            "memory": average(params.map_derivative(params.fixed_points()[0])),
+            "input_repeats": 1 - _share(sums["input changes"], 2 * sums["pairs"] * variance),
+            "spike_repeats": _share(sums["repeats"], sums["pairs"]),
+            "gain": _share(variance * sums["surrogate"] / n * handed, spread),
+        }
+
+    def gradient(self, grads: list[Tensor | None]) -> tuple[float, float, float]:
+        """Share of the gradient that passes, NaN where none arrives or it is not finite; mean and squares of it all."""
         arrived = [
             (g.detach().abs().double(), inside) for g, inside in zip(grads, self.inside, strict=True) if g is not None
         ]
         total = sum(g.sum().item() for g, _ in arrived)
+        squares = sum(g.square().sum().item() for g, _ in arrived)
         if not math.isfinite(total):
-            return math.nan, total
+            return math.nan, total, squares
         if not total > 0:
-            return math.nan, 0.0
+            return math.nan, 0.0, 0.0
         passed = sum((g * inside).sum().item() for g, inside in arrived)
-        return passed / total, total / self.input.n
+        return passed / total, total / self.input.n, squares
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole > 0 else math.nan
 
 
 def health(
@@ -137,6 +207,10 @@ def health(
     steps: int = 1,
 ) -> HealthReport:
     """Check every QIF layer of a model while it runs one batch, forward and backward.
+
+    The advice names which of five causes is present, with the number that shows it and the option that cures it: a map
+    without memory, the surrogate's width in a deep network, the scale for which the surrogate was derived, the input's
+    scale, and the rebound of the parabola. docs/does-not-learn.md explains each.
 
     The model is left as found: no gradient is accumulated, membranes, buffers, modes and random numbers are restored.
 
@@ -171,10 +245,11 @@ def health(
             raise ValueError("the batch is empty: no neuron received a value. Pass one with at least one sample.")
         value = _direction(output) if loss is None else _loss(loss, output, target, steps)
         gradients = _gradients(statistics, value)
-    scales = on_input_scale(inner, layers)
-    return HealthReport(
-        tuple(_row(name, layers[name], statistics[name], gradients[name], scales[name]) for name in layers)
-    )
+    places = input_places(inner, layers)
+    rows = tuple(_row(name, layers[name], statistics[name], gradients[name], places[name]) for name in layers)
+    found = advise_network(rows, layers, places)
+    causes = dict.fromkeys([cause for cause, _ in found] + [cause for row in rows for cause in row.causes])
+    return HealthReport(rows, tuple(sentence for _, sentence in found), tuple(causes))
 
 
 def _run(model: nn.Module, batch: Any, steps: int) -> tuple[Any, Any]:
@@ -262,20 +337,21 @@ def _derivative(surrogate: Any, h: Tensor, v_threshold: Number) -> Tensor:
         return torch.autograd.grad(spike.sum(), x)[0]
 
 
-def _row(name: str, layer: QIFLayer, seen: _Statistics, grads: list[Tensor | None], scale_input: str) -> LayerHealth:
+def _row(name: str, layer: QIFLayer, seen: _Statistics, grads: list[Tensor | None], place: InputPlace) -> LayerHealth:
     if not seen.input.n or seen.counts is None:
         advice = ("the batch did not reach it, or a subclass computes its own steps: nothing was measured.",)
         return LayerHealth(name=name, advice=advice)
-    gradient_share, gradient = seen.gradient(grads)
+    gradient_share, gradient, squares = seen.gradient(grads)
     try:
         predicted = tuple(average(moment) for moment in layer.window_moments())
     except MomentClosureError:
         predicted = (math.nan, math.nan)
     row = LayerHealth(
-        name=name, **seen.moments(), predicted_mean=predicted[0], predicted_std=predicted[1],
-        window_share=seen.inside_window / seen.input.n, gradient_share=gradient_share, gradient=gradient,
+        name=name, **seen.moments(), predicted_mean=predicted[0], predicted_std=predicted[1], **seen.shares(layer),
+        gradient_share=gradient_share, gradient=gradient, gradient_square=squares,
         silent=(seen.counts == 0).double().mean().item(),
         saturated=(seen.counts / seen.neuron_steps >= SATURATED_RATE).double().mean().item(),
-        rebound=seen.rebounds / seen.input.n,
     )  # fmt: skip
-    return replace(row, advice=advise(row, layer, scale_input, one_step=seen.steps == 1))
+    found = advise(row, layer, place, one_step=seen.steps == 1)
+    causes = tuple(cause for cause, _ in found if cause is not None)
+    return replace(row, advice=tuple(sentence for _, sentence in found), causes=causes)

@@ -1,5 +1,6 @@
 import copy
 import math
+import re
 
 import pytest
 import torch
@@ -7,10 +8,11 @@ from measured_models import MODELS
 from torch import nn
 
 import qif_plugins
-from qif_plugins import QIFParameters, Window, calibrate, health, membrane_moments, qif_multi_step
+from qif_plugins import QIFParameters, Window, calibrate, health, initialise, membrane_moments, qif_multi_step
 from qif_plugins.diagnostics.calibration import CalibrationWarning
 from qif_plugins.neuron.functional import _notice
 from qif_plugins.neuron.module import QIFLayer
+from qif_plugins.neuron.norm import TDBatchNorm1d
 from qif_plugins.neuron.phase import regions
 
 HOSTS = pytest.mark.parametrize("host", MODELS)
@@ -126,6 +128,161 @@ def test_given_surrogates():
         pieces = health(node(surrogate_function=surrogate.PiecewiseQuadratic()), x).layers[0]
     assert 0 < pieces.window_share < 1
     assert pieces.gradient > 0
+
+
+def perceptron(layers, width=64, norm=True, **options):
+    """On input ``[T, N, 20]``, with tdBN before each neuron."""
+    from spikingjelly.activation_based import functional, layer
+
+    build = type(node())
+    blocks, size = [], 20
+    for _ in range(layers):
+        blocks += [layer.Linear(size, width), *([TDBatchNorm1d(width)] if norm else []), build(**options)]
+        size = width
+    model = nn.Sequential(*blocks, layer.Linear(width, 10))
+    functional.set_step_mode(model, "m")
+    return model
+
+
+class TestCauses:
+    """Networks with one cause each: it is named, with no other, and the option that cures it cures it."""
+
+    def test_none(self):
+        for options in ({}, {"dynamics": "paper"}, {"tau": 10.0, "decay_input": False}):
+            assert health(perceptron(3, **options), torch.randn(6, 40, 20)).healthy
+        assert health(perceptron(20), torch.randn(6, 40, 20)).healthy
+
+    def test_memory_under_an_input_that_does_not_change(self):
+        x = torch.randn(40, 20).expand(8, 40, 20)
+        report = health(perceptron(1, dynamics="paper"), x)
+        assert report.causes == ("memory",)
+        assert "the map of 2 keeps -0.125 of a membrane" in report.advice[0]
+        assert report.layers[0].memory == pytest.approx(-0.125)
+        assert report.layers[0].input_repeats == pytest.approx(1)
+        assert report.layers[0].spike_repeats > 0.9
+        cured = health(perceptron(1, dynamics="lif"), x)
+        assert cured.healthy
+        assert cured.layers[0].spike_repeats < 0.9
+
+    def test_memory_in_a_deep_network(self):
+        report = health(perceptron(9, dynamics="paper"), torch.randn(6, 40, 20))
+        assert report.causes == ("memory",)
+        assert "nothing adds up over the time steps in any of 9 layers" in report.advice[0]
+        assert "9 layers (2 to 26)" in str(report)
+
+    def test_the_windows_width(self):
+        torch.manual_seed(0)
+        narrow, x = perceptron(10, window="unbiased"), torch.randn(6, 40, 20)
+        torch.manual_seed(0)
+        isometric = perceptron(10)
+        report, cured = health(narrow, x), health(isometric, x)
+        assert report.causes == ("window's width",)
+        assert "Take window='isometric' in 10 layers (2 to 29)" in report.advice[0]
+        assert cured.healthy
+        growth = [r.layers[0].gradient_square / r.layers[-1].gradient_square for r in (report, cured)]
+        assert growth[0] > 200
+        assert 0.2 < growth[1] < 5
+        # What is expected from membranes, rates and surrogates is what the gradient does.
+        for one, measured in zip((report, cured), growth, strict=True):
+            expected = math.prod(row.gain for row in one.layers[:-1])
+            assert math.log(expected) == pytest.approx(math.log(measured), abs=1.5)
+
+    def test_the_width_of_isometric_surrogates_in_a_sequence_shorter_than_the_leak(self):
+        model, x = perceptron(20, tau=10.0, decay_input=False), torch.randn(4, 40, 20)
+        report = health(model, x)
+        assert report.causes == ("window's width",)
+        assert "moments='measured'" in report.advice[0]
+        calibrate(model, x, moments="measured")
+        cured = health(model, x)
+        assert cured.healthy
+        before, after = (r.layers[0].gradient_square / r.layers[-1].gradient_square for r in (report, cured))
+        assert before < 0.01
+        assert 0.1 < after < 10
+
+    def test_no_width_is_blamed_where_no_norm_feeds_the_layers(self):
+        model, x = perceptron(10, norm=False, window="unbiased"), torch.randn(6, 40, 20)
+        initialise(model, x)
+        assert "window's width" not in health(model, x).causes
+
+    def test_the_windows_scale(self):
+        neuron, x = node(window="isometric"), 0.5 * torch.randn(8, 400, 20)
+        report = health(neuron, x)
+        assert report.causes == ("window's scale",)
+        assert "window's scale: its window assumes a membrane of 0.158 ± 1.05, and it is" in str(report)
+        calibrate(neuron, x)
+        assert health(neuron, x).healthy
+
+    def test_the_windows_tails(self):
+        x = torch.randn(8, 400, 20)
+        report = health(node(window=Window(3.5, 3.6)), x)
+        assert report.causes == ("window's scale",)
+        assert "leave it out for the isometric Gaussian" in str(report)
+        assert report.layers[0].gradient_share < 0.02
+        cured = health(node(window="isometric"), x)
+        assert cured.healthy
+        assert cured.layers[0].gradient_share > 0.9
+
+    def test_the_inputs_scale_where_neurons_are_silent(self):
+        model, x = perceptron(1, norm=False), 0.2 * torch.randn(6, 40, 20)
+        report = health(model, x)
+        assert report.causes == ("input's scale",)
+        assert "initialise(model, batch)" in str(report)
+        gain = float(re.search(r"take a gain (\S+) times as large", str(report))[1])
+        assert gain == pytest.approx(1 / report.layers[0].input_std, rel=0.01)
+        initialise(model, x)
+        assert health(model, x).healthy
+        model = perceptron(1, norm=False, input_gain=gain)
+        assert "input's scale" not in health(model, x).causes
+
+    def test_the_inputs_scale_where_neurons_saturate(self):
+        from spikingjelly.activation_based import neuron as host
+
+        from qif_plugins import swap
+
+        def build():
+            torch.manual_seed(0)
+            model = perceptron(1)
+            model[2] = host.LIFNode(tau=4.0, step_mode="m")
+            nn.init.constant_(model[1].bias, 4.0)
+            return model
+
+        x = torch.randn(6, 40, 20)
+        swapped = build()
+        swap(swapped)
+        report = health(swapped, x)
+        assert "input's scale" in report.causes
+        assert "LIF's own gain (swap(model, dynamics='lif'))" in str(report)
+        swap(cured := build(), dynamics="lif")
+        assert "input's scale" not in health(cured, x).causes
+
+    def test_the_rebound(self):
+        """A strong mean inhibition, under which all spikes but a few are the parabola's."""
+        x = torch.randn(20, 100, 8) - 2
+        neuron = node(window="heuristic")
+        report = health(neuron, x)
+        assert report.causes == ("rebound",)
+        row = report.layers[0]
+        h = qif_multi_step(x, 0.0, QIFParameters(), Window(0, 1), store_h_seq=True)[-1]
+        v = torch.where(h >= 1, 0.0, h)[:-1]
+        vertex = QIFParameters().map(0.25)
+        caused = (v < 0.25) & (h[1:] >= 1) & (x[1:] + vertex < 1)
+        assert row.rebound_spikes == pytest.approx((caused.sum() / (h[1:] >= 1).sum()).item())
+        assert row.rebound_spikes > 0.5
+        cured = health(node(window="heuristic", tau=4.0), x).layers[0]
+        assert "rebound" not in cured.causes
+        assert cured.rebound < 0.01
+
+    def test_are_the_same_one_step_at_a_call(self):
+        """The steps' relations are those between calls."""
+        model, x = perceptron(2, dynamics="paper"), torch.randn(40, 20)
+        from spikingjelly.activation_based import functional
+
+        model = nn.Sequential(*(m for m in model if not isinstance(m, TDBatchNorm1d)))  # which pools the steps
+        whole = health(model, x.expand(6, 40, 20)).layers[0]
+        functional.set_step_mode(model, "s")
+        stepped = health(model, x, steps=6).layers[0]
+        for name in ("input_repeats", "spike_repeats", "gain", "rebound"):
+            assert getattr(stepped, name) == pytest.approx(getattr(whole, name), rel=1e-5)
 
 
 def test_healthy():
