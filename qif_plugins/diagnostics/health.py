@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -115,7 +115,7 @@ class _Statistics(LayerStatistics):
         super().__init__()
         self.counts: Tensor | None = None
         self.neuron_steps = 0
-        self.sums: Counter[str] = Counter()
+        self.sums: defaultdict[str, float] = defaultdict(float)
         self.before: tuple[Tensor, Tensor, Tensor] | None = None
         """Input, membrane and spikes of the last step."""
         self.spike_seqs: list[Tensor] = []
@@ -136,7 +136,8 @@ class _Statistics(LayerStatistics):
         self._sum("window", w != 0)
         self._sum("surrogate", w.double().square())
         self._sum("rebound", falls & (params.map(h) >= params.v_threshold))
-        after = h - params.v_threshold * spikes if params.reset == "soft" else h.where(~spikes, params.v_reset)
+        v_reset: Any = params.v_reset
+        after = h - params.v_threshold * spikes if params.reset == "soft" else h.where(~spikes, v_reset)
         kept = params.map_derivative(after)
         self._sum("kept", (kept if params.reset == "soft" else kept * ~spikes).double().square())
         self._between_steps(params, effective_input(params, seen.x_seq.detach()), after, spikes)
@@ -161,7 +162,7 @@ class _Statistics(LayerStatistics):
     def _sum(self, name: str, values: Tensor) -> None:
         self.sums[name] += values.sum().item()
 
-    def shares(self, layer: QIFLayer) -> dict[str, float]:
+    def shares(self, layer: QIFLayer) -> dict[str, Any]:
         """Return what :class:`LayerHealth` holds of the sums, by name."""
         n, sums = self.input.n, self.sums
         variance, rate = self.input.std.item() ** 2, self.spikes / n

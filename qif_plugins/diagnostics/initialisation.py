@@ -157,7 +157,7 @@ def initialise(model: nn.Module, batch: Any, *, steps: int = 1) -> Initialisatio
     x = () if callable(batch) else (input_of(model, batch),)
 
     def drive(one: nn.Module, *copies: Tensor) -> Any:
-        return run_on(one, *(copies or x), steps) if x else batch(one)
+        return run_on(one, (copies or x)[0], steps) if x else batch(one)
 
     neurons = {site.name or "(model)": site for site in find_neurons(model, hosts)}
     if not neurons:
