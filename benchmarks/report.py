@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("results", nargs="*", type=Path, help="results files (default: all in benchmarks/results)")
     # The folder holds the results of other scripts, too; those of `qif bench` have cases.
     chosen = parser.parse_args().results or [
-        path for path in sorted((HERE / "results").glob("*.json")) if "cases" in json.loads(path.read_text())
+        path for path in sorted((HERE / "results").glob("*.json")) if json.loads(path.read_text()).get("cases")
     ]
     if not chosen:
         parser.error("no results yet; run `qif bench` first")
@@ -206,7 +206,7 @@ def page(results: dict[str, Any], figure: Path) -> str:
         *([results["note"], ""] if "note" in results else []),
         f"![cost per neuron-step]({figure.name})",
         "",
-        *(_gpu_targets(results) if on_gpu else _targets(results)),
+        *(gpu_targets(results) if on_gpu else _targets(results)),
         *_profile(results),
         *_overview(results),
     ]
@@ -253,7 +253,7 @@ def _targets(results: dict[str, Any]) -> list[str]:
     return [*lines, "", *_misses(results)] if len(lines) > 2 else []
 
 
-def _gpu_targets(results: dict[str, Any]) -> list[str]:
+def gpu_targets(results: dict[str, Any]) -> list[str]:
     """For each target and dtype the worst size, and where Python may be in the device time."""
     lines = [
         "| forward + backward | peer | judged by | worst | at | target | |",

@@ -2,17 +2,22 @@
 
 ``pytest -m gpu``. Without a GPU everything here is skipped. Most of the time goes into compiling: Triton takes one to
 three seconds for each kind of kernel that the cases draw. ``-n 8`` (pytest-xdist) spreads that over the cores.
+
+With ``QIF_REHEARSAL`` (a folder for what is compiled) and ``TRITON_INTERPRET=1`` in the environment, a rehearsal on the
+CPU: Triton's kernels interpreted, those of ``qif.cu`` emulated. ``benchmarks/gpu.py`` says what that cannot show.
 """
 
 import copy
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import cuda_shim
 import pytest
 import torch
 from hypothesis import given, settings
-from kernel_cases import Case, cases, check_against_reference
+from kernel_cases import SHORT, Case, cases, check_against_reference
 from measured_models import MODELS
 from torch import distributed, nn
 
@@ -26,19 +31,35 @@ from qif_plugins.ops.backends import implementation, unavailable_reason
 from qif_plugins.ops.contract import Coefficient, Coefficients, Kind, Shape
 from qif_plugins.ops.library import multi_step
 
+REHEARSAL = os.environ.get("QIF_REHEARSAL")
+DEVICE = torch.device("cpu" if REHEARSAL else "cuda")
+
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.timeout(1200),
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no CUDA GPU"),
+    pytest.mark.skipif(not REHEARSAL and not torch.cuda.is_available(), reason="PyTorch sees no CUDA GPU"),
+    pytest.mark.filterwarnings("ignore::RuntimeWarning" if REHEARSAL else "default"),  # NumPy interprets NaN
 ]
 host_independent = pytest.mark.host_independent
+
+
+def on_card(why):
+    """Leave a test out of the rehearsal."""
+    return pytest.mark.skipif(bool(REHEARSAL), reason=f"not rehearsed: {why}")
+
 
 MIB, GIB = 2**20, 2**30
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _emulated():
+    if REHEARSAL:
+        cuda_shim.rehearse(REHEARSAL)
+
+
 @pytest.fixture(scope="module", params=["triton", "cupy", "torch"])
 def backend(request):
-    reason = unavailable_reason(request.param, torch.device("cuda"))
+    reason = unavailable_reason(request.param, DEVICE)
     if reason is not None:
         pytest.skip(f"{request.param}: {reason}")
     return request.param
@@ -52,12 +73,21 @@ def fused(backend):
 
 
 @host_independent
+@on_card("the CPU has other backends")
 def test_fused_backends_come_first():
     assert available_backends("cuda")[-1] == "torch"
     assert "numba" not in available_backends("cuda")
 
 
 @host_independent
+@pytest.mark.parametrize("case", SHORT, ids=lambda case: case.kind.shape.name)
+def test_short_list(backend, case):
+    """The first thing that a card is asked."""
+    check_against_reference(implementation(backend), case, DEVICE)
+
+
+@host_independent
+@on_card("the suite interprets and emulates the same cases")
 @pytest.mark.parametrize("shape", Shape)
 @given(case=cases())
 @settings(max_examples=30)
@@ -67,6 +97,7 @@ def test_same_bits_as_the_reference(backend, shape, case):
 
 
 @host_independent
+@on_card("more blocks than an interpreter gets through")
 @pytest.mark.parametrize("blocks", [(5, 64, 4096), (3, 1000, 441), (2**14, 77, 1), (1, 3, 2**18 + 1)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_large_inputs(backend, blocks, dtype):
@@ -119,10 +150,11 @@ def assert_all_equal(got, expected):
 def test_public_entry(backend, memory_format):
     x = torch.randn(12, 6, 5, 3).to(memory_format=memory_format).unflatten(0, (3, 4))
     v = torch.randn(4, 6, 5, 3)
-    assert_all_equal(run_with_gradients(x.cuda(), v.cuda(), backend), run_with_gradients(x, v, "torch"))
+    assert_all_equal(run_with_gradients(x.to(DEVICE), v.to(DEVICE), backend), run_with_gradients(x, v, "torch"))
 
 
 @host_independent
+@on_card("the CPU has nothing to wait for")
 @pytest.mark.parametrize("sizes", [(1000,), (1,)])
 def test_no_host_synchronisation(backend, sizes):
     x, v = torch.randn(4, 1000, device="cuda"), torch.zeros(1000, device="cuda")
@@ -143,6 +175,7 @@ def test_no_host_synchronisation(backend, sizes):
 
 
 @host_independent
+@on_card("the CPU has no streams")
 def test_runs_on_the_current_stream(fused):
     x, v = torch.randn(4, 3000), torch.randn(3000)
     expected = run_with_gradients(x, v, "torch")
@@ -161,6 +194,7 @@ def test_runs_on_the_current_stream(fused):
 
 
 @host_independent
+@on_card("the CPU has no streams")
 def test_threads_with_streams_of_their_own(fused):
     """All of them compile the same kernel first."""
     x, v = torch.randn(7, 3001), torch.randn(3001)
@@ -177,7 +211,7 @@ def test_threads_with_streams_of_their_own(fused):
 
 @host_independent
 def test_empty_input(fused):
-    x = torch.empty(3, 0, device="cuda", requires_grad=True)
+    x = torch.empty(3, 0, device=DEVICE, requires_grad=True)
     spike, v = qif_multi_step(x, 0.0, QIFParameters(), ATan(), backend=fused)
     spike.sum().backward()
     assert spike.shape == x.grad.shape == (3, 0)
@@ -187,10 +221,29 @@ def test_empty_input(fused):
 @host_independent
 def test_float64_takes_the_reference():
     x = torch.randn(3, 50, dtype=torch.float64)
-    assert_all_equal(run_with_gradients(x.cuda(), x[0].cuda(), "auto"), run_with_gradients(x, x[0], "auto"))
+    assert_all_equal(run_with_gradients(x.to(DEVICE), x[0].to(DEVICE), "auto"), run_with_gradients(x, x[0], "auto"))
 
 
 @host_independent
+@on_card("the CPU launches nothing")
+def test_one_launch_a_pass(fused):
+    x = torch.randn(4, 1000, device="cuda", requires_grad=True)
+    weights = weights_like(x)
+
+    def step():
+        spike, _ = qif_multi_step(x, 0.0, QIFParameters(), ATan(), backend=fused)
+        torch.autograd.grad(spike, x, weights)
+
+    step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        step()
+        torch.cuda.synchronize()
+    on_device = [event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    assert len(on_device) == 2, [event.name for event in on_device]
+
+
+@host_independent
+@on_card("the CUDA allocator is asked")
 def test_memory(fused):
     """Without a gradient h is not kept; with one it is, and the backward pass adds the gradient of x alone."""
     x = torch.randn(4, 2**20, device="cuda")
@@ -221,8 +274,8 @@ def test_memory(fused):
 
 @host_independent
 def test_opcheck(fused):
-    x = torch.randn(3, 4, 5, device="cuda", requires_grad=True)
-    gain = torch.rand(5, device="cuda", requires_grad=True)
+    x = torch.randn(3, 4, 5, device=DEVICE, requires_grad=True)
+    gain = torch.rand(5, device=DEVICE, requires_grad=True)
     numbers = [0.25, 0.0, 0.5, 1.0, 0.0, 1.0, 0.5, 1.5, 0.8, 0.1]
     tensors = (None,) * 5 + (gain,) + (None,) * 3
     torch.library.opcheck(
@@ -232,6 +285,7 @@ def test_opcheck(fused):
 
 
 @host_independent
+@on_card("the CPU has no graphs")
 def test_cuda_graph(fused):
     """Captured once, replayed on other inputs; the second replay must not see anything of the first."""
     static_x = torch.randn(4, 2, 500, device="cuda", requires_grad=True)
@@ -295,6 +349,7 @@ def gradients(network, x, y):
 
 
 @host_independent
+@on_card("Inductor writes other code for the CPU")
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
 def test_compiles_without_graph_break(fused, mode):
     """Inductor, which takes convolutions to channels-last; "reduce-overhead" captures CUDA graphs besides."""
@@ -315,6 +370,7 @@ def test_compiles_without_graph_break(fused, mode):
 
 
 @host_independent
+@on_card("autocast and the gradient scaler of CUDA")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_training_under_autocast(backend, dtype):
     """With float16 the first scale is so large that gradients overflow and the scaler leaves steps out."""
@@ -338,6 +394,7 @@ def test_training_under_autocast(backend, dtype):
 
 
 @host_independent
+@on_card("NCCL")
 @pytest.mark.skipif(
     not (distributed.is_available() and distributed.is_nccl_available()), reason="this PyTorch has no NCCL"
 )
@@ -355,6 +412,7 @@ def test_distributed_data_parallel(fused):
 
 
 @host_independent
+@on_card("more blocks than an interpreter gets through")
 def test_same_sums_every_time(fused):
     """The gradients of numbers are reduced without atomics."""
     x = torch.randn(4, 8, 64, 1024, device="cuda")
@@ -368,6 +426,7 @@ def test_same_sums_every_time(fused):
 
 
 @host_independent
+@on_card("memory")
 @pytest.mark.parametrize(("steps", "neurons"), [(1, 2**31 + 1), (2, 2**30 + 4)])
 def test_more_than_2_31_elements(fused, steps, neurons):
     """bfloat16 in, float32 saved; compared with the reference piece by piece."""
@@ -431,24 +490,64 @@ def test_spikingjelly_node(backend):
 
     x = torch.randn(4, 3, 50)
     for make in (lambda name: QIFNode(step_mode="m", backend=name), lambda name: QIFNode(2.0, backend=name)):
-        on_cpu, on_gpu = make("torch"), make(backend).cuda()
+        on_cpu, on_gpu = make("torch"), make(backend).to(DEVICE)
         functional.set_step_mode(on_cpu, "m")
         functional.set_step_mode(on_gpu, "m")
         assert_all_equal(
-            train_step(on_gpu, x.cuda(), functional.reset_net), train_step(on_cpu, x, functional.reset_net)
+            train_step(on_gpu, x.to(DEVICE), functional.reset_net), train_step(on_cpu, x, functional.reset_net)
         )
-    on_cpu, on_gpu = ParametricQIFNode(step_mode="m", backend="torch"), ParametricQIFNode(step_mode="m").cuda()
+    on_cpu, on_gpu = ParametricQIFNode(step_mode="m", backend="torch"), ParametricQIFNode(step_mode="m").to(DEVICE)
     on_gpu.backend = backend
     assert_close_networks(
-        train_step(on_gpu, x.cuda(), functional.reset_net), train_step(on_cpu, x, functional.reset_net)
+        train_step(on_gpu, x.to(DEVICE), functional.reset_net), train_step(on_cpu, x, functional.reset_net)
     )
+
+
+def test_set_backend(fused):
+    """SpikingJelly 0.0.0.0.14's way to its CuPy kernels takes the neurons to ours."""
+    functional = pytest.importorskip("spikingjelly.activation_based.functional", reason="SpikingJelly is not installed")
+    if not hasattr(functional, "set_backend"):
+        pytest.skip("this SpikingJelly has no set_backend")
+    from qif_plugins.adapters.spikingjelly import QIFNode
+
+    x = torch.randn(4, 3, 50)
+    on_cpu, on_gpu = (nn.Sequential(QIFNode(), QIFNode(2.0)) for _ in range(2))
+    on_gpu.to(DEVICE)
+    for network, name in ((on_cpu, "torch"), (on_gpu, fused)):
+        functional.set_step_mode(network, "m")
+        functional.set_backend(network, name, instance=QIFNode)
+    assert [node.backend for node in on_gpu] == [fused, fused]
+    assert_all_equal(
+        train_step(on_gpu, x.to(DEVICE), functional.reset_net), train_step(on_cpu, x, functional.reset_net)
+    )
+
+
+@on_card("the CPU has nothing to wait for")
+@pytest.mark.parametrize("host", MODELS)
+def test_no_synchronisation_in_a_host(host):
+    model, (x, *_) = MODELS[host]()
+    model, x = model.cuda(), x.cuda()
+
+    def step():
+        for module in model.modules():
+            if hasattr(module, "_memories"):
+                module.reset()
+        model(x).square().sum().backward()
+
+    step()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("host", MODELS)
 def test_networks_of_a_host_learn(host):
     model, (x, *_) = MODELS[host]()
-    model, x = model.cuda(), x.cuda()
-    wanted = torch.arange(x.shape[1], device="cuda") % 4
+    model, x = model.to(DEVICE), x.to(DEVICE)
+    wanted = torch.arange(x.shape[1], device=DEVICE) % 4
     optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
     losses = []
     for _ in range(40):
@@ -470,7 +569,7 @@ def test_snntorch_neuron():
 
     x = torch.randn(4, 3, 50)
     results = []
-    for device in ("cpu", "cuda"):
+    for device in ("cpu", DEVICE):
         neuron = QIF(beta=0.9).to(device)
         current = x.to(device).requires_grad_()
         mem, spikes = neuron.reset_mem(), []
@@ -485,6 +584,7 @@ def test_snntorch_neuron():
 
 
 @host_independent
+@on_card("the GPU's clock is read")
 def test_bench(tmp_path):
     out = tmp_path / "results.json"
     arguments = ["bench", "--device", "cuda", "--size", "4x4096", "--dtypes", "float32", "bfloat16"]
@@ -502,6 +602,7 @@ def test_bench(tmp_path):
 
 
 @host_independent
+@on_card("no name to find")
 def test_doctor_names_the_gpu(capsys):
     assert main(["doctor"]) == 0
     assert torch.cuda.get_device_name() in capsys.readouterr().out

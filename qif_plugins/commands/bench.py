@@ -12,6 +12,8 @@ import torch
 from ..experiments.bench.harness import FULL, QUICK, QUICK_GPU
 from ..experiments.bench.harness import run as measure_all
 from ..experiments.bench.machine import machine_name
+from ..experiments.bench.peers import OURS, PEERS
+from ..support.names import unknown
 from .objects import device
 
 __all__ = ["run"]
@@ -29,6 +31,10 @@ def run(arguments: argparse.Namespace) -> int:
     sizes = tuple((steps, neurons) for steps, neurons in wanted if steps * neurons <= most)
     if not sizes:
         raise ValueError(f"no size has T times N of at most --most {most}; raise it")
+    optional = [name for name in PEERS if name != OURS]
+    for name in arguments.leave_out:
+        if name not in optional:
+            raise ValueError(unknown("neuron to --leave-out", name, optional))
     path = arguments.out or Path("benchmarks/results") / f"{machine_name(where)}.json"
     command = " ".join(["qif", *sys.argv[1:]])
     dtypes = [getattr(torch, name) for name in arguments.dtypes or ("float32", "bfloat16")]
@@ -36,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     minutes = math.inf if arguments.minutes is None else arguments.minutes
     left = measure_all(
         sizes, dtypes, where, path, command, arguments.old_spikingjelly, seconds,
-        lambda text: print(text, flush=True), arguments.resume, minutes,
+        lambda text: print(text, flush=True), arguments.resume, minutes, arguments.leave_out,
     )  # fmt: skip
     print(f"\nwrote {path}")
     if left:

@@ -379,6 +379,8 @@ def bench(parser: ArgumentParser) -> None:
         "--old-spikingjelly", type=Path, metavar="FOLDER",
         help="folder with a second SpikingJelly (pip install --target FOLDER --no-deps spikingjelly==0.0.0.0.14)",
     )  # fmt: skip
+    text = "neurons not to measure, by their names in the table, e.g. 'qif, reference'"
+    add("--leave-out", nargs="+", default=[], metavar="NAME", help=text)
     add("--resume", action="store_true", help="keep what the results file holds and measure only what it lacks")
     text = "begin no further size after this time; --resume continues (default: no limit)"
     add("--minutes", type=positive, help=text)

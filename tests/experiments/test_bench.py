@@ -58,10 +58,12 @@ def test_results_file(tmp_path, capsys):
 def test_a_run_goes_on_where_it_stopped(tmp_path, capsys):
     out = tmp_path / "results.json"
     arguments = ["bench", "--size", "2x16", "--size", "2x32", "--dtypes", "float32", "--seconds", "0.01"]
-    arguments += ["--minutes", "1e-9", "--out", str(out)]
+    arguments += ["--leave-out", "qif, reference", "--minutes", "1e-9", "--out", str(out)]
     assert main(arguments) == 0
     assert "1 cases are left" in capsys.readouterr().out
     (first,) = json.loads(out.read_text())["cases"]
+    assert OURS in first["peers"]
+    assert "qif, reference" not in first["peers"]
     assert main([*arguments, "--resume"]) == 0
     assert "left" not in capsys.readouterr().out
     results = json.loads(out.read_text())
@@ -147,7 +149,7 @@ def test_bytes_that_must_move():
     for dtype, (floor, ours) in per_step.items():
         x = torch.zeros(5, 7, dtype=dtype)
         assert moved_bytes(FLOOR_THERE, x) == moved_bytes(FLOOR_NEW, x) == 35 * floor
-        assert moved_bytes(OURS, x) == 35 * ours + 7 * x.element_size()
+        assert moved_bytes(OURS, x) == moved_bytes("qif, cupy", x) == 35 * ours + 7 * x.element_size()
         assert moved_bytes("snnTorch Leaky", x) is None
 
 
@@ -192,6 +194,7 @@ def test_a_second_version_of_a_host():
         (["--device", "nowhere"], "nowhere"),
         (["--size", "1x8", "--old-spikingjelly", "nowhere"], "--no-deps spikingjelly==0.0.0.0.14"),
         (["--size", "4x8", "--most", "8"], "--most"),
+        (["--size", "1x8", "--leave-out", "qif"], "--leave-out 'qif'"),
     ],
 )
 def test_bad_input(arguments, message, tmp_path, capsys):

@@ -111,6 +111,37 @@ def cases(draw: st.DrawFn, max_neurons: int = 600, max_steps: int = 9) -> Case:
     )
 
 
+def _short() -> list[Case]:
+    """One case for each surrogate, which between them have every type, layout, reset and gradient."""
+    layouts = ("float", "channel", "neuron", "single")
+    list_of_cases = []
+    for i, shape in enumerate(Shape):
+        chosen = tuple(layouts[(i + j) % 4] for j in range(9)) if i else ("float",) * 9
+        list_of_cases.append(
+            Case(
+                steps=(1, 4, 5, 3, 7)[i],
+                blocks=((2, 4, 128), (1, 3, 77), (2, 5, 64), (3, 7, 16), (1, 4, 257))[i],
+                dtype=DTYPES[i % 3],
+                layouts=chosen,
+                kind=Kind(
+                    soft=i in (1, 4), detach_reset=i in (2, 4), strict=i in (2, 3), shape=shape, pre_reset=i in (1, 3)
+                ),
+                start=("float", *DTYPES)[i % 4],
+                store_v_seq=i % 2 == 1,
+                save_h=i != 2,
+                specials=i != 0,
+                gradients=(True, i > 0, i in (1, 3)),
+                needs=tuple(layout != "float" for layout in chosen[:6]),
+                needs_v0=True,
+                seed=i,
+            )
+        )
+    return list_of_cases
+
+
+SHORT = _short()
+
+
 def coefficients(case: Case, generator: torch.Generator) -> Coefficients:
     """The nine coefficients of ``case``, on the CPU."""
     ranges = (*RANGES.values(), *SURROGATES[case.kind.shape])

@@ -4,12 +4,10 @@ The shim replaces the launch alone, so the packing of arguments, the choice of v
 the final sums are those that run on a GPU.
 """
 
-import ctypes
 import itertools
 import re
-import shutil
-import subprocess
 
+import cuda_shim
 import pytest
 import torch
 from hypothesis import given, settings
@@ -21,40 +19,17 @@ from qif_plugins.ops.contract import Kind, Shape
 
 pytestmark = pytest.mark.host_independent
 
-SHIM = cuda.SOURCE.parents[2] / "tests" / "helpers" / "cuda_shim.h"
-
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    """qif.cu as a library of the host; built wherever there is a C++ compiler, and a failure to build fails."""
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("g++ is not installed, and without it qif.cu cannot run on the CPU")
-    target = tmp_path_factory.mktemp("shim") / "qif.so"
-    command = [
-        compiler, "-std=c++17", "-O2", "-ffp-contract=off", "-shared", "-fPIC", "-x", "c++",
-        f'-DQIF_SOURCE="{cuda.SOURCE}"', str(SHIM), "-o", str(target),
-    ]  # fmt: skip
-    built = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert built.returncode == 0, built.stderr
-    shim = ctypes.CDLL(str(target))
-    shim.size_of_forward.restype = shim.size_of_backward.restype = ctypes.c_ulong
-    return shim
+    return cuda_shim.build(tmp_path_factory.mktemp("shim"))
 
 
 @pytest.fixture(scope="module", params=["one stride", "many strides"])
 def shimmed(request, library):
     """The module ``cuda`` launching on the host, with the real block size and with one that strides."""
-
-    def launch(name, flags, blocks, arguments, device):
-        which, vector = re.fullmatch(r"(\w+)<(\d)>", name).groups()
-        size = library.size_of_forward() if which == "forward" else library.size_of_backward()
-        assert len(arguments) == size
-        values = (ctypes.c_int * len(flags))(*flags.values())
-        library.run(which == "forward", int(vector), values, arguments, blocks, cuda.THREADS)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cuda, "_launch", launch)
+        patch.setattr(cuda, "_launch", cuda_shim.launcher(library))
         if request.param == "many strides":
             patch.setattr(cuda, "THREADS", 8)
             patch.setattr(sums, "TARGET", 64)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ def measure(
     old: OldHost | None = None,
     seconds: float = 10.0,
     repeats: int = 100,
+    leave_out: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Measure every peer on one input.
 
@@ -63,6 +64,7 @@ def measure(
         old: A second version of SpikingJelly, if wanted.
         seconds: Time to spend; at least three repetitions are made.
         repeats: Repetitions at most.
+        leave_out: Peers not to measure.
 
     Returns:
         T, N, dtype, the number of repetitions, and for each peer median seconds and median ratio to ours of each pass,
@@ -82,7 +84,7 @@ def measure(
     except RuntimeError as error:
         raise _cannot(shape, _one_line(error)) from error
     plans: dict[str, Callable[[], Runner | OldRunner]] = {
-        name: partial(Runner, name, x, gradient) for name in peers_for(device, hosts)
+        name: partial(Runner, name, x, gradient) for name in peers_for(device, hosts) if name not in leave_out
     }
     if old is not None:
         for name in ("SpikingJelly LIFNode", *(["SpikingJelly LIFNode, cupy"] if device.type == "cuda" else [])):
@@ -160,6 +162,7 @@ def run(
     report: Callable[[str], None] = print,
     resume: bool = False,
     minutes: float = float("inf"),
+    leave_out: Sequence[str] = (),
 ) -> int:
     """Measure all sizes, and write the results file after each.
 
@@ -174,6 +177,7 @@ def run(
         report: Receives each case as text.
         resume: Whether to keep what ``path`` holds and to measure only what it lacks.
         minutes: Time after which no further size is begun; one is measured at least.
+        leave_out: Peers not to measure.
 
     Returns:
         How many cases are left to measure.
@@ -199,7 +203,7 @@ def run(
             while left and (first or time.monotonic() - began < 60 * minutes):
                 first = False
                 steps, neurons, dtype = left.pop(0)
-                case = measure(steps, neurons, dtype, device, hosts, old, seconds)
+                case = measure(steps, neurons, dtype, device, hosts, old, seconds, leave_out=leave_out)
                 results["cases"].append(case)
                 results["cases"].sort(key=_order)
                 write(path, results)

@@ -44,9 +44,10 @@ class OldHost:
                 f"{folder} has no folder 'spikingjelly'; install it with "
                 f"pip install --target {folder} --no-deps spikingjelly==0.0.0.0.14"
             )
+        paths = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
         self.process = subprocess.Popen(
             [sys.executable, "-m", "qif_plugins.experiments.bench.old_host"],
-            env={**os.environ, "PYTHONPATH": str(folder)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONPATH": paths}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         self.version = self.ask(do="start", threads=torch.get_num_threads())["version"]
 

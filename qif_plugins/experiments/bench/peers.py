@@ -16,7 +16,7 @@ from torch import Tensor
 from ...neuron.functional import qif_multi_step
 from ...neuron.parameters import QIFParameters
 from ...neuron.surrogate import Window
-from ...ops.backends import BackendName
+from ...ops.backends import BackendName, available_backends
 
 __all__ = ["FLOORS", "FLOOR_NEW", "FLOOR_THERE", "OURS", "PEERS", "draw", "dtype_name", "moved_bytes", "peers_for"]
 
@@ -120,10 +120,14 @@ FLOOR_THERE = "three copies, memory that is there"
 FLOORS = (FLOOR_NEW, FLOOR_THERE)
 """In float32 they move as many bytes as forward and backward do; see :func:`moved_bytes`."""
 OURS = "qif"
+OTHER_KERNELS = {"triton": "qif, triton", "cupy": "qif, cupy"}
+"""Our kernels on a GPU by backend, measured where ``"auto"``, which :data:`OURS` takes, chooses another one."""
 PEERS: dict[str, Callable[[torch.device], Call]] = {
     FLOOR_NEW: _copies_new,
     FLOOR_THERE: _copies_there,
     OURS: _ours("auto"),
+    "qif, triton": _ours("triton"),
+    "qif, cupy": _ours("cupy"),
     "qif, reference": _ours("torch"),
     "qif in SpikingJelly": _spikingjelly(_qif_node),
     "SpikingJelly LIFNode": _spikingjelly(lambda neuron: neuron.LIFNode(step_mode="m")),
@@ -141,7 +145,8 @@ PEERS: dict[str, Callable[[torch.device], Call]] = {
 def peers_for(device: torch.device, hosts: tuple[str, ...]) -> list[str]:
     """List the peers to measure on ``device`` with these hosts installed."""
     maps = device.type == "cpu" and hasattr(mmap, "MAP_PRIVATE")  # a GPU's allocator keeps what it has
-    names = [*(FLOORS if maps else [FLOOR_THERE]), OURS, "qif, reference"]
+    others = [OTHER_KERNELS[name] for name in available_backends(device)[1:] if name in OTHER_KERNELS]
+    names = [*(FLOORS if maps else [FLOOR_THERE]), OURS, *(others if device.type == "cuda" else []), "qif, reference"]
     if "spikingjelly" in hosts:
         names += ["qif in SpikingJelly", "SpikingJelly LIFNode", "SpikingJelly's own QIFNode"]
         if device.type == "cuda":
@@ -173,4 +178,5 @@ def moved_bytes(peer: str, x: Tensor) -> int | None:
     """
     if peer in FLOORS:
         return 6 * x.nbytes
-    return 4 * x.nbytes + 2 * 4 * x.numel() + x[0].nbytes if peer == OURS else None
+    ours = (OURS, *OTHER_KERNELS.values())
+    return 4 * x.nbytes + 2 * 4 * x.numel() + x[0].nbytes if peer in ours else None
