@@ -53,13 +53,12 @@ BANDWIDTH, BUSY = 0.85, 2**22
 GPU_PEERS = (("SpikingJelly LIFNode", 1.0), ("SpikingJelly LIFNode, cupy, 0.0.0.0.14", 2.0))
 
 FLOORS_TEXT = (
-    "The floors are three copies of the tensor, in float32 as many bytes as forward and backward move. Into *newly "
-    "mapped memory*: the operating system gives it page by page, and each page of 4 KiB costs a fault on its first "
-    "touch. Into *memory that is there*: allocated once. What a tensor costs lies between them, as an allocator hands "
-    "out again what was freed, or not; for a host's large tensors that depends on what the C library's allocator has "
-    "free, and so differs from process to process, and the ratios with it. Ours asks for huge pages for large tensors, "
-    "and so may stay below the floor of newly mapped memory. In bfloat16 that is harder: h is saved in float32, so the "
-    "kernels move 16 bytes a neuron-step where three copies move 12."
+    "\n\nThe floors are three copies of the tensor, which in float32 move as many bytes as forward and backward do:\n\n"
+    "- *newly mapped memory*: the operating system provides it page by page, at the cost of a fault for every 4 KiB;\n"
+    "- *memory that is there*: it was allocated and used before.\n\n"
+    "The hosts' large tensors get one or the other, as the C library's allocator has it, so their ratios differ from "
+    "process to process. Ours asks for huge pages, and may be faster than copies into newly mapped memory. In bfloat16 "
+    "the kernels move 16 bytes per neuron-step and three copies 12, since h is saved in float32."
 )
 OLD_FLOOR_TEXT = (
     "Plain *three copies*, in files from before that distinction, went into memory as PyTorch allocates it, which is "
@@ -69,7 +68,7 @@ GPU_TEXT = (
     "On a GPU there are two clocks. *Call time* is what the caller waits for, from an idle GPU until it is idle again, "
     "with Python and launches. *Device time* is the GPU's own: the pass is queued behind a delay, and events before "
     "and after it see no gaps. The share of the copy bandwidth is judged by device time and by the bytes that each "
-    "must move (bfloat16: ours 16 a neuron-step and the last membrane, three copies 12); beside another neuron ours "
+    "must move (bfloat16: ours 16 per neuron-step and the last membrane, three copies 12); beside another neuron ours "
     "must hold by call time and by device time. The figure shows device time."
 )
 
@@ -89,7 +88,7 @@ def main() -> None:
     pages = [
         "# Benchmarks\n\nWritten by `python benchmarks/report.py` from the files in `benchmarks/results`, which "
         "`qif bench` writes. Every repetition runs all peers one after another on the same input; times are medians "
-        "over the repetitions, and ratios are medians of the ratio within a repetition. "
+        "over the repetitions, and ratios are medians of the ratio within a repetition."
         + " ".join([FLOORS_TEXT, *([OLD_FLOOR_TEXT] if old else []), *([GPU_TEXT] if on_gpu else [])])
         + "\n"
     ]
@@ -147,7 +146,7 @@ def _draw(
     flat.set_yscale("log", base=10)
     flat.set_xlabel(f"neurons N, {OURS} alone")
     flat.grid(alpha=0.3)
-    panels[0].set_ylabel("forward + backward, ns a neuron-step")
+    panels[0].set_ylabel("forward + backward, ns per neuron-step")
     for axes, place in ((panels[0], "outside right upper"), (flat, "outside right lower")):
         drawn.legend(*axes.get_legend_handles_labels(), loc=place, fontsize="small")
     clock = ", device time" if _on_gpu(results) else ""
@@ -332,7 +331,7 @@ def _misses(results: dict[str, Any]) -> list[str]:
         f"In the profile below the two kernels alone take {there:.1f} ms on memory that is there and {new:.1f} ms on "
         f"new memory on huge pages; three copies, {took['three copies, memory that is there']:.1f} ms and "
         f"{took['three copies, new memory']:.1f} ms. What is left is the memory's own speed: the forward pass reads 4 "
-        "bytes a neuron-step and writes 8, the backward pass reads 8 and writes 4.",
+        "bytes per neuron-step and writes 8, the backward pass reads 8 and writes 4.",
         "",
     ]
 
@@ -366,7 +365,7 @@ def _overview(results: dict[str, Any]) -> list[str]:
     names = [*floors, OURS, "SpikingJelly LIFNode", "SpikingJelly's own QIFNode", "snnTorch Leaky"]
     clock = "device time in " if on_gpu else ""
     lines = [
-        f"Every size, forward + backward, {clock}nanoseconds a neuron-step, and peak memory in bytes a neuron-step:",
+        f"Every size, forward + backward, {clock}nanoseconds per neuron-step, and peak memory in bytes per neuron-step:",
         "",
         "| | " + " | ".join(f"{name}, ns" for name in names) + " | qif, bytes | LIFNode, bytes |",
         "| --- |" + " ---: |" * (len(names) + 2),
