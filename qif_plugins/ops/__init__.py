@@ -1,4 +1,4 @@
-"""The forward and the backward kernel, once per implementation, behind one registered operator.
+"""Kernels of the forward and backward pass, several implementations behind one registered operator.
 
 Importing this package registers the operator, which a program saved by ``torch.export.save`` needs where it is loaded.
 """

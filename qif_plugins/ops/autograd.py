@@ -1,9 +1,9 @@
 """Register the derivatives of the operators of :mod:`.library`.
 
-The public way to tell PyTorch, ``torch.library.register_autograd``, refuses the transforms of ``torch.func`` and takes
-several times as long for a small input. What it comes down to itself takes them, if it is of the kind that serves one
-of their levels at a time. That kind is not public: in a version of PyTorch without it the public way stands in, with
-the same results, and PyTorch refuses those transforms.
+PyTorch's public function for this, ``torch.library.register_autograd``, refuses the transforms of ``torch.func`` and
+takes several times as long for a small input. An autograd function of a kind that serves one level of the transforms at
+a time accepts them. That kind is not public. In a version of PyTorch that lacks it, the public function is used: the
+results are the same, and the transforms are refused.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _differentiate(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
     h_seq, v, x_seq, *tensors = ctx.saved_tensors
     numbers, _, *kind, _, _, backend = ctx.others
     if not ctx.has_h:
-        # The call was captured where no gradient could be asked for, and is trained nevertheless.
+        # The call was captured where no gradient could be asked for, but is being trained.
         others = list(ctx.others)
         others[SAVE_H - INPUTS] = True
         h_seq = torch.ops.qif.multi_step(x_seq, v, *tensors, *others)[2]
@@ -111,7 +111,7 @@ def _save_again(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _differentiate_again(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
-    """The derivative of a derivative, through :mod:`.composed`."""
+    """Differentiate the backward pass, by means of :mod:`.composed`."""
     if len(gradients) == 1 and isinstance(gradients[0], list):  # as register_autograd hands on those of a list
         gradients = tuple(gradients[0])
     tensors = list(ctx.saved_tensors)
@@ -140,7 +140,7 @@ def _below_autograd(op: Any, inputs: tuple[Any, ...]) -> Any:
 
 
 def _one_level_down(op: Any, inputs: tuple[Any, ...]) -> Any:
-    """The same inside a forward pass, where PyTorch has turned off what the next transform may need."""
+    """Call ``op`` below autograd inside a forward pass, where PyTorch has turned off what the next transform needs."""
     if not _C._are_functorch_transforms_active():
         return _below_autograd(op, inputs)
     with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):

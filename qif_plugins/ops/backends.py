@@ -22,7 +22,7 @@ BACKENDS: tuple[BackendName, ...] = ("numba", "triton", "cupy", "torch")
 
 @lru_cache(maxsize=16)
 def implementation(backend: str) -> ModuleType:
-    """The module that implements ``backend``, imported on first use.
+    """Import the module that implements ``backend``, at its first use.
 
     Raises:
         ValueError: Unknown name.
@@ -34,7 +34,7 @@ def implementation(backend: str) -> ModuleType:
 
 @lru_cache(maxsize=64)
 def unavailable_reason(backend: str, device: torch.device) -> str | None:
-    """Why ``backend`` cannot run on ``device``, with what to install or change; ``None`` if it can.
+    """Say why ``backend`` cannot run on ``device`` and what to install or change; ``None`` if it can run.
 
     Args:
         backend: One of the names in :data:`BACKENDS`.
@@ -48,7 +48,7 @@ def unavailable_reason(backend: str, device: torch.device) -> str | None:
 
 
 def available_backends(device: torch.device | str = "cpu") -> tuple[str, ...]:
-    """The implementations that run on ``device``, best first.
+    """List the implementations that run on ``device``, best first.
 
     Args:
         device: A torch device. Default ``"cpu"``.
@@ -85,7 +85,7 @@ def choose_backend(backend: str, device: torch.device, dtype: torch.dtype) -> st
 
 @lru_cache(maxsize=64)
 def _best(device: torch.device) -> str:
-    # On the CPU Triton is its interpreter, which is for tests: it runs when asked for by name.
+    # On a CPU Triton runs in its interpreter, which is meant for tests, so it has to be asked for by name.
     best = next(
         name
         for name in BACKENDS

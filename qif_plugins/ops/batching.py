@@ -85,7 +85,7 @@ def _logical_dim(value: Tensor, dim: int | None) -> int:
 
 
 def _batched(value: Tensor | None, dim: int | None, size: int, at: int) -> Tensor | None:
-    """``value`` with its batch dimension at ``at``."""
+    """Move the batch dimension of ``value`` to ``at``, and expand ``value`` if it has none."""
     if value is None:
         return None
     if dim is None:
@@ -94,14 +94,14 @@ def _batched(value: Tensor | None, dim: int | None, size: int, at: int) -> Tenso
 
 
 def _number(value: Tensor | None, dim: int | None, size: int, dims: int, each: bool = False) -> Tensor | None:
-    """A number that broadcasts to a batched time step, whose samples have ``dims`` dimensions.
+    """Reshape a number so that it broadcasts to a batched time step, whose samples have ``dims`` dimensions.
 
     Args:
         value: The number.
         dim: Its batch dimension.
-        size: Of the batch.
-        dims: Dimensions of a time step of one sample.
-        each: Whether every sample has a value of its own, although they are the same.
+        size: Size of the batch.
+        dims: Number of dimensions of a time step of one sample.
+        each: Whether to give every sample a copy of a value that they share.
     """
     if value is None or (dim is None and not each):
         return value

@@ -1,8 +1,8 @@
-"""The backward operator composed of PyTorch's own operators, for derivatives beyond the first.
+"""Backward pass composed of PyTorch's own operators, for second and higher derivatives.
 
-A first derivative comes from the kernels. To differentiate it again is to differentiate this: the same sums as in
-:mod:`.contract`, in which the spike s has the surrogate w(h) for its derivative, as in the first pass, and w has its
-own: zero for the window, which is flat except at its ends, and that of its formula for every other shape.
+The kernels compute first derivatives. Higher ones differentiate the sums here, which are those of :mod:`.contract`. In
+them the derivative of the spike s is the surrogate w(h), as in the kernels, and w has its own derivative: zero for the
+window, which is flat except at its ends, and that of the formula for every other shape.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def multi_step_backward(
     numbers: Sequence[float], x_dtype: torch.dtype, soft: bool, detach_reset: bool, strict: bool, shape: int,
     pre_reset: bool, needs_v: bool, needs: Sequence[bool], backend: str,
 ) -> list[Tensor]:  # fmt: skip
-    """As ``qif::multi_step_backward``, with its bits where all is finite, and differentiable any number of times."""
+    """Compute ``qif::multi_step_backward``, bit by bit where all is finite, and differentiable any number of times."""
     tensors = (a, u1, u2, v_threshold, v_reset, input_gain, s0, s1, s2)
     *values, s0, s1, s2 = (_number(*pair, h_seq) for pair in zip(tensors, numbers[:9], strict=True))
     kind = Kind(soft, detach_reset, strict, Shape(shape), pre_reset)
@@ -71,7 +71,7 @@ def multi_step_backward(
 
 
 class _Numbers(NamedTuple):
-    """The six that can be learned, each broadcasts to one time step."""
+    """The six numbers that can be learned; each broadcasts to one time step."""
 
     a: Any
     u1: Any
@@ -93,7 +93,7 @@ class _Neuron(NamedTuple):
     kind: Kind
 
     def step(self, h: Tensor, back: Any, gs: Any, gv: Any, gh: Any, add: Any) -> Any:
-        """The gradient of h, from that of the next step's h and those that come in."""
+        """Compute the gradient of h, from that of the next step's h and the incoming ones."""
         p, s, w = self.numbers, self.gate(h), self.derivative(h)
         if self.kind.soft:
             kept = back * p.slope(h - s * p.threshold) + gv
@@ -110,7 +110,7 @@ class _Neuron(NamedTuple):
         return through + (kept + gh)
 
     def charge(self, h: Tensor, grad: Any, resets: bool, add: Any) -> None:
-        """The terms of a, u1 and u2 in the charge that the membrane h of the step before contributes."""
+        """Add the terms of a, u1 and u2 in the charge to which the previous step's membrane h contributes."""
         p, s = self.numbers, self.gate(h) if resets else torch.zeros_like(h)
 
         def after(term: Any) -> Any:
@@ -123,7 +123,7 @@ class _Neuron(NamedTuple):
         add("u2", -grad * (p.a * after(lambda v: v - p.u1)))
 
     def gate(self, h: Tensor) -> Tensor:
-        """The spike as it acts on the reset: 0 or 1, with the derivative w where the reset is not detached."""
+        """Return the spike as it acts on the reset: 0 or 1, with the derivative w if the reset is not detached."""
         threshold = self.numbers.threshold
         fired = (h > threshold if self.kind.strict else h >= threshold).to(h.dtype)
         if self.kind.detach_reset:
@@ -132,7 +132,7 @@ class _Neuron(NamedTuple):
         return fired + (rise - rise.detach())
 
     def derivative(self, h: Tensor) -> Tensor:
-        """w(h)."""
+        """Compute w(h)."""
         s0, s1, s2 = self.surrogate
         if self.kind.shape == Shape.WINDOW:
             return ((h >= s0) & (h <= s1)).to(h.dtype) * s2
@@ -154,7 +154,7 @@ class _Neuron(NamedTuple):
         )
 
     def antiderivative(self, h: Tensor) -> Tensor:
-        """A function of h - θ whose derivative is w; the surrogate's own numbers are constants of the first pass."""
+        """Compute a function of h - θ whose derivative is w; the surrogate's own numbers count as constants."""
         s0, s1, s2 = (value.detach() if isinstance(value, Tensor) else value for value in self.surrogate)
         z = h - self.numbers.threshold
         if self.kind.shape == Shape.WINDOW:
@@ -169,13 +169,13 @@ class _Neuron(NamedTuple):
 
 
 def _number(tensor: Tensor | None, number: float, h_seq: Tensor) -> Tensor:
-    """One that broadcasts to a time step, rounded as the kernels round it."""
+    """Return a number that broadcasts to a time step, rounded as the kernels round it."""
     if tensor is None:
         return h_seq.new_full((), number)
     return (tensor.reshape(()) if tensor.numel() == 1 else tensor).to(h_seq.dtype)
 
 
 def _sum_to(total: Tensor, value: Tensor, dtype: torch.dtype) -> Tensor:
-    """The gradient of ``value`` from its terms, one a neuron."""
+    """Add up the gradient of ``value`` from its terms, one per neuron."""
     total = total.sum().reshape(value.shape) if value.numel() == 1 else total.sum_to_size(value.shape)
     return total.to(dtype).to(value.dtype)

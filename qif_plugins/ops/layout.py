@@ -1,8 +1,8 @@
-"""Memory order: how tensors of any layout become the [T, N] of the kernels, and results get the input's layout back.
+"""View tensors of any layout as the [T, N] of the kernels, and give results the input's layout.
 
-The kernels are elementwise over neurons, so the order of the neurons does not matter as long as every
-tensor has the same one. Taking them in the input's memory order lets every dense layout with time outermost in memory
-(contiguous, channels-last, other permutations of a step) through uncopied. Where time is not outermost, as in the
+The kernels are elementwise over neurons, so the order of the neurons does not matter as long as it is the same in
+every tensor. In the input's memory order, no dense layout with time outermost in memory (contiguous, channels-last,
+other permutations of a step) has to be copied. Where time is not outermost, as in the
 batch-first view ``x.transpose(0, 1)``, or where memory has gaps, tensors are copied on the way in and out.
 """
 
@@ -23,7 +23,7 @@ __all__ = [
 
 
 def wider(a: torch.dtype, b: torch.dtype) -> torch.dtype:
-    """The floating-point dtype that holds the values of both, unseen by what watches PyTorch's operators."""
+    """Return the floating-point dtype that holds the values of both, without calling an operator of PyTorch."""
     if a == b:
         return a
     if a.itemsize == b.itemsize:  # float16 and bfloat16
@@ -32,7 +32,7 @@ def wider(a: torch.dtype, b: torch.dtype) -> torch.dtype:
 
 
 def memory_order(x_seq: Tensor) -> tuple[int, ...]:
-    """The dimensions of one time step, outermost in memory first, counted without the time dimension."""
+    """List the dimensions of one time step, outermost in memory first, counted without the time dimension."""
     if x_seq.is_contiguous():
         return _plain(x_seq.dim() - 1)
     return _outermost_first(x_seq.stride()[1:])
@@ -43,7 +43,7 @@ def _outermost_first(strides: Sequence[int]) -> tuple[int, ...]:
 
 
 def flatten(x: Tensor, order: Sequence[int], time: bool = True) -> Tensor:
-    """``x`` as [T, N] (or [N] if not ``time``) in ``order``; a view where the memory already is in that order."""
+    """Return ``x`` as [T, N] (or [N] if not ``time``) in ``order``; a view if its memory is in that order already."""
     if tuple(order) == _plain(len(order)) and x.is_contiguous():
         return x.view(x.shape[0], -1) if time else x.view(-1)
     ordered = _in_order(x, order, time)
@@ -51,9 +51,9 @@ def flatten(x: Tensor, order: Sequence[int], time: bool = True) -> Tensor:
 
 
 def make_room(result: Tensor, order: Sequence[int], time: bool = True) -> Tensor:
-    """Where a kernel writes what :func:`flatten` would make of ``result``: into its memory, if that is in ``order``.
+    """Return the tensor for a kernel to write ``result`` to, in the shape that :func:`flatten` would give it.
 
-    If it is not, into new memory, from where :func:`give_back` takes it.
+    It is the memory of ``result`` if that is in ``order``, else new memory, from which :func:`give_back` copies.
     """
     if _in_order(result, order, time).is_contiguous():
         return flatten(result, order, time)
@@ -62,7 +62,7 @@ def make_room(result: Tensor, order: Sequence[int], time: bool = True) -> Tensor
 
 
 def give_back(flat: Tensor, result: Tensor, order: Sequence[int], time: bool = True) -> None:
-    """Copy into ``result`` what a kernel has written to the room that :func:`make_room` made for it, if need be."""
+    """Copy into ``result`` what a kernel wrote to the tensor of :func:`make_room`, if that is other memory."""
     if flat.data_ptr() != result.data_ptr():
         ordered = _in_order(result, order, time)
         ordered.copy_(flat.view(ordered.shape))
@@ -73,14 +73,14 @@ def _in_order(x: Tensor, order: Sequence[int], time: bool) -> Tensor:
 
 
 def empty_like(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """As ``torch.empty_like``, with the same strides for fake tensors: PyTorch's differs in dimensions of size 1."""
+    """Call ``torch.empty_like``, with the same strides for fake tensors: PyTorch's differ in dimensions of size 1."""
     if x.is_contiguous() or _is_dense(x):
         return torch.empty_strided(x.shape, x.stride(), dtype=dtype, device=x.device)
     return torch.empty_like(x, dtype=dtype)
 
 
 def _is_dense(x: Tensor) -> bool:
-    """Whether memory has neither gaps nor elements that share it."""
+    """Whether the memory of ``x`` has no gaps, and no elements that share a place."""
     expected = 1
     for stride, size in sorted((stride, size) for size, stride in zip(x.shape, x.stride(), strict=True) if size != 1):
         if stride != expected:
@@ -90,7 +90,7 @@ def _is_dense(x: Tensor) -> bool:
 
 
 def in_layout_of(x: Tensor, result: Tensor) -> Tensor:
-    """``result``, contiguous and of the shape of ``x``, with the strides of an elementwise function of ``x``."""
+    """Give ``result``, contiguous and of the shape of ``x``, the strides of an elementwise function of ``x``."""
     if x.is_contiguous():
         return result
     order = _outermost_first(torch.empty_like(x, device="meta").stride())
@@ -103,7 +103,7 @@ def _plain(dims: int) -> tuple[int, ...]:
 
 
 def coefficient(value: Tensor, step_shape: Sequence[int], order: Sequence[int], dtype: torch.dtype) -> Coefficient:
-    """A tensor that broadcasts to one time step, as a kernel coefficient.
+    """Make a kernel coefficient of a tensor that broadcasts to one time step.
 
     Dimensions of size 1 outside the varying block become period and ``inner``; those inside it are expanded,
     which costs at most one time step's memory.
@@ -115,7 +115,7 @@ def coefficient(value: Tensor, step_shape: Sequence[int], order: Sequence[int], 
 
 
 def coefficient_gradient(grad: Tensor, value: Tensor, step_shape: Sequence[int], order: Sequence[int]) -> Tensor:
-    """The gradient [count] of a :func:`coefficient`, back in ``value``'s shape and dtype."""
+    """Return the gradient [count] of a :func:`coefficient` in the shape and dtype of ``value``."""
     block, _ = _block(value, step_shape, order)
     grad = grad.reshape([step_shape[order[i]] if i in block else 1 for i in range(len(order))])
     grad = grad.permute([list(order).index(d) for d in range(len(order))])

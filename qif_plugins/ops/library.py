@@ -1,4 +1,4 @@
-"""The operators ``qif::multi_step`` and ``qif::multi_step_backward``, registered with torch.library.
+"""Register the operators ``qif::multi_step`` and ``qif::multi_step_backward`` with torch.library.
 
 One forward pass and one backward pass whatever T. Saved for backward: h, one float32 tensor of the
 input's size (and references to tensors the caller already holds: the coefficients, the initial
@@ -49,7 +49,7 @@ multi_step_backward = torch.ops.qif.multi_step_backward.default
 
 
 def _hidden_from_dynamo(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function`` hidden from TorchDynamo, which would trace into it; without importing TorchDynamo for that."""
+    """Hide ``function`` from TorchDynamo, which would trace into it, without importing TorchDynamo."""
     disabled: list[Callable[..., Any]] = []
 
     def call(*args: Any) -> Any:
@@ -69,7 +69,7 @@ def _forward(
     numbers: Sequence[float], v_dtype: torch.dtype, soft: bool, detach_reset: bool, strict: bool, shape: int,
     pre_reset: bool, store_v_seq: bool, save_h: bool, backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """``(spike_seq, v_last or v_seq, h_seq)``; h_seq is float32 (float64 with float64), empty unless ``save_h``.
+    """Return ``(spike_seq, v_last or v_seq, h_seq)``; h_seq is float32 (float64 with float64), empty unless ``save_h``.
 
     ``numbers`` holds the nine coefficients and the initial membrane, used where the tensor is ``None``.
     """
@@ -115,7 +115,7 @@ def _backward(
     numbers: Sequence[float], x_dtype: torch.dtype, soft: bool, detach_reset: bool, strict: bool, shape: int,
     pre_reset: bool, needs_v: bool, needs: Sequence[bool], backend: str,
 ) -> list[Tensor]:  # fmt: skip
-    """Gradients of x_seq, of v if ``needs_v``, and of each number in ``needs``, in that order."""
+    """Return the gradients of x_seq, of v if ``needs_v``, and of each number in ``needs``, in that order."""
     _check_h(h_seq)
     grad_x = on_huge_pages(empty_like(h_seq, x_dtype))
     learnable = (a, u1, u2, v_threshold, v_reset, input_gain)
@@ -168,7 +168,7 @@ def _backward_fake(
 
 
 def _implementation(backend: str, tensor: Tensor) -> Any:
-    """Choose the implementation where the call runs, which may be another machine than the one that traced it."""
+    """Choose the implementation on the machine where the call runs, perhaps not the one that traced it."""
     return implementation(choose_backend(backend, tensor.device, tensor.dtype))
 
 
@@ -180,7 +180,7 @@ def _check_h(h_seq: Tensor) -> None:
 
 
 def _allocate(x_seq: Tensor, v_dtype: torch.dtype, store_v_seq: bool, save_h: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Results with the strides that PyTorch gives an elementwise function of the input, or of one time step of it."""
+    """Allocate the results with the strides of an elementwise function of the input, or of one time step of it."""
     compute = torch.float64 if x_seq.dtype == torch.float64 else torch.float32
     return (
         empty_like(x_seq, x_seq.dtype),

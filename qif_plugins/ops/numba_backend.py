@@ -1,4 +1,4 @@
-"""The Numba implementation: CPU; float16, bfloat16 and float32; parallel over neurons.
+"""Implementation in Numba, for CPUs; float16, bfloat16 and float32; parallel over neurons.
 
 The kernels are in :mod:`.numba_kernels`; each call runs on one thread, without the interpreter lock, and
 :mod:`.threads` hands ranges of neurons to threads. Numba's own threading layers are not used: the one that is
@@ -21,7 +21,7 @@ from .threads import for_each_chunk
 __all__ = ["Table", "backward", "forward", "tabulate", "unavailable"]
 
 SHARE = 1 << 16
-"""Neuron-steps that a thread takes at least at a time."""
+"""Smallest number of neuron-steps that a thread takes at a time."""
 STREAMED = 1 << 20
 """Neuron-steps from which the outputs of the forward pass are too large for a core's caches."""
 
@@ -38,12 +38,12 @@ def unavailable(device: torch.device) -> str | None:
 
 
 class Table(NamedTuple):
-    """The coefficients as the kernels take them.
+    """Coefficients in the form that the kernels take.
 
     Attributes:
-        rows: Address, count and inner of each.
+        rows: Address, count and inner of each coefficient.
         spread: Whether coefficients differ within a run of neurons.
-        kept: What the addresses belong to.
+        kept: Owner of the memory at the addresses.
     """
 
     rows: Any
@@ -99,7 +99,7 @@ def backward(
 
 
 def tabulate(c: Coefficients, neurons: int) -> Table:
-    """The coefficients of ``neurons`` neurons, in a form that lasts as long as they do."""
+    """Make the table of the coefficients of ``neurons`` neurons; it is valid as long as they are."""
     from .numba_kernels import RUN
 
     if c.is_uniform:
@@ -127,7 +127,7 @@ _NO_SUMS = (np.zeros((0, 0)),) * 6
 
 
 def _sums(rows: Any, needs: tuple[bool, ...], neurons: int, chunk: int) -> tuple[Any, ...]:
-    """Where the kernel adds up the gradients of the numbers, chunk by chunk."""
+    """Allocate the sums of the numbers' gradients, one per chunk of neurons."""
     chunks = -(-neurons // chunk)
     # A chunk of neurons meets only so many of a coefficient's values.
     return tuple(
@@ -145,14 +145,14 @@ def _address(tensor: Tensor | None) -> int:
 
 
 def _start(v0: Tensor | float) -> tuple[int, int, Any]:
-    """Address and type of the initial membrane, and its value where it has none."""
+    """Return address and type of the initial membrane, or zeros and its value if it is a float."""
     if isinstance(v0, Tensor):
         return v0.data_ptr(), _TYPES[v0.dtype], np.float32(0)
     return 0, 0, np.float32(v0)
 
 
 def _streams(spike: Tensor, h: Tensor | None, steps: int, neurons: int) -> bool:
-    """Whether spikes and h go past the caches, for which they are too large anyway."""
+    """Whether to write spikes and h past the caches, because they are too large for them."""
     from .numba_kernels import BURST, VECTOR
 
     if h is None or spike.dtype != torch.float32 or steps * neurons < STREAMED or neurons % BURST:
@@ -161,7 +161,7 @@ def _streams(spike: Tensor, h: Tensor | None, steps: int, neurons: int) -> bool:
 
 
 def _share(steps: int) -> int:
-    """Neurons that a thread takes at least at a time: whole blocks, and only where no sum depends on the size."""
+    """Return the smallest number of neurons for a thread, in whole blocks; for passes without sums over neurons."""
     from .numba_kernels import BLOCK
 
     return -(-SHARE // (steps * BLOCK)) * BLOCK

@@ -1,4 +1,4 @@
-"""Arithmetic of one call of the operator, counted as a QIF neuron written out in elementwise operations.
+"""Count the operations of a call of the operator, as those of a QIF neuron written in elementwise operations.
 
 ==========  =====================================  =========  ========  ===========
 a step      written out                            additions  products  comparisons
@@ -27,7 +27,7 @@ __all__ = ["Work", "given", "work"]
 
 
 class Work(NamedTuple):
-    """Operations on single numbers."""
+    """Numbers of elementwise operations."""
 
     additions: int = 0
     products: int = 0
@@ -82,6 +82,6 @@ def work(operator: Any, args: Any, kwargs: Any) -> Work:
 
 
 def given(operator: Any, args: Any, kwargs: Any) -> dict[str, Any]:
-    """The arguments of a call by name."""
+    """Return the arguments of a call by name."""
     names = (argument.name for argument in operator._schema.arguments)
     return {**dict(zip(names, args, strict=False)), **kwargs}

@@ -29,7 +29,7 @@ class Partial:
     Attributes:
         entry: The coefficient.
         group: How many neighbouring neurons share one number of ``values``.
-        direct: Whether every neuron is a coefficient of its own, so that ``values`` already is the gradient.
+        direct: Whether every neuron has a coefficient of its own, so that ``values`` is the gradient already.
         values: float64, or float32 if ``direct``.
     """
 
@@ -71,7 +71,7 @@ def partials(
     entries: Sequence[Coefficient], needs: Sequence[bool], neurons: int, span: int, largest_group: int,
     device: torch.device,
 ) -> list[Partial | None]:  # fmt: skip
-    """A buffer for each gradient that is needed.
+    """Allocate a buffer for each gradient that is needed.
 
     Args:
         entries: The six coefficients that can be learned.
@@ -79,7 +79,7 @@ def partials(
         neurons: N.
         span: Neurons that all programs handle at a time, at most N.
         largest_group: How many neighbouring neurons the kernel can add up, a power of two.
-        device: Where.
+        device: Device of the buffers.
     """
     return [
         Partial(entry, span, neurons, largest_group, device) if needed else None
@@ -88,7 +88,7 @@ def partials(
 
 
 def finish(sums: Sequence[Partial | None]) -> list[Tensor | None]:
-    """The gradients, each [count] in float32."""
+    """Return the gradients, each [count] in float32."""
     return [None if partial is None else _finish(partial) for partial in sums]
 
 

@@ -1,11 +1,10 @@
 """Hand chunks of neurons to threads, for kernels that release the interpreter lock.
 
-Safe whatever the caller does: a fork leaves the parent's threads behind and starts its own, several Python threads
-may call at once, and ``torch.set_num_threads`` bounds a call. Small jobs run in the caller alone.
+A process may fork (the child then starts threads of its own), several Python threads may call at the same time, and
+``torch.set_num_threads`` limits the threads of a call. Small jobs run in the calling thread alone.
 
-Larger jobs go to PyTorch's own OpenMP team where that is to be had (:mod:`.shortcuts.openmp`), otherwise to a pool of
-this package: each caller works on its own job too, and does not wait for a thread that has not begun. Results do not
-depend on which.
+Larger jobs go to PyTorch's own OpenMP team if there is one (:mod:`.shortcuts.openmp`), otherwise to a pool of this
+package, where the caller works as well and does not wait for threads that have not begun. The results are the same.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _workers = 0
 
 
 def which_threads() -> str:
-    """The threads that jobs are handed to in this process, in words."""
+    """Describe the threads that jobs run on in this process."""
     return "PyTorch's own OpenMP team" if openmp.uses_openmp() else "a pool of this package's"
 
 
@@ -46,9 +45,9 @@ def for_each_chunk(
     Args:
         total: Number of neurons.
         chunk: Size of a chunk; the last one may be smaller.
-        work: Neuron-steps altogether, or what takes as long, which decide whether threads pay.
-        run: Must not depend on which ranges it is called with, nor on their order.
-        arguments: Its arguments before the range.
+        work: Total number of neuron-steps, or of anything that takes as long; below ``SMALL`` only the caller works.
+        run: The function; its results must not depend on the ranges or their order.
+        arguments: Its arguments before the range. Default: none.
     """
     chunks = -(-total // chunk)
     threads = min(torch.get_num_threads(), chunks) if work >= SMALL else 1

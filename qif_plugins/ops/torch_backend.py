@@ -1,4 +1,4 @@
-"""The implementation in PyTorch, for any device and dtype: the reference, whose bits the others reproduce.
+"""Reference implementation in PyTorch, for any device and dtype; the others reproduce its bits.
 
 It follows :mod:`.contract` operation by operation.
 """
@@ -112,10 +112,10 @@ def _add_charge(sums: list[Tensor], needs: Sequence[bool], grad: Tensor, v: Tens
 
 
 def exp_negative(y: Tensor) -> Tensor:
-    """e^-y for y >= 0, to one unit in the last place of float32, the same bits on every machine.
+    """Compute e^-y for y >= 0, to one unit in the last place of float32, with the same bits on every machine.
 
-    Cephes' expf from additions, multiplications and an exact scaling by a power of two. y is cut at 80
-    (NaN too), which keeps the result normal. float64 uses the library's exponential.
+    It is Cephes' expf, of additions, multiplications and an exact scaling by a power of two. y above 80, and NaN, count
+    as 80, which keeps the result normal. In float64 it is PyTorch's exponential.
     """
     if y.dtype == torch.float64:
         return torch.exp(-y)
@@ -132,7 +132,7 @@ def exp_negative(y: Tensor) -> Tensor:
 def steps(x_seq: Tensor, v: Tensor, numbers: Sequence[Any], kind: Kind) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield the membrane before the reset, the spike and the membrane after it, step by step.
 
-    ``numbers`` are the six of the neuron, each of which broadcasts to one step.
+    ``numbers`` are the neuron's six numbers; each broadcasts to one step.
     """
     a, u1, u2, threshold, v_reset, gain = numbers
     if kind.pre_reset:
@@ -149,7 +149,7 @@ def _fire_and_reset(h: Tensor, threshold: Any, v_reset: Any, kind: Kind) -> tupl
 
 
 def derivative(shape: Shape, h: Tensor, threshold: Any, s0: Any, s1: Any, s2: Any) -> Tensor:
-    """w(h), see :mod:`.contract`."""
+    """Compute w(h), see :mod:`.contract`."""
     if shape == Shape.WINDOW:
         return ((h >= s0) & (h <= s1)) * s2
     z = h - threshold
@@ -168,17 +168,17 @@ def derivative(shape: Shape, h: Tensor, threshold: Any, s0: Any, s1: Any, s2: An
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """The dtype that an input ``x`` is computed in."""
+    """Return the dtype of the computation for an input ``x``."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def initial(v0: Tensor | float, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """The membrane before the first step as a tensor of one time step of ``x``."""
+    """Return the membrane before the first step as a tensor of the shape of one time step of ``x``."""
     return v0.to(dtype) if isinstance(v0, Tensor) else torch.full_like(x[0], v0, dtype=dtype)
 
 
 def _spread(c: Coefficients, neurons: int, dtype: torch.dtype, device: torch.device) -> list[Any]:
-    """Each coefficient as a tensor [N], or a 0-dimensional one for the coefficients that are plain floats."""
+    """Return each coefficient as a tensor [N], or 0-dimensional if it is a plain float."""
     numbers = [_spread_one(entry, neurons, dtype) for entry in c]
     if numbers[4].device != device:
         # torch.where copies a number from the host to a GPU at every call, and waits for it; this fills it there.
@@ -189,7 +189,7 @@ def _spread(c: Coefficients, neurons: int, dtype: torch.dtype, device: torch.dev
 def _spread_one(entry: Coefficient, neurons: int, dtype: torch.dtype) -> Any:
     values = entry.values
     if not isinstance(values, Tensor):
-        # Rounded here as the kernels round their arguments; kept on the host, where reading it never synchronises.
+        # Rounded as the kernels round their arguments, and kept on the host, where reading it needs no synchronisation.
         return torch.tensor(
             values if dtype == torch.float64 else struct.unpack("f", struct.pack("f", values))[0],
             dtype=dtype, device="cpu",
@@ -200,7 +200,7 @@ def _spread_one(entry: Coefficient, neurons: int, dtype: torch.dtype) -> Any:
 
 
 def _reduce(total: Tensor, entry: Coefficient) -> Tensor:
-    """Sums [N] to one value a coefficient."""
+    """Add up terms [N] to one value per coefficient."""
     if not isinstance(entry.values, Tensor) or entry.values.numel() == 1:
         return total.sum().reshape(1)
     return total.reshape(-1, entry.values.numel(), entry.inner).sum(dim=(0, 2))

@@ -1,4 +1,4 @@
-"""The kernels in Triton: launching :mod:`.triton_kernels` on CUDA, or on the CPU through Triton's interpreter.
+"""Launch the kernels of :mod:`.triton_kernels` on CUDA, or on the CPU in Triton's interpreter.
 
 Nothing here waits for the device, tunes itself or creates a tensor from a number: floats travel by
 value in the launch, so that CUDA graphs can capture it.
@@ -27,7 +27,7 @@ _LARGE_FROM = 2**19
 
 @lru_cache(maxsize=16)
 def unavailable(device: torch.device) -> str | None:
-    """Why the kernels cannot run on ``device``, with what to install or change; ``None`` if they can."""
+    """Say why the kernels cannot run on ``device`` and what to install or change; ``None`` if they can run."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed; pip install triton."
     if device.type == "cpu":
@@ -90,7 +90,7 @@ def backward(
 
 
 def _why_it_cannot_launch() -> str | None:
-    """Triton builds its launcher with the machine's C compiler, which slim containers lack, or Python's headers."""
+    """Try Triton's launcher: building it takes a C compiler and Python's headers, which slim containers lack."""
     try:
         from triton.runtime import driver
 
@@ -122,7 +122,7 @@ def _is_wide(lanes: int) -> bool:
 
 
 def _arguments(entries: tuple[Coefficient, ...], neurons: int) -> list[Any]:
-    """Three arguments for each: the number or its address, and inner and count where the kernel divides by them."""
+    """Make three arguments per number: the number or its address, and inner and count if the kernel divides by them."""
     arguments: list[Any] = []
     for entry in entries:
         values, inner = entry
@@ -138,7 +138,7 @@ def _layouts(entries: tuple[Coefficient, ...], neurons: int) -> int:
 
 
 def _layout(entry: Coefficient, neurons: int) -> int:
-    """The code of ``triton_kernels``: float, single, neuron, periodic."""
+    """Return the code of ``triton_kernels``: 0 float, 1 single, 2 one per neuron, 3 periodic."""
     if not isinstance(entry.values, Tensor):
         return 0
     count = entry.values.numel()

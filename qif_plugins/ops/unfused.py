@@ -1,4 +1,4 @@
-"""The neuron as a graph of PyTorch's own operators, for calls that no kernel serves.
+"""Run the neuron as a graph of PyTorch's own operators, for calls that no kernel serves.
 
 :func:`autograd_multi_step` takes any surrogate that is a function of h - θ, and leaves its derivative to autograd.
 :func:`composed_multi_step` serves exporters, which know PyTorch's operators alone.
@@ -27,10 +27,10 @@ def autograd_multi_step(
     Args:
         x_seq: Input ``[T, ...]``.
         v: Membrane before the first step, of one time step's shape or a float.
-        numbers: The six of the neuron, in the order of :data:`.contract.LEARNABLE`.
+        numbers: The neuron's six numbers, in the order of :data:`.contract.LEARNABLE`.
         soft: Whether the reset subtracts the threshold.
-        surrogate: Takes h - θ, returns the spike. One with an attribute ``spiking`` that is false, as the hosts'
-            smooth surrogates have, returns any number: the membrane is then reset in part, and differentiated so.
+        surrogate: Takes h - θ, returns the spike. If its attribute ``spiking`` is false, as for the hosts' smooth
+            surrogates, it returns any number, and the membrane is reset in part, in both passes.
         detach_reset: Whether the reset passes no gradient to the spike.
         pre_reset: Whether ``v`` is the membrane before its reset.
 
@@ -49,7 +49,7 @@ def autograd_multi_step(
         return (a * (v - u1)) * (v - u2)
 
     def fire(h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The spike, the membrane after the reset, and the charge that it contributes to the next step."""
+        """Compute the spike, the membrane after the reset, and its contribution to the next step's charge."""
         s = surrogate(h - threshold)
         if not isinstance(s, Tensor):
             raise TypeError(
@@ -77,16 +77,16 @@ def autograd_multi_step(
 def composed_multi_step(
     x_seq: Tensor, v: Tensor | float, numbers: Sequence[Tensor | float], kind: Kind
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Run the forward pass by operators of PyTorch, none of which writes into memory.
+    """Run the forward pass by operators of PyTorch that do not write in place.
 
     Args:
         x_seq: Input ``[T, ...]``; the graph repeats the step T times.
         v: Membrane before the first step, of one time step's shape or a float.
-        numbers: The six of the neuron, in the order of :data:`.contract.LEARNABLE`.
+        numbers: The neuron's six numbers, in the order of :data:`.contract.LEARNABLE`.
         kind: The reset, the comparison and ``pre_reset``; the rest is not used.
 
     Returns:
-        As :func:`autograd_multi_step`, with the bits of the reference; the spikes are bool.
+        ``(spike_seq, v_seq, h_seq)``, each ``[T, ...]``, with the bits of the reference; the spikes are bool.
     """
     dtype = compute_dtype(x_seq)
     cast = [
@@ -98,7 +98,7 @@ def composed_multi_step(
 
 
 def name_of(surrogate: Any) -> str:
-    """The name of a surrogate that is any callable, for messages."""
+    """Return the name of a surrogate, which may be any callable, for messages."""
     owner = getattr(surrogate, "__self__", None)  # of autograd.Function's apply
     named: Any = (
         owner if isinstance(owner, type) else surrogate if hasattr(surrogate, "__qualname__") else type(surrogate)

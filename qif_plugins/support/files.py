@@ -114,7 +114,7 @@ def read_json(path: Path, what: str, parts: Any, way_out: str = "move it away") 
         path: The file.
         what: Description of a wrong file, for the error: ``"no file of qif bench"``.
         parts: Parts that the file must have, see :func:`check_parts`.
-        way_out: Remedy, for the error.
+        way_out: Remedy, for the error. Default ``"move it away"``.
 
     Raises:
         ValueError: The file is another one.

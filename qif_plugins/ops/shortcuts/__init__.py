@@ -4,10 +4,10 @@
 - :mod:`.openmp` runs large jobs on PyTorch's own OpenMP team,
 - :mod:`.memory` places large tensors on huge pages.
 
-The environment variable ``QIF_PLUGINS_SHORTCUTS=0`` turns them off, for a process that must not depend on them and to
-find out whether a fault lies in one. Each checks that the private names it rests on exist; where they do not, PyTorch's
-public way is taken. ``docs/compatibility.md`` says what each buys. (:mod:`..autograd` uses a private name of PyTorch as
-well, but for ``torch.func``, not for speed, and regardless of this switch.)
+The environment variable ``QIF_PLUGINS_SHORTCUTS=0`` turns them off, for a process that must not depend on them, or to
+find out whether a fault is in one of them. Each checks that the private names that it needs exist; if they do not,
+PyTorch's public interface is used. ``docs/compatibility.md`` says what each buys. (:mod:`..autograd` uses a private
+name of PyTorch as well, but for ``torch.func``, not for speed, and regardless of this switch.)
 """
 
 from __future__ import annotations

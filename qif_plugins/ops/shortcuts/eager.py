@@ -1,9 +1,9 @@
 """Call the kernels without PyTorch's dispatcher, for a plain call on a CPU.
 
-On a small layer the operator of :mod:`..library` spends its time on the way to the kernel: each of its passes enters
-Python twice through the dispatcher, with 22 arguments. Where nothing but autograd would listen on that way, the same
-kernels are called directly, with the same results. Whatever is not plain takes the operator: tracing, modes,
-transforms, the profiler, tensors of other kinds and layouts, numbers that are tensors, other backends.
+On a small layer the operator of :mod:`..library` spends its time in the dispatcher, through which each of its passes
+enters Python twice, with 22 arguments. A plain call, which nothing but autograd observes, calls the same kernels
+directly, with the same results. All other calls use the operator: under tracing, modes, transforms and the profiler,
+with tensors of other kinds and layouts, with numbers that are tensors, and on other backends.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ except AttributeError:
 
 
 class Job(NamedTuple):
-    """The arguments of a call that are not tensors.
+    """Arguments of a call that are not tensors.
 
     Attributes:
         numbers: The nine coefficients.
-        table: The same as the kernels take them.
-        kind: What the kernels compute.
+        table: The same in the form that the kernels take.
+        kind: The variant of the neuron.
         store_v_seq: Whether the membrane of every step is returned.
         return_h: Whether h is returned although no gradient needs it.
         single: Whether the tensors are one time step, without a dimension for time.
@@ -75,7 +75,7 @@ def job(
     numbers: tuple[float, ...], soft: bool, detach_reset: bool, strict: bool, shape: int, pre_reset: bool,
     store_v_seq: bool, return_h: bool, single: bool,
 ) -> Job:  # fmt: skip
-    """Prepare what does not depend on the tensors; ``numbers`` are the nine coefficients."""
+    """Prepare the part of a call that does not depend on its tensors; ``numbers`` are the nine coefficients."""
     table = numba_backend.tabulate(Coefficients(*map(Coefficient, numbers)), 1)
     kind = Kind(soft, detach_reset, strict, Shape(shape), pre_reset)
     return Job(numbers, table, kind, store_v_seq, return_h, single)
@@ -106,7 +106,7 @@ def is_plain(*tensors: Any) -> bool:
 
 
 def multi_step(x: Tensor, v: Tensor | float, v_dtype: torch.dtype, job: Job) -> tuple[Tensor, Tensor, Any]:
-    """As ``qif::multi_step``: ``(spike_seq, v_last or v_seq, h_seq)``; no h_seq where nobody needs it."""
+    """Compute ``qif::multi_step``: ``(spike_seq, v_last or v_seq, h_seq)``, with ``None`` for an h_seq nobody needs."""
     if torch.is_grad_enabled() and (x.requires_grad or (isinstance(v, Tensor) and v.requires_grad)):
         outputs: tuple[Tensor, Tensor, Any] = _MultiStep.apply(x, v, v_dtype, job)
         return outputs
@@ -156,7 +156,7 @@ class _MultiStep(torch.autograd.Function):
 
 
 def _by_operator(ctx: Any, gradients: Any, h: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """The gradients of input and initial membrane where the backward pass is watched, or differentiated itself."""
+    """Compute the gradients by the operator, for a backward pass that is observed or differentiated itself."""
     job: Job = ctx.job
     grad_spike, grad_v, grad_h = gradients
     if job.single:

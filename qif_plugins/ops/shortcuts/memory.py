@@ -2,8 +2,8 @@
 
 PyTorch's allocator takes a tensor of more than 32 MiB fresh from the operating system and gives it back when it is
 freed. The first touch of each page of 4 KiB is then a fault, which costs several times what the kernels do with the
-page. So the system is told, as NumPy tells it of its arrays, that this memory is worth huge pages: one fault in place
-of 512. That is advice, which a system without huge pages ignores; the tensor stays PyTorch's own in every respect.
+page. So this module advises the system to use huge pages for it, as NumPy does for its arrays: one fault in place of
+512. A system without huge pages ignores the advice. The tensor remains PyTorch's own in every respect.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LARGE = 1 << 22
 
 
 def _find_madvise() -> Callable[[int, int, int], int] | None:
-    """The C library's ``madvise``, where there are huge pages to ask for."""
+    """Find the C library's ``madvise``; ``None`` on systems without huge pages."""
     if not (ENABLED and hasattr(mmap, "MADV_HUGEPAGE")):  # Linux
         return None
     try:
@@ -44,10 +44,10 @@ def uses_huge_pages() -> bool:
 
 
 def on_huge_pages(tensor: Tensor) -> Tensor:
-    """``tensor``, which nobody has written to; if it is large and in main memory, its pages will be huge."""
+    """Ask for huge pages for ``tensor``, to which nothing has been written yet, if it is large and in main memory."""
     if _madvise is None or tensor.nbytes < LARGE or tensor.device.type != "cpu":
         return tensor
     page, address = mmap.PAGESIZE, tensor.data_ptr()
     first, stop = -(-address // page) * page, (address + tensor.nbytes) // page * page
-    _madvise(first, stop - first, mmap.MADV_HUGEPAGE)  # whatever it answers, the memory can be used
+    _madvise(first, stop - first, mmap.MADV_HUGEPAGE)  # if it fails, the memory can be used as it is
     return tensor

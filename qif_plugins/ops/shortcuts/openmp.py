@@ -1,9 +1,9 @@
 """Run jobs on the OpenMP team that PyTorch's own operators run on.
 
-After an operator the threads of that team keep spinning for some milliseconds, and threads of ours would have to share
-the cores with them. But a team ends only when all of its threads have come, which on a busy machine may take a slice
-of the scheduler's time after the work is done. Once that has happened, the team is left alone for a second. In a forked
-process, where OpenMP would hang, it is never asked.
+After an operator the threads of that team keep spinning for some milliseconds, and other threads would have to share
+the cores with them. However, a job on the team ends only when all of its threads have arrived, which on a busy machine
+may take a time slice of the scheduler longer than the work. After such a delay the team is not used for a second. In a
+forked process, where OpenMP would hang, it is never used.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from . import ENABLED
 __all__ = ["is_ready", "run", "uses_openmp"]
 
 LATE = 1e-3
-"""Seconds that the caller may wait for its team in addition to the time that it has worked itself."""
+"""Seconds that the caller may wait for its team, beyond the time that it worked itself, before the team is late."""
 PAUSE = 1.0
 """Seconds without the team after it was late."""
 
 
 def _find_team() -> Callable[..., None] | None:
-    """The function that starts a team in the OpenMP that PyTorch is linked to, if that has GNU's interface."""
+    """Find the function that starts a team in the OpenMP that PyTorch is linked to, if that has GNU's interface."""
     if not ENABLED:
         return None
     try:
@@ -43,7 +43,7 @@ def _find_team() -> Callable[..., None] | None:
 _TEAM_MEMBER = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _start_team = _find_team()
 _team_again = 0.0
-"""When the team may be asked again, by :func:`time.monotonic`."""
+"""Time from which on the team may be used again, by :func:`time.monotonic`."""
 
 
 def uses_openmp() -> bool:
