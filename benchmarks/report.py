@@ -365,7 +365,7 @@ def _overview(results: dict[str, Any]) -> list[str]:
     names = [*floors, OURS, "SpikingJelly LIFNode", "SpikingJelly's own QIFNode", "snnTorch Leaky"]
     clock = "device time in " if on_gpu else ""
     lines = [
-        f"Every size, forward + backward, {clock}nanoseconds per neuron-step, and peak memory in bytes per neuron-step:",
+        f"Every size, forward + backward, {clock}nanoseconds and peak memory in bytes per neuron-step:",
         "",
         "| | " + " | ".join(f"{name}, ns" for name in names) + " | qif, bytes | LIFNode, bytes |",
         "| --- |" + " ---: |" * (len(names) + 2),
