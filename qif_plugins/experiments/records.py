@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from ..support.files import finite, read_json, replacing
 from .bench.machine import installed, machine
 
-__all__ = ["Records", "Result", "Setting", "Trial", "key_of"]
+__all__ = ["Records", "Result", "Setting", "Trial", "by_seed", "key_of"]
 
 PACKAGES = ("qif-plugins", "torch", "numba", "spikingjelly")
 Setting = dict[str, Any]
 Result = dict[str, Any]
 _ANY = {str: object}
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,14 @@ class Trial:
 def key_of(setting: Setting) -> str:
     """Identify a trial: its setting as JSON with sorted names."""
     return json.dumps(setting, sort_keys=True, allow_nan=False)
+
+
+def by_seed(trials: Iterable[Trial], key: Callable[[Setting], Key]) -> dict[Key, dict[int, Result]]:
+    """Group results by a key of their settings, then by seed."""
+    found: dict[Key, dict[int, Result]] = {}
+    for trial in trials:
+        found.setdefault(key(trial.setting), {})[trial.setting["seed"]] = trial.result
+    return found
 
 
 class Records:

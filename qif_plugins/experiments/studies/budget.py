@@ -15,7 +15,7 @@ from ..tuning import search
 from .page import Body, table
 from .runner import Options
 from .stats import deviation, interval, paired, sign, welch
-from .trial import train
+from .trial import perceptrons, train
 
 try:
     import optuna
@@ -59,7 +59,7 @@ def space(neuron: str) -> dict[str, optuna.distributions.BaseDistribution]:
 
 def plan(options: Options, done: Records) -> list[Setting]:
     """List each neuron's trials so far and the next; once its search is over, the final trainings of the best."""
-    trials, seeds = (3, 2) if options.quick else (30, 10)
+    trials = 3 if options.quick else 30
     settings = []
     for neuron in NEURONS:
         common = {"kind": "search", "validation": True, "seed": 0, **_common(neuron, options.quick)}
@@ -71,7 +71,7 @@ def plan(options: Options, done: Records) -> list[Setting]:
             kept = {name: value for name, value in best.items() if name not in ("kind", "number", "validation", "seed")}
             settings += [
                 {"kind": "final", "validation": False, "seed": FINAL_SEED + seed, **kept}
-                for seed in range(options.seeds or seeds)
+                for seed in options.seeds_of(10, quick=2)
             ]
     return settings
 
@@ -82,12 +82,7 @@ def run(setting: Setting) -> Result:
 
 
 def _common(neuron: str, quick: bool) -> Setting:
-    size = (
-        {"data": "digits", "layers": 2, "width": 32, "epochs": 1}
-        if quick
-        else {"data": "mnist5k", "layers": 3, "width": 128, "epochs": 6}
-    )
-    return {"neuron": neuron, **size, "norm": "tdbn", "steps": 4, "batch_size": 64, "optimizer": "adam"}
+    return {"neuron": neuron, "layers": 2 if quick else 3, **perceptrons(quick)}
 
 
 def _as_setting(neuron: str, values: dict[str, Any]) -> Setting:
@@ -143,8 +138,7 @@ def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
         "input; for QIF, whether it has the paper's parameters (which leave τ without effect), those matched to τ, or "
         "those with decayed input."
     )
-    seeds = sorted({trial.setting["seed"] for trial in trials})
-    return Body(_finding(accuracies, search), sections, seeds, method)
+    return Body(_finding(accuracies, search), sections, method)
 
 
 def _intervals(accuracies: dict[str, list[float]]) -> str:

@@ -21,7 +21,7 @@ from ..figures import COLOURS, figure, integer_ticks, legend_below
 from ..records import Records, Result, Setting, Trial
 from .page import Body, table
 from .runner import Options
-from .trial import data_of, outputs, train
+from .trial import LEARNING, data_of, outputs, perceptrons, train
 
 __all__ = ["QUESTION", "TITLE", "plan", "report", "run"]
 
@@ -40,19 +40,12 @@ NORMS = (("tdbn", 1.0), ("tdbn", 0.5), ("batch", 0.5), ("tdbn", 2.0), ("batch", 
 
 def plan(options: Options, done: Records) -> list[Setting]:
     """Name a training for every norm, threshold and seed."""
-    size = (
-        {"data": "digits", "layers": 3, "width": 32, "epochs": 1}
-        if options.quick
-        else {"data": "mnist5k", "layers": 5, "width": 128, "epochs": 6}
-    )
+    common = {"neuron": "qif", "layers": 3 if options.quick else 5, **perceptrons(options.quick), **LEARNING}
     return [
-        {
-            "neuron": "qif", "neuron_args": {"v_threshold": threshold}, "norm": norm, "seed": seed, **size, "steps": 4,
-            "batch_size": 64, "optimizer": "adam", "lr": 2e-3, "weight_decay": 0.0, "detach_reset": False,
-        }
-        for seed in range(options.seeds or (1 if options.quick else 3))
+        {**common, "neuron_args": {"v_threshold": threshold}, "norm": norm, "seed": seed}
+        for seed in options.seeds_of(3)
         for norm, threshold in NORMS
-    ]  # fmt: skip
+    ]
 
 
 def run(setting: Setting) -> Result:
@@ -180,7 +173,7 @@ def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
         "normalized as training normalizes it; moments over neurons, images and steps together. Input correlation is "
         "that between successive steps, which both closures take to be 0."
     )
-    return Body(_finding(points), sections, points.values("seed"), method)
+    return Body(_finding(points), sections, method)
 
 
 def _errors(title: str, points: Points, wanted: dict[str, Any], epochs: tuple[int, int]) -> str:

@@ -73,7 +73,7 @@ def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
         "faster. `qif` runs the backend that the machine's line names; averages over sizes are geometric, with the "
         "least and the largest."
     )
-    return Body(_finding(summary), [table(header, rows, left=3), *sections], [], method)
+    return Body(_finding(summary), [table(header, rows, left=3), *sections], method)
 
 
 def _finding(summary: Sequence[tuple[str, str, str, list[float]]]) -> str:

@@ -15,11 +15,12 @@ from ...diagnostics.spiking import spiking_layers
 from ...neuron.parameters import QIFParameters
 from ...support.text import mean_pm
 from ..figures import COLOURS, errorbars, figure, integer_ticks, legend_below
-from ..records import Records, Result, Setting, Trial
+from ..records import Records, Result, Setting, Trial, by_seed
 from .page import Body, table
 from .runner import Options
-from .stats import LEVEL, Interval, ends, paired, sign
-from .trial import train
+from .stats import LEVEL, Interval, ends, in_common, paired, sign
+from .trial import LEARNING as TRAINING
+from .trial import perceptrons, train
 
 __all__ = ["QUESTION", "TITLE", "plan", "report", "run"]
 
@@ -44,21 +45,13 @@ Results = dict[tuple[str, int], dict[int, Result]]
 
 def plan(options: Options, done: Records) -> list[Setting]:
     """Name a training for every variant, depth and seed."""
-    size = (
-        {"data": "digits", "width": 32, "epochs": 1}
-        if options.quick
-        else {"data": "mnist5k", "width": 128, "epochs": 6}
-    )
+    common = {**perceptrons(options.quick), **TRAINING}
     return [
-        {
-            "neuron": VARIANTS[variant][0], "neuron_args": VARIANTS[variant][1], "layers": layers, "seed": seed, **size,
-            "norm": "tdbn", "steps": 4, "batch_size": 64, "optimizer": "adam", "lr": 2e-3, "weight_decay": 0.0,
-            "detach_reset": False,
-        }
-        for seed in range(options.seeds or (1 if options.quick else 5))
+        {**common, "neuron": neuron, "neuron_args": arguments, "layers": layers, "seed": seed}
+        for seed in options.seeds_of(5)
         for layers in DEPTHS
-        for variant in VARIANTS
-    ]  # fmt: skip
+        for neuron, arguments in VARIANTS.values()
+    ]
 
 
 def run(setting: Setting) -> Result:
@@ -83,10 +76,7 @@ def _numbers(node: Any) -> dict[str, Any]:
 
 def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
     """Write up accuracies, gains over fixed parameters, and the parameters learned."""
-    results: Results = {}
-    for trial in trials:
-        key = (_variant(trial.setting), trial.setting["layers"])
-        results.setdefault(key, {})[trial.setting["seed"]] = trial.result
+    results: Results = by_seed(trials, lambda setting: (_variant(setting), setting["layers"]))
     depths = sorted({layers for _, layers in results})
     _draw(results, depths, picture)
     compared = [key for key in itertools.product(LEARNING, depths) if _gain(results, *key) is not None]
@@ -127,8 +117,7 @@ def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
         f"{len(compared)} intervals for themselves would exclude 0 with a probability of up to "
         f"{100 * len(compared) * (1 - LEVEL):.0f} %."
     )
-    seeds = sorted({trial.setting["seed"] for trial in trials})
-    return Body(_finding(results, compared), sections, seeds, method)
+    return Body(_finding(results, compared), sections, method)
 
 
 def _gain_cells(alone: Interval, together: Interval) -> list[str]:
@@ -142,11 +131,8 @@ def _learned_row(name: str, found: Sequence[dict[str, Any]]) -> list[str]:
 
 def _gain(results: Results, variant: str, layers: int, comparisons: int = 1) -> Interval | None:
     """Compare the accuracy of a variant with that of fixed parameters; ``None`` for these themselves."""
-    fixed, other = results.get(("fixed", layers), {}), results.get((variant, layers), {})
-    seeds = sorted(fixed.keys() & other.keys())
-    if variant == "fixed" or not seeds:
-        return None
-    return paired([fixed[seed]["accuracy"] for seed in seeds], [other[seed]["accuracy"] for seed in seeds], comparisons)
+    fixed, other = in_common(results.get(("fixed", layers), {}), results.get((variant, layers), {}))
+    return paired(fixed, other, comparisons) if fixed and variant != "fixed" else None
 
 
 def _finding(results: Results, compared: Sequence[tuple[str, int]]) -> str:

@@ -22,13 +22,11 @@ class Body:
         finding: At most two sentences that say what the numbers show. They stand in the index too.
         sections: Markdown. The first is the table with the numbers behind the finding, and stands in the index too;
             then come further tables, with a sentence on each that needs one.
-        seeds: Seeds of the trials.
         method: The networks and the training, and how the grid was thinned.
     """
 
     finding: str
     sections: Sequence[str]
-    seeds: Sequence[int]
     method: str
 
 
@@ -46,7 +44,7 @@ def write_page(
     first, *others = body.sections
     figure = [f"![{title}]({picture.name})"] if picture.exists() else []
     parts = [f"# {title}", question, body.finding, first, *figure, *others, "## Method", body.method]
-    _write(path, [*parts, _provenance(body, trials, records, command)])
+    _write(path, [*parts, _provenance(trials, records, command)])
 
 
 def write_index(folder: Path) -> None:
@@ -70,12 +68,12 @@ def _write(path: Path, parts: Sequence[str]) -> None:
         beside.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
-def _provenance(body: Body, trials: Sequence[Trial], records: Records, command: str) -> str:
+def _provenance(trials: Sequence[Trial], records: Records, command: str) -> str:
     """Name the command, the seeds, the time, and the machines and versions of the trials."""
     minutes = sum(trial.seconds for trial in trials) / 60
     lines = [f"Command: `{command}`."]
     if trials:
-        seeds = ", ".join(map(str, body.seeds))
+        seeds = ", ".join(map(str, sorted({trial.setting["seed"] for trial in trials})))
         lines.append(f"{len(trials)} trials, seeds {seeds}; {minutes:.0f} minutes of CPU time.")
     for index in sorted({trial.environment for trial in trials}):
         seen = records.environments[index]

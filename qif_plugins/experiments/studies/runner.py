@@ -43,6 +43,10 @@ class Options:
     arms: tuple[str, ...] = ("default",)
     factors: tuple[float, ...] = (1.0,)
 
+    def seeds_of(self, own: int, quick: int = 1) -> range:
+        """Return the seeds to run: as many as were asked for, or ``own``, or ``quick`` in the tiny version."""
+        return range(self.seeds or (quick if self.quick else own))
+
 
 @dataclass(frozen=True)
 class Progress:

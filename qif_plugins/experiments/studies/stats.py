@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 __all__ = [
-    "LEVEL", "Interval", "deviation", "ends", "holm", "interval", "p_value", "paired", "sign", "welch",
+    "LEVEL", "Interval", "deviation", "ends", "holm", "in_common", "interval", "p_value", "paired", "sign", "welch",
 ]  # fmt: skip
 
 LEVEL = 0.95
@@ -58,6 +58,12 @@ def paired(first: Sequence[float], second: Sequence[float], comparisons: int = 1
     differences = [b - a for a, b in zip(first, second, strict=True)]
     level = 1 - (1 - LEVEL) / comparisons
     return _interval(statistics.fmean(differences), [differences], level, "ttest_1samp", differences, 0)
+
+
+def in_common(first: Mapping[int, Any], second: Mapping[int, Any]) -> tuple[list[float], list[float]]:
+    """Return the accuracies of two sets of results by seed, for the seeds that both have."""
+    seeds = sorted(first.keys() & second.keys())
+    return [first[seed]["accuracy"] for seed in seeds], [second[seed]["accuracy"] for seed in seeds]
 
 
 def p_value(first: Sequence[float], second: Sequence[float]) -> float:

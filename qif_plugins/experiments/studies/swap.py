@@ -17,12 +17,12 @@ from ...diagnostics.spiking import spiking_layers
 from ...support.names import unknown
 from ...support.text import mean_pm
 from ..figures import COLOURS, figure, legend_below
-from ..records import Records, Result, Setting, Trial
+from ..records import Records, Result, Setting, Trial, by_seed
 from ..training.firing import FiringRates
 from . import networks
 from .page import Body, table
 from .runner import Options
-from .stats import LEVEL, Interval, ends, holm, interval, p_value, paired
+from .stats import LEVEL, Interval, ends, holm, in_common, interval, p_value, paired
 
 __all__ = ["ARMS", "QUESTION", "TITLE", "plan", "report", "run"]
 
@@ -65,7 +65,7 @@ def plan(options: Options, done: Records) -> list[Setting]:
             "epochs": 1 if options.quick else networks.NETWORKS[name].epochs,
             "samples": 128 if options.quick else networks.NETWORKS[name].samples,
         }
-        for seed in range(options.seeds or (1 if options.quick else 5))
+        for seed in options.seeds_of(5)
         for factor in options.factors
         for arm in dict.fromkeys(("lif", *options.arms))
         for name in names
@@ -135,10 +135,7 @@ def _score(model: nn.Module, network: networks.Network, x: Tensor, y: Tensor) ->
 
 def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
     """Write up accuracies, paired differences and firing rates, and draw the differences."""
-    results: Results = {}
-    for trial in trials:
-        key = (trial.setting["network"], trial.setting["arm"], trial.setting["factor"])
-        results.setdefault(key, {})[trial.setting["seed"]] = trial.result
+    results: Results = by_seed(trials, lambda setting: (setting["network"], setting["arm"], setting["factor"]))
     names = list(dict.fromkeys(trial.setting["network"] for trial in trials))
     variants = list(dict.fromkeys((arm, factor) for _, arm, factor in results if arm != "lif"))
     main = next((v for v in (("default", 1.0), *variants) if v in variants), ("default", 1.0))
@@ -167,7 +164,6 @@ def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
             "Differences from LIF at the same learning rate, in points, of the other arms and learning rates.",
             table(["", *(_label(*variant) for variant in others)], _other_rows(differences, names, others)),
         ]
-    seeds = sorted({trial.setting["seed"] for trial in trials})
     method = (
         "The networks are in `qif_plugins/experiments/studies/networks.py`, with data, optimizer, learning rate and "
         "loss of each: small versions of SpikingJelly's zoo and tutorials and of snnTorch's tutorials, on "
@@ -179,7 +175,7 @@ def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
         "differences by seed, each for its own network; p is adjusted by Holm for the number of networks. The last "
         "row takes the networks' mean differences as a sample."
     )
-    return Body(_finding(found, adjusted, over, main), sections, seeds, method)
+    return Body(_finding(found, adjusted, over, main), sections, method)
 
 
 def _differences(results: Results, names: Sequence[str], arm: str, factor: float) -> dict[str, tuple[Interval, float]]:
@@ -187,8 +183,8 @@ def _differences(results: Results, names: Sequence[str], arm: str, factor: float
     found = {}
     for name in names:
         lif, other = results.get((name, "lif", factor), {}), results.get((name, arm, factor), {})
-        if seeds := sorted(lif.keys() & other.keys()):
-            first, second = ([one[seed]["accuracy"] for seed in seeds] for one in (lif, other))
+        first, second = in_common(lif, other)
+        if first:
             found[name] = paired(first, second), p_value(first, second)
     return found
 

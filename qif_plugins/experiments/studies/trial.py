@@ -15,6 +15,7 @@ from ...models import build
 from ...neuron.parameters import QIFParameters
 from ...support.names import unknown
 from ..data.images import Images, load_images
+from ..records import Setting
 from ..training import Batches, NonFiniteError, Trainer
 
 try:
@@ -25,7 +26,9 @@ except ImportError as error:
 _adapter: Any = importlib.import_module("qif_plugins.adapters.spikingjelly")
 AnalyticWindow, QIFNode = _adapter.AnalyticWindow, _adapter.QIFNode
 
-__all__ = ["GOAL", "data_of", "make", "outputs", "surrogate_named", "train"]
+__all__ = [
+    "GOAL", "LEARNING", "data_of", "make", "outputs", "perceptrons", "surrogate_named", "train",
+]  # fmt: skip
 
 GOAL = 0.9
 """Accuracy whose first epoch is recorded."""
@@ -33,6 +36,8 @@ LIF_TAU = 2.0
 LIMIT = 1e-6
 """Curvature at which the QIF map stands for LIF's: QIFParameters.matching_lif is LIF in the limit 0."""
 
+LEARNING = {"lr": 2e-3, "weight_decay": 0.0, "detach_reset": False}
+"""Entries of settings that studies share which do not vary them."""
 Observer = Callable[[nn.Module, int], None]
 """Called with the network before training (epoch 0) and after every epoch."""
 
@@ -76,6 +81,19 @@ def _held_back(images: Images) -> Images:
         test=images.train[cut:],
         test_labels=images.train_labels[cut:],
     )
+
+
+def perceptrons(quick: bool, epochs: int = 6) -> Setting:
+    """Return the entries that the settings of all studies of perceptrons share, in the tiny version and in the whole.
+
+    Args:
+        quick: Whether for the tiny version.
+        epochs: Epochs of the whole one. Default 6.
+    """
+    size = {"data": "digits", "width": 32, "epochs": 1}
+    if not quick:
+        size = {"data": "mnist5k", "width": 128, "epochs": epochs}
+    return {**size, "norm": "tdbn", "steps": 4, "batch_size": 64, "optimizer": "adam"}
 
 
 def surrogate_named(name: str, width: float, params: QIFParameters) -> nn.Module:

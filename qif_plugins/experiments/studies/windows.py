@@ -9,12 +9,12 @@ from statistics import fmean, geometric_mean
 
 from ...support.text import mean_pm
 from ..figures import COLOURS, MARKERS, errorbars, figure, legend_below
-from ..records import Records, Result, Setting, Trial
+from ..records import Records, Result, Setting, Trial, by_seed
 from .gradients import METHOD, NEURONS, NOISES, SURROGATES, Comparisons, compare_gradients, mean_of
 from .page import Body, table
 from .runner import Options
-from .stats import Interval, ends, paired, sign
-from .trial import GOAL, train
+from .stats import Interval, ends, in_common, paired, sign
+from .trial import GOAL, perceptrons, train
 
 __all__ = ["QUESTION", "TITLE", "plan", "report", "run"]
 
@@ -41,12 +41,12 @@ VARIANTS = {
 
 def plan(options: Options, done: Records) -> list[Setting]:
     """Name trainings with every surrogate, and gradient comparisons at a few networks of each depth."""
-    seeds = range(options.seeds or (1 if options.quick else 3))
+    seeds = options.seeds_of(3)
     trainings = [
         {
-            "kind": "training", "neuron": neuron, "surrogate": SURROGATES[label][0],
-            "surrogate_width": SURROGATES[label][1], "optimizer": optimizer, "lr": lr, "detach_reset": detach,
-            "layers": layers, "seed": seed, **_network(options.quick),
+            **perceptrons(options.quick, epochs=4), "kind": "training", "neuron": neuron,
+            "surrogate": SURROGATES[label][0], "surrogate_width": SURROGATES[label][1], "optimizer": optimizer,
+            "lr": lr, "weight_decay": 0.0, "detach_reset": detach, "layers": layers, "seed": seed,
         }
         for seed, (variant, (optimizer, lr, detach)) in itertools.product(seeds, _variants(options.quick))
         for layers in _depths(variant, options.quick)
@@ -64,11 +64,6 @@ def plan(options: Options, done: Records) -> list[Setting]:
         for seed, layers, neuron in itertools.product(seeds, _depths("Adam", options.quick), NEURONS)
     ]  # fmt: skip
     return sorted([*mismatches, *trainings], key=lambda setting: setting["seed"])  # a whole grid first
-
-
-def _network(quick: bool) -> Setting:
-    size = {"data": "digits", "width": 32, "epochs": 1} if quick else {"data": "mnist5k", "width": 128, "epochs": 4}
-    return {**size, "norm": "tdbn", "steps": 4, "batch_size": 64, "weight_decay": 0.0}
 
 
 def _variants(quick: bool) -> Sequence[tuple[str, tuple[str, float, bool]]]:
@@ -100,8 +95,7 @@ def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
     for variant in trained.variants:
         sections += [f"## {variant}", *trained.tables(variant)]
     sections += ["## Gradient mismatch", METHOD, *compared.tables()]
-    seeds = sorted({trial.setting["seed"] for trial in trials})
-    network = _network(options.quick)
+    network = perceptrons(options.quick, epochs=4)
     method = (
         f"Perceptrons of {network['width']} neurons a layer under tdBN on {network['data']}, T = {network['steps']}, "
         f"{network['epochs']} epochs, batches of {network['batch_size']}, a learning rate that a cosine takes to 0: "
@@ -114,19 +108,17 @@ def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
         "the map of vanishing curvature. Accuracies are those after the last epoch; differences are paired by network "
         "and seed, and each interval stands for its own comparison."
     )
-    return Body(_finding(trained, compared), sections, seeds, method)
+    return Body(_finding(trained, compared), sections, method)
 
 
 class Trainings:
     """Finished trainings, by variant, neuron, depth and surrogate."""
 
     def __init__(self, trials: Sequence[Trial]) -> None:
-        self.cells: dict[tuple[str, str, int, str], dict[int, Result]] = {}
-        for trial in trials:
-            setting = trial.setting
-            if setting["kind"] == "training":
-                key = (_variant(setting), setting["neuron"], setting["layers"], _label(setting))
-                self.cells.setdefault(key, {})[setting["seed"]] = trial.result
+        self.cells: dict[tuple[str, str, int, str], dict[int, Result]] = by_seed(
+            [trial for trial in trials if trial.setting["kind"] == "training"],
+            lambda setting: (_variant(setting), setting["neuron"], setting["layers"], _label(setting)),
+        )
         self.variants = [name for name in VARIANTS if any(key[0] == name for key in self.cells)]
 
     def depths(self, variant: str, neuron: str) -> list[int]:
@@ -170,14 +162,13 @@ class Trainings:
         Returns:
             The difference, ``second`` less ``first``; ``None`` where the two have no network and seed in common.
         """
-        pairs = [
-            (one[seed]["accuracy"], other[seed]["accuracy"])
+        found = [
+            in_common(one, self.cells.get((variant, which, layers, second), {}))
             for (variant, which, layers, label), one in self.cells.items()
             if (which, label) == (neuron, first) and cell in (None, (variant, layers))
-            for other in [self.cells.get((variant, which, layers, second), {})]
-            for seed in sorted(one.keys() & other.keys())
         ]
-        return paired([a for a, _ in pairs], [b for _, b in pairs]) if pairs else None
+        before, after = ([value for pair in found for value in pair[side]] for side in (0, 1))
+        return paired(before, after) if before else None
 
     def verdicts(self, neuron: str, first: str, second: str) -> tuple[list[str], list[str], int]:
         """List the cells where ``second`` is significantly better than ``first``, and worse; count those with both."""
