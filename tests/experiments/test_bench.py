@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import multiprocessing
 import sys
 from pathlib import Path
 
@@ -172,18 +173,19 @@ def test_a_second_version_of_a_host():
         assert old.version == "0.0.0.0.14"
         case = measure(2, 16, torch.float32, CPU, (), old, seconds=0.01)
         with pytest.raises(RuntimeError, match="no such thing"):
-            old.ask(do="build", peer="no such thing", T=1, N=1, dtype="float32", device="cpu")
-        old.ask(do="forget")
+            OldRunner(old, "no such thing", 1, 1, torch.float32, CPU)
+        old.forget()
         lif, qif = (
             OldRunner(old, name, 2, 1000, torch.float32, CPU)
             for name in ("SpikingJelly LIFNode", "SpikingJelly's own QIFNode")
         )
         assert lif.peak_bytes() < qif.peak_bytes()  # each stays itself beside the other
         assert set(lif.repeat()["call"]) == set(PASSES)
+        (process,) = multiprocessing.active_children()
     finally:
         old.close()
     assert case["peers"]["SpikingJelly LIFNode, 0.0.0.0.14"]["both"]["seconds"] > 0
-    assert old.process.returncode == 0
+    assert process.exitcode == 0
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def measure(
     results: dict[str, dict[str, Any]] = {}
     release()  # what the last case held
     if old is not None:
-        old.ask(do="forget")
+        old.forget()
     shape = (steps, neurons, dtype, device)
     try:
         x, gradient = draw(*shape)

@@ -1,25 +1,21 @@
-"""Measure peers in a process with another version of SpikingJelly, so that two versions are interleaved in one run.
-
-As a program (``python -m qif_plugins.experiments.bench.old_host``) this module is that process; it serves one
-repetition at a time.
-"""
+"""Measure peers in a process with another version of SpikingJelly, so that two versions are interleaved in one run."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
+import multiprocessing
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .machine import installed
-from .peers import draw, dtype_name
+from .peers import draw
 from .runner import Runner, Times, release
 
 __all__ = ["OldHost", "OldRunner"]
@@ -29,7 +25,7 @@ SETTLE = 0.02
 
 
 class OldHost:
-    """A process with another version of SpikingJelly, which repeats a peer when asked.
+    """A process with another version of SpikingJelly.
 
     Args:
         folder: Where that version was installed (``pip install --target FOLDER --no-deps spikingjelly==0.0.0.0.14``).
@@ -44,41 +40,31 @@ class OldHost:
                 f"{folder} has no folder 'spikingjelly'; install it with "
                 f"pip install --target {folder} --no-deps spikingjelly==0.0.0.0.14"
             )
-        paths = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "qif_plugins.experiments.bench.old_host"],
-            env={**os.environ, "PYTHONPATH": paths}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        self.version = self.ask(do="start", threads=torch.get_num_threads())["version"]
+        begin = str(folder.resolve()), torch.get_num_threads()
+        self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin, begin)
+        self.version = self.ask(installed, "spikingjelly")
 
-    def ask(self, **request: Any) -> dict[str, Any]:
-        """Send a request and wait for its answer.
+    def ask(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function of a module in the other process, and wait for its result.
 
         Raises:
-            RuntimeError: The other process failed; the message is its own.
+            RuntimeError: The call failed; the message is that of its error.
             ConnectionError: The process has ended.
         """
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
         try:
-            self.process.stdin.write(json.dumps(request) + "\n")
-            self.process.stdin.flush()
-            line = self.process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            raise ConnectionError("the process with the other SpikingJelly ended; leave out --old-spikingjelly")
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise RuntimeError(answer["error"])
-        return answer
+            return self._pool.submit(_answer, work, *arguments).result()
+        except BrokenProcessPool:
+            raise ConnectionError(
+                "the process with the other SpikingJelly ended; leave out --old-spikingjelly"
+            ) from None
+
+    def forget(self) -> None:
+        """Free the memory of the last case."""
+        self.ask(_forget)
 
     def close(self) -> None:
         """End the process."""
-        assert self.process.stdin is not None
-        with suppress(BrokenPipeError):
-            self.process.stdin.close()
-        self.process.wait()
+        self._pool.shutdown()
 
 
 class OldRunner:
@@ -88,60 +74,51 @@ class OldRunner:
         self, host: OldHost, peer: str, steps: int, neurons: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.host, self.peer = host, peer
-        host.ask(do="build", peer=peer, T=steps, N=neurons, dtype=dtype_name(dtype), device=str(device))
+        host.ask(_build, peer, steps, neurons, dtype, device)
 
     def repeat(self) -> Times:
         """Measure a repetition, then wait until the other process sleeps: its threads spin after their work."""
-        times = self.host.ask(do="repeat", peer=self.peer)
+        times: Times = self.host.ask(_repeat, self.peer)
         time.sleep(SETTLE)
         return times
 
     def peak_bytes(self) -> int:
         """Measure the largest memory that one repetition holds."""
-        return int(self.host.ask(do="peak_bytes", peer=self.peer)["bytes"])
+        return int(self.host.ask(_peak_bytes, self.peer))
 
 
-def _serve() -> None:
-    served = _Served()
-    answers, sys.stdout = sys.stdout, sys.stderr  # what a host prints is no answer
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            answer = getattr(served, request.pop("do"))(**request)
-        except Exception as error:  # whatever a host raises is this peer's result
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), file=answers, flush=True)
+# -- in the other process ----------------------------------------------------------------------------------------------
+
+_runners: dict[str, Runner] = {}
+"""The peers of the case, by name."""
+_drawn = lru_cache(maxsize=1)(draw)
 
 
-class _Served:
-    """Answers to :class:`OldHost`: the peers of one case, by name."""
-
-    def __init__(self) -> None:
-        self.runners: dict[str, Runner] = {}
-        self.case: tuple[Tensor, Tensor] | None = None
-
-    def start(self, threads: int) -> dict[str, Any]:
-        torch.set_num_threads(threads)
-        return {"version": installed("spikingjelly")}
-
-    def forget(self) -> dict[str, Any]:
-        """Free the last case."""
-        self.runners, self.case = {}, None
-        release()
-        return {}
-
-    def build(self, peer: str, T: int, N: int, dtype: str, device: str) -> dict[str, Any]:
-        if self.case is None:
-            self.case = draw(T, N, getattr(torch, dtype), torch.device(device))
-        self.runners[peer] = Runner(peer, *self.case)
-        return {}
-
-    def repeat(self, peer: str) -> Times:
-        return self.runners[peer].repeat()
-
-    def peak_bytes(self, peer: str) -> dict[str, Any]:
-        return {"bytes": self.runners[peer].peak_bytes()}
+def _begin(folder: str, threads: int) -> None:
+    sys.path.insert(0, folder)
+    torch.set_num_threads(threads)
 
 
-if __name__ == "__main__":
-    _serve()
+def _answer(work: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return work(*arguments)
+    except Exception as error:  # whatever a host raises is this peer's result; not every error can be sent
+        raise RuntimeError(f"{type(error).__name__}: {error}") from None
+
+
+def _forget() -> None:
+    _runners.clear()
+    _drawn.cache_clear()
+    release()
+
+
+def _build(peer: str, steps: int, neurons: int, dtype: torch.dtype, device: torch.device) -> None:
+    _runners[peer] = Runner(peer, *_drawn(steps, neurons, dtype, device))
+
+
+def _repeat(peer: str) -> Times:
+    return _runners[peer].repeat()
+
+
+def _peak_bytes(peer: str) -> int:
+    return _runners[peer].peak_bytes()
