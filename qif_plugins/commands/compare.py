@@ -17,15 +17,14 @@ import torch
 from torch import nn
 
 from .. import __version__
-from ..experiments.compare.checkpoint import check_content, checkpoint_name, save
+from ..experiments.checkpoints import COMPARE, load_checkpoint
 from ..experiments.compare.hosts import BETA, WIDTHS, host_version, installed_hosts
 from ..experiments.compare.report import print_table, summarise, write_figure, write_json
-from ..experiments.compare.training import Epoch, Hyperparameters, Training, train
+from ..experiments.compare.training import Epoch, Hyperparameters, Training, save, train
 from ..experiments.data.images import load_images
 from ..experiments.figures import require_matplotlib
 from ..experiments.names import HOSTS
 from ..neuron.names import WINDOWS
-from ..support.checkpoints import load
 from ..support.files import occupied, read_json
 from .objects import device, one_of
 
@@ -71,7 +70,7 @@ def _run(arguments: argparse.Namespace, hosts: tuple[str, ...], windows: tuple[s
 
     def keep(training: Training, network: nn.Module) -> None:
         if arguments.save:
-            save(arguments.out / f"{checkpoint_name(training)}.pt", network, training, images, settings)
+            save(arguments.out / f"{training.name}.pt", network, training, images, settings)
 
     def finished() -> list[Training]:
         return [done[key] for key in plan if key in done]
@@ -159,10 +158,10 @@ def _saved(folder: Path, training: Training) -> bool:
     Raises:
         ValueError: The file is damaged, or holds another network.
     """
-    path = folder / f"{checkpoint_name(training)}.pt"
+    path = folder / f"{training.name}.pt"
     if not path.exists():
         return False
-    check_content(path, load(path, "file of 'qif compare --save'", "remove it to train that network again"))
+    load_checkpoint(path, COMPARE, way_out="remove it to train that network again")
     return True
 
 

@@ -33,6 +33,9 @@ NOTHING_BUILT = 3
 
 # -- types -------------------------------------------------------------------------------------------------------------
 
+COUNT = 2**31 - 1
+"""The largest count of epochs, samples or runs."""
+
 
 def at_least(minimum: int, most: int = 2**63 - 1) -> Callable[[str], int]:
     """Make an argparse type: an integer from ``minimum`` to ``most``, by default the largest integer of 64 bits."""
@@ -256,31 +259,31 @@ def exact(parser: ArgumentParser) -> None:
     add = mode("compare", "search hyperparameters equally for several neurons, then test the best")
     _add_spike_trains(add)
     add("--neurons", choices=NEURONS, nargs="+", help="neurons (default: lif qif)")
-    add("--trials", type=int, default=40, help="trials of the search for each neuron")
-    add("--finalists", type=int, default=5, help="best trials, which are trained again")
-    add("--seeds", type=int, default=5, help="seeds of the test")
-    add("--epochs", type=int, default=8, help="epochs of every run")
-    add(exact_option("batch"), dest="batch", type=int, default=50, help="samples in a batch")
+    add("--trials", type=at_least(1, COUNT), default=40, help="trials of the search for each neuron")
+    add("--finalists", type=at_least(1, COUNT), default=5, help="best trials, which are trained again")
+    add("--seeds", type=at_least(1, COUNT), default=5, help="seeds of the test")
+    add("--epochs", type=at_least(1, COUNT), default=8, help="epochs of every run")
+    add(exact_option("batch"), dest="batch", type=at_least(1, COUNT), default=50, help="samples in a batch")
     text = "folder of the results; runs that are there are not done again"
     add("--out", type=Path, default=Path("runs/exact-compare"), help=text)
     add = mode("demo", "move, add and remove spikes by gradient descent, and learn from silent neurons")
     add("names", nargs="*", metavar="NAME", help=f"demonstrations, of {', '.join(DEMONSTRATIONS)} (default: all)")
-    add("--seed", type=int, default=0, help="seed")
+    add("--seed", type=at_least(0), default=0, help="seed")
     add("--out", type=Path, default=Path("runs/exact-demo"), help="folder of the figures")
 
 
 NUMBERS = (
-    ("duration", float, "trial length, in the unit of the spike times (SHD: seconds)"),
-    ("tau", float, "membrane time constant, in the same unit"),
-    ("latest", float, "time at which a black pixel would spike; images alone"),
-    ("scale", float, "time, or number of spikes, that counts as one logit"),
-    ("rate", float, "mean number of spikes of a neuron at the start"),
-    ("epochs", int, "epochs"),
-    ("batch", int, "samples in a batch"),
-    ("lr", float, "learning rate"),
-    ("seed", int, "seed of weights and batches"),
-    ("clip", float, "largest norm of a gradient, beyond which it is scaled down"),
-    ("pseudo_scale", float, "scale of the pseudospikes' drive"),
+    ("duration", positive, "trial length, in the unit of the spike times (SHD: seconds)"),
+    ("tau", positive, "membrane time constant, in the same unit"),
+    ("latest", positive, "time at which a black pixel would spike; images alone"),
+    ("scale", positive, "time, or number of spikes, that counts as one logit"),
+    ("rate", positive, "mean number of spikes of a neuron at the start"),
+    ("epochs", at_least(0, COUNT), "epochs"),
+    ("batch", at_least(1, COUNT), "samples in a batch"),
+    ("lr", positive, "learning rate"),
+    ("seed", at_least(0), "seed of weights and batches"),
+    ("clip", positive, "largest norm of a gradient, beyond which it is scaled down"),
+    ("pseudo_scale", positive, "scale of the pseudospikes' drive"),
 )
 """The numbers of :class:`~qif_plugins.experiments.exact.settings.Settings` that are options of ``qif exact train``:
 name, type and help."""
@@ -309,9 +312,9 @@ def _add_spike_trains(add: Callable[..., Any]) -> None:
     add("--data", choices=SPIKE_TRAINS, default="digits", help="data set")
     add("--data-folder", type=Path, help="folder of shd_train.h5 and shd_test.h5, or SpikingJelly's SHD root")
     text = "largest number of samples to use of the training and of the test set (default: all)"
-    add("--limit", type=int, help=text)
+    add("--limit", type=at_least(1, COUNT), help=text)
     sizes = [f"{name} {' '.join(map(str, DEFAULTS[name].get('hidden', Settings.hidden)))}" for name in SPIKE_TRAINS]
-    add("--hidden", type=int, nargs="*", help=f"sizes of the hidden layers (default: {', '.join(sizes)})")
+    add("--hidden", type=at_least(1), nargs="*", help=f"sizes of the hidden layers (default: {', '.join(sizes)})")
     add("--recurrent", action="store_true", help="make the hidden layers recurrent")
 
 

@@ -346,7 +346,7 @@ def test_command(tmp_path, capsys):
 @independent
 def test_command_on_a_checkpoint(tmp_path, capsys):
     training = pytest.importorskip("qif_plugins.experiments.training.session")
-    from qif_plugins.experiments.training.checkpoint import Checkpoints
+    from qif_plugins.experiments.checkpoints import Checkpoints
     from qif_plugins.experiments.training.config import from_dict
     from qif_plugins.experiments.training.engine import Trainer
 

@@ -12,17 +12,20 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...neuron.norm import TDBatchNorm2d
+from ...support.checkpoints import load_weights
+from ..data.images import Images
 from ..names import HOSTS
 
-__all__ = ["BETA", "LAYERS", "HostLayers", "build", "host_version", "installed_hosts"]
+__all__ = ["BETA", "LAYERS", "HostLayers", "build", "host_version", "installed_hosts", "rebuild"]
 
 BETA = 0.5
 WIDTHS = (16, 32, 32)
@@ -176,6 +179,33 @@ def build(
 
 LAYERS: dict[str, type[HostLayers]] = dict(zip(HOSTS, (SpikingJellyLayers, SnnTorchLayers), strict=True))
 """The layers of each host."""
+
+
+def rebuild(path: Path, content: Mapping[str, Any], images: Images) -> tuple[HostLayers, nn.Module]:
+    """Rebuild the network of a checkpoint of ``qif compare --save``, on the CPU and in evaluation mode.
+
+    Args:
+        path: The file, for the error.
+        content: Its content, see :func:`~qif_plugins.experiments.checkpoints.load_checkpoint`.
+        images: The data set that the network was trained on.
+
+    Returns:
+        The layers of its host, and the network.
+
+    Raises:
+        ImportError: The host is not installed.
+        ValueError: The weights are another network's, or the network is one for other images.
+    """
+    name, shape = content["host"], images.shape
+    if host_version(name) is None:
+        raise ImportError(f"the network is one of {name}'s, which is not installed: pip install 'qif-plugins[{name}]'")
+    if {key: content["shape"][key] for key in shape} != shape:
+        raise ValueError(f"{path} is for images of {content['shape']}, and those of {images.name} are {shape}")
+    host = LAYERS[name]()
+    neuron = host.lif() if content["neuron"] == "LIF" else host.qif(content["window"])
+    network, _ = build(host, neuron, **shape)
+    load_weights(network, content["network"], str(path))
+    return host, network.eval()
 
 
 def host_version(name: str) -> str | None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from statistics import median
 
 import torch
 from torch import Tensor, nn
 
+from ..checkpoints import COMPARE, save_checkpoint
 from ..data.images import Images
 from ..training.firing import FiringRates
 from .hosts import LAYERS, build
 
-__all__ = ["Epoch", "Hyperparameters", "Training", "encoder", "train"]
+__all__ = ["Epoch", "Hyperparameters", "Training", "encoder", "save", "train"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,12 @@ class Training:
     epochs: list[Epoch] = field(default_factory=list)
     step_ms: float = float("nan")
 
+    @property
+    def name(self) -> str:
+        """File name of its network, without the suffix."""
+        neuron = "lif" if self.neuron == "LIF" else f"qif-{self.window}"
+        return f"{self.host}-{neuron}-{self.seed}"
+
 
 def train(
     images: Images, host_name: str, window: str | None, seed: int, settings: Hyperparameters,
@@ -94,8 +102,7 @@ def train(
     host = LAYERS[host_name]()
     neuron = host.lif() if window is None else host.qif(window)
     torch.manual_seed(seed)
-    _, channels, size, _ = images.train.shape
-    network, spiking = build(host, neuron, channels, size, images.classes)
+    network, spiking = build(host, neuron, **images.shape)
     network.to(settings.device)
     optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
     order = torch.Generator().manual_seed(seed)
@@ -125,6 +132,23 @@ def train(
     result.step_ms = 1000 * median(times)
     keep(result, network)
     return result
+
+
+def save(path: Path, network: nn.Module, training: Training, images: Images, settings: Hyperparameters) -> None:
+    """Write a trained network with its settings, its data set's name and its accuracy."""
+    content = {
+        "host": training.host,
+        "neuron": training.neuron,
+        "window": training.window,
+        "seed": training.seed,
+        "epochs": settings.epochs,
+        "steps": settings.steps,
+        "data": images.name,
+        "shape": images.shape,
+        "last_epoch": asdict(training.epochs[-1]),
+        "network": {name: tensor.cpu() for name, tensor in network.state_dict().items()},
+    }
+    save_checkpoint(path, COMPARE, content)
 
 
 def encoder(images: Images, steps: int) -> Callable[[Tensor], Tensor]:

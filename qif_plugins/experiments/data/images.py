@@ -46,6 +46,11 @@ class Images:
         tensors = ("train", "train_labels", "test", "test_labels")
         return replace(self, **{name: getattr(self, name).to(device) for name in tensors})
 
+    @property
+    def shape(self) -> dict[str, int]:
+        """Channels, height (which is the width, too) and classes."""
+        return {"channels": self.train.shape[1], "size": self.train.shape[2], "classes": self.classes}
+
     def normalization(self) -> tuple[Tensor, Tensor]:
         """Compute the mean and standard deviation of the training images by channel, ``[C, 1, 1]`` each."""
         values = self.train.transpose(0, 1).flatten(1).float()

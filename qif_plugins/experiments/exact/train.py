@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,40 +13,14 @@ from ...exact.initialisation import initialise
 from ...exact.layers import LIFLayer, QIFLayer, SpikingLayer, ThetaLayer
 from ...exact.losses import count_cross_entropy, first_spike_cross_entropy
 from ...exact.spikes import Spikes
-from ...support.checkpoints import check_content, check_tensors
+from ..checkpoints import Checkpoints
 from ..training import Batches, Trainer
-from ..training.checkpoint import Checkpoints
 from .data import SpikeData, select
-from .settings import LOSSES, NEURONS, PARTS, Settings
+from .settings import NEURONS, Settings
 
-__all__ = ["LAYERS", "build", "check_saved", "classification_loss", "fit"]
+__all__ = ["LAYERS", "build", "classification_loss", "fit"]
 
 LAYERS: dict[str, type[SpikingLayer]] = dict(zip(NEURONS, (LIFLayer, QIFLayer, ThetaLayer), strict=True))
-
-_PARTS: dict[str, Any] = {
-    "settings": PARTS,
-    "data": {"name": str, "root": (str, type(None)), "limit": (int, type(None))},
-    "network": {str: Tensor},
-}  # fmt: skip
-
-
-def check_saved(path: Path, content: Any) -> Settings:
-    """Check the content of an ``exact.pt``, and return its settings.
-
-    Raises:
-        ValueError: The file is another one, lacks a part, or holds weights that are not finite.
-    """
-    kind = "file exact.pt of 'qif exact train'"
-    check_content(path, content, _PARTS, kind)
-    saved = content["settings"]
-    known = {one.name for one in fields(Settings)}
-    if not saved.keys() <= known or saved["neuron"] not in LAYERS or saved["loss"] not in LOSSES:
-        raise ValueError(f"{path} is no {kind}, or one of another version")
-    limit = content["data"]["limit"]
-    if any(size < 1 for size in saved["hidden"]) or (limit is not None and limit < 1):
-        raise ValueError(f"{path} is no {kind}: it has the layers {saved['hidden']} and the limit {limit} of samples")
-    check_tensors(path, content["network"])
-    return Settings(**{**saved, "hidden": tuple(saved["hidden"])})
 
 
 def build(settings: Settings, channels: int, classes: int) -> nn.Sequential:
@@ -79,7 +51,7 @@ def fit(
         active: Whether to scale the weights to ``settings.rate`` first (theta neurons need none). Default True.
         checkpoints: Folder to save the state to after every epoch. Default: none.
         resumed: A checkpoint of the same settings and data to go on from, as
-            :func:`~qif_plugins.experiments.training.checkpoint.load_checkpoint` reads it. Default: from the start.
+            :func:`~qif_plugins.experiments.checkpoints.load_checkpoint` reads it. Default: from the start.
 
     Returns:
         One dictionary an epoch: loss, accuracy (test), gradient norm before clipping (mean and largest over batches),

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...support import checkpoints
+from ...support.checkpoints import load_weights
 from ...support.files import read_json
-from ..compare import checkpoint as comparison
+from ..checkpoints import COMPARE, EXACT_NETWORK, TRAIN, load_checkpoint
+from ..compare.hosts import rebuild
 from ..compare.training import encoder
 from ..data.images import load_images
 
@@ -73,33 +74,23 @@ def load_subject(source: str, data_folder: Path | None = None) -> Subject:
     if not path.is_file():
         problem = "holds no exact.pt and no best.pt" if path.is_dir() else "does not exist"
         raise FileNotFoundError(f"{path} {problem}; pass {_FORMS}")
-    what = "checkpoint of this package"
-    content = checkpoints.load(path, what, f"pass {_FORMS}")
-    if isinstance(content, dict):
-        if content.get("kind") == comparison.KIND:
-            return _of_comparison(source, path, content, data_folder)
-        if "format" in content:
-            from ..training.checkpoint import check_checkpoint
-
-            check_checkpoint(path, content)
-            return _of_training(source, path, content, data_folder)
-        if content.keys() & {"settings", "network"}:
-            return _exact(source, path, content)
-    raise ValueError(f"{path} is not a {what}; pass {_FORMS}")
+    content = load_checkpoint(path, TRAIN, COMPARE, EXACT_NETWORK, way_out=f"pass {_FORMS}")
+    loaded = {TRAIN: _of_training, COMPARE: _of_comparison, EXACT_NETWORK: _exact}[content["kind"]]
+    return loaded(source, path, content, data_folder)
 
 
-def _exact(source: str, path: Path, content: dict[str, Any]) -> Subject:
+def _exact(source: str, path: Path, content: dict[str, Any], data_folder: Path | None) -> Subject:
     from ...exact.functional import EventBudgetError
     from ..exact.data import load, select
-    from ..exact.train import build, check_saved, classification_loss
+    from ..exact.settings import Settings
+    from ..exact.train import build, classification_loss
 
-    settings = check_saved(path, content)
-    saved = content["data"]
+    settings, saved = Settings(**content["settings"]), content["data"]
     data = load(
         saved["name"], settings.duration, settings.latest, saved["root"] and Path(saved["root"]), saved["limit"]
     )
     network = build(settings, data.train.channels, data.classes)
-    checkpoints.load_weights(network, content["network"], str(path))
+    load_weights(network, content["network"], str(path))
 
     def loss(samples: list[int]) -> Tensor:
         chosen = torch.tensor(samples, device="cpu")
@@ -120,9 +111,8 @@ def _exact(source: str, path: Path, content: dict[str, Any]) -> Subject:
 
 
 def _of_comparison(source: str, path: Path, content: dict[str, Any], data_folder: Path | None) -> Subject:
-    comparison.check_content(path, content)
     images = load_images(content["data"], data_folder or "data", advice=ADVICE)
-    host, network = comparison.rebuild(path, content, images)
+    host, network = rebuild(path, content, images)
     network.double()
     encode = encoder(images, content["steps"])
 
@@ -148,7 +138,7 @@ def _of_training(source: str, path: Path, content: dict[str, Any], data_folder: 
     data = replace(trained.data, augment=(), folder=str(data_folder or trained.data.folder))
     config = replace(trained, data=data)
     network, task = prepare(config, content["data"], (ADVICE, ""), train=False)
-    checkpoints.load_weights(network, content["state"]["model"], str(path))
+    load_weights(network, content["state"]["model"], str(path))
     network.double()
     steps, chosen = (None if config.data.name == "cifar10dvs" else config.data.steps), config.loss
 

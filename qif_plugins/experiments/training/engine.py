@@ -36,7 +36,7 @@ Loss = Callable[[nn.Module, Any], Any]
 
 
 class Store(Protocol):
-    """A place to save a trainer's state, such as :class:`~.checkpoint.Checkpoints`."""
+    """A place to save a trainer's state, such as :class:`~qif_plugins.experiments.checkpoints.Checkpoints`."""
 
     def save(self, trainer: Trainer, *, best: bool) -> None:
         """Save the state of a trainer; called in every process."""
@@ -67,7 +67,7 @@ class Trainer:
             Default True.
         on_step: Called with the trainer and the step's measurements after every step of the optimizer.
         on_epoch: Called with the trainer and the epoch's row of the history.
-        store: Place to save the state to, see :class:`~.checkpoint.Checkpoints`. Default: none.
+        store: Place to save the state to, see :class:`~qif_plugins.experiments.checkpoints.Checkpoints`. Default: none.
         save_every: Steps between savings within an epoch; 0 saves only at the end of each epoch. Default 0.
         monitor: The measurement whose largest value marks the best epoch; a loss, the smallest.
             Default ``"test_accuracy"``.
