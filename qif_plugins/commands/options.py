@@ -25,7 +25,7 @@ from ..experiments.names import DATA_SETS, FIGURES, HOSTS, IMAGES, SHAPES, confi
 from ..experiments.studies import STUDIES
 from ..neuron.names import CLOSURES, DEFAULT_BETA, DYNAMICS, PAPER, WINDOWS
 
-__all__ = ["NOTHING_BUILT", "NUMBERS", "exact_option"]
+__all__ = ["NOTHING_BUILT", "NUMBERS"]
 
 NOTHING_BUILT = 3
 """Exit status of ``qif run`` for a program that succeeded without running a QIF neuron."""
@@ -253,7 +253,7 @@ def exact(parser: ArgumentParser) -> None:
     text = f"the neuron that spikes first wins, or the one that spikes most ({_default('loss')})"
     add("--loss", choices=LOSSES, help=text)
     for name, kind, text in NUMBERS:
-        add(exact_option(name), dest=name, type=kind, help=f"{text} ({_default(name)})")
+        add(_exact_option(name), dest=name, type=kind, help=f"{text} ({_default(name)})")
     add("--resume", action="store_true", help="go on from last.pt in --out, or begin if there is none")
     add("--out", type=Path, help="folder of the results (default: runs/exact-DATA-NEURON)")
     add = mode("compare", "search hyperparameters equally for several neurons, then test the best")
@@ -263,7 +263,7 @@ def exact(parser: ArgumentParser) -> None:
     add("--finalists", type=at_least(1, COUNT), default=5, help="best trials, which are trained again")
     add("--seeds", type=at_least(1, COUNT), default=5, help="seeds of the test")
     add("--epochs", type=at_least(1, COUNT), default=8, help="epochs of every run")
-    add(exact_option("batch"), dest="batch", type=at_least(1, COUNT), default=50, help="samples in a batch")
+    add(_exact_option("batch"), dest="batch", type=at_least(1, COUNT), default=50, help="samples in a batch")
     text = "folder of the results; runs that are there are not done again"
     add("--out", type=Path, default=Path("runs/exact-compare"), help=text)
     add = mode("demo", "move, add and remove spikes by gradient descent, and learn from silent neurons")
@@ -290,7 +290,7 @@ name, type and help."""
 _UNSET = {"clip": "no limit", "pseudo_scale": "the neuron's own"}
 
 
-def exact_option(name: str) -> str:
+def _exact_option(name: str) -> str:
     """Return the option of ``qif exact`` that sets a number of the settings."""
     return "--batch-size" if name == "batch" else f"--{name.replace('_', '-')}"
 

@@ -25,7 +25,7 @@ from ...support.checkpoints import load_weights
 from ..data.images import Images
 from ..names import HOSTS
 
-__all__ = ["BETA", "LAYERS", "HostLayers", "build", "host_version", "installed_hosts", "rebuild"]
+__all__ = ["BETA", "LAYERS", "build", "host_version", "installed_hosts", "rebuild"]
 
 BETA = 0.5
 WIDTHS = (16, 32, 32)
