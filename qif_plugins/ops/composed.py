@@ -134,24 +134,17 @@ class _Neuron(NamedTuple):
     def derivative(self, h: Tensor) -> Tensor:
         """Compute w(h)."""
         s0, s1, s2 = self.surrogate
-        if self.kind.shape == Shape.WINDOW:
-            return ((h >= s0) & (h <= s1)).to(h.dtype) * s2
+        value = torch_backend.derivative(self.kind.shape, h, self.numbers.threshold, s0, s1, s2)
         z = h - self.numbers.threshold
-        if self.kind.shape == Shape.ATAN:
-            y = s0 * z
-            return s1 / (1 + y * y)
-        if self.kind.shape == Shape.FAST_SIGMOID:
-            y = s0 * z.abs() + 1
-            return 1 / (y * y)
         if self.kind.shape == Shape.SIGMOID:
             share = torch.sigmoid(s0 * z)
             smooth = s0 * share * (1 - share)
-        else:
+        elif self.kind.shape == Shape.GAUSSIAN:
             smooth = s1 * torch.exp(-((s0 * (z - s2)) ** 2))
-        # The kernels' bits, whose exponential has no derivative that PyTorch knows.
-        return torch_backend.derivative(self.kind.shape, h, self.numbers.threshold, s0, s1, s2).detach() + (
-            smooth - smooth.detach()
-        )
+        else:
+            return value
+        # PyTorch knows no derivative of the kernels' exponential, which gives the bits.
+        return value.detach() + (smooth - smooth.detach())
 
     def antiderivative(self, h: Tensor) -> Tensor:
         """Compute a function of h - θ whose derivative is w; the surrogate's own numbers count as constants."""

@@ -25,7 +25,7 @@ __all__ = ["OPTIONS", "SOURCE", "backward", "compile_kernel", "forward", "unavai
 
 SOURCE = Path(__file__).with_name("qif.cu")
 OPTIONS = ("-std=c++17", "--fmad=false")
-"""For NVRTC. Its defaults keep subnormal numbers and round divisions correctly."""
+"""Options of NVRTC, whose defaults keep subnormal numbers and round divisions correctly."""
 
 THREADS = 256
 
@@ -38,7 +38,7 @@ _BACKWARD = struct.Struct("@PPPPPPPPqqqfxxxx")
 
 @lru_cache(maxsize=16)
 def unavailable(device: torch.device) -> str | None:
-    """Why the kernels cannot run on ``device``, with what to install; ``None`` if they can."""
+    """Say why the kernels cannot run on ``device`` and what to install; ``None`` if they can run."""
     if device.type != "cuda":
         return f"its kernels run on CUDA tensors only, and this one is on {device.type!r}."
     if torch.version.cuda is None or not torch.cuda.is_available():
@@ -56,15 +56,9 @@ def unavailable(device: torch.device) -> str | None:
 
 
 def forward(
-    x: Tensor,
-    v0: Tensor | float,
-    c: Coefficients,
-    kind: Kind,
-    spike: Tensor,
-    v_last: Tensor | None,
-    v_seq: Tensor | None,
-    h: Tensor | None,
-) -> None:
+    x: Tensor, v0: Tensor | float, c: Coefficients, kind: Kind, spike: Tensor, v_last: Tensor | None,
+    v_seq: Tensor | None, h: Tensor | None,
+) -> None:  # fmt: skip
     """See :mod:`.contract`."""
     vector = width(x.shape[1], (x, v0, spike, v_last, v_seq, h, *(entry.values for entry in c)))
     blocks = -(-x.shape[1] // (THREADS * vector))
@@ -75,18 +69,9 @@ def forward(
 
 
 def backward(
-    grad_spike: Tensor | None,
-    grad_v: Tensor | None,
-    grad_h: Tensor | None,
-    h: Tensor,
-    v0: Tensor | float,
-    x: Tensor | None,
-    c: Coefficients,
-    kind: Kind,
-    grad_x: Tensor,
-    grad_v0: Tensor | None,
-    needs: tuple[bool, ...],
-) -> list[Tensor | None]:
+    grad_spike: Tensor | None, grad_v: Tensor | None, grad_h: Tensor | None, h: Tensor, v0: Tensor | float,
+    x: Tensor | None, c: Coefficients, kind: Kind, grad_x: Tensor, grad_v0: Tensor | None, needs: tuple[bool, ...],
+) -> list[Tensor | None]:  # fmt: skip
     """See :mod:`.contract`."""
     neurons = h.shape[1]
     tensors = (grad_spike, grad_v, grad_h, h, v0, x, grad_x, grad_v0, *(entry.values for entry in c))
@@ -100,7 +85,7 @@ def backward(
 
 
 def width(neurons: int, tensors: Sequence[Any]) -> int:
-    """Neurons a thread: 4 where every row of every tensor starts at a multiple of four elements, else 1."""
+    """Return the neurons per thread: 4 if every row of every tensor starts at a multiple of four elements, else 1."""
     aligned = all(t.data_ptr() % (4 * t.element_size()) == 0 for t in tensors if isinstance(t, Tensor))
     return 4 if neurons % 4 == 0 and aligned else 1
 
@@ -114,7 +99,7 @@ def _macros(
     needs: Sequence[bool],
     given: Sequence[Tensor | None],
 ) -> dict[str, int]:
-    """Macros that ``qif.cu`` is compiled with; ``membrane`` is any tensor of the stored membranes' type."""
+    """Return the macros to compile ``qif.cu`` with; ``membrane`` is any tensor of the stored membranes' type."""
     return {
         "QIF_X": _TYPES[x.dtype],
         "QIF_V0": _TYPES[v0.dtype] if isinstance(v0, Tensor) else 0,
@@ -131,32 +116,19 @@ def _macros(
 
 
 def _pack_forward(
-    x: Tensor,
-    v0: Tensor | float,
-    c: Coefficients,
-    spike: Tensor,
-    v_last: Tensor | None,
-    v_seq: Tensor | None,
+    x: Tensor, v0: Tensor | float, c: Coefficients, spike: Tensor, v_last: Tensor | None, v_seq: Tensor | None,
     h: Tensor | None,
-) -> bytes:
-    """``struct Forward`` of ``qif.cu``."""
+) -> bytes:  # fmt: skip
+    """Pack ``struct Forward`` of ``qif.cu``."""
     pointers = [_address(t) for t in (x, v0, spike, v_last, v_seq, h)]
     return _pack_numbers(c) + _FORWARD.pack(*pointers, *x.shape, _start(v0))
 
 
 def _pack_backward(
-    grad_spike: Tensor | None,
-    grad_v: Tensor | None,
-    grad_h: Tensor | None,
-    h: Tensor,
-    v0: Tensor | float,
-    x: Tensor | None,
-    c: Coefficients,
-    grad_x: Tensor,
-    grad_v0: Tensor | None,
-    sums: Sequence[Any],
-) -> bytes:
-    """``struct Backward`` of ``qif.cu``."""
+    grad_spike: Tensor | None, grad_v: Tensor | None, grad_h: Tensor | None, h: Tensor, v0: Tensor | float,
+    x: Tensor | None, c: Coefficients, grad_x: Tensor, grad_v0: Tensor | None, sums: Sequence[Any],
+) -> bytes:  # fmt: skip
+    """Pack ``struct Backward`` of ``qif.cu``."""
     places = b"".join(
         _SUM.pack(0, 1, 0) if s is None else _SUM.pack(s.values.data_ptr(), s.group, s.direct) for s in sums
     )
@@ -185,7 +157,7 @@ def _start(v0: Tensor | float) -> float:
 
 
 class _Stream:
-    """A stream as CuPy's launch takes it, by its handle. (CuPy's ExternalStream is deprecated since version 14.)"""
+    """Stream by its handle, as CuPy's launch takes it. (CuPy's ExternalStream is deprecated since version 14.)"""
 
     def __init__(self, ptr: int) -> None:
         self.ptr = ptr
@@ -208,7 +180,7 @@ _loading = threading.Lock()
 
 
 def _kernel(name: str, flags: dict[str, int], index: int) -> Any:
-    """The kernel, loaded on the current device, whose number is ``index``."""
+    """Load the kernel on the current device, whose number is ``index``, unless it is loaded already."""
     key = (name, tuple(flags.values()), index)
     kernel = _loaded.get(key)
     if kernel is not None:

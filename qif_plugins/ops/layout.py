@@ -131,7 +131,7 @@ def _permuted(value: Tensor, step_shape: Sequence[int], order: Sequence[int]) ->
 
 
 def _block(value: Tensor, step_shape: Sequence[int], order: Sequence[int]) -> tuple[range, int]:
-    """The positions in ``order`` from the first to the last along which ``value`` varies, and the size after it."""
+    """Return the positions in ``order`` from first to last along which ``value`` varies, and the size after them."""
     varying = [i for i, size in enumerate(_permuted(value, step_shape, order).shape) if size != 1]
     if not varying:
         return range(0), math.prod(step_shape)
