@@ -1,5 +1,6 @@
 # make demo   set up .venv and run the main job, the comparison of LIF and QIF in both hosts
 # make test   set up .venv and run every test, against SpikingJelly 2.0.0 and again against 0.0.0.0.14
+# make gpu MINUTES=8   all that waits for a CUDA card;   make wheels   what benchmarks/gpu.py needs offline, into wheels/
 # make lint   ruff and mypy;   make docs   build the documentation;   make versions   what is installed and runs here
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 OLD_SPIKINGJELLY := $(VENV)/spikingjelly-0.0.0.0.14
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-new test-old lint docs versions clean
+.PHONY: demo test test-new test-old gpu wheels lint docs versions clean
 
 demo: $(READY)
 	$(BIN)/qif compare
@@ -23,6 +24,15 @@ test-new: $(READY)
 
 test-old: $(READY)
 	PYTHONPATH=$(CURDIR)/$(OLD_SPIKINGJELLY) $(PYTEST) -m "not host_independent"
+
+MINUTES ?= 8
+gpu: $(READY)
+	$(BIN)/python benchmarks/gpu.py --minutes $(MINUTES) --old-spikingjelly $(OLD_SPIKINGJELLY)
+
+# For a machine with PyTorch, CuPy, pytest, pytest-timeout and hypothesis; pip downloads one version of a package a call.
+wheels:
+	$(PYTHON) -m pip download --quiet --no-deps --dest wheels spikingjelly==2.0.0 snntorch==1.0.0 loguru SciencePlots
+	$(PYTHON) -m pip download --quiet --no-deps --dest wheels spikingjelly==0.0.0.0.14
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -47,4 +57,4 @@ $(READY): pyproject.toml
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) build dist site *.egg-info
+	rm -rf $(VENV) wheels build dist site *.egg-info

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from gpu_kernels import Compiled, Target, empty
 
 from qif_plugins.ops import triton_backend as kernels
 from qif_plugins.ops.contract import Coefficient, Coefficients, Kind, Shape
@@ -44,43 +45,6 @@ def test_what_launching_needs():
     assert "driver, a C compiler and Python's headers" in kernels._why_it_cannot_launch()
 
 
-class Target:
-    """What Triton's compiler asks of a driver; compiling needs no GPU."""
-
-    def __init__(self, capability):
-        from triton.backends.compiler import GPUTarget
-
-        self.target = GPUTarget("cuda", capability, 32)
-
-    def get_current_target(self):
-        return self.target
-
-    def get_current_device(self):
-        # Triton keeps what it has compiled by device.
-        return self.target.arch
-
-    def get_current_stream(self, device=None):
-        return 0
-
-
-class Compiled:
-    """A kernel that is compiled for the arguments of a launch and not launched."""
-
-    def __init__(self, kernel):
-        self.kernel = kernel
-        self.results = []
-
-    def __getitem__(self, grid):
-        def launch(*args, **options):
-            self.results.append(self.kernel.warmup(*args, grid=grid, **options))
-
-        return launch
-
-    @property
-    def ptx(self):
-        return self.results[-1].asm["ptx"]
-
-
 @pytest.fixture(params=[80, 90, 100])
 def compiled(request, monkeypatch):
     """The two kernels, compiled for a compute capability whatever the machine has."""
@@ -98,11 +62,6 @@ def compiled(request, monkeypatch):
 
 UNIFORM = Coefficients(*(Coefficient(1.0 + i) for i in range(9)))
 WINDOW = Kind(soft=False, detach_reset=False, strict=False, shape=Shape.WINDOW, pre_reset=False)
-
-
-def empty(*shape, dtype=torch.float32):
-    """A tensor without memory: its address counts as aligned."""
-    return torch.empty(shape, dtype=dtype, device="meta")
 
 
 def forward(x, c, kind, v_dtype=torch.float32):
