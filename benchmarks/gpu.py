@@ -182,8 +182,11 @@ def prepare(work: Path, wheels: Path | None, old: Path | None) -> None:
     for source, target in (("qif_plugins", "qif_plugins"), ("adapters", "qif_plugins/adapters")):
         shutil.copytree(ROOT / source, work / "code" / target, ignore=shutil.ignore_patterns("__pycache__"))
     for wheel in sorted(wheels.glob("*.whl")) if wheels is not None else ():
+        target = work / ("old" if wheel.name.startswith(f"spikingjelly-{OLD}-") else "site")
         with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(work / ("old" if wheel.name.startswith(f"spikingjelly-{OLD}-") else "site"))
+            archive.extractall(target)
+            for entry in archive.infolist():  # compilers among them
+                (target / entry.filename).chmod((entry.external_attr >> 16) & 0o777 | 0o644)
     if old is not None:
         (work / "old").symlink_to(old.resolve())
 

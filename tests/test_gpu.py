@@ -62,6 +62,11 @@ def backend(request):
     reason = unavailable_reason(request.param, DEVICE)
     if reason is not None:
         pytest.skip(f"{request.param}: {reason}")
+    if REHEARSAL and request.param == "triton":
+        import interpreter
+
+        if reason := interpreter.fault():
+            pytest.skip(reason)
     return request.param
 
 

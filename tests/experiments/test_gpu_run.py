@@ -96,6 +96,8 @@ def test_rehearsal_of_the_kernels_from_the_command_to_the_page(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr + out.read_text()
     results = json.loads(out.read_text())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gpu.json", "gpu.md"]
+    if lacking := [row["why"] for row in results["tests"].values() if "numpy<2.4" in row["why"]]:
+        pytest.skip(lacking[0])
     outcomes = {name.rpartition("::")[2]: row["outcome"] for name, row in results["tests"].items()}
     wanted = {f"test_short_list[{backend}-{shape.name}]" for backend in ("triton", "cupy", "torch") for shape in Shape}
     assert outcomes == dict.fromkeys(wanted, "passed")

@@ -4,10 +4,9 @@ A process of its own, because the variable is read once and changes every Triton
 the hosts' and those of torch.compile as well.
 """
 
+import interpreter
 import pytest
 import torch
-import triton as triton_package
-import triton.language as tl
 from hypothesis import given, settings
 from kernel_cases import cases, check_against_reference
 
@@ -21,21 +20,10 @@ from qif_plugins.ops import triton_backend as triton
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 
-@triton_package.jit
-def _loop(out, steps):
-    for _ in range(steps):
-        tl.store(out, 1.0)
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _interpreter_runs_loops():
-    """NumPy 2.4 broke the interpreter of older Tritons, whatever the kernel."""
-    try:
-        _loop[(1,)](torch.zeros(1), 2)
-    except Exception as error:
-        if "0-dimensional" not in str(error):
-            raise
-        pytest.skip(f"Triton {triton_package.__version__} cannot interpret loops with this NumPy; install numpy<2.4")
+    if reason := interpreter.fault():
+        pytest.skip(reason)
 
 
 @given(case=cases())
