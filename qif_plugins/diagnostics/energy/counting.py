@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ...convert.find import neurons
 from ...convert.hosts import loaded_hosts
@@ -206,17 +207,8 @@ def _running(module: nn.Module, name: str, stack: list[str]) -> Iterator[None]:
 
 # -- operations with weights ------------------------------------------------------------------------------------------
 
-_ARGUMENTS: dict[Any, tuple[str, ...]] = {
-    F.linear: ("input", "weight", "bias"),
-    **dict.fromkeys(
-        (F.conv1d, F.conv2d, F.conv3d), ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-    ),
-    **dict.fromkeys(
-        (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
-        ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
-    ),
-}
 _TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+_WITH_WEIGHTS = (F.linear, F.conv1d, F.conv2d, F.conv3d, *_TRANSPOSED)
 _UNCOUNTED = {
     torch.matmul: "matmul", Tensor.matmul: "matmul", Tensor.__matmul__: "matmul", torch.mm: "mm", torch.bmm: "bmm",
     Tensor.mm: "mm", Tensor.bmm: "bmm", torch.einsum: "einsum", torch.addmm: "addmm", torch.baddbmm: "baddbmm",
@@ -240,12 +232,15 @@ class _Counter(TorchFunctionMode):
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         name = self.running[-1] if self.running else "(model)"
-        if func in _ARGUMENTS:
-            given = dict(zip(_ARGUMENTS[func], args, strict=False)) | (kwargs or {})
+        if func in _WITH_WEIGHTS:
+            given = dict(zip(("input", "weight", "bias"), args, strict=False)) | (kwargs or {})
+            x, weight = given.pop("input"), given.pop("weight")
+            given.pop("bias", None)
             counts = self._counts.setdefault(name, [0, 0, 0, 0])
-            for index, count in enumerate(_count(func, given, out, name)):
-                counts[index] += count
-            weight = given["weight"]
+            # Nothing else that counts operations is to see ours.
+            with torch.autocast(x.device.type, enabled=False), _disable_current_modes():
+                found = _count(lambda x, weight: func(x, weight, None, *args[3:], **given), func, x, weight, out, name)
+            self._counts[name] = [count + more for count, more in zip(counts, found, strict=True)]
             # One that is computed anew for every call is another tensor each time.
             key = id(weight) if isinstance(weight, nn.Parameter) else tuple(weight.shape)
             self._weights.setdefault(name, {})[key] = weight.numel()
@@ -259,57 +254,24 @@ class _Counter(TorchFunctionMode):
             yield LayerCount(name, macs, synops, connections, padded, sum(self._weights[name].values()))
 
 
-def _count(func: Any, given: dict[str, Any], out: Tensor, name: str) -> tuple[int, int, int, int]:
+def _count(apply: Any, func: Any, x: Tensor, weight: Tensor, out: Tensor, name: str) -> tuple[int, int, int, int]:
     """Count MACs, SynOps, connections and those with padding of one call."""
-    x, weight = given["input"], given["weight"]
-    padded = (x if func in _TRANSPOSED else out).numel() * math.prod(weight.shape[1:])
+    transposed = func in _TRANSPOSED
+    padded = (x if transposed else out).numel() * math.prod(weight.shape[1:])
     if not _binary(x):
         if not bool(x.isfinite().all()):
             raise ValueError(
                 f"layer {name} received a value that is not finite; look for it where the model runs first"
             )
         return padded, 0, 0, 0
-    if func is F.linear:
-        return 0, int(x.count_nonzero()) * weight.shape[0], padded, padded
-    transposed = func in _TRANSPOSED
-    groups = given.get("groups", 1)
-    targets = weight.shape[1] if transposed else weight.shape[0] // groups
-    dims = weight.dim() - 2
-    fan_outs = _fan_outs(given, x.shape[-dims:], out.shape[-dims:], weight.shape[-dims:], transposed)
-    uses = fan_outs[0]
-    for fan_out in fan_outs[1:]:
-        uses = uses[..., None] * fan_out
-    spikes = x.count_nonzero(dim=tuple(range(x.dim() - dims))).cpu()
-    sources = x.numel() // math.prod(x.shape[-dims:])
-    return 0, targets * int((spikes * uses).sum()), targets * sources * int(uses.sum()), padded
+    # With weights of 1 each output is the number of spikes that reach it. One output channel a group stands for all.
+    groups = x.shape[-weight.dim() + 1] // weight.shape[1] if not transposed and func is not F.linear else 1
+    channels = weight.shape[1] if transposed else weight.shape[0] // groups
+    ones = torch.ones_like(weight[:, :1] if transposed else weight[:groups], dtype=torch.float32)
+    spikes = x.float()
+    arrive, could = (apply(values, ones).round().sum(dtype=torch.float64) for values in (spikes, 0 * spikes + 1))
+    return 0, channels * int(arrive), channels * int(could), padded
 
 
 def _binary(x: Tensor) -> bool:
     return x.dtype == torch.bool or bool(((x == 0) | (x == 1)).all())
-
-
-def _fan_outs(
-    given: dict[str, Any], inputs: Sequence[int], outputs: Sequence[int], kernel: Sequence[int], transposed: bool
-) -> list[Tensor]:
-    """Count for each spatial dimension the pairs of kernel and output position that use each input position."""
-    dims = len(kernel)
-    stride = _per_dimension(given.get("stride", 1), dims)
-    dilation = _per_dimension(given.get("dilation", 1), dims)
-    padding = given.get("padding", 0)
-    if padding == "same":
-        # As PyTorch pads: the odd one at the end.
-        left = [d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True)]
-    else:
-        left = _per_dimension(0 if padding == "valid" else padding, dims)
-    found = []
-    for n_in, n_out, k, s, d, p in zip(inputs, outputs, kernel, stride, dilation, left, strict=True):
-        coarse, fine = (n_in, n_out) if transposed else (n_out, n_in)
-        # The coarse position i and the kernel position j meet at the fine position i s - p + j d.
-        meets = torch.arange(coarse, device="cpu")[:, None] * s - p + torch.arange(k, device="cpu") * d
-        valid = (meets >= 0) & (meets < fine)
-        found.append(valid.sum(1) if transposed else torch.bincount(meets[valid], minlength=fine))
-    return found
-
-
-def _per_dimension(value: Any, dims: int) -> list[int]:
-    return [value] * dims if isinstance(value, int) else list(value) * (dims if len(value) == 1 else 1)
