@@ -17,6 +17,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import logging
+import pkgutil
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -39,11 +40,16 @@ class _Entry(NamedTuple):
 
 
 class _Host(NamedTuple):
+    """One host framework.
+
+    Attributes:
+        newest_tested: Its newest version that the neurons were tested with.
+        needs: What the neurons need of it, as ``module:attribute``, with the arguments that must be there.
+        entries: Yields the names to add.
+    """
+
     newest_tested: str
-    interfaces: dict[str, tuple[str, ...]]
-    """What must be there: module -> attributes, dotted where they are attributes of a class."""
-    arguments: dict[str, tuple[str, ...]]
-    """Callable -> the arguments it must take."""
+    needs: dict[str, tuple[str, ...]]
     entries: Callable[[], Iterator[_Entry]]
 
 
@@ -61,19 +67,9 @@ def register(*hosts: str) -> None:
         ModuleNotFoundError: A host that is not installed; left out, none is. Says what to install.
         RuntimeError: A host lacks interfaces that the neurons need (named), or has one of the names already.
     """
-    for host in hosts:
-        if host not in _HOSTS:
-            raise ValueError(unknown("host", host, _HOSTS))
-    installed = [host for host in hosts or _HOSTS if importlib.util.find_spec(host) is not None]
-    missing = [host for host in hosts if host not in installed]
-    if missing or not installed:
-        names = missing or list(_HOSTS)
-        raise ModuleNotFoundError(
-            f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} not installed; install with: "
-            + " or ".join(f"pip install 'qif-plugins[{name}]'" for name in names)
-        )
+    installed = _installed(hosts)
     for host in installed:
-        _check_interfaces(host)
+        _refuse(host, [*_absent(_HOSTS[host].needs)])
     entries = [entry for host in installed for entry in _HOSTS[host].entries()]
     for entry in entries:
         if entry.table.get(entry.key, entry.value) is not entry.value:
@@ -82,7 +78,7 @@ def register(*hosts: str) -> None:
                 "use the neuron from qif_plugins.adapters instead"
             )
     for host in installed:
-        _check_version(host)
+        _warn_of_newer(host)
     for entry in entries:
         if entry.key not in entry.table:
             entry.table[entry.key] = entry.value
@@ -98,22 +94,40 @@ def unregister() -> None:
             del entry.table[entry.key]
 
 
-def _check_interfaces(host: str) -> None:
-    absent = []
-    for module_name, names in _HOSTS[host].interfaces.items():
+def _installed(hosts: tuple[str, ...]) -> list[str]:
+    """Return the hosts that were asked for, or else all that are installed."""
+    for host in hosts:
+        if host not in _HOSTS:
+            raise ValueError(unknown("host", host, _HOSTS))
+    installed = [host for host in hosts or _HOSTS if importlib.util.find_spec(host) is not None]
+    missing = [host for host in hosts if host not in installed]
+    if missing or not installed:
+        names = missing or list(_HOSTS)
+        raise ModuleNotFoundError(
+            f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} not installed; install with: "
+            + " or ".join(f"pip install 'qif-plugins[{name}]'" for name in names)
+        )
+    return installed
+
+
+def _absent(needs: dict[str, tuple[str, ...]]) -> Iterator[str]:
+    """Yield the names that are not there."""
+    for place, arguments in needs.items():
+        name = place.replace(":", ".")
         try:
-            module = importlib.import_module(module_name)
+            found = pkgutil.resolve_name(place)
         except ModuleNotFoundError as error:
-            if error.name is None or not module_name.startswith(error.name):
+            if error.name is None or not name.startswith(error.name):
                 raise
-            absent.append(module_name)
-            continue
-        absent += [f"{module_name}.{name}" for name in names if not _has(module, name)]
-    if not absent:
-        for place, arguments in _HOSTS[host].arguments.items():
-            module_name, name = place.rsplit(".", 1)
-            taken = inspect.signature(getattr(importlib.import_module(module_name), name)).parameters
-            absent += [f"{place}(..., {argument})" for argument in arguments if argument not in taken]
+            yield name
+        except AttributeError:
+            yield name
+        else:
+            taken = inspect.signature(found).parameters if arguments else {}
+            yield from (f"{name}(..., {argument})" for argument in arguments if argument not in taken)
+
+
+def _refuse(host: str, absent: list[str]) -> None:
     if absent:
         raise RuntimeError(
             f"{host} {_version(host)} lacks what the QIF neurons need: {', '.join(absent)}. Nothing was registered; "
@@ -121,15 +135,7 @@ def _check_interfaces(host: str) -> None:
         )
 
 
-def _has(module: Any, dotted: str) -> bool:
-    for name in dotted.split("."):
-        if not hasattr(module, name):
-            return False
-        module = getattr(module, name)
-    return True
-
-
-def _check_version(host: str) -> None:
+def _warn_of_newer(host: str) -> None:
     newest = _HOSTS[host].newest_tested
     if _numbers(_version(host)) > _numbers(newest) and host not in _warned:
         _warned.add(host)
@@ -147,32 +153,27 @@ def _version(host: str) -> str:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    release = re.match(r"[0-9.]*", version)
-    return tuple(int(part) for part in (release.group() if release else "").split(".") if part)
+    return tuple(map(int, re.findall(r"\d+", re.split(r"[^\d.]", version)[0])))
 
 
 def _spikingjelly_entries() -> Iterator[_Entry]:
     neuron = importlib.import_module("spikingjelly.activation_based.neuron")
     ours = importlib.import_module("qif_plugins.adapters.spikingjelly")
     yield _Entry(vars(neuron), "AnalyticQIFNode", ours.QIFNode, "spikingjelly.activation_based.neuron.AnalyticQIFNode")
-    name = "spikingjelly.activation_based.distributed"
-    if importlib.util.find_spec(name) is None or importlib.util.find_spec(f"{name}.vision") is None:
+    distributed = "spikingjelly.activation_based.distributed"
+    if importlib.util.find_spec(distributed) is None or importlib.util.find_spec(f"{distributed}.vision") is None:
         return
     # Its register functions have no inverse, hence the tables themselves.
-    config = importlib.import_module(f"{name}.vision.config")
+    config = f"{distributed}.vision.config"
     for table, classes in (
         ("_NEURON_REGISTRY", (ours.QIFNode, ours.ParametricQIFNode)),
         ("_SURROGATE_REGISTRY", (ours.AnalyticWindow, ours.AnalyticGaussian)),
     ):
-        if not isinstance(getattr(config, table, None), dict):
-            raise RuntimeError(
-                f"spikingjelly {_version('spikingjelly')} lacks what the QIF neurons need: {config.__name__}.{table}. "
-                "Nothing was registered."
-            )
+        _refuse("spikingjelly", [*_absent({f"{config}:{table}": ()})])
         for cls in classes:
             for module in (ours.__name__, cls.__module__):
                 path = f"{module}.{cls.__qualname__}"
-                yield _Entry(getattr(config, table), path, cls, f"{config.__name__}.{table}[{path!r}]")
+                yield _Entry(pkgutil.resolve_name(f"{config}:{table}"), path, cls, f"{config}.{table}[{path!r}]")
 
 
 def _snntorch_entries() -> Iterator[_Entry]:
@@ -183,39 +184,43 @@ def _snntorch_entries() -> Iterator[_Entry]:
 _added: list[_Entry] = []
 _warned: set[str] = set()
 
+_JELLY = "spikingjelly.activation_based"
 _HOSTS = {
     "spikingjelly": _Host(
-        newest_tested="2.0.0",
-        interfaces={
-            "spikingjelly.activation_based.base": ("MemoryModule.register_memory",),
-            "spikingjelly.activation_based.neuron": ("BaseNode", "LIFNode"),
-            "spikingjelly.activation_based.surrogate": ("SurrogateFunctionBase", "ATan", "Sigmoid"),
-            "spikingjelly.activation_based.functional": ("reset_net", "set_step_mode", "detach_net"),
-        },
-        arguments={
-            "spikingjelly.activation_based.neuron.LIFNode": (
+        "2.0.0",
+        dict.fromkeys(
+            (
+                f"{_JELLY}.base:MemoryModule.register_memory", f"{_JELLY}.neuron:BaseNode",
+                f"{_JELLY}.surrogate:SurrogateFunctionBase", f"{_JELLY}.surrogate:ATan", f"{_JELLY}.surrogate:Sigmoid",
+                f"{_JELLY}.functional:reset_net", f"{_JELLY}.functional:set_step_mode",
+                f"{_JELLY}.functional:detach_net",
+            ),
+            (),
+        )
+        | {
+            f"{_JELLY}.neuron:LIFNode": (
                 "tau", "decay_input", "v_threshold", "v_reset", "surrogate_function", "detach_reset", "step_mode",
                 "store_v_seq",
             ),
         },
-        entries=_spikingjelly_entries,
+        _spikingjelly_entries,
     ),
     "snntorch": _Host(
-        newest_tested="1.0.0",
-        interfaces={
-            "snntorch": (
-                "Leaky.reset_mem", "Leaky.detach_hidden", "Leaky.reset_hidden", "SpikingNeuron.instances",
-                "SpikingNeuron.reset_dict",
+        "1.0.0",
+        dict.fromkeys(
+            (
+                "snntorch:Leaky.reset_mem", "snntorch:Leaky.detach_hidden", "snntorch:Leaky.reset_hidden",
+                "snntorch:SpikingNeuron.instances", "snntorch:SpikingNeuron.reset_dict", "snntorch.utils:reset",
             ),
-            "snntorch.utils": ("reset",),
-        },
-        arguments={
-            "snntorch.Leaky": (
+            (),
+        )
+        | {
+            "snntorch:Leaky": (
                 "beta", "threshold", "spike_grad", "surrogate_disable", "init_hidden", "inhibition", "learn_beta",
                 "learn_threshold", "reset_mechanism", "state_quant", "output", "graded_spikes_factor",
                 "learn_graded_spikes_factor", "reset_delay",
             ),
         },
-        entries=_snntorch_entries,
+        _snntorch_entries,
     ),
 }  # fmt: skip
