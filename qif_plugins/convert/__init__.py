@@ -1,7 +1,8 @@
-"""Replacing the LIF neurons of a built model by QIF neurons, and back.
+"""Replace the LIF neurons of a built model by QIF neurons, and back.
 
 The modules change in place, so that everything that refers to them goes on doing so; see
-:mod:`~qif_plugins.convert.rebuild`. What each host's neurons become is the adapters' business.
+:mod:`~qif_plugins.convert.rebuild`. The modules
+``spikingjelly`` and ``snntorch`` choose the new neurons and their arguments.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ..neuron.surrogate import WINDOWS, Window, WindowName
 from ..support.names import unknown
 from .find import Site, Survey, survey
 from .hosts import HOSTS, Host, Plan, Request, loaded_hosts
-from .norms import is_tdbn, to_tdbn
+from .norms import convert_norms
 from .rates import Expected, compared, expected, measured_rates
 from .rebuild import rebuild, replaced, restore
 from .report import Row, SwapReport
@@ -131,8 +132,8 @@ def swap_found(
     """Swap the neurons of a survey, all of them or none.
 
     Args:
-        found: Where the neurons stand.
-        request: What they become.
+        found: The places of the neurons.
+        request: The user's choices.
         norm: As in :func:`swap`; ``readout`` likewise.
         hosts: Whose neurons they are.
         refuse: Whether a neuron that cannot become what was asked for, and nothing to swap, are errors; else they are
@@ -147,7 +148,7 @@ def swap_found(
     try:
         rows = [_swap_site(site, request, readout, undo, refuse) for site in found.sites]
         if norm == "tdbn":
-            rows += _convert_norms(found, hosts, undo)
+            rows += convert_norms(found, hosts, undo)
         if refuse and not any(row.changed for row in rows):
             raise ValueError(_nothing(rows, found.handwritten))
         rows = _with_rates(rows, found, lif, measured_rates(found, hosts) if rates else {})
@@ -208,20 +209,26 @@ def check_swappable(model: nn.Module) -> None:
             )
 
 
+def _left(site: Site, why: str) -> Row:
+    was = type(site.module).__name__
+    return Row(site.name, was, was, why, changed=False)
+
+
 def _swap_site(site: Site, request: Request, readout: str, undo: list[Callable[[], None]], refuse: bool) -> Row:
     was = type(site.module).__name__
     if site.neuron.role == "qif":
-        return Row(site.name, was, was, "a QIF neuron already", changed=False)
+        return _left(site, "a QIF neuron already")
     if site.neuron.reason:
-        return Row(site.name, was, was, site.neuron.reason, changed=False)
+        return _left(site, site.neuron.reason)
     if site.reads_out and readout == "keep":
-        return Row(site.name, was, was, f"reads out, by {_how(site)}; readout='swap' replaces it", changed=False)
+        guess = ", a guess that example_input would check" if site.guess else ""
+        return _left(site, f"reads out, by {site.how}{guess}; readout='swap' replaces it")
     try:
         plan = site.host.plan(site.module, request, bool(site.norms))
     except (ValueError, TypeError) as error:
         asked_for = refuse and (request.dynamics != "auto" or request.parameters)
         if isinstance(error, ValueError) and not asked_for:
-            return Row(site.name, was, was, f"QIF cannot take its place: {error}", changed=False)
+            return _left(site, f"QIF cannot take its place: {error}")
         raise type(error)(f"{site.name or was}: {error}") from error
     undo.append(rebuild(site.module, site.host, plan))
     return Row(site.name, was, type(site.module).__name__, _why(site, plan), changed=True)
@@ -238,82 +245,29 @@ def _why(site: Site, plan: Plan) -> str:
     return "; ".join([f"{dynamics[plan.dynamics]} ({place})", *guess, *reads_out, *plan.notes])
 
 
-def _how(site: Site) -> str:
-    return f"{site.how}, a guess that example_input would check" if site.guess else site.how
-
-
-def _convert_norms(found: Survey, hosts: list[Host], undo: list[Callable[[], None]]) -> list[Row]:
-    fed: dict[str, list[Site]] = {}
-    for site in found.sites:
-        for name in site.norms:
-            fed.setdefault(name, []).append(site)
-    rows = []
-    for name, norm in found.norms.items():
-        was = type(norm).__name__
-        sites = [site for site in fed.get(name, []) if site.host.neuron(site.module).role == "qif"]  # type: ignore[union-attr]
-        if not sites:
-            lif = ", ".join(site.name for site in fed.get(name, []))
-            why = (
-                f"feeds {lif}, which is not QIF" if lif else "feeds no neuron directly, so no threshold gives its scale"
-            )
-            rows.append(Row(name, was, was, why, changed=False))
-            continue
-        thresholds = {site.host.threshold(site.module) for site in sites}
-        alpha = min(site.sources for site in sites) ** -0.5
-        if is_tdbn(norm):
-            rows.append(Row(name, was, was, "tdBN already", changed=False))
-            continue
-        try:
-            if len(thresholds) > 1 or None in thresholds:
-                raise ValueError(
-                    f"the neurons that it feeds, {', '.join(s.name for s in sites)}, have no one threshold"
-                )
-            threshold = float(thresholds.pop())  # type: ignore[arg-type]
-            fresh, undo_norm = to_tdbn(norm, threshold, alpha, hosts)
-        except ValueError as error:
-            rows.append(Row(name, was, was, str(error), changed=False))
-            continue
-        undo.append(undo_norm)
-        scale = "untrained, so its weight starts at alpha * threshold" if fresh else "weight and statistics kept"
-        why = f"feeds {', '.join(s.name for s in sites)}: threshold {threshold:g}, alpha {alpha:.4g}; {scale}"
-        rows.append(Row(name, was, type(norm).__name__, why, changed=True))
-    return rows
-
-
 def _back(model: nn.Module, hosts: list[Host]) -> SwapReport:
-    rows = []
-    for site in survey(model, hosts).sites:
-        was = type(site.module).__name__
-        if site.neuron.role != "qif":
-            rows.append(Row(site.name, was, was, "not a QIF neuron", changed=False))
-        elif replaced(site.module) is None:
-            rows.append(_unmatched(site))
-        else:
-            restore(site.module, site.host)
-            site.host.settle(site.module)
-            rows.append(
-                Row(
-                    site.name,
-                    was,
-                    type(site.module).__name__,
-                    "its LIF neuron again, with what was set since",
-                    changed=True,
-                )
-            )
+    rows = [_back_site(site) for site in survey(model, hosts).sites]
     if not any(row.changed for row in rows):
         raise ValueError(_nothing(rows))
     return SwapReport(tuple(rows))
 
 
-def _unmatched(site: Site) -> Row:
-    """Make a neuron that was built as QIF the LIF neuron whose leak it matches."""
+def _back_site(site: Site) -> Row:
+    """Make a QIF neuron the LIF neuron that it was, or whose leak it matches if it was built as QIF."""
     was = type(site.module).__name__
-    try:
-        plan = site.host.back(site.module)
-    except ValueError as error:
-        return Row(site.name, was, was, f"built as QIF; there is no neuron to go back to: {error}", changed=False)
-    rebuild(site.module, site.host, plan, remember=False)
-    why = "; ".join(["built as QIF, now the LIF neuron whose leak it matched", *plan.notes])
+    if site.neuron.role != "qif":
+        return _left(site, "not a QIF neuron")
+    if replaced(site.module) is not None:
+        restore(site.module, site.host)
+        site.host.settle(site.module)
+        why = "its LIF neuron again, with what was set since"
+    else:
+        try:
+            plan = site.host.back(site.module)
+        except ValueError as error:
+            return _left(site, f"built as QIF; there is no neuron to go back to: {error}")
+        rebuild(site.module, site.host, plan, remember=False)
+        why = "; ".join(["built as QIF, now the LIF neuron whose leak it matched", *plan.notes])
     return Row(site.name, was, type(site.module).__name__, why, changed=True)
 
 

@@ -1,4 +1,4 @@
-"""Where a model's neurons stand: what feeds each, and which of them read out.
+"""Find the places of a model's neurons: what feeds each, and which of them read out.
 
 With an example input, the model's copy runs on it, see :mod:`~qif_plugins.convert.flow`. Without one, the order in
 which the modules were registered decides where it can, see :mod:`~qif_plugins.convert.order`.
@@ -26,14 +26,14 @@ _LIKE_A_NEURON = re.compile(r"LIF|IF(?![a-z])|[Ss]pik(e|ing)|[Nn]euron")
 
 @dataclass
 class Survey:
-    """The neurons of a model, in order, and how their places were found out.
+    """The neurons of a model, in order, and their places.
 
     Attributes:
         sites: One for each neuron.
         norms: The normalizations, by name.
-        blind: Why nothing can be said about the readout, if so.
-        norms_blind: Why nothing can be said about what the normalizations feed, if so.
-        handwritten: Classes that are no host's and have the name of a neuron.
+        blind: The reason why the readout is not known; empty where it is.
+        norms_blind: The reason why it is not known what the normalizations feed; empty where it is.
+        handwritten: Classes of no host that have the name of a neuron.
         example: The model and the call that showed its data flow; ``None`` without one.
     """
 

@@ -1,4 +1,4 @@
-"""Where a model's neurons stand, by data flow: its copy runs on an example, and every tensor carries its origin."""
+"""Find the places of a model's neurons by data flow: a copy runs on an example, and every tensor carries its origin."""
 
 from __future__ import annotations
 

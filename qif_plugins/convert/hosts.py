@@ -1,4 +1,4 @@
-"""What a host tells :func:`~qif_plugins.swap` about its neurons, and which hosts there are."""
+"""The interface through which :func:`~qif_plugins.swap` handles the neurons of a host, and the hosts that there are."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ HOSTS = {
     "spikingjelly": "qif_plugins.convert.spikingjelly",
     "snntorch": "qif_plugins.convert.snntorch",
 }
-"""Host package -> the adapter module that has its :class:`Host` as ``HOST``."""
+"""Host package -> the module that has its :class:`Host` as ``HOST``."""
 
 NO_LEAK_BETA = 0.95
-"""Leak that a neuron without one is matched at: a QIF map needs a resting point, which a leak of 1 does not give."""
+"""Leak that a neuron without one gets: a QIF map needs a resting point, which no leak at all does not give."""
 
 SWAP_OPTIONS = ("dynamics", "window", "norm", "readout", "to", "example_input")
-"""What :func:`~qif_plugins.swap` takes itself, before the arguments that it passes on."""
+"""Arguments of :func:`~qif_plugins.swap` itself; it passes the others on."""
 
 
 class Choice(NamedTuple):
@@ -54,7 +54,7 @@ CHOICE = {True: Choice(unit_gain=True, window="isometric"), False: Choice(unit_g
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked of the neurons.
+    """Choices of the user for the neurons.
 
     Attributes:
         dynamics: ``"auto"``, ``"paper"`` or ``"lif"``.
@@ -87,25 +87,33 @@ class Request:
         """
         return self.chooses_map and CHOICE[normalized].unit_gain and not self.parameters.keys() & gain_arguments
 
-    def surrogate(self, normalized: bool) -> str | Window:
-        """The window, its name, or ``"keep"``.
+    def surrogate(self, normalized: bool, own: Mapping[str, Any], name: str, notes: list[str]) -> dict[str, Any]:
+        """Choose the QIF neuron's argument for its surrogate, and note the choice.
 
         Args:
             normalized: Whether a normalization feeds the neuron.
+            own: The argument that keeps the LIF neuron's surrogate.
+            name: That surrogate's name.
+            notes: Receives the note.
         """
-        return CHOICE[normalized].window if self.window == "auto" else self.window
+        window = CHOICE[normalized].window if self.window == "auto" else self.window
+        if window == "keep":
+            notes += [] if self.window == "keep" else [f"its surrogate {name} stays"]
+            return dict(own)
+        notes.append(f"surrogate {name} to the {window if isinstance(window, str) else 'given'} window")
+        return {"window": window}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How one neuron becomes a QIF neuron, or the other way round.
+    """Instructions to make one neuron a QIF neuron, or the other way round.
 
     Attributes:
         cls: The class that it gets.
         arguments: The constructor's keyword arguments.
-        dynamics: What came of the request.
-        notes: What is not as it was, for the report.
-        attributes: Attributes to set besides.
+        dynamics: Name of the map that it gets: ``"paper"``, ``"lif"`` or ``"explicit"``.
+        notes: Changes that the report mentions.
+        attributes: Further attributes to set.
         own: Names of parameters and buffers that are not taken over from the LIF neuron.
         idle: Names of parameters that the neuron keeps for the state_dict's sake and does not use.
     """
@@ -120,11 +128,11 @@ class Plan:
 
 
 class Neuron(NamedTuple):
-    """What a host says of a module that is a neuron.
+    """Kind of a neuron.
 
     Attributes:
-        role: ``"lif"`` for one of the LIF family, ``"qif"`` for one of ours, ``"other"`` for the rest.
-        reason: Why one of the rest, or a LIF neuron, is left alone.
+        role: ``"lif"`` for one of the LIF family, ``"qif"`` for one of this package, ``"other"`` for the rest.
+        reason: The reason to leave one of the rest, or a LIF neuron, alone.
     """
 
     role: Literal["lif", "qif", "other"]
@@ -136,7 +144,7 @@ class Snapshot(NamedTuple):
 
     Attributes:
         at_rest: All of them, with the membrane and whatever else is left from a forward pass cleared.
-        extra: Those that the host's constructor does not set, hence the user's.
+        extra: Those that the user set, as the host's constructor does not set them.
     """
 
     at_rest: dict[str, Any]
@@ -147,10 +155,10 @@ class Host(Protocol):
     """One host framework."""
 
     def neuron(self, module: nn.Module) -> Neuron | None:
-        """What ``module`` is; ``None`` for a module that is no neuron."""
+        """Classify a module; ``None`` for one that is no neuron."""
 
     def plan(self, module: nn.Module, request: Request, normalized: bool) -> Plan:
-        """How the LIF neuron ``module`` becomes a QIF neuron.
+        """Plan how the LIF neuron ``module`` becomes a QIF neuron.
 
         Raises:
             ValueError: It cannot, for the reason given.
@@ -158,14 +166,14 @@ class Host(Protocol):
         """
 
     def back(self, module: nn.Module) -> Plan:
-        """How a neuron that was built as QIF becomes the LIF neuron whose leak it matches.
+        """Plan how a neuron that was built as QIF becomes the LIF neuron whose leak it matches.
 
         Raises:
             ValueError: It matches none, or is not told apart from QIF by its constructor alone.
         """
 
     def snapshot(self, module: nn.Module) -> Snapshot:
-        """The plain attributes of a LIF neuron, or of one that was built as QIF."""
+        """Copy the plain attributes of a LIF neuron, or of one that was built as QIF."""
 
     def construct(self, module: nn.Module, plan: Plan) -> None:
         """Run the constructor of ``plan`` on ``module``, which has no attributes, and set its class."""
@@ -174,22 +182,22 @@ class Host(Protocol):
         """Set on a LIF neuron what was set on the QIF neuron in its place, as far as it takes that."""
 
     def settle(self, module: nn.Module) -> None:
-        """What has to follow once parameters, buffers and children are in place."""
+        """Bring a rebuilt neuron up to date once parameters, buffers and children are in place."""
 
     def apart(self) -> AbstractContextManager[Any]:
-        """Neurons made inside are not entered in the host's books."""
+        """Keep neurons that are made inside out of the host's own lists of neurons."""
 
     def threshold(self, module: nn.Module) -> float | None:
-        """The threshold of a neuron; ``None`` where it is not one number."""
+        """Return the threshold of a neuron; ``None`` where it is not one number."""
 
     def dynamics(self, module: nn.Module) -> Dynamics:
-        """What decides the firing rate of a LIF neuron, or of one of ours; recurrent input aside."""
+        """Describe the dynamics of a LIF or QIF neuron, recurrent input aside, to compute its firing rate."""
 
     def takes_sequences(self, module: nn.Module) -> bool:
         """Whether one call of the neuron is all time steps."""
 
     def tdbn(self, norm: nn.Module) -> type[nn.Module] | None:
-        """The host's tdBN class for a batch norm of its own; ``None`` where the norm is not the host's.
+        """Return the host's tdBN class for a batch norm of its own; ``None`` where the norm is not the host's.
 
         Raises:
             ValueError: It cannot become one, for the reason given.
@@ -215,13 +223,13 @@ def check_arguments(cls: type[Any], given: Iterable[str], accepted: Iterable[str
 
 
 def no_leak(dynamics: str) -> str:
-    """Why a neuron of these dynamics, of a name that its ``dynamics`` has, has no LIF neuron to go back to."""
+    """Explain why a QIF neuron of these ``dynamics`` has no LIF neuron to go back to."""
     chosen = "has the paper's parameters" if dynamics == "paper" else "has an a, u1, u2 of its own"
     return f"it {chosen}, which match no leak; train one that was built with a leak, or with dynamics='lif'"
 
 
 def never_fires(threshold: Any) -> str:
-    """Why a LIF neuron with this threshold stays one, if so: what is infinite in float32 no membrane reaches."""
+    """Explain why a LIF neuron stays one if no membrane reaches its threshold in float32; empty if one does."""
     values = threshold.detach() if isinstance(threshold, Tensor) else torch.tensor(threshold, dtype=torch.float64)
     if values.is_meta or bool(values.to(torch.float32).isfinite().all()):
         return ""
@@ -229,5 +237,5 @@ def never_fires(threshold: Any) -> str:
 
 
 def loaded_hosts() -> list[Host]:
-    """The hosts that were imported; a model cannot have neurons of another."""
+    """Return the hosts that were imported; a model cannot have neurons of another."""
     return [importlib.import_module(module).HOST for name, module in HOSTS.items() if name in sys.modules]

@@ -1,4 +1,4 @@
-"""Turning a batch norm into tdBN in place.
+"""Turn a batch norm into tdBN in place.
 
 A norm that has been trained keeps its weight, bias and statistics bit for bit: its weight is λ α θ already, for the
 λ that makes it so. One that has never seen a batch gets tdBN's initial weight, α θ times the one it has (1, or 0 where
@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from ..neuron.norm import TDBatchNorm1d, TDBatchNorm2d, TDBatchNorm3d, _TDBatchNorm
+from .find import Survey
 from .hosts import Host
+from .report import Row
 
-__all__ = ["is_tdbn", "to_tdbn"]
+__all__ = ["convert_norms", "is_tdbn"]
 
 
 class TokenTDBatchNorm1d(TDBatchNorm1d):
@@ -43,14 +45,60 @@ def is_tdbn(norm: nn.Module) -> bool:
     return isinstance(norm, _TDBatchNorm) or any("ThresholdDependent" in cls.__name__ for cls in type(norm).__mro__)
 
 
-def to_tdbn(norm: Any, threshold: float, alpha: float, hosts: list[Host]) -> tuple[bool, Callable[[], None]]:
+def convert_norms(found: Survey, hosts: list[Host], undo: list[Callable[[], None]]) -> list[Row]:
+    """Make tdBN of every norm that feeds QIF neurons of one threshold.
+
+    Args:
+        found: The model's survey, after its neurons were swapped.
+        hosts: Hosts that may have a tdBN of their own.
+        undo: Receives the functions that undo it.
+
+    Returns:
+        A row for each norm.
+    """
+    rows = []
+    for name, norm in found.norms.items():
+        was = type(norm).__name__
+        fed = [site for site in found.sites if name in site.norms]
+        sites = [site for site in fed if getattr(site.host.neuron(site.module), "role", "") == "qif"]
+        changed = False
+        if not sites:
+            lif = ", ".join(site.name for site in fed)
+            why = (
+                f"feeds {lif}, which is not QIF" if lif else "feeds no neuron directly, so no threshold gives its scale"
+            )
+        elif is_tdbn(norm):
+            why = "tdBN already"
+        else:
+            names = ", ".join(site.name for site in sites)
+            thresholds = {site.host.threshold(site.module) for site in sites}
+            threshold = thresholds.pop() if len(thresholds) == 1 else None
+            alpha = min(site.sources for site in sites) ** -0.5
+            try:
+                if threshold is None:
+                    raise ValueError(f"the neurons that it feeds, {names}, have no one threshold")
+                fresh, undo_norm = _to_tdbn(norm, threshold, alpha, hosts)
+            except ValueError as error:
+                why = str(error)
+            else:
+                undo.append(undo_norm)
+                scale = (
+                    "untrained, so its weight starts at alpha * threshold" if fresh else "weight and statistics kept"
+                )
+                why = f"feeds {names}: threshold {threshold:g}, alpha {alpha:.4g}; {scale}"
+                changed = True
+        rows.append(Row(name, was, type(norm).__name__, why, changed))
+    return rows
+
+
+def _to_tdbn(norm: Any, threshold: float, alpha: float, hosts: list[Host]) -> tuple[bool, Callable[[], None]]:
     """Make ``norm`` a tdBN.
 
     Args:
         norm: A batch norm of torch or of a host.
         threshold: Threshold θ of the neuron that it feeds.
         alpha: α.
-        hosts: Who may have a tdBN of their own.
+        hosts: Hosts that may have a tdBN of their own.
 
     Returns:
         Whether the weight was untrained and got tdBN's initial scale, and a function that undoes everything.

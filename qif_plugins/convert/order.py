@@ -1,4 +1,4 @@
-"""Where a model's neurons stand, by the order in which modules were registered, for want of an example.
+"""Find the places of a model's neurons by the order in which modules were registered, without an example.
 
 In a plain ``nn.Sequential`` that order is the order in which modules run, and what follows from it is certain. Anywhere
 else it is a guess, which is made where modules are registered the way they would run, and refused where they are not.
@@ -29,9 +29,9 @@ class _Item:
 
     Attributes:
         name: Its name; of a block that of its last neuron or weight.
-        kind: What it is.
-        first: What comes first in it, norms aside.
-        last: What comes last in it, norms aside.
+        kind: Neuron, norm, weight or block.
+        first: The kind that comes first in it, norms aside.
+        last: The kind that comes last in it, norms aside.
         module: The module.
         chain: The ``nn.Sequential`` that runs it.
     """
@@ -48,7 +48,7 @@ def place(model: nn.Module, hosts: Sequence[Host], sites: list[Site]) -> tuple[s
     """Fill in the places of ``sites``, the model's neurons.
 
     Returns:
-        Why the order says nothing about the readout, and about what the norms feed; empty where it does.
+        The reasons why the order does not tell the readout, and what the norms feed; empty where it does.
     """
     kinds = {id(module): (name, kind_of(module, found)) for name, module, found in walk(model, hosts)}
     parts = [module for _, module, _ in walk(model, hosts) if kinds[id(module)][1] == OTHER and _items(module, kinds)]
@@ -72,7 +72,7 @@ def place(model: nn.Module, hosts: Sequence[Host], sites: list[Site]) -> tuple[s
 
 
 def _norms(sites: list[Site], kinds: dict[int, tuple[str, str]], fed: dict[str, list[str]] | None) -> str:
-    """Note which norms feed which neuron; returns why that is not known, if so."""
+    """Note which norms feed which neuron; return the reason why that is not known, if it is not."""
     blind = fed is None and any(kind == NORM for _, kind in kinds.values())
     for site in sites:
         site.norms_known = not blind
@@ -85,7 +85,7 @@ def _is_chain(module: nn.Module) -> bool:
 
 
 def _items(module: nn.Module, kinds: dict[int, tuple[str, str]]) -> list[_Item]:
-    """What ``module`` consists of; what a plain container holds stands for the container."""
+    """List the parts of ``module``, those of a plain container in the container's place."""
     found: list[_Item] = []
     chain = module if _is_chain(module) else None
     for child in module._modules.values():
@@ -103,7 +103,7 @@ def _items(module: nn.Module, kinds: dict[int, tuple[str, str]]) -> list[_Item]:
 
 
 def _line(module: nn.Module, kinds: dict[int, tuple[str, str]]) -> list[tuple[str, str]]:
-    """Name and kind of everything in ``module``, what is there twice twice."""
+    """List name and kind of everything in ``module``; what it has twice is listed twice."""
     line: list[tuple[str, str]] = []
     for item in _items(module, kinds):
         line += _line(item.module, kinds) if item.kind == BLOCK else [(item.name, item.kind)]
@@ -118,7 +118,7 @@ class _AmbiguousError(Exception):
 
 
 def _readout(module: nn.Module, kinds: dict[int, tuple[str, str]]) -> str | None:
-    """The neuron after which nothing comes but norms, if any.
+    """Find the neuron after which nothing comes but norms, if any.
 
     Raises:
         _AmbiguousError: It cannot be told.
@@ -136,7 +136,7 @@ def _readout(module: nn.Module, kinds: dict[int, tuple[str, str]]) -> str | None
 
 
 def _check(items: list[_Item], solid: list[_Item]) -> None:
-    """Whether modules are registered as they would run: weight, norm if any, neuron, and so on."""
+    """Refuse modules that are not registered as they would run: weight, norm if any, neuron, and so on."""
     word = "".join({NEURON: "n", WEIGHT: "w", BLOCK: "c"}[item.kind] for item in solid)
     neurons, weights = word.count("n"), word.count("w")
     if neurons > 1 and weights and word == "n" * neurons + "w" * weights:

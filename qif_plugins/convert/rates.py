@@ -34,19 +34,19 @@ SATURATED = 0.9
 DENSE = 0.5
 """Spikes a step above which a layer that spiked less than half as often before is warned of."""
 SILENT = 0.01
-"""Spikes a step of which no more is said: with fewer before and after, nothing much happens there."""
+"""Spikes a step below which a layer is silent; changes between smaller rates are not told."""
 
 
 @dataclass(frozen=True)
 class Dynamics:
-    """What decides a neuron's firing rate; h[t+1] = (charge(h[t]) or, after a spike, fired(h[t])) + gain x[t+1].
+    """Dynamics of a neuron: h[t+1] = (charge(h[t]) or, after a spike, fired(h[t])) + gain x[t+1].
 
     Attributes:
         gain: Factor on the input.
         threshold: Threshold θ.
         start: Membrane before the first step.
-        charge: What is left of a membrane one step on.
-        fired: What is left of one that spiked.
+        charge: The membrane one step on, without input.
+        fired: The same of a membrane that spiked.
     """
 
     gain: float
@@ -57,7 +57,7 @@ class Dynamics:
 
     @torch.no_grad()
     def rate(self, currents: Tensor) -> float:
-        """Spikes per neuron and step under ``currents`` ``[T, N]``."""
+        """Compute spikes per neuron and step under ``currents`` ``[T, N]``."""
         left = self.charge(torch.full_like(currents[0], self.start))
         spikes = 0.0
         for x in currents:
@@ -69,7 +69,7 @@ class Dynamics:
 
 
 def leaky(beta: Any, gain: Any, threshold: Any, v_reset: Any = 0.0, rest: Any = 0.0, subtracted: Any = 0.0) -> Dynamics:
-    """LIF with leak β towards ``rest``; numbers of several values stand for their mean.
+    """Describe LIF with leak β towards ``rest``; numbers of several values stand for their mean.
 
     Args:
         beta: Leak β.
@@ -77,7 +77,7 @@ def leaky(beta: Any, gain: Any, threshold: Any, v_reset: Any = 0.0, rest: Any = 
         threshold: Threshold θ.
         v_reset: Membrane after a spike; ``None`` subtracts.
         rest: Potential that it leaks to, and starts at.
-        subtracted: What a spike takes away once the leak is through, where ``v_reset`` is ``None``.
+        subtracted: Amount that a spike takes from the leaked membrane where ``v_reset`` is ``None``.
     """
     beta, gain, threshold, rest, subtracted = (mean_of(value) for value in (beta, gain, threshold, rest, subtracted))
     after = None if v_reset is None else mean_of(v_reset)
@@ -92,7 +92,7 @@ def leaky(beta: Any, gain: Any, threshold: Any, v_reset: Any = 0.0, rest: Any = 
 
 
 def quadratic(params: QIFParameters, scale: Any = 1.0) -> Dynamics:
-    """QIF; numbers of several values stand for their mean.
+    """Describe QIF; numbers of several values stand for their mean.
 
     Args:
         params: The neuron.
@@ -157,7 +157,7 @@ class Expected:
     Attributes:
         gain: Factor on its input.
         rate: Spikes per neuron and step; NaN where the currents are not finite.
-        source: What the rate rests on.
+        source: The measurement or assumption behind the rate.
         currents: ``[T, N]`` that it was computed from; ``None`` where it was measured.
     """
 
@@ -256,7 +256,7 @@ def compared(
 
 
 def _moments(norm: Any) -> tuple[Tensor, Tensor] | None:
-    """Mean and deviation of a norm's output, by channel; ``None`` where its parameters do not tell."""
+    """Read mean and deviation of a norm's output, by channel; ``None`` where its parameters do not tell."""
     if isinstance(norm, nn.LocalResponseNorm):
         return None
     weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
@@ -267,7 +267,7 @@ def _moments(norm: Any) -> tuple[Tensor, Tensor] | None:
 
 
 def _normal(moments: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """Currents ``[T, N]`` that are the sum of normal ones of these means and deviations, independent in time."""
+    """Draw currents ``[T, N]`` that are the sum of normal ones of these means and deviations, independent in time."""
     if len({len(std) for _, std in moments}) > 1:
         moments = [(mean.mean()[None], std.square().mean().sqrt()[None]) for mean, std in moments]
     mean = torch.stack([mean for mean, _ in moments]).sum(0)
@@ -282,5 +282,5 @@ def _plain(values: Tensor) -> Tensor:
 
 
 def mean_of(value: Any) -> float:
-    """A number; of a tensor its mean."""
+    """Return a number, or the mean of a tensor."""
     return value.detach().double().mean().item() if isinstance(value, Tensor) else float(value)

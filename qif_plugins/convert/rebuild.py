@@ -1,4 +1,4 @@
-"""Changing a neuron's class in place, and back.
+"""Change a neuron's class in place, and back.
 
 The object stays, so that whatever refers to it still does: parents that share it, lists, optimizers and wrappers that
 hold its parameters. It keeps its training mode, hooks, parameters, buffers and children.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from .hosts import Host, Neuron, Plan
 
-__all__ = ["classify", "own_code", "rebuild", "replaced", "resolve", "restore"]
+__all__ = ["classify", "extended", "own_code", "rebuild", "replaced", "resolve", "restore"]
 
 _HELD = frozenset({"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"})
 _GENERIC = frozenset(vars(nn.Module())) - _HELD
-"""What every module has besides: training mode and hooks."""
+"""The other attributes that every module has: training mode and hooks."""
 _RECORD = "_replaced"
 
 HARMLESS = {
@@ -28,11 +28,18 @@ HARMLESS = {
     "__static_attributes__", "__annotate__", "__annotate_func__", "__annotations_cache__", "__dict__", "__weakref__",
     "stands_for",
 }  # fmt: skip
-"""What a subclass may define without having code that a swap would lose; the last is how ``qif run`` marks its own."""
+"""Attributes that a subclass may define without having code that a swap would lose; ``qif run`` marks its own classes
+by the last."""
+
+
+def extended(cls: type[Any], classes: Iterable[type[Any]]) -> type[Any] | None:
+    """Return the one of ``classes`` that ``cls`` is or extends, the nearest; ``None`` where there is none."""
+    # By identity: what `qif run` puts in a host's class's place compares equal to it.
+    return next((known for base in cls.__mro__ for known in classes if base is known), None)
 
 
 def own_code(module: nn.Module, known: type[Any]) -> list[str]:
-    """What ``module`` does otherwise than the class ``known`` that it extends: methods of a subclass or of its own."""
+    """Name the methods that ``module`` has beyond the class ``known`` that it extends, its class's or its own."""
     mro = type(module).__mro__
     names = {name for cls in mro[: mro.index(known)] for name in vars(cls)} - HARMLESS
     patched = {name for name in vars(module) if inspect.isroutine(getattr(known, name, None))}
@@ -40,7 +47,7 @@ def own_code(module: nn.Module, known: type[Any]) -> list[str]:
 
 
 def classify(module: nn.Module, known: type[Any] | None, neurons: tuple[type[Any], ...]) -> Neuron | None:
-    """What a module that is none of ours is; ``None`` for one that is no neuron.
+    """Classify a module of a host; ``None`` for one that is no neuron.
 
     Args:
         module: The module.
@@ -66,12 +73,12 @@ class Bound:
         self.name = name
 
     def resolve(self, module: nn.Module) -> Any:
-        """The attribute's value on ``module``."""
+        """Return the method of ``module``."""
         return getattr(module, self.name)
 
 
 class Replaced:
-    """What a neuron was. It is an attribute of the neuron that it became, and copies and pickles with it.
+    """Record of a neuron before :func:`rebuild`. It is an attribute of the new neuron, and copies and pickles with it.
 
     Parameters, buffers and children stay with the module, except those that the new class has in their place.
     """
@@ -94,7 +101,7 @@ class Replaced:
         self.own_tensors: dict[str, Tensor | None] = {}
 
     def became(self, module: nn.Module, plan: Plan, extra: Collection[str]) -> None:
-        """Note what the QIF neuron has, now that it is made: what it has otherwise later was set by the user.
+        """Note the settings of the new neuron: one that differs later was set by the user.
 
         Args:
             module: The QIF neuron.
@@ -113,7 +120,7 @@ class Replaced:
         self.own_tensors = {name: _copied(held.get(name)) for name in plan.own if name in self.own_buffers}
 
     def changes(self, module: nn.Module) -> dict[str, Any]:
-        """What was set since on the QIF neuron that the neuron of before has, too."""
+        """Return what was set since on the QIF neuron, of the settings that the neuron of before has, too."""
         return {
             name: getattr(module, name)
             for name, then in self.settings.items()
@@ -134,7 +141,7 @@ class Replaced:
 
 
 def resolve(module: str, qualname: str) -> type[Any]:
-    """The class of that name, even where ``qif run`` has another stand for it."""
+    """Return the class of that name, even where ``qif run`` has put another in its place."""
     found: Any = importlib.import_module(module)
     for part in qualname.split("."):
         found = getattr(found, part)
@@ -142,18 +149,18 @@ def resolve(module: str, qualname: str) -> type[Any]:
 
 
 def replaced(module: nn.Module) -> Replaced | None:
-    """What ``module`` was before :func:`rebuild`, if it went through it."""
+    """Return the record of what ``module`` was before :func:`rebuild`; ``None`` if it did not go through it."""
     return vars(module).get(_RECORD)
 
 
 def rebuild(module: nn.Module, host: Host, plan: Plan, remember: bool = True) -> Callable[[], None]:
-    """Make of ``module`` what ``plan`` says.
+    """Make ``module`` the neuron that ``plan`` describes.
 
     Args:
         module: A neuron.
         host: Its host.
-        plan: What it becomes.
-        remember: Whether it keeps a record of what it was, which :func:`restore` goes back by. Default True.
+        plan: The new neuron.
+        remember: Whether it keeps a record of what it was, for :func:`restore`. Default True.
 
     Returns:
         A function that undoes it. After an error it is undone already.
@@ -224,7 +231,7 @@ def restore(module: nn.Module, host: Host) -> None:
 
 
 def _take_over(module: nn.Module, before: dict[str, Any], plan: Plan, record: Replaced) -> None:
-    """Parameters, buffers and children that the neuron had, in the places of those that its constructor made."""
+    """Put the neuron's parameters, buffers and children in the places of those that the new constructor made."""
     tensors: dict[str, Tensor | None] = {**before["_buffers"], **before["_parameters"]}
     some = next((t for t in tensors.values() if t is not None), None)
     names = [*module._parameters, *module._buffers]
@@ -261,7 +268,7 @@ def _take_over(module: nn.Module, before: dict[str, Any], plan: Plan, record: Re
 
 
 def _like(value: Tensor | None, other: Tensor | None) -> Tensor | None:
-    """``value`` on the device of ``other``."""
+    """Move ``value`` to the device of ``other``."""
     if value is None or other is None or value.device == other.device:
         return value
     moved = value.to(other.device)
@@ -269,7 +276,7 @@ def _like(value: Tensor | None, other: Tensor | None) -> Tensor | None:
 
 
 def _public(cls: type[Any], name: str) -> str:
-    """The name by which the attribute ``name`` is set: that of the property before it, if there is one."""
+    """Return the name by which the attribute ``name`` is set: that of its property, if there is one."""
     return name[1:] if name.startswith("_") and isinstance(getattr(cls, name[1:], None), property) else name
 
 
@@ -278,7 +285,7 @@ def _has(module: nn.Module, name: str) -> bool:
 
 
 def _setting(module: nn.Module, name: str) -> Any:
-    """What was set as ``name``, not what a property makes of it."""
+    """Return the value that was set as ``name``, not what a property makes of it."""
     return vars(module)[f"_{name}"] if f"_{name}" in vars(module) else getattr(module, name)
 
 

@@ -1,4 +1,4 @@
-"""What :func:`~qif_plugins.swap` did."""
+"""Report of :func:`~qif_plugins.swap`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ __all__ = ["Row", "SwapReport"]
 
 @dataclass(frozen=True)
 class Row:
-    """One module.
+    """Result for one module.
 
     Attributes:
         name: Its name in the model; empty for the model itself.
         was: Its class before.
-        now: What it is now; the same class where it was left alone.
-        why: How that was decided, and what else changed.
+        now: Its class now; the same where it was left alone.
+        why: The reason, and what else changed.
         changed: Whether it was changed.
         rate: Spikes a neuron and step that are expected before and after; ``None`` where they are not known.
     """
@@ -30,7 +30,7 @@ class Row:
 
 @dataclass(frozen=True)
 class SwapReport:
-    """What became what, what was left, and why. ``print`` shows it as a table.
+    """Modules that were changed, modules that were left, and the reasons. ``print`` shows it as a table.
 
     Attributes:
         rows: The model's neurons, in order, and the norms that were asked to change.
@@ -40,12 +40,12 @@ class SwapReport:
 
     @property
     def changed(self) -> tuple[Row, ...]:
-        """What was changed."""
+        """The modules that were changed."""
         return tuple(row for row in self.rows if row.changed)
 
     @property
     def left(self) -> tuple[Row, ...]:
-        """What was left alone."""
+        """The modules that were left alone."""
         return tuple(row for row in self.rows if not row.changed)
 
     def __str__(self) -> str:

@@ -49,18 +49,18 @@ _PACKAGES = {name.removesuffix(".neuron"): name for name in NAMES}
 these import one another, and the adapter needs them whole."""
 
 _DECIDED = "_qif_run_decided"
-"""Attribute of a LIF neuron that is to stay one: of how many modules the network was that said so. In a network of
-another size, one that it has been built into since, it is asked again. Copies and pickles carry it."""
+"""Attribute of a LIF neuron that is to stay one: the number of modules of the network for which that was decided. In a
+network of another size, which it has been built into since, it is decided again. Copies and pickles carry it."""
 
 _STATE = ("v", "mem", "spk")
-"""What the hosts keep of a neuron from step to step."""
+"""Attributes that the hosts keep of a neuron from step to step."""
 
 
 class Patch:
-    """Patches the hosts that are imported from now on, and those that were.
+    """Patches the hosts that are imported from now on, and those that are imported already.
 
     Args:
-        say: Called with each line of the account.
+        say: Receives each line that reports what was done.
         dynamics: As in :func:`~qif_plugins.swap`.
         window: As in :func:`~qif_plugins.swap`.
         norm: As in :func:`~qif_plugins.swap`.
@@ -68,11 +68,11 @@ class Patch:
 
     Attributes:
         patched: Module -> names that were patched in it.
-        became: How many neurons of each host class became QIF.
-        stayed: How many neurons of networks that were called stayed LIF.
-        alone: How many of those that became QIF were called outside any network.
-        uncalled: How many neurons were built and are in no network that was called: LIF neurons.
-        watch: How often the neurons of the networks that were called spike.
+        became: Number of neurons of each host class that became QIF.
+        stayed: Number of neurons of networks that were called which stayed LIF.
+        alone: Number of those that became QIF and were called outside any network.
+        uncalled: Number of neurons that were built and are in no network that was called: LIF neurons.
+        watch: Firing rates of the neurons in the networks that were called.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class Patch:
     # -- patching --------------------------------------------------------------------------------
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        """The import system's question: a package to patch comes from whoever has it, and is patched once it ran."""
+        """Answer the import system: another finder provides a package to patch, which is patched once it has run."""
         module_name = _PACKAGES.get(name)
         if module_name is None:
             return None
@@ -182,7 +182,7 @@ class Patch:
         copyreg.dispatch_table.pop(original, None)
 
     def _stand_in(self, original: type[Any]) -> type[Any]:
-        """A class that builds ``original``, and has for its instances the QIF neurons that those become, too."""
+        """Make a class that builds ``original`` and counts the QIF neurons that become of its instances as its own."""
 
         class Meta(type(original)):  # type: ignore[misc]
             def __instancecheck__(cls, instance: Any) -> bool:
@@ -230,7 +230,7 @@ class Patch:
     # -- what the program builds -------------------------------------------------------------------
 
     def _kind(self, cls: type[Any]) -> str:
-        """Name of the host's LIF class that ``cls`` is or extends; empty for one that does neither."""
+        """Return the name of the host's LIF class that ``cls`` is or extends; empty for one that does neither."""
         return next((base.__name__ for base in cls.__mro__ if base in self._classes), "")
 
     def _built(self, module: nn.Module) -> None:
@@ -247,7 +247,7 @@ class Patch:
             self._ask_again()
 
     def _copied(self, module: nn.Module) -> None:
-        """After ``module`` was copied or unpickled, and its children before it."""
+        """Register ``module`` after it was copied or unpickled, its children before it."""
         if self._aside():
             return
         for name, child in module._modules.items():
@@ -259,7 +259,7 @@ class Patch:
             self._built(module)
 
     def _compiled(self, module: Any) -> None:
-        """After ``module.compile()``: it is decided on before it is compiled, which happens at its first call."""
+        """After ``module.compile()``, have its neurons decided on before it is compiled, at its first call."""
         compiled = module._compiled_call_impl
 
         def first(*args: Any, **kwargs: Any) -> Any:
@@ -271,7 +271,7 @@ class Patch:
         module._compiled_call_impl = first
 
     def _aside(self) -> bool:
-        """Whether what happens is a swap's doing, not the program's."""
+        """Whether a swap is at work, and not the program."""
         return self._deciding or on_trial()
 
     def _ask_again(self) -> None:
@@ -281,7 +281,7 @@ class Patch:
     # -- the first call ----------------------------------------------------------------------------
 
     def _root(self, module: nn.Module) -> nn.Module:
-        """The outermost module that has ``module``, which is often called through a method of its network."""
+        """Find the outermost module that contains ``module``, which is often called through a method of its network."""
         passed: list[nn.Module] = []
         while not any(module is one for one in passed):
             passed.append(module)
@@ -292,7 +292,7 @@ class Patch:
         return module
 
     def _calls(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Before any module runs: the first call in a network with neurons to decide on decides on them."""
+        """Before any module runs, decide on the neurons of its network if this is the network's first call."""
         if torch.compiler.is_compiling() or self._aside() or module in self._settled:
             return
         if self._kind(type(module)) and replaced(module) is None:
@@ -302,7 +302,7 @@ class Patch:
             self._first_call(module, Call(args, _keywords(module)))
 
     def _ran(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """After any module ran: a neuron that was called by itself becomes QIF, and does its first call again."""
+        """After a neuron ran that was called by itself, make it QIF and do its first call again."""
         if torch.compiler.is_compiling() or module not in self._running:
             return None
         before, after = self._running.pop(module), _state(module)
@@ -424,7 +424,7 @@ class Patch:
         return found, swap_found(found, request, norm, readout, hosts)
 
     def _survey(self, network: nn.Module, called: nn.Module, call: Call, hosts: Sequence[Host]) -> Survey:
-        """Where the neurons stand: by the data flow of ``call``, if it shows that, else by registration order."""
+        """Find the places of the neurons by the data flow of ``call``, if it shows them, else by registration order."""
         follow = network if called is network or _has_all(called, network, hosts) else None
         if follow is None:
             self.say("  a part of it is called by itself, which does not show what the network does with it")
@@ -448,7 +448,7 @@ def _has_all(part: nn.Module, network: nn.Module, hosts: Sequence[Host]) -> bool
 
 
 def _state(neuron: nn.Module) -> dict[str, Any]:
-    """What the program has set of a neuron's state, and what is left of earlier steps."""
+    """Return a neuron's state: what the program has set, and what is left of earlier steps."""
     return {name: getattr(neuron, name) for name in _STATE if hasattr(neuron, name)}
 
 
@@ -458,7 +458,7 @@ def _set_state(neuron: nn.Module, state: Mapping[str, Any]) -> None:
 
 
 def _keywords(module: nn.Module) -> dict[str, Any]:
-    """What ``module`` is being called with by name, which PyTorch tells no hook for all modules."""
+    """Find the keyword arguments of the present call of ``module``, which PyTorch does not pass to global hooks."""
     frame = sys._getframe(1)
     for _ in range(6):
         if frame.f_back is None:
@@ -471,7 +471,7 @@ def _keywords(module: nn.Module) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _uncompiled(network: nn.Module) -> Iterator[None]:
-    """The parts of ``network`` that are to be compiled at their first call are not compiled inside."""
+    """Inside, do not compile the parts of ``network`` that are to be compiled at their first call."""
     waiting: list[Any] = [m for m in network.modules() if hasattr(m._compiled_call_impl, "compiles")]
     calls = [module._compiled_call_impl for module in waiting]
     for module in waiting:
@@ -490,13 +490,13 @@ def _unwrapped(network: nn.Module) -> nn.Module:
 
 
 def _wrapped(network: nn.Module) -> nn.Module | None:
-    """The module inside a wrapper for several devices."""
+    """Return the module inside a wrapper for several devices."""
     wrapper = {cls.__name__ for cls in type(network).__mro__} & {"DistributedDataParallel", "DataParallel"}
     return network.module if wrapper else None  # type: ignore[return-value]
 
 
 def _reduce(module: nn.Module) -> Any:
-    """A LIF neuron's pickle, which names a class that something else stands for now."""
+    """Pickle a LIF neuron by the name of its class, in whose place another stands now."""
     reduced: Any = module.__reduce_ex__(2)
     _, _, *rest = reduced
     return _new, (type(module).__module__, type(module).__qualname__), *rest

@@ -15,7 +15,7 @@ from ..adapters.snntorch import QIF
 from ..neuron.parameters import Number, QIFParameters
 from .hosts import NO_LEAK_BETA, Neuron, Plan, Request, Snapshot, check_arguments, never_fires, no_leak
 from .rates import Dynamics, leaky, quadratic
-from .rebuild import classify, own_code
+from .rebuild import classify, extended, own_code
 
 __all__ = ["HOST", "TARGETS", "LapicqueQIF", "RecurrentQIF"]
 
@@ -28,11 +28,11 @@ class LapicqueQIF(QIF):
     C: Tensor
 
     def forward(self, input_: Tensor, mem: Tensor | None = None) -> Any:
-        """One time step; as :meth:`QIF.forward`."""
+        """Run one time step, as :meth:`QIF.forward`."""
         return super().forward(input_ * (self.time_step / self.C), mem)
 
     def forward_sequence(self, x_seq: Tensor, mem: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """All time steps; as :meth:`QIF.forward_sequence`."""
+        """Run all time steps, as :meth:`QIF.forward_sequence`."""
         return super().forward_sequence(x_seq * (self.time_step / self.C), mem)
 
     def _learned_numbers(self, constants: tuple[Number | None, ...] = (None, None)) -> tuple[Any, Any]:
@@ -41,7 +41,7 @@ class LapicqueQIF(QIF):
         return leak_of_lapicque(self).to(beta.dtype) if constants[0] is None else beta, threshold
 
     def init_lapicque(self) -> Tensor:
-        """The membrane at rest, under Lapicque's name for it."""
+        """Return the membrane at rest, under Lapicque's name for it."""
         return self.reset_mem()
 
 
@@ -57,7 +57,7 @@ class RecurrentQIF(QIF, snn.RLeaky):
     spk: Tensor
 
     def forward(self, input_: Tensor, spk: Tensor | None = None, mem: Tensor | None = None) -> Any:
-        """One time step.
+        """Run one time step.
 
         Args:
             input_: Input current.
@@ -77,7 +77,7 @@ class RecurrentQIF(QIF, snn.RLeaky):
         return out
 
     def forward_sequence(self, x_seq: Tensor, mem: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """All time steps, one after the other: each needs the spikes of the one before."""
+        """Run all time steps, one after the other, as each needs the spikes of the one before."""
         if x_seq.dim() == 0 or len(x_seq) == 0:
             raise ValueError(f"x_seq needs at least one time step in dimension 0, got shape {list(x_seq.shape)}")
         if mem is not None:
@@ -90,7 +90,7 @@ class RecurrentQIF(QIF, snn.RLeaky):
         return torch.stack(spikes), torch.stack(mems)
 
     def reset_mem(self) -> tuple[Tensor, Tensor]:
-        """The last spikes and the membrane at rest, as RLeaky returns them."""
+        """Reset, and return spikes and membrane at rest, as RLeaky does."""
         self.spk = torch.zeros_like(self.spk)
         return self.spk, super().reset_mem()
 
@@ -100,7 +100,7 @@ class RecurrentQIF(QIF, snn.RLeaky):
         return state
 
     def init_rleaky(self) -> tuple[Tensor, Tensor]:
-        """The same under RLeaky's name for it."""
+        """Reset, under RLeaky's name for it."""
         return self.reset_mem()
 
 
@@ -134,7 +134,7 @@ class HostGradient:
         return self
 
     def resolve(self, module: nn.Module) -> Any:
-        """The closure itself."""
+        """Return the closure itself."""
         return self.function
 
 
@@ -148,11 +148,11 @@ class _SnnTorch:
     def neuron(self, module: nn.Module) -> Neuron | None:
         if isinstance(module, QIF):
             return Neuron("qif")
-        found = classify(module, _known(type(module)), NEURONS)
+        found = classify(module, extended(type(module), TARGETS), NEURONS)
         return Neuron("lif", never_fires(module.threshold)) if found == Neuron("lif") else found
 
     def plan(self, module: Any, request: Request, normalized: bool) -> Plan:
-        known = _known(type(module))
+        known = extended(type(module), TARGETS)
         assert known is not None
         check_arguments(QIF, request.parameters, PARAMETERS)
         learns_leak = isinstance(module.beta, nn.Parameter) and known is not snn.Lapicque
@@ -189,7 +189,7 @@ class _SnnTorch:
         return Plan(snn.Leaky, arguments, "lif", tuple(notes))
 
     def snapshot(self, module: Any) -> Snapshot:
-        known = QIF if isinstance(module, QIF) else _known(type(module))
+        known = QIF if isinstance(module, QIF) else extended(type(module), TARGETS)
         assert known is not None
         own = _host_attributes(known) | {n for n in vars(module) if n.startswith("_") and hasattr(type(module), n)}
         extra = {name: value for name, value in vars(module).items() if name not in own and name != "reset"}
@@ -253,14 +253,8 @@ HOST = _SnnTorch()
 
 
 def leak_of_lapicque(module: Any) -> Tensor:
-    """What a Lapicque neuron keeps of its membrane in a step."""
+    """Return the share of its membrane that a Lapicque neuron keeps in a step."""
     return 1 - module.time_step / (module.R * module.C)
-
-
-def _known(cls: type[Any]) -> type[Any] | None:
-    """The class of the LIF family that ``cls`` is or extends."""
-    # By identity: what `qif run` puts in a host's class's place compares equal to it.
-    return next((known for base in cls.__mro__ for known in TARGETS if base is known), None)
 
 
 def _carried(module: Any, request: Request, normalized: bool, notes: list[str]) -> dict[str, Any]:
@@ -284,12 +278,7 @@ def _carried(module: Any, request: Request, normalized: bool, notes: list[str]) 
     if "spike_grad" in request.parameters or module.surrogate_disable:
         return carried
     name = getattr(module.spike_grad, "__qualname__", type(module.spike_grad).__name__).split(".")[0]
-    window = request.surrogate(normalized)
-    if window == "keep":
-        notes += [] if request.window == "keep" else [f"its surrogate {name} stays"]
-        return carried | {"spike_grad": module.spike_grad}
-    notes.append(f"surrogate {name} to the {window if isinstance(window, str) else 'given'} window")
-    return carried | {"window": window}
+    return carried | request.surrogate(normalized, {"spike_grad": module.spike_grad}, name, notes)
 
 
 def _dynamics(module: Any, dynamics: str, arguments: dict[str, Any], notes: list[str]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from ..neuron.module import QIFLayer
 from .hosts import NO_LEAK_BETA, Neuron, Plan, Request, Snapshot, check_arguments, never_fires, no_leak
 from .leak import LeakQIFNode, LearnedLeak
 from .rates import Dynamics, leaky, mean_of, quadratic
-from .rebuild import classify, own_code
+from .rebuild import classify, extended, own_code
 
 __all__ = ["HOST", "TARGETS"]
 
@@ -96,7 +96,7 @@ class _SpikingJelly:
     def neuron(self, module: nn.Module) -> Neuron | None:
         if isinstance(module, QIFLayer) and isinstance(module, BASES):
             return Neuron("qif")
-        found = classify(module, _known(type(module)), NEURONS)
+        found = classify(module, extended(type(module), TARGETS), NEURONS)
         if found == Neuron("lif") and getattr(module, "backend", None) == "lava":
             return Neuron("other", "runs on Lava, which has no QIF neuron")
         if found == Neuron("lif"):
@@ -104,7 +104,7 @@ class _SpikingJelly:
         return found
 
     def plan(self, module: Any, request: Request, normalized: bool) -> Plan:
-        known = _known(type(module))
+        known = extended(type(module), TARGETS)
         assert known is not None
         learns_leak = issubclass(TARGETS[known], LearnedLeak)
         dynamics, cls = request.map, TARGETS[known]
@@ -161,7 +161,7 @@ class _SpikingJelly:
         return Plan(BACK[base], arguments, "lif", tuple(notes), attributes, idle=learned)
 
     def snapshot(self, module: Any) -> Snapshot:
-        known = _ours(type(module)) if isinstance(module, QIFLayer) else _known(type(module))
+        known = _ours(type(module)) if isinstance(module, QIFLayer) else extended(type(module), TARGETS)
         assert known is not None
         attributes = dict(vars(module))
         attributes["_memories"] = {
@@ -226,12 +226,6 @@ class _SpikingJelly:
 HOST = _SpikingJelly()
 
 
-def _known(cls: type[Any]) -> type[Any] | None:
-    """The class of the LIF family that ``cls`` is or extends."""
-    # By identity: what `qif run` puts in a host's class's place compares equal to it.
-    return next((known for base in cls.__mro__ for known in TARGETS if base is known), None)
-
-
 def _ours(cls: type[Any]) -> type[Any]:
     """The class of this package that ``cls`` is or extends."""
     return next(base for base in cls.__mro__ if base.__module__.startswith("qif_plugins."))
@@ -263,18 +257,16 @@ def _carried(module: Any, request: Request, normalized: bool, notes: list[str]) 
         notes.append("reset to 0 instead of subtracting the threshold")
     if getattr(module, "backend", None) == "cupy":
         carried["backend"] = "cupy"  # "torch", the default there, is what "auto" does faster with the same bits
-    chosen, name = module.surrogate_function, type(module.surrogate_function).__name__
     if "surrogate_function" in request.parameters:
         return carried
-    window = request.surrogate(normalized)
-    if window == "keep":
-        notes += [] if request.window == "keep" else [f"its surrogate {name} stays"]
-        return carried | {"surrogate_function": chosen}
-    if any(True for _ in (*chosen.parameters(), *chosen.buffers())) or not getattr(chosen, "spiking", True):
-        notes.append(f"surrogate {name} stays: {'it learns' if getattr(chosen, 'spiking', True) else 'not spiking'}")
-        return carried | {"surrogate_function": chosen}
-    notes.append(f"surrogate {name} to the {window if isinstance(window, str) else 'given'} window")
-    return carried | {"window": window}
+    own, name, said = module.surrogate_function, type(module.surrogate_function).__name__, list[str]()
+    choice = request.surrogate(normalized, {"surrogate_function": own}, name, said)
+    spiking = getattr(own, "spiking", True)
+    if "window" in choice and (not spiking or any(True for _ in (*own.parameters(), *own.buffers()))):
+        choice = {"surrogate_function": own}
+        said = [f"surrogate {name} stays: {'it learns' if spiking else 'not spiking'}"]
+    notes += said
+    return carried | choice
 
 
 def _dynamics(module: Any, dynamics: str, notes: list[str]) -> dict[str, Any]:

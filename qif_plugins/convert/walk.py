@@ -1,4 +1,4 @@
-"""A model's neurons, norms and weight layers, in the order in which they were registered."""
+"""Walk through a model's neurons, norms and weight layers in the order in which they were registered."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ class Site:
         name: Its first name in the model.
         module: The neuron.
         host: Its host.
-        neuron: What the host says of it.
+        neuron: Its kind.
         norms: Names of the normalizations that feed it.
         norms_known: Whether it is known what feeds it.
         weights: Names of the weight layers that feed it with no norm between; ``aten.`` and an operator's name for a
             parameter that a function uses. Known by data flow only, as is ``direct``.
         direct: Names of the neurons that feed it with no weight or norm between, and ``"input"`` for the model's input.
-        sources: Over how many paths its input comes, where that is known, else 1.
+        sources: Number of paths that its input comes over, where that is known, else 1.
         reads_out: Whether it feeds the model's output, with no weight between, or nothing at all, so that only its
             state can be what is read.
-        how: How ``norms`` and ``reads_out`` were recognised.
+        how: The way in which ``norms`` and ``reads_out`` were found.
         guess: Whether they were guessed, since modules need not run in the order in which they were registered.
     """
 
@@ -56,12 +56,12 @@ class Site:
 
 
 def neurons(model: nn.Module, hosts: Sequence[Host]) -> list[Site]:
-    """Every neuron of the model once, those in plain Python lists, tuples and dicts of its modules included."""
+    """Find every neuron of the model once, also in plain Python lists, tuples and dicts of its modules."""
     return [Site(name, module, *found) for name, module, found in walk(model, hosts) if found]
 
 
 def kind_of(module: nn.Module, found: Found | None) -> str:
-    """What ``module`` is to the data that flow through it: ``found`` is what :func:`walk` says of it."""
+    """Tell a neuron, norm or weight layer from other modules; ``found`` is what :func:`walk` yields with it."""
     if found:
         return NEURON
     if isinstance(module, NORMS):
@@ -71,7 +71,7 @@ def kind_of(module: nn.Module, found: Found | None) -> str:
 
 
 def walk(model: nn.Module, hosts: Sequence[Host]) -> Iterator[tuple[str, nn.Module, Found | None]]:
-    """Modules once each, in registration order, nothing inside a neuron."""
+    """Yield every module once, in registration order, but nothing inside a neuron."""
     seen: set[int] = set()
 
     def visit(name: str, module: nn.Module) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""How often neurons spike while a program runs that knows nothing of it: looked at now and then, read at the end."""
+"""Watch the firing rates of neurons while a program runs: now and then count spikes, and read the counts at the end."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from ..neuron.observe import fired
 __all__ = ["Rate", "Watch"]
 
 STRIDE = 17
-"""Every so manyth call is looked at. A prime, so that a loop over time does not show one and the same step."""
+"""One call in this many is looked at. A prime, so that a loop over time does not show one and the same step."""
 FIRST, LAST = 4, 32
-"""How many looks are kept of the beginning, and how many of the end. With fewer than FIRST nothing is said: a program
+"""Numbers of looks that are kept of the beginning and of the end. With fewer than FIRST no rate is given: a program
 that made a few calls has not shown what its neurons do."""
 HARDLY = 0.002
 """Spikes per neuron-step below which a layer hardly spikes: in a small network of the shape of SpikingJelly's
 convolutional tutorial that learns scikit-learn's digits under ``qif run`` they are 0.1 to 0.4."""
 NEVER = 1e-4
-"""The same for a readout, in which one of a thousand classes may spike."""
+"""Spikes per neuron-step below which a readout hardly spikes: one of a thousand classes may spike."""
 INTEGRATES = 1000.0
 """A readout with a threshold of this or more is not meant to spike."""
 
@@ -52,7 +52,7 @@ class Rate(NamedTuple):
 
 
 class _Looks:
-    """What was seen of one neuron layer: spikes, on their device, and neuron-steps."""
+    """Spikes, on their device, and neuron-steps of one neuron layer."""
 
     def __init__(self, name: str, reads_out: bool) -> None:
         self.name, self.reads_out = name, reads_out
@@ -68,16 +68,16 @@ class _Looks:
         self.last.append(look)
 
     def rate(self) -> Rate | None:
-        """The rates so far; ``None`` for a neuron that did not run often enough."""
+        """Compute the rates so far; ``None`` for a neuron that did not run often enough."""
         if len(self.last) < FIRST:
             return None
         return Rate(self.name, self.reads_out, _rate(self.first), _rate(self.last))
 
 
 class Watch:
-    """Watches neurons of any host; the modules themselves stay as they are, and may go before the account is given.
+    """Watches neurons of any host, whose modules stay as they are.
 
-    Of a neuron that is gone the numbers are left, and only those of the last one of its name.
+    The rates of a neuron that is garbage collected are kept, of several with one name those of the last.
     """
 
     def __init__(self) -> None:
@@ -85,10 +85,7 @@ class Watch:
         self._gone: dict[str, Rate] = {}
 
     def add(self, name: str, neuron: nn.Module, reads_out: bool = False) -> None:
-        """Watch one more; a readout only if it is there for its spikes.
-
-        A host's neuron that returns its membrane, too, may be read through that.
-        """
+        """Watch one more neuron; a readout only if its spikes are read, not its membrane."""
         threshold = getattr(neuron, "v_threshold", None)
         if reads_out and not (isinstance(threshold, int | float) and threshold < INTEGRATES):
             return
@@ -102,7 +99,7 @@ class Watch:
             self._gone[looks.name] = rate
 
     def ran(self, module: nn.Module, args: Any, output: Any) -> None:
-        """A forward hook for every module: counts what a watched neuron gave, at every :data:`STRIDE`-th call."""
+        """Count the spikes of a watched neuron at every :data:`STRIDE`-th call; a forward hook for every module."""
         if torch.compiler.is_compiling():
             return
         looks = self._looks.get(module)
@@ -117,7 +114,7 @@ class Watch:
             looks.add(spikes)
 
     def rates(self) -> Iterator[Rate]:
-        """What was seen of each neuron that ran often enough, those that are gone first."""
+        """Yield the rates of each neuron that ran often enough, those that are gone first."""
         yield from self._gone.values()
         yield from filter(None, (looks.rate() for looks in self._looks.values()))
 

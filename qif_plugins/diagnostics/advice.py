@@ -59,17 +59,17 @@ ISOMETRIC = 1.15
 
 Cause = Literal["memory", "window's width", "window's scale", "input's scale", "rebound"]
 CAUSES: tuple[Cause, ...] = get_args(Cause)
-"""What keeps QIF layers from training, by name."""
+"""Names of the causes that keep QIF layers from training."""
 Advice = tuple[Cause | None, str]
 """A cause, ``None`` where it is none of these, and a sentence that has the numbers and the cure."""
 
 
 @dataclass(frozen=True)
 class InputPlace:
-    """What is known of the input of a layer.
+    """Place of a layer as far as its input is concerned.
 
     Attributes:
-        cure: What to do about its scale, as an imperative that begins in lower case.
+        cure: Advice on its scale, as an imperative that begins in lower case.
         normed: Whether a norm feeds it, as far as the order of registration tells.
     """
 

@@ -34,9 +34,10 @@ __all__ = ["InitialisationReport", "InitialisedLayer", "initialise"]
 TOLERANCE = 0.01
 """Relative distance from the threshold at which the deviation of an input is taken as reached."""
 ATTEMPTS = 8
-"""How often the weights of a layer are scaled. Once is enough where they feed their neuron through linear modules."""
+"""Largest number of times that the weights of a layer are scaled. Once is enough
+where they feed their neuron through linear modules."""
 MARGIN = 4.0
-"""How far the largest singular value of initial weights may lie above √rows + √columns, in units of their root mean
+"""Largest distance of the largest singular value of initial weights above √rows + √columns, in units of their root mean
 square. Independent normal entries exceed it with a probability below exp(-MARGIN² / 2) = 3e-4 (Davidson and Szarek,
 *Local operator theory, random matrices and Banach spaces*, theorem II.13)."""
 INTEGRATES = 1000.0
@@ -60,7 +61,7 @@ class InitialisedLayer:
         rate: Spikes per neuron-step afterwards.
         expected_rate: Spikes per neuron-step of the same neuron under a normal input of mean ``input_mean`` and
             deviation θ that is independent in time.
-        note: Why the layer was left alone, or what else to know; or ``""``.
+        note: The reason why the layer was left alone, or a remark; or ``""``.
     """
 
     name: str
