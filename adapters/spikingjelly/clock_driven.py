@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .arguments import NodeOptions, show_options
 from .node import broadcast, fused_surrogates, overridden
-from .surrogate import CudaAnalyticGaussianBase, CudaAnalyticWindowBase
+from .surrogate import AnalyticGaussianBase, AnalyticWindowBase, CudaText
 from .v0 import HOOKS, HookedNeuron
 
 if TYPE_CHECKING:
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 __all__ = ["AnalyticGaussian", "AnalyticWindow", "MultiStepQIFNode", "QIFNode"]
 
 
-class AnalyticWindow(CudaAnalyticWindowBase, surrogate.MultiArgsSurrogateFunctionBase):
+class AnalyticWindow(CudaText, AnalyticWindowBase, surrogate.MultiArgsSurrogateFunctionBase):
     """The rectangular window as a ``clock_driven`` surrogate, with the arguments of :class:`..v2.AnalyticWindow`."""
 
 
-class AnalyticGaussian(CudaAnalyticGaussianBase, surrogate.MultiArgsSurrogateFunctionBase):
+class AnalyticGaussian(CudaText, AnalyticGaussianBase, surrogate.MultiArgsSurrogateFunctionBase):
     """The Gaussian as a ``clock_driven`` surrogate, with the arguments of SpikingJelly 2's."""
 
 

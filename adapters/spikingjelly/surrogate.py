@@ -16,22 +16,13 @@ from qif_plugins.neuron.parameters import Number, QIFParameters, holds_everywher
 from qif_plugins.neuron.surrogate import Gaussian, Window, WindowName, spike
 from qif_plugins.support.numbers import number
 
-__all__ = [
-    "AnalyticBase",
-    "AnalyticGaussianBase",
-    "AnalyticWindowBase",
-    "CudaAnalyticGaussianBase",
-    "CudaAnalyticWindowBase",
-]
+__all__ = ["AnalyticBase", "AnalyticGaussianBase", "AnalyticWindowBase", "CudaText"]
 
 Self = TypeVar("Self", bound="AnalyticBase")
 
 
 class AnalyticBase:
-    """A derived surrogate as a surrogate module; mixed in before the host's surrogate base class.
-
-    See the classes of the host version for the constructors.
-    """
+    """A derived surrogate as a surrogate module; mixed in before the host's surrogate base class."""
 
     core: ClassVar[type[Window] | type[Gaussian]]
     """The core's surrogate."""
@@ -42,35 +33,39 @@ class AnalyticBase:
     spiking: bool
     own = False
     """Whether a node made it for itself, and may change it."""
-    spiking_function: ClassVar[Any]
     primitive_function: ClassVar[Any]
+
+    @classmethod
+    def spiking_function(cls, x: Tensor, *numbers: Number) -> Tensor:
+        """Θ(x) forward, the surrogate of these numbers backward."""
+        return spike(x, 0.0, cls.core.unchecked(*numbers))
 
     @staticmethod
     def relative(surrogate: Any, v_threshold: Number) -> dict[str, Number]:
         """The constructor's numbers for a surrogate in units of the membrane."""
         raise NotImplementedError
 
-    @classmethod
-    def constructed(cls, *numbers: Number | None) -> dict[str, Number]:
-        """The numbers of a constructor, those of the paper's parameters where none was passed.
+    def _construct(self, spiking: bool, **numbers: Any) -> None:
+        """Construct the module with these numbers; where none was passed, with those of the paper's parameters.
 
         Raises:
             ValueError: Some are missing (the height alone is 1 by default), or as the core's surrogate.
         """
-        given = dict(zip(cls.names, numbers, strict=True))
-        if all(value is None for value in numbers):
+        passed = [name for name, value in numbers.items() if value is not None]
+        missing = [name for name, value in numbers.items() if value is None and name != "height"]
+        if not passed:
             params = QIFParameters()
-            return cls.relative(Window.named(cls.default, params), params.v_threshold)
-        missing = [name for name, value in given.items() if value is None and name != "height"]
-        if missing:
-            passed = ", ".join(name for name, value in given.items() if value is not None)
+            numbers = self.relative(Window.named(self.default, params), params.v_threshold)
+        elif missing:
             raise ValueError(
-                f"{' and '.join(missing)} must be passed with {passed}; leave all of them out for the surrogate that "
-                "is derived for the paper's parameters"
+                f"{' and '.join(missing)} must be passed with {', '.join(passed)}; leave all of them out for the "
+                "surrogate that is derived for the paper's parameters"
             )
-        checked: dict[str, Any] = {name: 1.0 if value is None else value for name, value in given.items()}
-        cls.core(**checked)
-        return checked
+        numbers["height"] = 1.0 if numbers["height"] is None else numbers["height"]
+        self.core(**numbers)
+        super().__init__(spiking, **numbers)  # type: ignore[call-arg]
+        for name, value in numbers.items():  # which 0.0.0.0.14 leaves out
+            setattr(self, name, value)
 
     @classmethod
     def from_window(cls: type[Self], window: Window | Gaussian, v_threshold: Number) -> Self:
@@ -112,6 +107,11 @@ class AnalyticWindowBase(AnalyticBase):
     hi: Number
     height: Number
 
+    def __init__(
+        self, lo: Number | None = None, hi: Number | None = None, height: Number | None = None, spiking: bool = True
+    ) -> None:
+        self._construct(spiking, lo=lo, hi=hi, height=height)
+
     @classmethod
     def unbiased(cls: type[Self], params: QIFParameters, input_std: Number | None = None, **options: Any) -> Self:
         """The window of :meth:`qif_plugins.neuron.surrogate.Window.unbiased`, with its arguments."""
@@ -141,11 +141,6 @@ class AnalyticWindowBase(AnalyticBase):
         return Window.unchecked(v_threshold + self.lo, v_threshold + self.hi, self.height)
 
     @staticmethod
-    def spiking_function(x: Tensor, lo: Number, hi: Number, height: Number) -> Tensor:
-        """Θ(x) forward, the window backward."""
-        return spike(x, 0.0, Window.unchecked(lo, hi, height))
-
-    @staticmethod
     def primitive_function(x: Tensor, lo: Any, hi: Any, height: Number) -> Tensor:
         """The integral of the window from -∞ to x."""
         return height * (torch.clamp(x, lo, hi) - lo)
@@ -159,6 +154,9 @@ class AnalyticGaussianBase(AnalyticBase):
     names = ("height", "width")
     height: Number
     width: Number
+
+    def __init__(self, height: Number | None = None, width: Number | None = None, spiking: bool = True) -> None:
+        self._construct(spiking, height=height, width=width)
 
     @classmethod
     def isometric(cls: type[Self], params: QIFParameters, input_std: Number | None = None, **options: Any) -> Self:
@@ -180,24 +178,19 @@ class AnalyticGaussianBase(AnalyticBase):
         return Gaussian.unchecked(self.height, self.width)
 
     @staticmethod
-    def spiking_function(x: Tensor, height: Number, width: Number) -> Tensor:
-        """Θ(x) forward, the Gaussian backward."""
-        return spike(x, 0.0, Gaussian.unchecked(height, width))
-
-    @staticmethod
     def primitive_function(x: Tensor, height: Number, width: Number) -> Tensor:
         """The integral of the Gaussian from -∞ to x."""
         return height * width * math.sqrt(math.pi / 2) * torch.special.erfc(-x / (math.sqrt(2) * width))
 
 
-class _CudaText(AnalyticBase):
-    """The text that the CuPy kernels of SpikingJelly 0.0.0.0.14 ask of a surrogate."""
+class CudaText(AnalyticBase):
+    """The text that the CuPy kernels of SpikingJelly 0.0.0.0.14 paste into their backward pass."""
 
     def cuda_codes(self, y: str, x: str, dtype: str) -> str:
         """CUDA statement that assigns the surrogate's value at ``x`` to ``y``.
 
         Args:
-            y: What to assign to, such as ``const float grad_s_to_h``.
+            y: The target, such as ``const float grad_s_to_h``.
             x: CUDA expression of h - θ.
             dtype: ``"float"`` or ``"half2"``.
 
@@ -206,49 +199,25 @@ class _CudaText(AnalyticBase):
         """
         if dtype not in ("float", "half2"):
             raise NotImplementedError(f"no CUDA code for dtype {dtype!r}; there is one for 'float' and for 'half2'")
-        return f"{y} = {self._value(x, dtype == 'half2')};"
+        half = dtype == "half2"
+        numbers = [getattr(self, name) for name in self.names]
+        if self.core is Window:
+            lo, hi, height = (_literal(value, half) for value in numbers)
+            value = f"(({x}) >= {lo} && ({x}) <= {hi}) ? {height} : 0.0f"
+            if half:  # the ordered comparisons are false for NaN, as in the float version
+                value = f"__hmul2(__hmul2(__hge2({x}, {lo}), __hle2({x}, {hi})), {height})"
+        else:
+            height, scale = (_literal(value, half) for value in (numbers[0], math.sqrt(0.5) / numbers[1]))
+            scaled = f"__hmul2({x}, {scale})" if half else f"(({x}) * {scale})"
+            value = f"{height} * expf(-{scaled} * {scaled})"
+            if half:
+                value = f"__hmul2({height}, h2exp(__hneg2(__hmul2({scaled}, {scaled}))))"
+        return f"{y} = {value};"
 
     def cuda_code(self, x: str, y: str, dtype: str = "fp32") -> str:
         """The same in ``clock_driven``'s form: it declares ``y`` itself, and dtype is ``"fp32"`` or ``"fp16"``."""
         kind = {"fp32": "float", "fp16": "half2"}.get(dtype, dtype)
         return self.cuda_codes(f"const {kind} {y}", x, kind)
-
-    def _value(self, x: str, half: bool) -> str:
-        """CUDA expression of the surrogate's value at ``x``."""
-        raise NotImplementedError
-
-
-class CudaAnalyticWindowBase(_CudaText, AnalyticWindowBase):
-    """Adds the CUDA text that the CuPy kernels of SpikingJelly 0.0.0.0.14 paste into their backward pass."""
-
-    def __init__(
-        self, lo: Number | None = None, hi: Number | None = None, height: Number | None = None, spiking: bool = True
-    ) -> None:
-        numbers = self.constructed(lo, hi, height)
-        super().__init__(spiking)  # type: ignore[call-arg]
-        vars(self).update(numbers)
-
-    def _value(self, x: str, half: bool) -> str:
-        lo, hi, height = (_literal(value, half) for value in (self.lo, self.hi, self.height))
-        if half:  # the ordered comparisons are false for NaN, as in the float version
-            return f"__hmul2(__hmul2(__hge2({x}, {lo}), __hle2({x}, {hi})), {height})"
-        return f"(({x}) >= {lo} && ({x}) <= {hi}) ? {height} : 0.0f"
-
-
-class CudaAnalyticGaussianBase(_CudaText, AnalyticGaussianBase):
-    """The Gaussian with the same."""
-
-    def __init__(self, height: Number | None = None, width: Number | None = None, spiking: bool = True) -> None:
-        numbers = self.constructed(height, width)
-        super().__init__(spiking)  # type: ignore[call-arg]
-        vars(self).update(numbers)
-
-    def _value(self, x: str, half: bool) -> str:
-        height, scale = (_literal(value, half) for value in (self.height, math.sqrt(0.5) / self.width))
-        if half:
-            scaled = f"__hmul2({x}, {scale})"
-            return f"__hmul2({height}, h2exp(__hneg2(__hmul2({scaled}, {scaled}))))"
-        return f"{height} * expf(-(({x}) * {scale}) * (({x}) * {scale}))"
 
 
 def _literal(value: Number, half: bool) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 from .arguments import NodeOptions, StepMode, show_options
 from .node import QIFNeuron, broadcast, fused_surrogates, overridden
 from .parametric import ParametricQIFNeuron
-from .surrogate import CudaAnalyticGaussianBase, CudaAnalyticWindowBase
+from .surrogate import AnalyticGaussianBase, AnalyticWindowBase, CudaText
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -22,14 +22,14 @@ __all__ = ["AnalyticGaussian", "AnalyticWindow", "ParametricQIFNode", "QIFNode"]
 HOOKS = ("neuronal_charge", "neuronal_fire", "neuronal_reset")
 
 
-class AnalyticWindow(CudaAnalyticWindowBase, surrogate.MultiArgsSurrogateFunctionBase):
+class AnalyticWindow(CudaText, AnalyticWindowBase, surrogate.MultiArgsSurrogateFunctionBase):
     """The rectangular window as a SpikingJelly surrogate, for our nodes and the host's alike, CuPy kernels included.
 
     Its arguments are those of :class:`..v2.AnalyticWindow`.
     """
 
 
-class AnalyticGaussian(CudaAnalyticGaussianBase, surrogate.MultiArgsSurrogateFunctionBase):
+class AnalyticGaussian(CudaText, AnalyticGaussianBase, surrogate.MultiArgsSurrogateFunctionBase):
     """The Gaussian as a SpikingJelly surrogate, CuPy kernels included, with the arguments of 2.x's."""
 
 

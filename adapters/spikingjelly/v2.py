@@ -8,7 +8,6 @@ from spikingjelly.activation_based import neuron, surrogate
 from torch import Tensor
 
 from qif_plugins.neuron.functional import qif_multi_step
-from qif_plugins.neuron.parameters import Number
 
 from .arguments import NodeOptions, StepMode, show_options
 from .node import QIFNeuron, fused_surrogates, overridden
@@ -39,11 +38,6 @@ class AnalyticWindow(AnalyticWindowBase, surrogate.SurrogateFunctionBase):
         ValueError: One end without the other, a height without ends, or as :class:`qif_plugins.Window`.
     """
 
-    def __init__(
-        self, lo: Number | None = None, hi: Number | None = None, height: Number | None = None, spiking: bool = True
-    ) -> None:
-        super().__init__(spiking=spiking, **self.constructed(lo, hi, height))
-
 
 class AnalyticGaussian(AnalyticGaussianBase, surrogate.SurrogateFunctionBase):
     """The Gaussian as a SpikingJelly surrogate, for our nodes and the host's alike; see :class:`qif_plugins.Gaussian`.
@@ -59,9 +53,6 @@ class AnalyticGaussian(AnalyticGaussianBase, surrogate.SurrogateFunctionBase):
     Raises:
         ValueError: A height without a width, or as :class:`qif_plugins.Gaussian`.
     """
-
-    def __init__(self, height: Number | None = None, width: Number | None = None, spiking: bool = True) -> None:
-        super().__init__(spiking=spiking, **self.constructed(height, width))
 
 
 class QIFNode(QIFNeuron, neuron.BaseNode):
