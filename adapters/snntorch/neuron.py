@@ -21,7 +21,7 @@ from torch import Tensor
 from qif_plugins.neuron.arguments import DEFAULT_BETA, MAP, DynamicsName, MapArguments, build_parameters
 from qif_plugins.neuron.following import WindowMemory, versions
 from qif_plugins.neuron.functional import check_spread, qif_multi_step, qif_step
-from qif_plugins.neuron.module import check_backend, checked_window
+from qif_plugins.neuron.module import chosen_window
 from qif_plugins.neuron.parameters import Number, QIFParameters
 from qif_plugins.neuron.surrogate import DEFAULT_WINDOW, ATan, FusedSurrogate, Window, WindowName, spike
 from qif_plugins.ops.backends import BackendName
@@ -30,7 +30,7 @@ from qif_plugins.support.numbers import number
 
 from .instances import enter
 from .parameters import Neuron, Parameters, check_leak, checked_argument, detached, reset_of
-from .surrogate import Heaviside, check_spike_grad
+from .surrogate import Heaviside
 
 __all__ = ["QIF"]
 
@@ -136,12 +136,10 @@ class QIF(Parameters, snn.Leaky):
         # Everything is checked before the host's constructor enters the neuron in SpikingNeuron.instances.
         if reset_mechanism not in snn.SpikingNeuron.reset_dict:
             raise ValueError(unknown("reset_mechanism", reset_mechanism, snn.SpikingNeuron.reset_dict))
-        if window is not None and (spike_grad is not None or surrogate_disable):
-            other = "surrogate_disable" if surrogate_disable else "spike_grad"
-            raise ValueError(f"{other} and window both decide the surrogate gradient; pass one of them")
-        window = checked_window(DEFAULT_WINDOW if window is None else window)
-        check_backend(backend)
-        check_spike_grad(spike_grad)
+        if surrogate_disable:
+            chosen_window(window, Heaviside(), "surrogate_disable")
+        window = chosen_window(window, spike_grad, "spike_grad") or DEFAULT_WINDOW
+        self.backend = backend
         curvature = given.get("curvature", _CURVATURE)
         params = build_parameters(
             chosen.roots, detached(threshold), beta=detached(beta), curvature=curvature, reset=reset_of(reset_mechanism)
@@ -154,7 +152,7 @@ class QIF(Parameters, snn.Leaky):
         )  # fmt: skip
         del self.state_function  # Leaky's, for its own forward
         self._given = {"beta": beta, "threshold": threshold}
-        self.curvature, self.backend = curvature, backend
+        self.curvature = curvature
         self._choose(chosen)
         self._window, self._window_memory, self._seen = window, WindowMemory(), None
         self._mem_before: tuple[Tensor, Any, Neuron] | None = None

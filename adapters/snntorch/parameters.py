@@ -12,17 +12,16 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from qif_plugins.neuron.arguments import DEFAULT_BETA, MAP, MAX_BETA, MapArguments, build_parameters, one_number
 from qif_plugins.neuron.following import has_storage, same_versions, versions
-from qif_plugins.neuron.module import QIFLayer, check_backend, checked_window, on_device
+from qif_plugins.neuron.module import QIFLayer, check_surrogate, checked_window, on_device
 from qif_plugins.neuron.parameters import Number, QIFParameters
 from qif_plugins.neuron.surrogate import Gaussian, Surrogate, Window, WindowName
-from qif_plugins.ops.backends import BackendName
 from qif_plugins.support.numbers import checked_number
 
-from .surrogate import SpikeGradient, check_spike_grad, recognised, shifted
+from .surrogate import SpikeGradient, recognised, shifted
 
 __all__ = ["Neuron", "Parameters", "check_leak", "checked_argument", "detached", "reset_of"]
 
-ASSIGNED = frozenset({"beta", "threshold", *MAP, "dynamics", "curvature", "backend"})
+ASSIGNED = frozenset({"beta", "threshold", *MAP, "dynamics", "curvature"})
 """The attributes that are checked when they are assigned, and are no properties."""
 
 
@@ -52,7 +51,6 @@ class Parameters(QIFLayer):
     graded_spikes_factor: Any
     surrogate_disable: Any
     curvature: float
-    backend: BackendName
     _buffers: dict[str, Any]
     _parameters: dict[str, Any]
     _reset_mechanism: str
@@ -91,10 +89,6 @@ class Parameters(QIFLayer):
 
     def _assign(self, name: str, value: Any) -> None:
         """Take over a value as the constructor would have; what goes wrong is undone by the caller."""
-        if name == "backend":
-            check_backend(value)
-            super().__setattr__(name, value)
-            return
         chosen = self._chosen()
         if name == "dynamics" or name in MAP:
             self._open_to_leak = False
@@ -161,7 +155,8 @@ class Parameters(QIFLayer):
 
     @spike_grad.setter
     def spike_grad(self, value: Any) -> None:
-        check_spike_grad(value)
+        if value is not None:
+            check_surrogate("spike_grad", value)
         self._spike_grad = recognised(value)
         self._seen = None
 

@@ -20,7 +20,7 @@ from qif_plugins.neuron.surrogate import (
     spike,
 )
 
-__all__ = ["Heaviside", "SpikeGradient", "analytic_window", "check_spike_grad", "recognised", "shifted"]
+__all__ = ["Heaviside", "SpikeGradient", "analytic_window", "recognised", "shifted"]
 
 HOST_SURROGATES: dict[str, tuple[str, type[Any]]] = {
     "atan.<locals>.inner": ("alpha", ATan),
@@ -88,15 +88,6 @@ def analytic_window(
     window = checked_window(window)
     derived = Window.named(window, params, input_std, **options) if isinstance(window, str) else window
     return SpikeGradient(shifted(derived, params.v_threshold, -1))
-
-
-def check_spike_grad(spike_grad: Any) -> None:
-    usable = not isinstance(spike_grad, type) and (callable(spike_grad) or isinstance(spike_grad, FusedSurrogate))
-    if spike_grad is not None and not usable:
-        raise TypeError(
-            f"spike_grad must be a function of mem - θ, as snntorch.surrogate.atan() returns, got {spike_grad!r}; "
-            "a window by name is window="
-        )
 
 
 def recognised(spike_grad: Any) -> Any:

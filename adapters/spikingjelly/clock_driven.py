@@ -60,11 +60,11 @@ class QIFNode(HookedNeuron, neuron.BaseNode):
         backend: BackendName = "auto",
         **options: Unpack[NodeOptions],
     ) -> None:
-        arguments = self._configure(tau, decay_input, v_threshold, v_reset, surrogate_function, **options)
-        self.backend = backend
+        self._construct(
+            tau, decay_input, v_threshold, v_reset, surrogate_function, backend, options, detach_reset=detach_reset
+        )
         if cupy_fp32_inference:
             neuron.check_backend("cupy")
-        super().__init__(**arguments, detach_reset=detach_reset)
         self.cupy_fp32_inference = cupy_fp32_inference
 
     def register_memory(self, name: str, value: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -14,10 +14,9 @@ from qif_plugins.neuron.arguments import MAP, NodeArguments, one_number
 from qif_plugins.neuron.chaining import ChainedSteps
 from qif_plugins.neuron.following import WindowMemory, has_storage, same_versions, versions
 from qif_plugins.neuron.functional import check_spread
-from qif_plugins.neuron.module import check_backend, checked_window, on_device
+from qif_plugins.neuron.module import check_surrogate, checked_window, chosen_window, on_device
 from qif_plugins.neuron.parameters import QIFParameters
 from qif_plugins.neuron.surrogate import (
-    DEFAULT_WINDOW,
     ATan,
     FusedSurrogate,
     Gaussian,
@@ -29,7 +28,7 @@ from qif_plugins.neuron.surrogate import (
 from qif_plugins.ops.backends import BACKENDS, BackendName
 from qif_plugins.support.numbers import number
 
-from .arguments import checked_assignment, constructor_number, learns, node_arguments
+from .arguments import NodeOptions, checked_assignment, constructor_number, learns, node_arguments
 from .surrogate import AnalyticBase
 
 __all__ = ["QIFNeuron", "broadcast", "fused_surrogates", "overridden"]
@@ -43,21 +42,12 @@ RESOLVED = frozenset({*MAP, "input_gain", "dynamics"})
 
 
 class QIFNeuron(ChainedSteps):
-    """Discretized quadratic integrate-and-fire neuron, mixed in before the ``BaseNode`` of the host's version.
+    """The QIF neuron with LIFNode's attributes, mixed in before the ``BaseNode`` of the host's version.
 
-    The attributes that LIFNode's users assign after construction, and our own arguments, may be assigned: the node is
-    then the one that the constructor would have made, and a window that was derived is derived anew. A value that the
-    constructor would refuse is refused, and the node stays as it was. ``v_threshold`` may be a tensor that broadcasts
-    to one time step, and an ``nn.Parameter`` or another tensor with gradient: the threshold is then learned, kept where
-    the membrane is stable, see :func:`qif_plugins.neuron.arguments.build_parameters`.
-
-    Attributes:
-        v_threshold: Firing threshold θ.
-        v_reset: Membrane after a spike; ``None`` means the soft reset.
-        window: How the surrogate was chosen: a name, a given :class:`~qif_plugins.neuron.surrogate.Window`, or ``None``
-            where ``surrogate_function`` was passed.
-        tau: As passed, ``None`` if left out; read by code written for LIFNode.
-        decay_input: As passed, ``None`` if left out.
+    The attributes in :data:`ASSIGNED` are checked when they are assigned, and the window is derived anew; a value that
+    the constructor would refuse is refused, and the node stays as it was. ``v_threshold`` may be a number, a tensor, a
+    buffer or a parameter. ``tau`` and ``decay_input`` are kept as passed, ``None`` if left out; ``window`` is ``None``
+    where a ``surrogate_function`` was passed.
     """
 
     analytic_window: ClassVar[Any]
@@ -77,7 +67,6 @@ class QIFNeuron(ChainedSteps):
     _modules: dict[str, Any]
     _parameters: dict[str, Any]
     _buffers: dict[str, Any]
-    _backend: BackendName
     window: WindowName | Window | None
     surrogate_function: Any
     tau: Any
@@ -95,23 +84,24 @@ class QIFNeuron(ChainedSteps):
                     "instead, before each forward if it is computed"
                 )
 
-    def _configure(
+    def _construct(
         self,
         tau: float | None,
         decay_input: bool | None,
         v_threshold: float,
         v_reset: float | None,
         surrogate_function: Any,
-        window: WindowName | Window | None = None,
-        **options: Any,
-    ) -> dict[str, Any]:
-        """Set what the host's constructor does not; returns the arguments to call it with.
+        backend: BackendName,
+        options: Mapping[str, Any],
+        **of_host: Any,
+    ) -> None:
+        """Check the arguments, ``options`` being the :class:`~.arguments.NodeOptions`, and construct the host's node.
 
         Raises:
             TypeError: As the constructor.
             ValueError: As the constructor.
         """
-        unknown = options.keys() - {"a", "u1", "u2", "input_gain", "dynamics"}
+        unknown = options.keys() - NodeOptions.__annotations__.keys()
         if unknown:
             hint = (
                 "; beta is snnTorch's: here tau (init_tau where it is learned) is 1/(1 - beta), with decay_input=False"
@@ -120,23 +110,22 @@ class QIFNeuron(ChainedSteps):
             )
             name = type(self).__name__
             raise TypeError(f"{name}.__init__() got an unexpected keyword argument {min(unknown)!r}{hint}")
-        arguments = node_arguments(decay_input, tau=tau, v_reset=v_reset, **options)
+        numbers = {name: value for name, value in options.items() if name != "window"}
+        arguments = node_arguments(decay_input, tau=tau, v_reset=v_reset, **numbers)
         params = arguments.parameters(constructor_number("v_threshold", v_threshold))
         self._check_learnable(params)
-        if surrogate_function is None:
-            window = checked_window(DEFAULT_WINDOW if window is None else window)
-            derived = Window.named(window, params) if isinstance(window, str) else window
-            surrogate_function = self._own_surrogate(derived, params.v_threshold)
-        elif window is not None:
-            raise ValueError("surrogate_function and window both decide the surrogate gradient; pass one of them")
-        else:
-            _check_surrogate(surrogate_function)
+        window: Any = chosen_window(options.get("window"), surrogate_function, "surrogate_function")
         vars(self).update(
-            _params=params, _seen=[], _link=None, _window_memory=WindowMemory(), _shown=None, window=window,
-            tau=arguments.map.leak.get("tau"), decay_input=arguments.map.leak.get("decay_input"),
-            v_threshold=params.v_threshold, v_reset=arguments.v_reset, _arguments=arguments,
+            _arguments=arguments, _params=params, _seen=[], _link=None, _window_memory=WindowMemory(), _shown=None,
+            window=window, tau=arguments.map.leak.get("tau"), decay_input=arguments.map.leak.get("decay_input"),
         )  # fmt: skip
-        return {"v_threshold": self.v_threshold, "v_reset": self.v_reset, "surrogate_function": surrogate_function}
+        if window is not None:
+            derived = window if isinstance(window, Window) else Window.named(window, params)
+            surrogate_function = self._own_surrogate(derived, params.v_threshold)
+        of_host |= {"v_threshold": params.v_threshold, "v_reset": arguments.v_reset}
+        super().__init__(surrogate_function=surrogate_function, **of_host)  # type: ignore[call-arg]
+        self.backend = backend
+        self._settled = True
 
     def _check_learnable(self, params: QIFParameters) -> None:
         """Refuse parameters that a node which learns them cannot start from."""
@@ -144,14 +133,15 @@ class QIFNeuron(ChainedSteps):
     # -- assignment ------------------------------------------------------------------------------
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name not in ASSIGNED or "_arguments" not in vars(self):
+        if name not in ASSIGNED or not self._settled:
             super().__setattr__(name, value)
         elif name == "window":
             self._choose_window(value)
         elif name == "surrogate_function":
-            self._choose_surrogate(value)
-        elif name in vars(self) and _is_number(value) and _is_number(vars(self)[name]) and value == vars(self)[name]:
-            super().__setattr__(name, value)  # as the host's constructor does with what it was given
+            check_surrogate(name, value)
+            if value is not getattr(self, name, None):
+                vars(self)["window"] = None
+            super().__setattr__(name, value)
         else:
             self._assign(name, value, partial(super().__setattr__, name))
 
@@ -163,7 +153,7 @@ class QIFNeuron(ChainedSteps):
         self._register(name, tensor, lambda value: store(name, value, persistent))
 
     def _register(self, name: str, tensor: Tensor | None, store: Callable[[Any], None]) -> None:
-        if name in ASSIGNED and "_arguments" in vars(self):
+        if name in ASSIGNED and self._settled:
             self._assign(name, tensor, store)
         else:
             store(tensor)
@@ -197,19 +187,11 @@ class QIFNeuron(ChainedSteps):
     def _choose_window(self, window: Any) -> None:
         window = checked_window(window)
         derived, threshold = self._new_window(window), self._present().v_threshold
-        if self.window is None or not _is_own(self.surrogate_function):  # others may have the one that was given
-            super().__setattr__("surrogate_function", self._own_surrogate(derived, threshold))
-        super().__setattr__("window", window)
+        if self.window is None:  # others may have the surrogate that was given
+            vars(self)["_modules"].pop("surrogate_function", None)
+        vars(self)["window"] = window
         self._window_memory.clear()
         self._show(derived, threshold)
-
-    def _choose_surrogate(self, surrogate: Any) -> None:
-        before = self._modules.get("surrogate_function", vars(self).get("surrogate_function"))
-        _check_surrogate(surrogate)
-        super().__setattr__("surrogate_function", surrogate)
-        constructed = before is None and _is_own(surrogate)
-        if surrogate is not before and not constructed:
-            vars(self)["window"] = None
 
     def _own_surrogate(self, window: Window | Gaussian, v_threshold: Any) -> Any:
         kind = self.analytic_window if isinstance(window, Window) else self.analytic_gaussian
@@ -219,9 +201,9 @@ class QIFNeuron(ChainedSteps):
 
     def _show(self, window: Window | Gaussian, v_threshold: Any) -> None:
         """Show a window in ``surrogate_function``, where users and the host's own time step find it."""
-        kind = self.analytic_window if isinstance(window, Window) else self.analytic_gaussian
-        if isinstance(self.surrogate_function, kind):
-            self.surrogate_function.follow(window, v_threshold)
+        shown: Any = getattr(self, "surrogate_function", None)
+        if _is_own(shown) and isinstance(window, shown.core):
+            shown.follow(window, v_threshold)
         else:
             super().__setattr__("surrogate_function", self._own_surrogate(window, v_threshold))
 
@@ -338,7 +320,10 @@ class QIFNeuron(ChainedSteps):
         if isinstance(surrogate, Window | Gaussian):
             placed = on_device(surrogate, x.device)
             if placed is not surrogate:  # one window a channel, on its first input on this device
-                self._show(placed, threshold)
+                if isinstance(self.surrogate_function, AnalyticBase):
+                    self.surrogate_function.follow(placed, threshold)
+                else:
+                    super().__setattr__("surrogate_function", placed)
                 surrogate = placed
         return params, surrogate
 
@@ -348,16 +333,6 @@ class QIFNeuron(ChainedSteps):
     def supported_backends(self) -> tuple[str, ...]:
         """The values that ``backend`` may have: ``"auto"`` and the implementations of :mod:`qif_plugins.ops`."""
         return ("auto", *BACKENDS)
-
-    @property
-    def backend(self) -> BackendName:
-        """The implementation that runs; ``"auto"`` takes the best one for the input's device."""
-        return self._backend
-
-    @backend.setter
-    def backend(self, value: BackendName) -> None:
-        check_backend(value)
-        self._backend = value
 
     def _implementation(self, x: Tensor) -> BackendName:
         return self.backend
@@ -447,18 +422,6 @@ def broadcast(x: Tensor, v: Any, single: bool = False) -> tuple[Tensor, Any]:
     if single:
         return x.expand(shape), v.expand(shape)
     return x.reshape(len(x), *[1] * (len(shape) - len(step)), *step).expand(len(x), *shape), v.expand(shape)
-
-
-def _is_number(value: Any) -> bool:
-    return value is None or isinstance(value, int | float)
-
-
-def _check_surrogate(surrogate: Any) -> None:
-    if isinstance(surrogate, type) or not (callable(surrogate) or isinstance(surrogate, FusedSurrogate)):
-        raise TypeError(
-            f"surrogate_function must be a surrogate of SpikingJelly or qif_plugins or a function of h - θ, got "
-            f"{surrogate!r}; a class has to be called, surrogate.ATan(), and a window by name is window="
-        )
 
 
 def _is_own(surrogate: Any) -> bool:

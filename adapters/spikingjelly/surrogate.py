@@ -36,9 +36,9 @@ class AnalyticBase:
     primitive_function: ClassVar[Any]
 
     @classmethod
-    def spiking_function(cls, x: Tensor, *numbers: Number) -> Tensor:
+    def spiking_function(cls, x: Tensor, *numbers: Number, **by_name: Number) -> Tensor:
         """Θ(x) forward, the surrogate of these numbers backward."""
-        return spike(x, 0.0, cls.core.unchecked(*numbers))
+        return spike(x, 0.0, cls.core.unchecked(*numbers, **by_name))
 
     @staticmethod
     def relative(surrogate: Any, v_threshold: Number) -> dict[str, Number]:

@@ -82,10 +82,10 @@ class QIFNode(HookedNeuron, neuron.BaseNode):
         store_v_seq: bool = False,
         **options: Unpack[NodeOptions],
     ) -> None:
-        arguments = self._configure(tau, decay_input, v_threshold, v_reset, surrogate_function, **options)
-        super().__init__(
-            **arguments, detach_reset=detach_reset, step_mode=step_mode, backend=backend, store_v_seq=store_v_seq
-        )
+        self._construct(
+            tau, decay_input, v_threshold, v_reset, surrogate_function, backend, options,
+            detach_reset=detach_reset, step_mode=step_mode, store_v_seq=store_v_seq,
+        )  # fmt: skip
 
     @property
     def backend(self) -> BackendName:

@@ -127,9 +127,10 @@ class QIFNode(QIFNeuron, neuron.BaseNode):
         backend: BackendName = "auto",
         **options: Unpack[NodeOptions],
     ) -> None:
-        arguments = self._configure(tau, decay_input, v_threshold, v_reset, surrogate_function, **options)
-        self.backend = backend
-        super().__init__(**arguments, detach_reset=detach_reset, step_mode=step_mode, store_v_seq=store_v_seq)
+        self._construct(
+            tau, decay_input, v_threshold, v_reset, surrogate_function, backend, options,
+            detach_reset=detach_reset, step_mode=step_mode, store_v_seq=store_v_seq,
+        )  # fmt: skip
 
     def detach(self) -> None:
         """Cut the state, and ``v_seq`` where it is stored, from the graph behind it."""

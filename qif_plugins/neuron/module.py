@@ -15,16 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ops.backends import BACKENDS
+from ..ops.backends import BACKENDS, BackendName
 from ..support.names import unknown
 from .arguments import one_number
 from .following import WindowMemory, followed_moments, window_of_moments
 from .moments import membrane_moments
 from .observe import watchable
 from .parameters import Number, QIFParameters
-from .surrogate import WINDOWS, Gaussian, Window, WindowName
+from .surrogate import DEFAULT_WINDOW, WINDOWS, FusedSurrogate, Gaussian, Window, WindowName
 
-__all__ = ["NO_NIR", "QIFLayer", "check_backend", "checked_window", "on_device"]
+__all__ = ["NO_NIR", "QIFLayer", "check_surrogate", "checked_window", "chosen_window", "on_device"]
 
 KINDS = ("input", "membrane")
 
@@ -46,6 +46,9 @@ class QIFLayer:
     """Whether swap chose the map, and nobody since, so that a leak that is assigned is matched."""
     _window_memory: WindowMemory
     """The window of learned numbers."""
+    _settled = False
+    """Whether an assignment is one of the user's, neither the constructor's nor that of a state that is loaded."""
+    _backend: BackendName
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -57,6 +60,17 @@ class QIFLayer:
     def qif_parameters(self) -> QIFParameters:
         """The neuron's current parameters."""
         raise NotImplementedError
+
+    @property
+    def backend(self) -> BackendName:
+        """The implementation that runs; ``"auto"`` takes the best one for the input's device."""
+        return self._backend
+
+    @backend.setter
+    def backend(self, name: BackendName) -> None:
+        if name not in ("auto", *BACKENDS):
+            raise ValueError(unknown("backend", name, ("auto", *BACKENDS)))
+        self._backend = name
 
     @property
     def derived_window(self) -> WindowName | None:
@@ -247,14 +261,35 @@ def checked_window(window: Any) -> Any:
     return window
 
 
-def check_backend(name: Any) -> None:
-    """Refuse a name that no back end has.
+def check_surrogate(argument: str, surrogate: Any) -> None:
+    """Refuse a value of ``argument`` that is no surrogate.
 
     Raises:
-        ValueError: It is neither ``"auto"`` nor one of :data:`~qif_plugins.ops.backends.BACKENDS`.
+        TypeError: It is a class, or cannot be called.
     """
-    if name not in ("auto", *BACKENDS):
-        raise ValueError(unknown("backend", name, ("auto", *BACKENDS)))
+    if isinstance(surrogate, type) or not (callable(surrogate) or isinstance(surrogate, FusedSurrogate)):
+        raise TypeError(
+            f"{argument} must be a function of membrane - θ, such as SpikingJelly's surrogate.ATan() or snnTorch's "
+            f"surrogate.atan(), or a surrogate of qif_plugins, got {surrogate!r}; a window by name is window="
+        )
+
+
+def chosen_window(window: Any, surrogate: Any, argument: str) -> Any:
+    """The window of a constructor, the default one where neither it nor a surrogate, in ``argument``, was passed.
+
+    Returns:
+        A name or a window; ``None`` where a surrogate was passed.
+
+    Raises:
+        TypeError: As :func:`checked_window` and :func:`check_surrogate`.
+        ValueError: As :func:`checked_window`, or both were passed.
+    """
+    if surrogate is None:
+        return checked_window(DEFAULT_WINDOW if window is None else window)
+    if window is not None:
+        raise ValueError(f"{argument} and window both decide the surrogate gradient; pass one of them")
+    check_surrogate(argument, surrogate)
+    return None
 
 
 def window_from_membrane(name: str, params: QIFParameters, mean: Number, std: Number) -> Window | Gaussian:
