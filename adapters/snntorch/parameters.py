@@ -12,7 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from qif_plugins.neuron.arguments import DEFAULT_BETA, MAP, MAX_BETA, MapArguments, build_parameters, one_number
 from qif_plugins.neuron.following import has_storage, same_versions, versions
-from qif_plugins.neuron.module import QIFLayer, check_surrogate, checked_window, on_device
+from qif_plugins.neuron.module import QIFLayer, check_surrogate, checked_window, on_device, undone_on_error
 from qif_plugins.neuron.parameters import Number, QIFParameters
 from qif_plugins.neuron.surrogate import Gaussian, Surrogate, Window, WindowName
 from qif_plugins.support.numbers import checked_number
@@ -21,7 +21,8 @@ from .surrogate import SpikeGradient, recognised, shifted
 
 __all__ = ["Neuron", "Parameters", "check_leak", "checked_argument", "detached", "reset_of"]
 
-ASSIGNED = frozenset({"beta", "threshold", *MAP, "dynamics", "curvature"})
+NUMBERS = ("beta", "threshold")
+ASSIGNED = frozenset({*NUMBERS, *MAP, "dynamics", "curvature"})
 """The attributes that are checked when they are assigned, and are no properties."""
 
 
@@ -67,8 +68,6 @@ class Parameters(QIFLayer):
     """The names among beta and threshold that are not constant although they require no gradient: one that is
     parametrized, where no gradient is taken, and one that torch.vmap has batched, which cannot be read.
     """
-    _settled = False
-    """Whether an assignment is one of the user's, neither the constructor's nor that of a state that is loaded."""
     _window: WindowName | Window
     _spike_grad: Any
 
@@ -78,17 +77,11 @@ class Parameters(QIFLayer):
         if name not in ASSIGNED or not self._settled:
             super().__setattr__(name, value)
             return
-        before = dict(self.__dict__)
-        before |= {key: before[key].copy() for key in ("_parameters", "_buffers", "_non_persistent_buffers_set")}
-        try:
+        with undone_on_error(self):
             self._assign(name, value)
-        except (TypeError, ValueError):
-            self.__dict__.clear()
-            self.__dict__.update(before)
-            raise
 
     def _assign(self, name: str, value: Any) -> None:
-        """Take over a value as the constructor would have; what goes wrong is undone by the caller."""
+        """Take over a value as the constructor would have; the caller undoes it where an error is raised."""
         chosen = self._chosen()
         if name == "dynamics" or name in MAP:
             self._open_to_leak = False
@@ -103,7 +96,7 @@ class Parameters(QIFLayer):
             if name != "threshold":
                 chosen = chosen.with_leak(self._open_to_leak, **{name: value})
             check_leak(chosen, name == "beta" and isinstance(value, nn.Parameter))
-            if name != "curvature" and not isinstance(value, Tensor) and name not in {**self.__dict__, **self._buffers}:
+            if name != "curvature" and not isinstance(value, Tensor) and name not in self._buffers | vars(self):
                 self.register_buffer(name, torch.tensor(value, dtype=torch.float32))  # type: ignore[attr-defined]  # after a del
             else:
                 super().__setattr__(name, value)  # the host refuses a number for a buffer
@@ -172,27 +165,20 @@ class Parameters(QIFLayer):
             raise ValueError(
                 "surrogate_disable and window both decide the surrogate gradient; construct another neuron"
             )
-        before = self._window, self._spike_grad
-        self._window, self._spike_grad = value, None
-        try:
+        with undone_on_error(self):
+            self._window, self._spike_grad = value, None
             self._window_changed()
-        except ValueError:
-            self._window, self._spike_grad = before
-            raise
 
     @property
     def derived_window(self) -> WindowName | None:
-        """Name of the window that the neuron derives for itself; ``None`` where its surrogate was given."""
         return self._window if self._spike_grad is None and isinstance(self._window, str) else None
 
     @property
     def learns_window(self) -> bool:
-        """Whether the window follows learned parameters, which needs the moments of the input."""
         return self._learns("beta") or self._learns("threshold")
 
     @property
     def resets(self) -> bool:
-        """Whether the membrane is reset after a spike; without, there is no stationary membrane to measure."""
         return self._reset_mechanism != "none"
 
     def _window_changed(self) -> None:
@@ -218,7 +204,7 @@ class Parameters(QIFLayer):
         current = self._current
         if not self.learns_window:
             return current
-        current = current._replace(params=self._params(*self._learned_numbers(current.constants)))
+        current = current._replace(params=self._params(*self._numbers(current.constants)))
         # A window given as spike_grad moves with the threshold.
         placed = isinstance(self._spike_grad, SpikeGradient) and isinstance(self._spike_grad.surrogate, Window)
         return current._replace(surrogate=self._followed()) if placed or self.derived_window is not None else current
@@ -229,18 +215,10 @@ class Parameters(QIFLayer):
 
     @torch.no_grad()
     def _follow(self) -> Window | Gaussian:
-        params = self._params(*self._learned_numbers())
+        params = self._params(*self._numbers(self._current.constants))
         if self.derived_window is None:
             return shifted(self._spike_grad.surrogate, params.v_threshold, 1)
         return self.followed_window(self.derived_window, params)
-
-    def _learned_numbers(self, constants: tuple[Number | None, ...] = (None, None)) -> tuple[Any, Any]:
-        """beta, kept in its range if it is learned, and threshold; those of ``constants`` where they are given."""
-        beta, threshold = constants
-        if beta is None:
-            beta = _wide(self.beta)
-            beta = beta.clamp(0, MAX_BETA) if self._learns("beta") else beta
-        return beta, _wide(self.threshold) if threshold is None else threshold
 
     def _refresh(self) -> None:
         self._seen = None
@@ -252,15 +230,10 @@ class Parameters(QIFLayer):
     def _derive(self) -> Neuron:
         self._varying = frozenset(
             name
-            for name in ("beta", "threshold")
+            for name in NUMBERS
             if is_parametrized(self, name) or not has_storage(getattr(self, name))  # type: ignore[arg-type]
         )
-        beta, threshold = self._learned_numbers()
-        # Constants become floats, which the kernels take as such; learned parameters stay on their device.
-        if not self._learns("beta") and beta.numel() == 1:
-            beta = self._constant("beta", beta)
-        if not self._learns("threshold") and threshold.numel() == 1:
-            threshold = self._constant("threshold", threshold)
+        beta, threshold = numbers = self._numbers()
         params = self._params(beta, threshold, checked=not self.learns_window)
         factor = self.graded_spikes_factor
         graded = isinstance(factor, nn.Parameter) or not has_storage(factor) or bool((factor != 1).any())
@@ -271,9 +244,7 @@ class Parameters(QIFLayer):
             near_one = beta.clamp(max=MAX_BETA) if isinstance(beta, Tensor) else min(beta, MAX_BETA)
             surrogate = self.derive_window(self.derived_window, self._params(near_one, threshold))
             surrogate = on_device(surrogate, self.beta.device)
-        constants = tuple(
-            None if self._learns(name) else number for name, number in (("beta", beta), ("threshold", threshold))
-        )
+        constants = tuple(None if self._learns(name) else now for name, now in zip(NUMBERS, numbers, strict=True))
         used = ("threshold", "beta") if self._decided == "lif" else ("threshold", *self._root_names)
         values = {name: getattr(self, name) for name in used}
         spread = tuple(name for name, value in values.items() if isinstance(value, Tensor) and value.numel() > 1)
@@ -287,15 +258,26 @@ class Parameters(QIFLayer):
             learned_threshold=not checked and self._learns("threshold"),
         )  # fmt: skip
 
-    def _constant(self, name: str, now: Tensor) -> float:
-        """The number; as it was passed, in float32, where the buffer holds its rounding to half precision."""
+    def _numbers(self, known: Sequence[Any] = (None, None)) -> tuple[Any, ...]:
+        """beta and threshold as the core takes them, unless they are known already."""
+        return tuple(self._number(name) if now is None else now for name, now in zip(NUMBERS, known, strict=True))
+
+    def _number(self, name: str) -> Any:
+        """A learned number as a tensor, beta kept in its range; a constant one as a float, which the kernels take.
+
+        A constant is the number that was passed, in float32, where its buffer holds that rounded to half precision.
+        """
         buffer, given = getattr(self, name), self._given[name]
-        value: float = now.item()
+        wide = _wide(buffer)
+        if self._learns(name):
+            return wide.clamp(0, MAX_BETA) if name == "beta" else wide
+        if wide.numel() != 1:
+            return wide
         if buffer.dtype in (torch.float16, torch.bfloat16) and isinstance(given, float):
             passed = torch.tensor(given, dtype=torch.float32, device="cpu")
-            if passed.to(buffer.dtype).item() == value:
+            if passed.to(buffer.dtype).item() == wide.item():
                 return passed.item()
-        return value
+        return wide.item()
 
     def _learns(self, name: str) -> bool:
         # Among the parameters functional_call puts its tensors, too.
@@ -309,8 +291,8 @@ class Parameters(QIFLayer):
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        mine = (self.beta, self.threshold)
-        loaded = [state_dict.get(prefix + name, value) for name, value in zip(("beta", "threshold"), mine, strict=True)]
+        mine = [getattr(self, name) for name in NUMBERS]
+        loaded = [state_dict.get(prefix + name, value) for name, value in zip(NUMBERS, mine, strict=True)]
         fits = all(new.shape == old.shape for new, old in zip(loaded, mine, strict=True))
         try:
             if fits and not self.learns_window:

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..adapters.spikingjelly import QIFNode
 from ..adapters.spikingjelly.parametric import LearnedMap
+from ..neuron.module import undone_on_error
 from ..neuron.parameters import QIFParameters
 
 __all__ = ["LeakQIFNode", "LearnedLeak"]
@@ -67,13 +68,9 @@ class LearnedLeak(LearnedMap):
         if name != "decay_input" or value is None:
             super()._assign(name, value, store)
             return
-        before = self.decay_input
-        store(bool(value))
-        try:
+        with undone_on_error(self):
+            store(bool(value))
             self._window_changed()
-        except ValueError:
-            self.__dict__["decay_input"] = before
-            raise
 
     def _replace(self, **changes: Any) -> None:
         """Assign threshold or reset; the map goes on matching the leak."""

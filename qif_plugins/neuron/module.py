@@ -8,8 +8,10 @@ replaces the assumption by what it measured. A module that was calibrated has tw
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,9 +26,10 @@ from .observe import watchable
 from .parameters import Number, QIFParameters
 from .surrogate import DEFAULT_WINDOW, WINDOWS, FusedSurrogate, Gaussian, Window, WindowName
 
-__all__ = ["NO_NIR", "QIFLayer", "check_surrogate", "checked_window", "chosen_window", "on_device"]
+__all__ = ["NO_NIR", "QIFLayer", "check_surrogate", "checked_window", "chosen_window", "on_device", "undone_on_error"]
 
 KINDS = ("input", "membrane")
+_REGISTERS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
 NO_NIR = (
     "NIR has no quadratic integrate-and-fire neuron: its neurons (LIF, IF, LI, CubaLIF) are linear below the "
@@ -123,12 +126,9 @@ class QIFLayer:
 
     @measured_moments.setter
     def measured_moments(self, moments: Mapping[str, Tensor]) -> None:
-        before, self._measured = self._measured, _checked_moments(moments)
-        try:
+        with undone_on_error(self):
+            self._measured = _checked_moments(moments)
             self._window_changed()
-        except ValueError:
-            self._measured = before
-            raise
 
     def input_moments(self) -> tuple[Number, Number]:
         """Mean and deviation of g·x that the window assumes: measured, or those of tdBN, 0 and θ."""
@@ -259,6 +259,18 @@ def checked_window(window: Any) -> Any:
     if isinstance(window, str) and window not in WINDOWS:
         raise ValueError(unknown("window", window, WINDOWS, f"pass a Window(lo, hi); {OTHERS}"))
     return window
+
+
+@contextlib.contextmanager
+def undone_on_error(module: Any) -> Iterator[None]:
+    """Give ``module`` its attributes, parameters and buffers back where the block raises a TypeError or ValueError."""
+    before = {name: copy.copy(value) if name in _REGISTERS else value for name, value in vars(module).items()}
+    try:
+        yield
+    except (TypeError, ValueError):
+        vars(module).clear()
+        vars(module).update(before)
+        raise
 
 
 def check_surrogate(argument: str, surrogate: Any) -> None:
