@@ -185,8 +185,8 @@ class ParametricQIFNeuron(LearnedMap):
         self._params = dataclasses.replace(self._params, **changes)
         self._refresh_window()
 
-    def input_moments(self) -> tuple[Number, Number]:
-        mean, std = super().input_moments()
+    def input_moments(self, params: QIFParameters | None = None) -> tuple[Number, Number]:
+        mean, std = super().input_moments(params)
         return (mean, std) if self.channels is None else (_one_dimension(mean), _one_dimension(std))
 
     def _neuron(self, x: Tensor, single: bool = False) -> tuple[QIFParameters, Surrogate]:

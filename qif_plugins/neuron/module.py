@@ -113,7 +113,7 @@ class QIFLayer:
         return self.followed_window(self.derived_window, self.qif_parameters)
 
     def _followed(self) -> Window | Gaussian:
-        """The same, kept until one of the numbers changes."""
+        """The window of the learned numbers, kept until one of them changes."""
         return self._window_memory(self._learned(), self._follow)
 
     @property
@@ -130,11 +130,20 @@ class QIFLayer:
             self._measured = _checked_moments(moments)
             self._window_changed()
 
-    def input_moments(self) -> tuple[Number, Number]:
-        """Mean and deviation of g·x that the window assumes: measured, or those of tdBN, 0 and θ."""
-        if "input_mean" not in self._measured:
-            return 0.0, self.qif_parameters.v_threshold
-        return one_number(self._measured["input_mean"]), one_number(self._measured["input_std"])
+    def _measured_of(self, kind: str) -> tuple[Number, Number] | None:
+        """Mean and deviation that were measured of the ``"input"`` or of the ``"membrane"``."""
+        if f"{kind}_mean" not in self._measured:
+            return None
+        return one_number(self._measured[f"{kind}_mean"]), one_number(self._measured[f"{kind}_std"])
+
+    def input_moments(self, params: QIFParameters | None = None) -> tuple[Number, Number]:
+        """Mean and deviation of g·x that the window assumes: measured, or those of tdBN, 0 and θ.
+
+        Args:
+            params: The neuron. Default: the module's own parameters.
+        """
+        assumed = 0.0, (self.qif_parameters if params is None else params).v_threshold
+        return self._measured_of("input") or assumed
 
     def derive_window(self, name: WindowName, params: QIFParameters) -> Window | Gaussian:
         """The window called ``name`` for the moments that were measured, or else assumed.
@@ -146,7 +155,7 @@ class QIFLayer:
         return self.followed_window(name, params) if self.learns_window else self.settled_window(name, params)
 
     def settled_window(self, name: WindowName, params: QIFParameters) -> Window | Gaussian:
-        """The same for parameters that stay.
+        """The window of :meth:`derive_window` for parameters that are not learned.
 
         Raises:
             ValueError: Unknown name.
@@ -154,12 +163,11 @@ class QIFLayer:
         """
         if name == "heuristic" or not self._measured:
             return Window.named(name, params)
-        if "input_mean" in self._measured:
-            mean, std = (one_number(self._measured[key]) for key in ("input_mean", "input_std"))
-            return Window.named(name, params, std, input_mean=mean)
-        return window_from_membrane(
-            name, params, *(one_number(self._measured[k]) for k in ("membrane_mean", "membrane_std"))
-        )
+        membrane = self._measured_of("membrane")
+        if membrane is not None:
+            return dataclasses.replace(window_of_moments(name, params, *membrane))  # which checks its numbers
+        mean, std = self.input_moments(params)
+        return Window.named(name, params, std, input_mean=mean)
 
     def followed_moments(self, params: QIFParameters) -> tuple[Tensor, Tensor]:
         """Mean and deviation of the membrane behind the window of learned ``params``, see :mod:`.following`."""
@@ -168,12 +176,8 @@ class QIFLayer:
             measured = (self._measured[f"membrane_{name}"] for name in ("mean", "std"))
             mean, std = (value.to(device, torch.float32, non_blocking=True) for value in measured)
             return mean, std
-        input_mean, input_std = self._assumed_input(params)
+        input_mean, input_std = self.input_moments(params)
         return followed_moments(params, input_std, input_mean)
-
-    def _assumed_input(self, params: QIFParameters) -> tuple[Number, Number]:
-        """Mean and deviation of g·x that the window of learned ``params`` assumes."""
-        return self.input_moments() if "input_mean" in self._measured else (0.0, params.v_threshold)
 
     @torch.no_grad()
     def followed_window(self, name: str, params: QIFParameters) -> Window | Gaussian:
@@ -185,7 +189,7 @@ class QIFLayer:
         if name == "heuristic":
             return Window.unchecked(threshold - 0.5, threshold + 0.5)
         mean, std = self.followed_moments(params)
-        input_std: Any = None if "membrane_mean" in self._measured else self._assumed_input(params)[1]
+        input_std: Any = None if "membrane_mean" in self._measured else self.input_moments(params)[1]
         if isinstance(input_std, Tensor):
             input_std = input_std.to(std.device, non_blocking=True)
         window = window_of_moments(name, params, mean, std, input_std)
@@ -202,11 +206,9 @@ class QIFLayer:
         Raises:
             MomentClosureError: The closure does not converge.
         """
-        if "membrane_mean" in self._measured:
-            return one_number(self._measured["membrane_mean"]), one_number(self._measured["membrane_std"])
         params = self.qif_parameters if params is None else params
-        mean, std = self._assumed_input(params)
-        return membrane_moments(params, std, mean)
+        mean, std = self.input_moments(params)
+        return self._measured_of("membrane") or membrane_moments(params, std, mean)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[misc]
@@ -273,6 +275,10 @@ def undone_on_error(module: Any) -> Iterator[None]:
         raise
 
 
+EXAMPLES = {"surrogate_function": "surrogate.ATan()", "spike_grad": "snntorch.surrogate.atan()"}
+"""A surrogate of the host for each of the arguments that take one."""
+
+
 def check_surrogate(argument: str, surrogate: Any) -> None:
     """Refuse a value of ``argument`` that is no surrogate.
 
@@ -281,8 +287,8 @@ def check_surrogate(argument: str, surrogate: Any) -> None:
     """
     if isinstance(surrogate, type) or not (callable(surrogate) or isinstance(surrogate, FusedSurrogate)):
         raise TypeError(
-            f"{argument} must be a function of membrane - θ, such as SpikingJelly's surrogate.ATan() or snnTorch's "
-            f"surrogate.atan(), or a surrogate of qif_plugins, got {surrogate!r}; a window by name is window="
+            f"{argument} must be a function of membrane - θ, as {EXAMPLES[argument]} returns, got {surrogate!r}; "
+            f"a class has to be called, {EXAMPLES[argument]}, and a window by name is window="
         )
 
 
@@ -304,15 +310,8 @@ def chosen_window(window: Any, surrogate: Any, argument: str) -> Any:
     return None
 
 
-def window_from_membrane(name: str, params: QIFParameters, mean: Number, std: Number) -> Window | Gaussian:
-    """The window called ``name``, ``"isometric"``, ``"unbiased"`` or ``"paper"``, for a membrane of these moments."""
-    window = window_of_moments(name, params, mean, std)
-    return dataclasses.replace(window)  # which checks its numbers
-
-
 def on_device(window: Window | Gaussian, device: torch.device) -> Window | Gaussian:
     """``window`` with its tensors, if any, in float32 on ``device``; itself where nothing has to move."""
     if not any(isinstance(value, Tensor) and value.device != device for value in window.coefficients()):
         return window
-    moved = window.mapped(lambda value: value.to(device, torch.float32) if isinstance(value, Tensor) else value)
-    return moved
+    return window.mapped(lambda value: value.to(device, torch.float32) if isinstance(value, Tensor) else value)
