@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from qif_plugins.neuron.arguments import DEFAULT_BETA, MAP, MAX_BETA, MapArguments, build_parameters, one_number
+from qif_plugins.neuron.arguments import DEFAULT_BETA, MAP, MAX_BETA, MapArguments, build_parameters
 from qif_plugins.neuron.following import has_storage, same_versions, versions
 from qif_plugins.neuron.module import QIFLayer, check_surrogate, checked_window, on_device, undone_on_error
 from qif_plugins.neuron.parameters import Number, QIFParameters
@@ -82,19 +82,14 @@ class Parameters(QIFLayer):
 
     def _assign(self, name: str, value: Any) -> None:
         """Take over a value as the constructor would have; the caller undoes it where an error is raised."""
-        chosen = self._chosen()
-        if name == "dynamics" or name in MAP:
+        value = value if name == "dynamics" else checked_argument(name, value)
+        chosen, decides = self._chosen(), name == "dynamics" or name in MAP
+        if name != "threshold":
+            current = self.qif_parameters if decides else self._current.params
+            chosen = chosen.assigned(name, value, current, self._open_to_leak)
+        if decides:
             self._open_to_leak = False
-            params = self.qif_parameters
-            present = {root: one_number(getattr(params, root)) for root in MAP}
-            if name == "dynamics":
-                chosen = chosen.with_dynamics(value, present)
-            else:
-                chosen = chosen.with_map(present, **{name: checked_argument(name, value)})
         else:
-            value = checked_argument(name, value)
-            if name != "threshold":
-                chosen = chosen.with_leak(self._open_to_leak, **{name: value})
             check_leak(chosen, name == "beta" and isinstance(value, nn.Parameter))
             if name != "curvature" and not isinstance(value, Tensor) and name not in self._buffers | vars(self):
                 self.register_buffer(name, torch.tensor(value, dtype=torch.float32))  # type: ignore[attr-defined]  # after a del

@@ -102,46 +102,36 @@ class MapArguments:
         shown = ", ".join(f"{name}={number(value)}" for name, value in self.set_aside.items())
         return f", {shown} set aside" if shown else ""
 
-    def with_map(self, current: Mapping[str, Number], **changes: Number) -> MapArguments:
-        """After an assignment to a, u1 or u2: the map is given, and the others stay as they are.
+    def assigned(self, name: str, value: Any, current: QIFParameters, open_to_leak: bool = False) -> MapArguments:
+        """The arguments after an assignment, the last of which decides.
 
         Args:
-            current: The map's present a, u1 and u2.
-            **changes: What is assigned.
-        """
-        return MapArguments(None, {**{name: current[name] for name in MAP}, **changes}, self.leak)
-
-    def with_dynamics(self, dynamics: str | None, current: Mapping[str, Number]) -> MapArguments:
-        """After an assignment to ``dynamics``.
-
-        Args:
-            dynamics: ``"paper"`` or ``"lif"``, which put a given map aside; ``"explicit"`` keeps the present map;
-                ``None`` leaves it to the other arguments.
-            current: The map's present a, u1 and u2.
-        """
-        if dynamics == "explicit":
-            return self if self.decided == "explicit" else self.with_map(current)
-        return MapArguments(dynamics, self.given if dynamics is None else {}, self.leak)
-
-    def with_leak(self, open_to_it: bool = False, **changes: Any) -> MapArguments:
-        """After an assignment to the leak, which is matched from now on; ``None`` takes an argument back.
-
-        Args:
-            open_to_it: Whether :func:`~qif_plugins.swap` chose the map, not the user. Default False.
-            **changes: What is assigned.
+            name: a, u1 or u2: the map is given from now on, the others being the present ones; ``"dynamics"``, which
+                puts a given map aside (``"explicit"`` keeps the present one, ``None`` leaves it to the other
+                arguments); or an argument of the leak, which is matched from now on.
+            value: Its value. ``None`` takes an argument of the leak back.
+            current: The neuron before.
+            open_to_leak: Whether :func:`~qif_plugins.swap` chose the map, not the user. Default False.
 
         Raises:
-            ValueError: ``dynamics="paper"`` or a, u1, u2 were given, so that the leak would have no effect.
+            ValueError: An unknown ``dynamics``, or a leak that would have no effect, since ``dynamics="paper"`` or a,
+                u1, u2 were given.
         """
-        if not open_to_it and (self.dynamics == "paper" or self.given):
+        present = {root: one_number(getattr(current, root)) for root in MAP}
+        if name == "dynamics" and value == "explicit":
+            return self if self.decided == "explicit" else MapArguments(None, present, self.leak)
+        if name == "dynamics":
+            return MapArguments(value, self.given if value is None else {}, self.leak)
+        if name in MAP:
+            return MapArguments(None, present | {name: value}, self.leak)
+        if not open_to_leak and (self.dynamics == "paper" or self.given):
             what = "dynamics='paper'" if self.dynamics else ", ".join(self.given)
-            shown = ", ".join(f"{name}={number(value)}" for name, value in changes.items())
             raise ValueError(
-                f"{shown} would have no effect: the neuron was given {what}, which decides the map. Assign "
-                "dynamics='lif' first, and it matches the leak"
+                f"{name}={number(value)} would have no effect: the neuron was given {what}, which decides the map. "
+                "Assign dynamics='lif' first, and it matches the leak"
             )
-        leak = {name: value for name, value in {**self.leak, **changes}.items() if value is not None}
-        return MapArguments(None, {}, leak) if open_to_it else dataclasses.replace(self, leak=leak)
+        leak = {key: now for key, now in {**self.leak, name: value}.items() if now is not None}
+        return MapArguments(None if open_to_leak else self.dynamics, {} if open_to_leak else self.given, leak)
 
 
 def build_parameters(
@@ -202,28 +192,16 @@ class NodeArguments:
     kept_gain: Any = 1.0
 
     def assigned(self, name: str, value: Any, current: QIFParameters, open_to_leak: bool) -> NodeArguments:
-        """The arguments after an assignment.
-
-        Args:
-            name: The attribute.
-            value: Its checked value.
-            current: The neuron before the assignment.
-            open_to_leak: See :meth:`MapArguments.with_leak`.
+        """The arguments after an assignment, see :meth:`MapArguments.assigned`.
 
         Raises:
-            ValueError: An unknown ``dynamics``, or a leak that would have no effect.
+            ValueError: As there.
         """
         if name in ("v_reset", "input_gain"):
             return dataclasses.replace(self, **{name: value})
-        present = {root: getattr(current, root) for root in MAP}
-        if name == "dynamics":
-            changed = self.map.with_dynamics(value, present)
-        elif name in MAP:
-            changed = self.map.with_map(present, **{name: value})
-        elif name in ("tau", "decay_input"):
-            changed = self.map.with_leak(open_to_leak, **{name: value})
-        else:
+        if name == "v_threshold":
             return self
+        changed = self.map.assigned(name, value, current, open_to_leak)
         matched = changed.decided == "explicit" and self.map.decided == "lif"
         return dataclasses.replace(self, map=changed, kept_gain=current.input_gain if matched else self.kept_gain)
 

@@ -37,7 +37,7 @@ class Seen(NamedTuple):
 
     Attributes:
         name: The layer's name.
-        spikes: What :func:`fired` says of its output; an exact layer's are no tensor.
+        spikes: The spikes in its output, see :func:`fired`; an exact layer's are no tensor.
         runs: The calls of the operator inside, with input and membranes, where these were asked for.
     """
 
@@ -123,7 +123,7 @@ _by_method = threading.local()
 
 
 class _Watch:
-    """What the hooks of one :func:`watching` have in common."""
+    """The state that the hooks of one :func:`watching` share."""
 
     def __init__(self, see: Callable[[Seen], None]) -> None:
         self.see, self.lock = see, threading.RLock()
@@ -165,7 +165,7 @@ class _Hook:
 
 
 class _Unwatched:
-    """What takes the place of a hook in a copy."""
+    """A hook's place in a copy, which nobody watches."""
 
     def __call__(self, *args: Any) -> None:
         pass

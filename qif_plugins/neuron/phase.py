@@ -1,4 +1,4 @@
-"""Phase portrait of the one-dimensional map: fixed points, trajectories, and what each region of v does.
+"""Phase portrait of the one-dimensional map: fixed points, trajectories, and the regions of the membrane.
 
 Without reset and with a constant input I the membrane follows v -> f(v) + I. Its fixed points are the roots of
 a u² - (a (u1 + u2) + 1) u + a u1 u2 + I, two below the saddle-node bifurcation and none above it.
@@ -33,7 +33,7 @@ class FixedPoint:
 
     @property
     def character(self) -> str:
-        """How the membrane approaches or leaves it."""
+        """Words for the way in which the membrane approaches or leaves it."""
         verb = "approached" if self.stable else "left"
         manner = "with alternating sign" if self.slope < 0 else "from one side"
         return f"{'stable' if self.stable else 'unstable'}, {verb} {manner}"

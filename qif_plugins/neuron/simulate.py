@@ -19,7 +19,7 @@ _CHUNK = 2**16
 
 @dataclass(frozen=True)
 class MembraneStatistics:
-    """What a simulation measured of the pre-reset membrane h, over neurons and over the steps after the transient.
+    """Statistics of the simulated pre-reset membrane h, over neurons and over the steps after the transient.
 
     Attributes:
         mean: Mean of h.
@@ -28,8 +28,8 @@ class MembraneStatistics:
         mean_error: Standard error of ``mean``, from its spread over groups of neurons.
         std_error: Standard error of ``std``, likewise.
         window_means: Mean of each window's w(h), in the order given.
-        neurons: How many neurons.
-        steps: How many steps each.
+        neurons: Number of neurons.
+        steps: Steps of each.
         seed: Seed of the input.
     """
 
@@ -62,7 +62,7 @@ def simulate_membrane(
         params: The neuron; every number a float. ``input_std`` and ``input_mean`` are those of g·x.
         input_std: Standard deviation of the input, > 0.
         input_mean: Mean of the input. Default 0.
-        neurons: How many, >= 2. Default 2^18.
+        neurons: Number of neurons, >= 2. Default 2^18.
         steps: Steps of each neuron. Default 60.
         transient: Steps left out at the beginning, < ``steps``. Default 20.
         windows: Surrogates whose mean w(h) is measured too.

@@ -83,7 +83,7 @@ class FusedSurrogate:
         raise NotImplementedError
 
     def mapped(self, function: Callable[[Any], Number]) -> Any:
-        """The same surrogate with ``function`` of each of its numbers, unchecked.
+        """A copy with ``function`` of each of its numbers, unchecked.
 
         Args:
             function: Such as one that moves tensors to another device.
@@ -172,15 +172,13 @@ class Window(FusedSurrogate):
         """
         if not isinstance(params, QIFParameters):
             raise TypeError(f"params must be QIFParameters, got {params!r}")
-        if name == "isometric":
-            return Gaussian.isometric(params, input_std, **options)
         if name == "heuristic":
             return cls.heuristic(params, **options)
-        if name == "paper":
-            return cls.paper(params, input_std, **options)
-        if name == "unbiased":
-            return cls.unbiased(params, input_std, **options)
-        raise ValueError(unknown("window", name, WINDOWS, "pass a Window(lo, hi)"))
+        if name not in WINDOWS:
+            raise ValueError(unknown("window", name, WINDOWS, "pass a Window(lo, hi)"))
+        derive: Any = {"isometric": Gaussian.isometric, "unbiased": cls.unbiased, "paper": cls.paper}[name]
+        window: Window | Gaussian = derive(params, input_std, **options)
+        return window
 
     @classmethod
     def paper(
@@ -219,23 +217,16 @@ class Window(FusedSurrogate):
     ) -> Window:
         """[θ - κσ, θ + κσ] with height p_h(θ) / P(lo <= h <= hi), for h ~ N(μ, σ²).
 
-        Args:
-            params: The neuron.
-            input_std: Standard deviation of g·x. ``None`` (default) means θ, that of tdBN with α = 1.
-            input_mean: Mean of g·x. Default 0.
-            kappa: Half-width in units of σ, > 0. Default 0.5.
-            closure: How μ and σ are found. Default ``"reset"``.
+        The other arguments are those of :meth:`paper`.
 
-        Returns:
-            The window, in units of the membrane.
+        Args:
+            kappa: Half-width in units of σ, > 0. Default 0.5.
 
         Raises:
             MomentClosureError: The closure does not converge.
             ValueError: ``kappa`` is not positive.
         """
-        kappa = checked_number("kappa", kappa, "a positive number")
-        if not (kappa > 0 and math.isfinite(kappa)):
-            raise ValueError(f"kappa must be positive and finite, got {kappa}; the default is 0.5")
+        kappa = _positive("kappa", kappa, 0.5)
         _, mean, std = _moments(params, input_std, input_mean, closure)
         return cls(*unbiased_window(params.v_threshold, mean, std, kappa))
 
@@ -250,15 +241,7 @@ class Window(FusedSurrogate):
         """The unbiased window of the width that keeps gradients their size, see :mod:`qif_plugins.neuron.isometry`.
 
         It covers the share (σ_I p_h(θ))² / (r (1 - r) (1 - j)) of the membranes, at most 2/π.
-
-        Args:
-            params: The neuron.
-            input_std: Standard deviation of g·x. ``None`` (default) means θ, that of tdBN with α = 1.
-            input_mean: Mean of g·x. Default 0.
-            closure: How μ and σ are found. Default ``"reset"``.
-
-        Returns:
-            The window, in units of the membrane.
+        The arguments are those of :meth:`paper`.
 
         Raises:
             MomentClosureError: The closure does not converge.
@@ -281,9 +264,7 @@ class Window(FusedSurrogate):
         Raises:
             ValueError: ``alpha`` is not positive.
         """
-        alpha = checked_number("alpha", alpha, "a positive number")
-        if not (alpha > 0 and math.isfinite(alpha)):
-            raise ValueError(f"alpha must be positive and finite, got {alpha}; the default is 1")
+        alpha = _positive("alpha", alpha, 1)
         return cls(params.v_threshold - alpha / 2, params.v_threshold + alpha / 2, 1 / alpha)
 
     def coefficients(self) -> tuple[Number, Number, Number]:
@@ -353,13 +334,7 @@ class Gaussian(FusedSurrogate):
     ) -> Gaussian:
         """The Gaussian whose mean is p_h(θ) and whose width keeps gradients their size from layer to layer.
 
-        See :mod:`qif_plugins.neuron.isometry`.
-
-        Args:
-            params: The neuron.
-            input_std: Standard deviation of g·x. ``None`` (default) means θ, that of tdBN with α = 1.
-            input_mean: Mean of g·x. Default 0.
-            closure: How μ and σ are found. Default ``"reset"``.
+        See :mod:`qif_plugins.neuron.isometry`. The arguments are those of :meth:`Window.paper`.
 
         Raises:
             MomentClosureError: The closure does not converge.
@@ -556,6 +531,13 @@ def _like(value: Number, h: Tensor) -> Any:
 def _holds(value: Any, condition: Callable[[Any], Any]) -> bool:
     # On the meta device there are no values to check.
     return (isinstance(value, Tensor) and value.is_meta) or holds_everywhere(value, condition)
+
+
+def _positive(name: str, value: Any, default: float) -> float:
+    checked: float = checked_number(name, value, "a positive number")
+    if not (checked > 0 and math.isfinite(checked)):
+        raise ValueError(f"{name} must be positive and finite, got {checked}; the default is {default}")
+    return checked
 
 
 def _check_sharpness(owner: object, name: str, value: float) -> None:
