@@ -11,8 +11,9 @@ with f(v) = a (v - u1)(v - u2), the gate of arXiv 2510.05168: a reset to u1, whe
 from __future__ import annotations
 
 import math
-from functools import cached_property
-from typing import Any, Literal
+from collections.abc import Callable
+from functools import cached_property, wraps
+from typing import Any, Literal, TypeVar
 
 import snntorch as snn
 import torch
@@ -39,6 +40,24 @@ ResetMechanism = Literal["zero", "subtract", "none"]
 _CURVATURE = 0.5
 _NEVER = ATan(strict=True)
 """A surrogate for neurons without reset, whose kernel has no threshold: not even an infinite h exceeds it."""
+
+
+Constructor = TypeVar("Constructor", bound=Callable[..., None])
+
+
+def _hint_at_beta(constructor: Constructor) -> Constructor:
+    """Let the refusal of ``tau``, SpikingJelly's argument, name the one that takes its place."""
+
+    @wraps(constructor)
+    def checked(self: Any, *arguments: Any, **options: Any) -> None:
+        if "tau" in options:
+            raise TypeError(
+                f"{type(self).__name__}.__init__() got an unexpected keyword argument 'tau'; tau is SpikingJelly's: "
+                "here beta is 1 - 1/tau"
+            )
+        constructor(self, *arguments, **options)
+
+    return checked  # type: ignore[return-value]
 
 
 class QIF(Parameters, snn.Leaky):
@@ -97,6 +116,7 @@ class QIF(Parameters, snn.Leaky):
 
     reset_mechanism_val: Tensor
 
+    @_hint_at_beta
     def __init__(
         self,
         beta: Number | None = None,

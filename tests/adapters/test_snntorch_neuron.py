@@ -534,6 +534,10 @@ class TestDtypes:
 
 
 class TestBadInput:
+    def test_the_other_hosts_leak_is_pointed_to(self):
+        with pytest.raises(TypeError, match=r"'tau'; tau is SpikingJelly's: here beta is 1 - 1/tau"):
+            QIF(tau=2.0)
+
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
