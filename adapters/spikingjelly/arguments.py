@@ -57,8 +57,8 @@ def node_arguments(decay_input: Any, dynamics: Any = None, **numbers: Any) -> No
     """The arguments of a constructor, ``None`` where one was left out.
 
     Raises:
-        TypeError: An argument that is not a number.
-        ValueError: Contradictory arguments, or a tensor that is learned or has several elements.
+        TypeError: As :func:`constructor_number`.
+        ValueError: As there, or contradictory arguments.
     """
     given = {name: constructor_number(name, value) for name, value in numbers.items() if value is not None}
     leak: dict[str, Any] = {"tau": given["tau"]} if "tau" in given else {}
@@ -94,12 +94,10 @@ def checked_assignment(name: str, value: Any, owner: str) -> Any:
         TypeError: Not what ``name`` may be.
         ValueError: A tensor to learn for a number that the node, of the class called ``owner``, does not learn.
     """
-    if name == "dynamics":
+    if name == "dynamics" or (value is None and name != "v_threshold"):
         return value
     if name == "decay_input":
         return _flag(value)
-    if value is None and name != "v_threshold":
-        return None
     value = checked_number(name, value)
     if learns(value) and name != "v_threshold":
         raise ValueError(f"{owner} does not learn {name}: {WAYS_OUT[name]}")
@@ -111,7 +109,7 @@ def learns(value: Any) -> bool:
     return isinstance(value, Tensor) and (value.requires_grad or isinstance(value, nn.Parameter))
 
 
-def _flag(value: Any) -> bool | None:
-    if value is not None and not isinstance(value, bool | int):
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool | int):
         raise TypeError(f"decay_input must be True or False, got {value!r}")
-    return None if value is None else bool(value)
+    return bool(value)

@@ -12,7 +12,7 @@ from spikingjelly.clock_driven import neuron, surrogate
 from torch import Tensor
 
 from .arguments import NodeOptions, show_options
-from .node import broadcast, fused_surrogates, overridden
+from .node import broadcast, overridden
 from .surrogate import AnalyticGaussianBase, AnalyticWindowBase, CudaText
 from .v0 import HOOKS, HookedNeuron
 
@@ -44,7 +44,6 @@ class QIFNode(HookedNeuron, neuron.BaseNode):
 
     analytic_window = AnalyticWindow
     analytic_gaussian = AnalyticGaussian
-    fused_surrogates = fused_surrogates(surrogate)
 
     @show_options
     def __init__(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
@@ -17,10 +16,7 @@ from qif_plugins.neuron.functional import check_spread
 from qif_plugins.neuron.module import check_surrogate, checked_window, chosen_window, on_device
 from qif_plugins.neuron.parameters import QIFParameters
 from qif_plugins.neuron.surrogate import (
-    ATan,
-    FusedSurrogate,
     Gaussian,
-    Sigmoid,
     Surrogate,
     Window,
     WindowName,
@@ -29,9 +25,9 @@ from qif_plugins.ops.backends import BACKENDS, BackendName
 from qif_plugins.support.numbers import number
 
 from .arguments import NodeOptions, checked_assignment, constructor_number, learns, node_arguments
-from .surrogate import AnalyticBase
+from .surrogate import AnalyticBase, fused
 
-__all__ = ["QIFNeuron", "broadcast", "fused_surrogates", "overridden"]
+__all__ = ["QIFNeuron", "broadcast", "overridden"]
 
 ASSIGNED = frozenset(
     {"v_threshold", "v_reset", "tau", "decay_input", "input_gain", *MAP, "dynamics", "window", "surrogate_function"}
@@ -54,8 +50,6 @@ class QIFNeuron(ChainedSteps):
     """The AnalyticWindow of the host version."""
     analytic_gaussian: ClassVar[Any]
     """Its AnalyticGaussian."""
-    fused_surrogates: ClassVar[dict[Any, Any]]
-    """Surrogates of the host that have a fused kernel: host class -> core class, both taking ``alpha``."""
 
     _arguments: NodeArguments
     _params: QIFParameters
@@ -235,7 +229,7 @@ class QIFNeuron(ChainedSteps):
 
     @property
     def qif_parameters(self) -> QIFParameters:
-        """The same under the name that every host's QIF module has."""
+        """:attr:`params`, by the name that the modules of every host have."""
         return self.params
 
     def _present(self) -> QIFParameters:
@@ -256,12 +250,10 @@ class QIFNeuron(ChainedSteps):
 
     @property
     def derived_window(self) -> WindowName | None:
-        """Name of the window that the node derives for itself; ``None`` where its surrogate was given."""
         return self.window if isinstance(self.window, str) and _is_own(self.surrogate_function) else None
 
     @property
     def learns_window(self) -> bool:
-        """Whether the window follows a learned threshold."""
         threshold = vars(self).get("v_threshold")
         return type(threshold) is not float and self.derived_window is not None and learns(self._threshold())
 
@@ -298,15 +290,9 @@ class QIFNeuron(ChainedSteps):
     def _surrogate(self, v_threshold: Any) -> Surrogate:
         """The surrogate as the core takes it."""
         chosen = self.surrogate_function
-        if isinstance(chosen, FusedSurrogate) or not getattr(chosen, "spiking", False):
-            return chosen
-        if type(chosen) in (self.analytic_window, self.analytic_gaussian):
+        if type(chosen) in (self.analytic_window, self.analytic_gaussian) and chosen.spiking:
             return chosen.window(v_threshold)
-        fused = self.fused_surrogates.get(type(chosen))
-        # A sharpness that is learned, or that the kernels do not accept, is left to the host's own surrogate.
-        if fused is not None and isinstance(chosen.alpha, int | float) and chosen.alpha > 0:
-            return fused(float(chosen.alpha))
-        return chosen
+        return fused(chosen)
 
     def _neuron(self, x: Tensor, single: bool = False) -> tuple[QIFParameters, Surrogate]:
         params = self.params
@@ -381,16 +367,6 @@ class QIFNeuron(ChainedSteps):
                 args[-1].append(f"{prefix}v_threshold: {error}")
                 return
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def fused_surrogates(host_surrogate: Any) -> dict[Any, Any]:
-    """The table of :attr:`QIFNeuron.fused_surrogates` for a host's surrogate module."""
-    return {host_surrogate.ATan: ATan, host_surrogate.Sigmoid: Sigmoid, host_surrogate.Erf: _erf}
-
-
-def _erf(alpha: float) -> Gaussian:
-    """SpikingJelly's Erf, whose derivative is α/√π · exp(-α² (h - θ)²)."""
-    return Gaussian(alpha / math.sqrt(math.pi), 1 / (math.sqrt(2) * alpha))
 
 
 def overridden(node: nn.Module, cls: type, *names: str) -> bool:

@@ -80,7 +80,6 @@ class LearnedMap(QIFNeuron):
 
     @property
     def learns_window(self) -> bool:
-        """Whether the window follows the learned parameters."""
         return self.derived_window not in (None, "heuristic")
 
     @property
@@ -187,7 +186,9 @@ class ParametricQIFNeuron(LearnedMap):
 
     def input_moments(self, params: QIFParameters | None = None) -> tuple[Number, Number]:
         mean, std = super().input_moments(params)
-        return (mean, std) if self.channels is None else (_one_dimension(mean), _one_dimension(std))
+        if self.channels is None:
+            return mean, std
+        return tuple(value.flatten() if isinstance(value, Tensor) else value for value in (mean, std))  # type: ignore[return-value]
 
     def _neuron(self, x: Tensor, single: bool = False) -> tuple[QIFParameters, Surrogate]:
         params, surrogate = super()._neuron(x, single)
@@ -204,10 +205,6 @@ class ParametricQIFNeuron(LearnedMap):
         if isinstance(surrogate, Window | Gaussian):
             surrogate = surrogate.mapped(lambda value: _shaped(value, shape))
         return params, surrogate
-
-
-def _one_dimension(value: Number) -> Number:
-    return value.flatten() if isinstance(value, Tensor) else value
 
 
 def _shaped(value: Number, shape: tuple[int, ...]) -> Number:

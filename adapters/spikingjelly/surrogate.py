@@ -7,16 +7,17 @@ SpikingJelly hands its surrogates h - θ, so a window's ends are relative to the
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
 from qif_plugins.neuron.parameters import Number, QIFParameters, holds_everywhere
-from qif_plugins.neuron.surrogate import Gaussian, Window, WindowName, spike
+from qif_plugins.neuron.surrogate import ATan, Gaussian, Sigmoid, Surrogate, Window, WindowName, spike
 from qif_plugins.support.numbers import number
 
-__all__ = ["AnalyticBase", "AnalyticGaussianBase", "AnalyticWindowBase", "CudaText"]
+__all__ = ["AnalyticBase", "AnalyticGaussianBase", "AnalyticWindowBase", "CudaText", "fused"]
 
 Self = TypeVar("Self", bound="AnalyticBase")
 
@@ -181,6 +182,26 @@ class AnalyticGaussianBase(AnalyticBase):
     def primitive_function(x: Tensor, height: Number, width: Number) -> Tensor:
         """The integral of the Gaussian from -∞ to x."""
         return height * width * math.sqrt(math.pi / 2) * torch.special.erfc(-x / (math.sqrt(2) * width))
+
+
+def fused(surrogate: Any) -> Surrogate:
+    """The core's surrogate, which the kernels have, in place of one of the host's; any other as it is."""
+    kind = type(surrogate)
+    if kind.__name__ not in FUSED or kind.__module__ not in HOST_MODULES or not surrogate.spiking:
+        return surrogate
+    # A sharpness that is learned, or that the kernels do not accept, is left to the host's own surrogate.
+    if not isinstance(surrogate.alpha, int | float) or not surrogate.alpha > 0:
+        return surrogate
+    return FUSED[kind.__name__](float(surrogate.alpha))
+
+
+def _erf(alpha: float) -> Gaussian:
+    """SpikingJelly's Erf, whose derivative is α/√π · exp(-α² (h - θ)²)."""
+    return Gaussian(alpha / math.sqrt(math.pi), 1 / (math.sqrt(2) * alpha))
+
+
+HOST_MODULES = ("spikingjelly.activation_based.surrogate", "spikingjelly.clock_driven.surrogate")
+FUSED: dict[str, Callable[[float], Surrogate]] = {"ATan": ATan, "Sigmoid": Sigmoid, "Erf": _erf}
 
 
 class CudaText(AnalyticBase):

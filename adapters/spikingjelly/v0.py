@@ -8,7 +8,7 @@ from spikingjelly.activation_based import base, neuron, surrogate
 from torch import Tensor
 
 from .arguments import NodeOptions, StepMode, show_options
-from .node import QIFNeuron, broadcast, fused_surrogates, overridden
+from .node import QIFNeuron, broadcast, overridden
 from .parametric import ParametricQIFNeuron
 from .surrogate import AnalyticGaussianBase, AnalyticWindowBase, CudaText
 
@@ -66,7 +66,6 @@ class QIFNode(HookedNeuron, neuron.BaseNode):
 
     analytic_window = AnalyticWindow
     analytic_gaussian = AnalyticGaussian
-    fused_surrogates = fused_surrogates(surrogate)
 
     @show_options
     def __init__(

@@ -10,7 +10,7 @@ from torch import Tensor
 from qif_plugins.neuron.functional import qif_multi_step
 
 from .arguments import NodeOptions, StepMode, show_options
-from .node import QIFNeuron, fused_surrogates, overridden
+from .node import QIFNeuron, overridden
 from .parametric import ParametricQIFNeuron
 from .surrogate import AnalyticGaussianBase, AnalyticWindowBase
 
@@ -108,7 +108,6 @@ class QIFNode(QIFNeuron, neuron.BaseNode):
 
     analytic_window = AnalyticWindow
     analytic_gaussian = AnalyticGaussian
-    fused_surrogates = fused_surrogates(surrogate)
 
     v_seq: Any
 
