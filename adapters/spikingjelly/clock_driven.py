@@ -47,18 +47,10 @@ class QIFNode(HookedNeuron, neuron.BaseNode):
 
     @show_options
     def __init__(
-        self,
-        tau: float | None = None,
-        decay_input: bool | None = None,
-        v_threshold: float = 1.0,
-        v_reset: float | None = 0.0,
-        surrogate_function: Any = None,
-        detach_reset: bool = False,
-        cupy_fp32_inference: bool = False,
-        *,
-        backend: BackendName = "auto",
-        **options: Unpack[NodeOptions],
-    ) -> None:
+        self, tau: float | None = None, decay_input: bool | None = None, v_threshold: float = 1.0,
+        v_reset: float | None = 0.0, surrogate_function: Any = None, detach_reset: bool = False,
+        cupy_fp32_inference: bool = False, *, backend: BackendName = "auto", **options: Unpack[NodeOptions],
+    ) -> None:  # fmt: skip
         self._construct(
             tau, decay_input, v_threshold, v_reset, surrogate_function, backend, options, detach_reset=detach_reset
         )
@@ -102,17 +94,10 @@ class MultiStepQIFNode(QIFNode):
 
     @show_options
     def __init__(
-        self,
-        tau: float | None = None,
-        decay_input: bool | None = None,
-        v_threshold: float = 1.0,
-        v_reset: float | None = 0.0,
-        surrogate_function: Any = None,
-        detach_reset: bool = False,
-        backend: BackendName = "auto",
-        lava_s_cale: int = 1 << 6,
-        **options: Unpack[NodeOptions],
-    ) -> None:
+        self, tau: float | None = None, decay_input: bool | None = None, v_threshold: float = 1.0,
+        v_reset: float | None = 0.0, surrogate_function: Any = None, detach_reset: bool = False,
+        backend: BackendName = "auto", lava_s_cale: int = 1 << 6, **options: Unpack[NodeOptions],
+    ) -> None:  # fmt: skip
         super().__init__(
             tau, decay_input, v_threshold, v_reset, surrogate_function, detach_reset, backend=backend, **options
         )

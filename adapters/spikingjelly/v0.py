@@ -69,18 +69,11 @@ class QIFNode(HookedNeuron, neuron.BaseNode):
 
     @show_options
     def __init__(
-        self,
-        tau: float | None = None,
-        decay_input: bool | None = None,
-        v_threshold: float = 1.0,
-        v_reset: float | None = 0.0,
-        surrogate_function: Any = None,
-        detach_reset: bool = False,
-        step_mode: StepMode = "s",
-        backend: BackendName = "auto",
-        store_v_seq: bool = False,
+        self, tau: float | None = None, decay_input: bool | None = None, v_threshold: float = 1.0,
+        v_reset: float | None = 0.0, surrogate_function: Any = None, detach_reset: bool = False,
+        step_mode: StepMode = "s", backend: BackendName = "auto", store_v_seq: bool = False,
         **options: Unpack[NodeOptions],
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._construct(
             tau, decay_input, v_threshold, v_reset, surrogate_function, backend, options,
             detach_reset=detach_reset, step_mode=step_mode, store_v_seq=store_v_seq,
@@ -122,20 +115,11 @@ class ParametricQIFNode(ParametricQIFNeuron, QIFNode):
 
     @show_options
     def __init__(
-        self,
-        init_tau: float | None = None,
-        decay_input: bool | None = None,
-        v_threshold: float = 1.0,
-        v_reset: float | None = 0.0,
-        surrogate_function: Any = None,
-        detach_reset: bool = False,
-        step_mode: StepMode = "s",
-        backend: BackendName = "auto",
-        store_v_seq: bool = False,
-        *,
-        channels: int | None = None,
-        **options: Unpack[NodeOptions],
-    ) -> None:
+        self, init_tau: float | None = None, decay_input: bool | None = None, v_threshold: float = 1.0,
+        v_reset: float | None = 0.0, surrogate_function: Any = None, detach_reset: bool = False,
+        step_mode: StepMode = "s", backend: BackendName = "auto", store_v_seq: bool = False, *,
+        channels: int | None = None, **options: Unpack[NodeOptions],
+    ) -> None:  # fmt: skip
         super().__init__(
             init_tau, decay_input, v_threshold, v_reset, surrogate_function, detach_reset, step_mode, backend,
             store_v_seq, **options,

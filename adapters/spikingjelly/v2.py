@@ -201,20 +201,11 @@ class ParametricQIFNode(ParametricQIFNeuron, QIFNode):
 
     @show_options
     def __init__(
-        self,
-        init_tau: float | None = None,
-        decay_input: bool | None = None,
-        v_threshold: float = 1.0,
-        v_reset: float | None = 0.0,
-        surrogate_function: Any = None,
-        detach_reset: bool = False,
-        step_mode: StepMode = "s",
-        store_v_seq: bool = False,
-        *,
-        backend: BackendName = "auto",
-        channels: int | None = None,
-        **options: Unpack[NodeOptions],
-    ) -> None:
+        self, init_tau: float | None = None, decay_input: bool | None = None, v_threshold: float = 1.0,
+        v_reset: float | None = 0.0, surrogate_function: Any = None, detach_reset: bool = False,
+        step_mode: StepMode = "s", store_v_seq: bool = False, *, backend: BackendName = "auto",
+        channels: int | None = None, **options: Unpack[NodeOptions],
+    ) -> None:  # fmt: skip
         super().__init__(
             init_tau, decay_input, v_threshold, v_reset, surrogate_function, detach_reset, step_mode, store_v_seq,
             backend=backend, **options,
