@@ -112,12 +112,13 @@ class QIFNeuron(ChainedSteps):
         vars(self).update(
             _arguments=arguments, _params=params, _seen=[], _link=None, _window_memory=WindowMemory(), _shown=None,
             window=window, tau=arguments.map.leak.get("tau"), decay_input=arguments.map.leak.get("decay_input"),
+            v_threshold=params.v_threshold, v_reset=arguments.v_reset,
         )  # fmt: skip
         if window is not None:
             derived = window if isinstance(window, Window) else Window.named(window, params)
             surrogate_function = self._own_surrogate(derived, params.v_threshold)
-        of_host |= {"v_threshold": params.v_threshold, "v_reset": arguments.v_reset}
-        super().__init__(surrogate_function=surrogate_function, **of_host)  # type: ignore[call-arg]
+        of_host |= {"v_threshold": self.v_threshold, "v_reset": self.v_reset, "surrogate_function": surrogate_function}
+        super().__init__(**of_host)
         self.backend = backend
         self._settled = True
 
@@ -158,17 +159,16 @@ class QIFNeuron(ChainedSteps):
         present = self._present() if name in RESOLVED else self._params
         arguments = self._arguments.assigned(name, value, present, self._open_to_leak)
         threshold = value if name == "v_threshold" else self._threshold()
-        params = arguments.parameters(_detached(threshold))
-        window = self._derived(params)
-        if name not in RESOLVED:
-            store(value)
-        elif name != "input_gain":
+        self._adopt(arguments, threshold, partial(store, value) if name not in RESOLVED else None)
+        if name in RESOLVED and name != "input_gain":
             self._open_to_leak = False
-        self._adopt(arguments, threshold, params, window)
 
-    def _adopt(
-        self, arguments: NodeArguments, threshold: Any, params: QIFParameters, window: Window | Gaussian | None
-    ) -> None:
+    def _adopt(self, arguments: NodeArguments, threshold: Any, store: Callable[[], None] | None = None) -> None:
+        """Be the neuron of these arguments; an error leaves the node as it was."""
+        params = arguments.parameters(_detached(threshold))
+        window = None if self.derived_window is None else self.settled_window(self.derived_window, params)
+        if store is not None:
+            store()
         changed = params != self._params
         self._arguments, self._params = arguments, params
         self._seen = versions(arguments.tensors(threshold))
@@ -223,8 +223,7 @@ class QIFNeuron(ChainedSteps):
             return self._arguments.parameters(threshold, learned=True)
         seen = None if torch.compiler.is_compiling() else versions(self._arguments.tensors(threshold))
         if seen is not None and not same_versions(seen, self._seen):
-            params = self._arguments.parameters(threshold)
-            self._adopt(self._arguments, threshold, params, self._derived(params))
+            self._adopt(self._arguments, threshold)
         return self._params
 
     @property
@@ -259,10 +258,6 @@ class QIFNeuron(ChainedSteps):
 
     def _learned(self) -> Sequence[Any]:
         return [self._threshold()]
-
-    def _derived(self, params: QIFParameters) -> Window | Gaussian | None:
-        """The window for ``params`` where the node derives one by name."""
-        return None if self.derived_window is None else self.settled_window(self.derived_window, params)
 
     def _new_window(self, window: WindowName | Window) -> Window | Gaussian:
         """The window of that name for the numbers as they are now.
