@@ -1,4 +1,4 @@
-"""The list ``SpikingNeuron.instances``, through which snnTorch finds its neurons, and the copies of ours in it."""
+"""Entries of copied neurons in ``SpikingNeuron.instances``, the list through which snnTorch finds its neurons."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["enter"]
 
 
 class _Collector:
-    """Whether the garbage collector is running, which it may do in the middle of a loop of the host's."""
+    """Record whether the garbage collector is running. It may start while the host loops over the list."""
 
     running = False
 
@@ -25,9 +25,9 @@ gc.callbacks.append(_collector)
 
 
 def enter(neuron: Any) -> None:
-    """Let the host's functions for hidden states find a copy, without keeping it alive as they do what they construct.
+    """Enter a copy by a weak reference, so that ``utils.reset`` and its kind find it and do not keep it alive.
 
-    The host does not find its own copies, so that ``utils.reset`` leaves them as they are.
+    The host enters a neuron when it is constructed, and none of its own copies.
     """
     entered = snn.SpikingNeuron.instances
     entered[:] = [neuron for neuron in entered if neuron is not None]
@@ -37,11 +37,11 @@ def enter(neuron: Any) -> None:
 
 
 def _leave(entered: list[Any], proxy: Any) -> None:
-    """Take a copy that is gone out of the list, through which the host may be going by index at that moment."""
+    """Take a deleted copy out of the list, or empty its entry while the host may be looping over the list."""
     for index, other in enumerate(entered):
         if other is proxy:
             if _collector.running:
-                entered[index] = None  # the host passes over anything but its neurons
+                entered[index] = None  # the host skips what is not one of its neurons
             else:
                 del entered[index]
             return

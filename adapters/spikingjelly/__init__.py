@@ -1,6 +1,6 @@
 """QIF neurons for SpikingJelly 2, for 0.0.0.0.14, and for 0.0.0.0.14's ``clock_driven``.
 
-Which one is chosen by the interfaces that the installed version has. Names: :class:`QIFNode`,
+The interfaces of the installed version decide which of them is imported. Names: :class:`QIFNode`,
 :class:`ParametricQIFNode`, :class:`AnalyticGaussian`, :class:`AnalyticWindow` and, where the host has ``clock_driven``,
 ``MultiStepQIFNode``.
 """

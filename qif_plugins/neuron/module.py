@@ -42,15 +42,15 @@ NO_NIR = (
 
 
 class QIFLayer:
-    """Mixed in by the adapters before the host's base class."""
+    """A spiking QIF module of any host; adapters mix it in before the host's base class."""
 
     _measured: Mapping[str, Tensor] = {}
     _open_to_leak: bool = False
-    """Whether swap chose the map, and nobody since, so that a leak that is assigned is matched."""
+    """Whether swap chose the map and the user has not changed it, so that an assigned leak is matched."""
     _window_memory: WindowMemory
     """The window of learned numbers."""
     _settled = False
-    """Whether an assignment is one of the user's, neither the constructor's nor that of a state that is loaded."""
+    """Whether the user assigns: neither the constructor nor the loading of a state does."""
     _backend: BackendName
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -99,7 +99,7 @@ class QIFLayer:
         """Derive the window anew.
 
         Raises:
-            MomentClosureError: The closure does not converge, for learned numbers either: only their training goes on.
+            MomentClosureError: The closure does not converge. Only training goes on with learned numbers then.
         """
         raise NotImplementedError
 

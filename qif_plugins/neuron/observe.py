@@ -63,9 +63,9 @@ def observing(observer: Callable[[Observation], None]) -> Iterator[None]:
 def watching(layers: Mapping[str, Any], see: Callable[[Seen], None], membranes: bool = False) -> Iterator[None]:
     """Hand every call of a layer that ends inside the block to ``see``, and none that fails.
 
-    Layers of any host are seen, in either step mode, where they keep their state hidden, inside one another, by way of
-    ``forward_sequence``, and one that a model uses several times each time. Calls from several threads come one after
-    another. Nothing is read back from a GPU. A copy that is made inside the block, or a pickle, is watched by nobody.
+    Layers of any host are seen, in either step mode, with hidden states, inside one another, through
+    ``forward_sequence``, and at each use of a layer that a model uses several times. Calls from several threads come
+    one after another. Nothing is read back from a GPU. Copies and pickles that are made inside the block are not seen.
 
     A model that ``torch.compile`` compiled before the block runs without hooks that it did not have then, and is not
     seen; inside :func:`~qif_plugins.diagnostics.running.preserved` it runs as written.
