@@ -101,8 +101,7 @@ def _trained(arguments: argparse.Namespace, costs: Costs) -> dict[str, Any]:
     """Count a checkpoint's model on its test data; return the content of the results file."""
     from ..experiments.checkpoints import TRAIN, load_checkpoint
     from ..experiments.training.config import from_dict
-    from ..experiments.training.losses import SequenceLoss
-    from ..experiments.training.session import prepare
+    from ..experiments.training.session import make_loss, prepare
     from ..support.checkpoints import load_weights
 
     checkpoint = load_checkpoint(arguments.checkpoint, TRAIN)
@@ -114,7 +113,7 @@ def _trained(arguments: argparse.Namespace, costs: Costs) -> dict[str, Any]:
     # prepare may have set another number.
     torch.set_num_threads(arguments.threads)
     static, T = config.data.name != "cifar10dvs", config.data.steps
-    loss = SequenceLoss("mean", T if static else None)
+    loss = make_loss(config)
     samples, correct = 0, 0.0
 
     def drive(model: nn.Module) -> None:

@@ -261,7 +261,7 @@ def figure(path: Path, size: tuple[float, float], dpi: int = 150) -> Iterator[An
 
 @contextmanager
 def _figure(path: Path, size: tuple[float, float], columns: int = 1) -> Iterator[tuple[Any, Any]]:
-    """Provide a figure with ``columns`` panels side by side, and write it likewise."""
+    """Provide a figure with ``columns`` panels side by side, and write it as :func:`figure` does."""
     with figure(path, size) as drawn:
         yield drawn, drawn.subplots(1, columns, sharey=True, squeeze=False)[0]
 

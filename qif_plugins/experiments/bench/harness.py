@@ -59,12 +59,12 @@ def measure(
         steps: T.
         neurons: N.
         dtype: Type of the input.
-        device: Where.
-        hosts: Which of ``"spikingjelly"`` and ``"snntorch"`` are installed.
-        old: A second version of SpikingJelly, if wanted.
-        seconds: Time to spend; at least three repetitions are made.
-        repeats: Repetitions at most.
-        leave_out: Peers not to measure.
+        device: Device to measure on.
+        hosts: The hosts whose neurons to measure, ``"spikingjelly"`` and ``"snntorch"``.
+        old: A second version of SpikingJelly. Default: none.
+        seconds: Time to spend; at least three repetitions are made. Default 10.
+        repeats: Largest number of repetitions. Default 100.
+        leave_out: Peers not to measure. Default: none.
 
     Returns:
         T, N, dtype, the number of repetitions, and for each peer median seconds and median ratio to ours of each pass,
@@ -169,18 +169,18 @@ def run(
     Args:
         sizes: (T, N).
         dtypes: Types of the input.
-        device: Where.
+        device: Device to measure on.
         path: Results file.
         command: The command that was typed, for the file.
-        old_folder: Folder with a second SpikingJelly.
-        seconds: Time for each size, as in :func:`measure`.
-        report: Receives each case as text.
-        resume: Whether to keep what ``path`` holds and to measure only what it lacks.
-        minutes: Time after which no further size is begun; one is measured at least.
-        leave_out: Peers not to measure.
+        old_folder: Folder with a second SpikingJelly. Default: none.
+        seconds: Time for each size, see :func:`measure`. Default 10.
+        report: Called with each case as text.
+        resume: Whether to keep the cases in ``path`` and to measure only the missing ones. Default False.
+        minutes: Time after which no further size is begun; at least one is measured. Default: no limit.
+        leave_out: Peers not to measure. Default: none.
 
     Returns:
-        How many cases are left to measure.
+        The number of cases that are left to measure.
 
     Raises:
         ValueError: ``path`` is of another machine or of other versions, or no results file at all; or our own neuron

@@ -130,7 +130,7 @@ def validation_split(data: SpikeData, fraction: float = 0.2) -> SpikeData:
         fraction: Fraction of the training set to hold out. Default 0.2.
 
     Returns:
-        Two disjoint parts that make up ``data.train``; which, is fixed.
+        Two disjoint parts that make up ``data.train``, the same in every call.
 
     Raises:
         ValueError: One of the parts would be empty.

@@ -18,9 +18,9 @@ from .numbers import candidates
 __all__ = ["EVENTS", "Jump", "locate_jumps"]
 
 EVENTS = ("number of spikes", "order of spikes", "time of spikes", "none")
-"""Events in the first layer whose spikes change: a neuron gains or loses spikes; no neuron does, but the order of the
-layer's spikes changes (exact networks alone); neither does, but spikes move by more than the distance between the two
-sides explains; no spike changes."""
+"""Events in the first layer whose spikes differ between the two sides of a jump, the first that applies: a neuron gains
+or loses spikes; the order of the layer's spikes changes (exact networks only); spikes move further than the distance
+between the two sides explains; no spike changes."""
 
 _HALVINGS = 30
 
@@ -34,9 +34,9 @@ class Jump:
         height: The loss just after less the loss just before.
         event: One of :data:`EVENTS`, between the two sides.
         layer: The first layer whose spikes change, by name; ``None`` if none does.
-        neurons: How many neurons of it, counted in every sample, change.
-        shift: The largest distance by which a spike of theirs moves, in time, or all spikes of one of them, in steps; 0
-            where spikes come or go.
+        neurons: Number of its neurons whose spikes change, summed over samples.
+        shift: Largest distance that a spike of these neurons moves, in time (exact networks), or that all spikes of one
+            neuron move together, in steps; 0 where spikes are added or removed.
     """
 
     position: float
@@ -67,8 +67,9 @@ def locate_jumps(
 ) -> list[Jump]:
     """Find the jumps of a line, each confined by bisection to 2^-30 of the grid's step.
 
-    A step of the grid is searched if what its slopes do not explain did not shrink with the grid, and counts if a jump
-    is left at the end; kinks and steep stretches are not. Of several jumps in one step, the search follows the larger.
+    A step of the grid is searched if the change of the loss that the slopes leave unexplained is as large there as on a
+    coarser grid. It counts as a jump if that change stays above ``smallest`` to the end of the bisection, which kinks
+    and steep stretches do not. Of several jumps in one step, the search follows the largest.
 
     Args:
         network: Changed while measuring, and restored.

@@ -130,8 +130,7 @@ def _of_comparison(source: str, path: Path, content: dict[str, Any], data_folder
 
 def _of_training(source: str, path: Path, content: dict[str, Any], data_folder: Path | None) -> Subject:
     from ..training.config import from_dict
-    from ..training.losses import mean_cross_entropy, tet
-    from ..training.session import prepare
+    from ..training.session import make_loss, prepare
 
     trained = from_dict(content["config"], path)
     # The samples as they are.
@@ -140,15 +139,11 @@ def _of_training(source: str, path: Path, content: dict[str, Any], data_folder: 
     network, task = prepare(config, content["data"], (ADVICE, ""), train=False)
     load_weights(network, content["state"]["model"], str(path))
     network.double()
-    steps, chosen = (None if config.data.name == "cifar10dvs" else config.data.steps), config.loss
+    of_batch = make_loss(config)
 
     def loss(samples: list[int]) -> Tensor:
         x, labels = task.train.fetch(torch.tensor(samples, device="cpu"), 0)
-        x_seq = (x.transpose(0, 1) if steps is None else x.expand(steps, *x.shape)).double()
-        logits = network(x_seq)
-        if chosen.name == "tet":
-            return tet(logits, labels, chosen.regularization, chosen.target)
-        return mean_cross_entropy(logits, labels)
+        return of_batch(network, (x.double(), labels))[0]
 
     about = {"kind": "surrogate", "host": "spikingjelly", "config": content["config"]}
     history = content["state"]["history"]

@@ -40,7 +40,7 @@ VERDICTS = {1: "QIF is more accurate", 0: "the two cannot be told apart", -1: "L
 
 
 def space(neuron: str) -> dict[str, optuna.distributions.BaseDistribution]:
-    """What the search varies: seven dimensions for each neuron, the last one its own."""
+    """Define the search space: seven dimensions for each neuron, six of which both share."""
     d = optuna.distributions
     return {
         "lr": d.FloatDistribution(3e-4, 2e-2, log=True),
@@ -77,7 +77,7 @@ def plan(options: Options, done: Records) -> list[Setting]:
 
 
 def run(setting: Setting) -> Result:
-    """One training."""
+    """Train a network."""
     return train(setting)
 
 
@@ -86,7 +86,7 @@ def _common(neuron: str, quick: bool) -> Setting:
 
 
 def _as_setting(neuron: str, values: dict[str, Any]) -> Setting:
-    """The sampled values as :func:`~qif_plugins.experiments.studies.trial.train` takes them."""
+    """Convert sampled values to entries of a setting, see :func:`~qif_plugins.experiments.studies.trial.train`."""
     setting = {name: value for name, value in values.items() if name not in ("tau", "decay_input", "dynamics")}
     if neuron == "lif":
         setting["neuron_args"] = {"tau": values["tau"], "decay_input": values["decay_input"]}
@@ -102,7 +102,7 @@ def _best(trials: Sequence[Trial]) -> Trial:
 
 
 def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
-    """Final accuracies with their intervals, the settings found, and the course of the search."""
+    """Write up the final accuracies with their intervals, the settings found, and the course of the search."""
     search = {n: [t for t in trials if t.setting["neuron"] == n and t.setting["kind"] == "search"] for n in NEURONS}
     final = {n: [t for t in trials if t.setting["neuron"] == n and t.setting["kind"] == "final"] for n in NEURONS}
     _draw(search, final, picture)
@@ -165,7 +165,7 @@ def _value(value: Any) -> str:
 
 
 def _draw(search: dict[str, list[Trial]], final: dict[str, list[Trial]], path: Path) -> None:
-    """Left the best validation accuracy so far, right the final test accuracies."""
+    """Draw the best validation accuracy so far on the left, and the final test accuracies on the right."""
     with figure(path, (9, 4), dpi=110) as drawn:
         left, right = drawn.subplots(1, 2)
         for index, neuron in enumerate(NEURONS):

@@ -118,7 +118,7 @@ def run_study(
 
 @contextmanager
 def _reading(records: Records) -> Iterator[None]:
-    """Blame the file for what a study misses in the results that it reads from it."""
+    """Report results that lack what the study records as a fault of the file."""
     try:
         yield
     except (KeyError, TypeError, IndexError) as error:

@@ -1,4 +1,4 @@
-"""One training, as every study runs it: a perceptron on a small image set, described by a setting of plain JSON."""
+"""Train a perceptron on a small image set, described by a setting of plain JSON values, as most studies do."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Data:
 
 @lru_cache(maxsize=2)
 def data_of(name: str, validation: bool = False) -> Data:
-    """A data set of :mod:`qif_plugins.experiments.data.images`.
+    """Load and normalize a data set of :mod:`qif_plugins.experiments.data.images`.
 
     Args:
         name: ``"digits"`` or ``"mnist5k"``.
@@ -97,12 +97,12 @@ def perceptrons(quick: bool, epochs: int = 6) -> Setting:
 
 
 def surrogate_named(name: str, width: float, params: QIFParameters) -> nn.Module:
-    """A surrogate for a neuron whose input tdBN scales to the threshold.
+    """Make a surrogate for a neuron whose input tdBN scales to the threshold.
 
     Args:
         name: ``"paper"``, ``"unbiased"``, ``"heuristic"`` or ``"atan"``.
-        width: Of the window relative to what its name stands for (the unbiased one has κ = width/2); of ``"atan"``,
-            SpikingJelly's default α = 2 over the width. ``"paper"`` has no width to choose.
+        width: Width of the window relative to the usual one of that name: ``"unbiased"`` has κ = width/2,
+            ``"heuristic"`` α = width, ``"atan"`` SpikingJelly's α = 2/width. ``"paper"`` ignores it.
         params: The neuron as a QIF map; a LIF neuron as its limit, see :data:`LIMIT`.
 
     Raises:
@@ -122,7 +122,7 @@ def surrogate_named(name: str, width: float, params: QIFParameters) -> nn.Module
 
 
 def make(setting: dict[str, Any]) -> nn.Module:
-    """The network of a setting, its weights drawn from its seed.
+    """Build the network of a setting, with weights drawn from its seed.
 
     ``neuron`` is a name of :data:`qif_plugins.models.NEURONS`, ``neuron_args`` its arguments, ``surrogate`` and
     ``surrogate_width`` as :func:`surrogate_named` takes them (left out: ``"unbiased"``).
@@ -145,7 +145,7 @@ def make(setting: dict[str, Any]) -> nn.Module:
 
 
 def as_map(neuron: str, arguments: dict[str, Any]) -> QIFParameters:
-    """The neuron as a QIF map: QIF's own parameters, LIF as the limit of vanishing curvature."""
+    """Describe the neuron as a QIF map: QIF by its own parameters, LIF as the limit of vanishing curvature."""
     if neuron == "lif":
         tau = arguments.get("tau", LIF_TAU)
         gain = 1 / tau if arguments.get("decay_input", False) else 1.0
@@ -157,7 +157,7 @@ def as_map(neuron: str, arguments: dict[str, Any]) -> QIFParameters:
 
 
 def outputs(model: nn.Module, x: Tensor, steps: int) -> Tensor:
-    """Mean output over ``steps`` steps of the constant input ``x``, from membranes at rest: ``[N, classes]``."""
+    """Compute the mean output ``[N, classes]`` over ``steps`` steps of the constant input ``x``, from rest."""
     functional.reset_net(model)
     result: Tensor = model(x.expand(steps, *x.shape)).mean(0)
     return result
@@ -170,7 +170,7 @@ def train(setting: dict[str, Any], observe: Observer | None = None, model: nn.Mo
         setting: ``data``, ``validation``, ``neuron`` (see :func:`make`), ``layers``, ``width``, ``norm``, ``steps``,
             ``epochs``, ``batch_size``, ``optimizer`` (``"adam"`` with decoupled weight decay, or ``"sgd"`` with
             momentum 0.9), ``lr``, which a cosine takes to 0, ``weight_decay``, ``detach_reset``, ``seed``.
-        observe: Sees the network before training and after every epoch.
+        observe: Called with the network before training and after every epoch.
         model: The network of :func:`make`, if the caller has made it already.
 
     Returns:

@@ -8,7 +8,7 @@ import math
 import sys
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -47,8 +47,8 @@ class DataConfig:
             torchvision, ``"cifar10dvs"`` by SpikingJelly.
         folder: Folder of the data. Default ``"data"``.
         download: Whether to fetch any of those but ImageNet if it is not there. Default False.
-        steps: T: how often a static image is repeated, or into how many frames of equal event counts CIFAR10-DVS is
-            cut.
+        steps: T: number of times that a static image is repeated, or of frames with equal event counts that
+            CIFAR10-DVS is cut into.
         size: Height and width; 0 for the data's own.
         augment: Augmentations of training samples, see :mod:`~qif_plugins.experiments.training.augmentation`.
         cutout_size: Side of the square of ``"cutout"``. Default 16.
@@ -118,7 +118,7 @@ class TrainingConfig:
     Attributes:
         epochs: Number of epochs. Default 10.
         batch_size: Samples a step of the optimizer, over all processes and accumulated batches.
-        accumulation: Into how many batches, one after another, a step is cut. Default 1.
+        accumulation: Number of batches that a step is divided into, computed one after another. Default 1.
         precision: ``"no"``, ``"bf16"`` or ``"fp16"``. Default ``"no"``.
         seed: Seed of the weights, the order of the data and its augmentation; below 2^63. Default 0.
         save_every: Steps between checkpoints within an epoch; 0 for one at each epoch's end alone. Default 0.
@@ -238,12 +238,9 @@ def _build(kind: Any, values: Any, prefix: str) -> Any:
     for key in values:
         if key not in hints:
             raise _unknown(prefix + key)
-    required = [
-        f.name for f in fields(kind) if f.name in ("data", "model") or (kind is DataConfig and f.name == "name")
-    ]
-    for key in required:
-        if key not in values:
-            raise ValueError(f"{prefix + key} is missing from the configuration")
+    for entry in fields(kind):
+        if entry.name not in values and entry.default is entry.default_factory is MISSING:
+            raise ValueError(f"{prefix + entry.name} is missing from the configuration")
     return kind(**{key: _value(hints[key], value, prefix + key) for key, value in values.items()})
 
 
@@ -310,26 +307,14 @@ def _parse(text: str) -> Any:
 
 
 def _unknown(name: str) -> ValueError:
-    known = _known()
-    leaf = name.rpartition(".")[2]
-    close = [k for k in known if k.rpartition(".")[2] == leaf]
-    close += [k for k in difflib.get_close_matches(name, known, 3, 0.6) if k not in close]
-    leaves = difflib.get_close_matches(leaf, [k.rpartition(".")[2] for k in known], 3, 0.7)
-    close += [k for k in known if k.rpartition(".")[2] in leaves and k not in close]
-    hint = (
-        f"did you mean {' or '.join(close)}?"
-        if close
-        else f"choose from the tables {', '.join(get_type_hints(Config))}"
-    )
+    tables = get_type_hints(Config)
+    keys = {table: list(get_type_hints(hint)) if is_dataclass(hint) else ["name"] for table, hint in tables.items()}
+    known = [f"{table}.{key}" for table, some in keys.items() for key in some]
+    close = difflib.get_close_matches(name.rpartition(".")[2], {key for some in keys.values() for key in some}, 3, 0.7)
+    near = [full for key in close for full in known if full.endswith(f".{key}")]
+    near = list(dict.fromkeys([*near, *difflib.get_close_matches(name, known, 3, 0.6)]))
+    hint = f"did you mean {' or '.join(near)}?" if near else f"choose from the tables {', '.join(tables)}"
     return ValueError(f"unknown configuration key {name!r}; {hint}")
-
-
-def _known() -> list[str]:
-    names = []
-    for table, hint in get_type_hints(Config).items():
-        keys = [f.name for f in fields(hint)] if is_dataclass(hint) else ["name"]
-        names += [f"{table}.{key}" for key in keys]
-    return names
 
 
 # -- checks ------------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -62,8 +63,9 @@ class SequenceLoss:
         """Compute the loss, and the share of samples that the mean logits classify correctly."""
         x, labels = batch
         x_seq = x.transpose(0, 1) if self.steps is None else x.expand(self.steps, *x.shape)
-        # Half-precision logits would round the loss.
-        logits = model(x_seq).float()
+        logits = model(x_seq)
+        if logits.dtype != torch.float64:
+            logits = logits.float()  # half precision would round the loss
         if self.name == "tet":
             loss = tet(logits, labels, self.regularization, self.target)
         else:

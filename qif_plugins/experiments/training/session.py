@@ -32,7 +32,7 @@ except ImportError as error:
 from ...models import MODELS, NEURONS, build
 from ...support.text import shown
 
-__all__ = ["build_model", "follow_schedule", "make_optimizer", "make_schedule", "make_trainer", "prepare"]
+__all__ = ["build_model", "follow_schedule", "make_loss", "make_optimizer", "make_schedule", "make_trainer", "prepare"]
 
 
 def build_model(config: Config, shape: tuple[int, int, int], classes: int) -> nn.Module:
@@ -151,18 +151,16 @@ def make_trainer(config: Config, model: nn.Module, task: Task, **options: Any) -
         task: From :func:`prepare`.
         options: Further arguments of :class:`~.engine.Trainer`.
     """
-    training, data = config.training, config.data
+    training = config.training
     if training.threads:
         torch.set_num_threads(training.threads)
     # A resumed run goes the same way on GPUs too.
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     optimizer = make_optimizer(config.optimizer, model)
-    loss = config.loss
     steps = -(-len(task.train) // training.accumulation)
     trainer = Trainer(
-        model, optimizer,
-        SequenceLoss(loss.name, None if data.name == "cifar10dvs" else data.steps, loss.regularization, loss.target),
-        task.train, test=task.test, scheduler=make_schedule(config.optimizer, optimizer, steps, training.epochs),
+        model, optimizer, make_loss(config), task.train, test=task.test,
+        scheduler=make_schedule(config.optimizer, optimizer, steps, training.epochs),
         epochs=training.epochs, accumulation=training.accumulation, precision=training.precision,
         clip_norm=config.optimizer.clip_norm, reset=functional.reset_net, save_every=training.save_every, cpu=False,
         **options,
@@ -170,6 +168,13 @@ def make_trainer(config: Config, model: nn.Module, task: Task, **options: Any) -
     # Random numbers of a running model, such as those of dropout, differ between processes.
     torch.manual_seed(seed_of(training.seed, trainer.process))
     return trainer
+
+
+def make_loss(config: Config) -> SequenceLoss:
+    """Make the loss of a configuration, which repeats static images over its time steps."""
+    data, loss = config.data, config.loss
+    steps = None if data.name == "cifar10dvs" else data.steps
+    return SequenceLoss(loss.name, steps, loss.regularization, loss.target)
 
 
 def make_optimizer(settings: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
