@@ -44,17 +44,7 @@ class Curve:
 
 
 def plot_curves(path: Path, curves: Iterable[Curve], title: str, y_label: str) -> None:
-    """Draw curves over epochs with their deviation bands, a panel for each host, to a file in the format of its suffix.
-
-    Args:
-        path: The file to write.
-        curves: The curves; those of one label have one colour in every panel.
-        title: Title of the figure.
-        y_label: Label of the vertical axis.
-
-    Raises:
-        ImportError: Matplotlib is not installed.
-    """
+    """Draw curves over epochs with their deviation bands, a panel for each host and one colour for each label."""
     curves = list(curves)
     panels = list(dict.fromkeys(curve.panel for curve in curves))
     labels = list(dict.fromkeys(curve.label for curve in curves))
@@ -127,9 +117,6 @@ def plot_phase(
         starts: Membrane potentials at which trajectories start.
         steps: Steps of each trajectory. Default 12.
         current: The constant input I. Default 0.
-
-    Raises:
-        ImportError: Matplotlib is not installed.
     """
     points = fixed_points(params, current)
     theta = float(params.v_threshold)
@@ -187,9 +174,6 @@ def plot_overhead(
         points: Measured rates and overheads.
         reported: The range of overheads that the paper reports.
         title: Title of the figure.
-
-    Raises:
-        ImportError: Matplotlib is not installed.
     """
     with _figure(path, (7.2, 5.4)) as (figure, (axes,)):
         axes.axhspan(

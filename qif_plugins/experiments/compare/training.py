@@ -95,9 +95,6 @@ def train(
         settings: Hyperparameters.
         progress: Called after every epoch.
         keep: Called with the trained network.
-
-    Returns:
-        The accuracies and times measured.
     """
     host = LAYERS[host_name]()
     neuron = host.lif() if window is None else host.qif(window)

@@ -51,6 +51,11 @@ class Images:
         """Channels, height (which is the width, too) and classes."""
         return {"channels": self.train.shape[1], "size": self.train.shape[2], "classes": self.classes}
 
+    def normalized(self) -> tuple[Tensor, Tensor]:
+        """Return the training and the test images, float32, normalized by channel as the training images are."""
+        mean, std = self.normalization()
+        return (self.train.float() - mean) / std, (self.test.float() - mean) / std
+
     def normalization(self) -> tuple[Tensor, Tensor]:
         """Compute the mean and standard deviation of the training images by channel, ``[C, 1, 1]`` each."""
         values = self.train.transpose(0, 1).flatten(1).float()

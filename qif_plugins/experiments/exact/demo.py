@@ -23,15 +23,10 @@ DURATION = 6.0
 
 
 def move_spikes(folder: Path, seed: int = 0, steps: int = 1500) -> dict[str, float]:
-    """Move one QIF neuron's spikes to target times.
-
-    Args:
-        folder: Folder of ``move_spikes.png``.
-        seed: Seed of inputs and weights.
-        steps: Steps of Adam. Default 1500.
+    """Move one QIF neuron's spikes to target times, and draw that to ``move_spikes.png`` in ``folder``.
 
     Returns:
-        The largest distance from the targets before and after.
+        The largest distance from the targets before and after ``steps`` steps of Adam.
     """
     require_matplotlib()
     layer, inputs = _neuron(seed)
@@ -46,12 +41,9 @@ def move_spikes(folder: Path, seed: int = 0, steps: int = 1500) -> dict[str, flo
 
 
 def count_spikes(folder: Path, seed: int = 0, steps: int = 500) -> dict[str, float]:
-    """Add spikes to a silent QIF neuron, then remove most of them, by gradient alone.
+    """Add spikes to a silent QIF neuron, then remove most of them, by ``steps`` steps of Adam each.
 
-    Args:
-        folder: Folder of ``count_spikes.png``.
-        seed: Seed of inputs and weights.
-        steps: Steps of Adam for each of the two phases. Default 500.
+    Draws to ``count_spikes.png`` in ``folder``.
 
     Returns:
         The number of spikes at the start, after the first phase (wanted: 5) and after the second (wanted: 1).
@@ -69,12 +61,7 @@ def count_spikes(folder: Path, seed: int = 0, steps: int = 500) -> dict[str, flo
 
 
 def learn_from_silence(folder: Path, seed: int = 0, epochs: int = 8) -> dict[str, float]:
-    """Train on ``digits`` a network in which no neuron spikes at first.
-
-    Args:
-        folder: Folder of ``learn_from_silence.png``.
-        seed: Seed of weights and batches.
-        epochs: Epochs of training. Default 8.
+    """Train on ``digits`` a network in which no neuron spikes at first, and draw to ``learn_from_silence.png``.
 
     Returns:
         The fraction of silent hidden neurons and the accuracy, before and after.

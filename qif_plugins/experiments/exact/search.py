@@ -123,14 +123,7 @@ def space(dataset: str) -> dict[str, BaseDistribution]:
 
 
 def validation_split(data: SpikeData, fraction: float = 0.2) -> SpikeData:
-    """Hold out samples of the training set as a test set.
-
-    Args:
-        data: A task.
-        fraction: Fraction of the training set to hold out. Default 0.2.
-
-    Returns:
-        Two disjoint parts that make up ``data.train``, the same in every call.
+    """Divide the training set into a part to train on and a part to test on, the same in every call.
 
     Raises:
         ValueError: One of the parts would be empty.
@@ -198,15 +191,15 @@ def compare(
     runs: Runs, neurons: Sequence[str] = ("lif", "qif"), trials: int = 40, finalists: int = 5, confirmations: int = 2,
     seeds: int = 5, report: Callable[[Record], None] = lambda record: None,
 ) -> None:  # fmt: skip
-    """Run everything that is not recorded in ``runs`` yet.
+    """Run everything that is not recorded in ``runs`` yet, and record it there.
 
     Args:
-        runs: The finished runs; added to.
-        neurons: Names of the neurons. Default LIF and QIF.
-        trials: Number of trials of the search for each neuron. Default 40.
-        finalists: Number of best trials that are trained again. Default 5.
-        confirmations: Number of further seeds for each of them. Default 2.
-        seeds: Number of seeds of the test. Default 5.
+        runs: The finished runs.
+        neurons: Names of the neurons.
+        trials: Trials of the search for each neuron.
+        finalists: Number of best trials that are trained again.
+        confirmations: Further seeds for each of them.
+        seeds: Seeds of the test.
         report: Called with every run once it is done, see :meth:`Runs.of`.
 
     Raises:
@@ -276,11 +269,7 @@ def _train(settings: Settings, data: SpikeData) -> Record:
 
 
 def summarise(runs: Runs, neurons: Sequence[str]) -> dict[str, Record]:
-    """Summarise a comparison by neuron.
-
-    Args:
-        runs: Runs of a finished comparison.
-        neurons: Names of the neurons.
+    """Summarise a finished comparison by neuron.
 
     Returns:
         For each its settings, the validation accuracy that chose them, how many of the trials failed and the median
@@ -326,13 +315,7 @@ def _mean(values: Any) -> float:
 def draw(runs: Runs, neurons: Sequence[str], path: Path) -> None:
     """Draw the trials' accuracies, and the test's error, silent neurons and gradient norms by epoch.
 
-    Args:
-        runs: Runs of a finished comparison.
-        neurons: Names of the neurons.
-        path: The image to write; the bands are the seeds' extremes, and a dotted line is the largest batch.
-
-    Raises:
-        ImportError: Matplotlib is not installed.
+    Bands reach from the least to the largest value over seeds; the dotted line is the largest gradient of a batch.
     """
     with figure(path, (14, 3.4), dpi=130) as drawn:
         axes = drawn.subplots(1, 4)

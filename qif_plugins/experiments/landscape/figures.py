@@ -41,14 +41,7 @@ class Column:
 def draw_lines(path: Path, columns: Sequence[Column], x_label: str, smallest: float) -> None:
     """Draw a column for each network: loss of the batch with a zoom, its slope beside differences, loss of one sample.
 
-    Args:
-        path: The file to write.
-        columns: The networks.
-        x_label: Label of the positions.
-        smallest: Height from which on the zoom draws a jump as one.
-
-    Raises:
-        ImportError: Matplotlib is not installed.
+    The zoom draws changes of the loss above ``smallest`` as jumps.
     """
     rows = 3 if any(column.sample for column in columns) else 2
     with figure(path, (0.6 + 3.2 * len(columns), 0.5 + 2.5 * rows)) as drawn:
@@ -69,14 +62,7 @@ def draw_lines(path: Path, columns: Sequence[Column], x_label: str, smallest: fl
 def draw_planes(path: Path, planes: Sequence[tuple[str, Plane]], labels: tuple[str, str], smallest: float) -> None:
     """Draw the loss over planes as contours, a column for each network, with a dot where the grid may have a jump.
 
-    Args:
-        path: The file to write.
-        planes: Titles and planes.
-        labels: Labels of the positions along either direction.
-        smallest: Height below which a jump is not marked.
-
-    Raises:
-        ImportError: Matplotlib is not installed.
+    Jumps below ``smallest`` are not marked.
     """
     with figure(path, (0.6 + 3.2 * len(planes), 2.8)) as drawn:
         axes = drawn.subplots(1, len(planes), squeeze=False)[0]

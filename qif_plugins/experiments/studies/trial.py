@@ -66,8 +66,7 @@ def data_of(name: str, validation: bool = False) -> Data:
     images = load_images(name)
     if validation:
         images = _held_back(images)
-    mean, std = images.normalization()
-    x, test_x = (((part.float() - mean) / std).flatten(1) for part in (images.train, images.test))
+    x, test_x = (part.flatten(1) for part in images.normalized())
     _, channels, height, width = images.train.shape
     return Data(x, images.train_labels, test_x, images.test_labels, (channels, height, width), images.classes)
 

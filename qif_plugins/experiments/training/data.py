@@ -161,8 +161,7 @@ def _way_out(advice: Advice) -> str:
 
 def _in_memory(data: DataConfig, batch_size: int, seed: int, advice: Advice) -> Task:
     images = load_images(data.name, data.folder, data.download, _way_out(advice))
-    mean, std = images.normalization()
-    train, test = ((part.float() - mean) / std for part in (images.train, images.test))
+    train, test = images.normalized()
     return Task(
         Batches.of(train, images.train_labels, batch_size=batch_size, seed=seed),
         Batches.of(test, images.test_labels, batch_size=batch_size, shuffle=False), expected_shape(data)[0],
