@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..exact.functional import EventBudgetError
-from ..experiments.checkpoints import EXACT, EXACT_NETWORK, Checkpoints, load_checkpoint, save_checkpoint
+from ..experiments.checkpoints import EXACT, EXACT_NETWORK, Checkpoints, differences, load_checkpoint, save_checkpoint
 from ..experiments.exact.data import load
 from ..experiments.exact.demo import DEMOS
 from ..experiments.exact.search import Comparison, Runs, compare, draw, summarise
@@ -112,12 +112,9 @@ def _saved(checkpoints: Checkpoints, resume: bool) -> dict[str, Any] | None:
     if not checkpoints.last.exists():
         return None
     content = load_checkpoint(checkpoints.last, EXACT)
-    wanted = {**checkpoints.config, **checkpoints.data["source"]}
-    found = {**content["config"], **content["data"].get("source", {})}
-    different = [
-        f"{name} (was {found.get(name)!r}, now {value!r})" for name, value in wanted.items() if found.get(name) != value
-    ]
-    if different:
+    was = {**content["config"], **content["data"]["source"]}
+    now = {**checkpoints.config, **checkpoints.data["source"]}
+    if different := differences(was, now).values():
         raise ValueError(
             f"the run in {checkpoints.folder} was made with other options: {'; '.join(different)}. Pass the same to go "
             f"on, or another --out for a new run"

@@ -80,6 +80,7 @@ def _number(text: str) -> float:
 
 
 def compare(parser: ArgumentParser) -> None:
+    """Declare the options of ``qif compare``."""
     add = parser.add_argument
     add("--data", default="digits", help=f"data set: {', '.join(IMAGES)}")
     add("--data-folder", type=Path, default=Path("data"), help="folder of torchvision's data sets")
@@ -129,6 +130,7 @@ def run(parser: ArgumentParser) -> None:
 
 
 def train(parser: ArgumentParser) -> None:
+    """Declare the options of ``qif train``."""
     add = parser.add_argument
     add(
         "--config", help=f"configuration: a TOML file, or one of {', '.join(configurations())} (default: none; with "
@@ -155,6 +157,7 @@ def train(parser: ArgumentParser) -> None:
 
 
 def evaluate(parser: ArgumentParser) -> None:
+    """Declare the options of ``qif evaluate``."""
     add = parser.add_argument
     add("checkpoint", type=Path, help="best.pt or last.pt that 'qif train' wrote")
     add(
@@ -172,6 +175,7 @@ def doctor(parser: ArgumentParser) -> None:
 
 
 def window(parser: ArgumentParser) -> None:
+    """Declare the options of ``qif window``."""
     _add_neuron(parser)
     add = parser.add_argument
     add("--input-std", type=float, help="standard deviation of the input (default: the threshold)")
@@ -185,6 +189,7 @@ def window(parser: ArgumentParser) -> None:
 
 
 def phase(parser: ArgumentParser) -> None:
+    """Declare the options of ``qif phase``."""
     _add_neuron(parser)
     add = parser.add_argument
     add("--input", type=float, default=0.0, help="constant input")
@@ -210,6 +215,7 @@ def _add_neuron(parser: ArgumentParser) -> None:
 
 
 def energy(parser: ArgumentParser) -> None:
+    """Declare the options of ``qif energy``."""
     add = parser.add_argument_group("an untrained model, held at given firing rates (the default)").add_argument
     sweep = [
         add("--model", choices=SHAPES, help="model (default: resnet19)"),
@@ -319,6 +325,7 @@ def _add_spike_trains(add: Callable[..., Any]) -> None:
 
 
 def landscape(parser: ArgumentParser) -> None:
+    """Declare the options of ``qif landscape``."""
     add = parser.add_argument
     add(
         "networks", nargs="+", metavar="NETWORK",
@@ -346,6 +353,7 @@ def landscape(parser: ArgumentParser) -> None:
 
 
 def study(parser: ArgumentParser) -> None:
+    """Declare the options of ``qif study``."""
     add = parser.add_argument
     add("name", nargs="?", help=f"study: {', '.join(STUDIES)}, or all (default: list them)")
     add("--list", action="store_true", help="list the studies with their questions, and run none")
@@ -366,6 +374,7 @@ def study(parser: ArgumentParser) -> None:
 
 
 def bench(parser: ArgumentParser) -> None:
+    """Declare the options of ``qif bench``."""
     add = parser.add_argument
     add("--device", default="cpu", help="device to measure on")
     add("--threads", type=at_least(1), help="CPU threads (default: as PyTorch sets them)")

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from ..experiments.checkpoints import TRAIN, Checkpoints, load_checkpoint
+from ..experiments.checkpoints import TRAIN, Checkpoints, differences, load_checkpoint
 from ..experiments.names import configurations
 from ..experiments.training import Trainer
 from ..experiments.training.config import Config, from_dict, load_config
@@ -140,13 +140,8 @@ def _config(arguments: argparse.Namespace, out: Path, earlier: dict[str, Any] | 
     old = from_dict(earlier["config"], out / "last.pt")
     source = old.to_dict() if arguments.config is None else arguments.config
     config = load_config(source, arguments.changes or ())
-    before, now = _flat(old.to_dict()), _flat(config.to_dict())
-    different = [
-        f"{key} (was {before.get(key)!r}, now {now.get(key)!r})"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and key not in (*MAY_CHANGE, EPOCHS)
-    ]
-    if different:
+    found = differences(_flat(old.to_dict()), _flat(config.to_dict()))
+    if different := [text for key, text in found.items() if key not in (*MAY_CHANGE, EPOCHS)]:
         raise ValueError(
             f"the run in {out} was made with another configuration: {'; '.join(different)}. A "
             f"resumed run may change {', '.join((*MAY_CHANGE, EPOCHS))} only; use another --out for a new run"

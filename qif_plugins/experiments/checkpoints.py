@@ -24,7 +24,16 @@ from .training.state import check_progress
 if TYPE_CHECKING:
     from .training.engine import Trainer
 
-__all__ = ["COMPARE", "EXACT", "EXACT_NETWORK", "TRAIN", "Checkpoints", "load_checkpoint", "save_checkpoint"]
+__all__ = [
+    "COMPARE",
+    "EXACT",
+    "EXACT_NETWORK",
+    "TRAIN",
+    "Checkpoints",
+    "differences",
+    "load_checkpoint",
+    "save_checkpoint",
+]
 
 FORMAT = "qif-plugins training checkpoint 1"
 TRAIN, EXACT, COMPARE, EXACT_NETWORK = "qif train", "qif exact train", "qif compare --save", "qif exact train: exact.pt"
@@ -102,6 +111,15 @@ def load_checkpoint(path: Path, *kinds: str, way_out: str = "") -> dict[str, Any
         raise ValueError(f"{path} is no sound {own}: {error}") from None
     check_tensors(path, content["network"] if "network" in content else content["state"]["model"])
     return cast(dict[str, Any], content)
+
+
+def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """Describe by name the entries in which the options of two runs differ: ``{"lr": "lr (was 0.1, now 0.2)"}``."""
+    return {
+        name: f"{name} (was {was.get(name)!r}, now {now.get(name)!r})"
+        for name in sorted(was.keys() | now.keys())
+        if was.get(name) != now.get(name)
+    }
 
 
 def _check_values(content: Mapping[str, Any]) -> None:

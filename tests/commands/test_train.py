@@ -16,7 +16,7 @@ pytest.importorskip("spikingjelly")
 pytest.importorskip("sklearn")
 
 from qif_plugins import cli
-from qif_plugins.experiments.checkpoints import EXACT, TRAIN, load_checkpoint
+from qif_plugins.experiments.checkpoints import COMPARE, EXACT, TRAIN, load_checkpoint
 from qif_plugins.support.files import occupied, write_json
 
 SMALL = [
@@ -164,6 +164,9 @@ def test_files_that_are_no_checkpoints(trained, tmp_path, capsys):
     ):
         assert cli.main(command) == 2
         assert f"go on from it with 'qif exact train --resume --out {exact.parent}'" in capsys.readouterr().err
+    torch.save({**torch.load(trained / "last.pt"), "kind": COMPARE}, other)
+    assert cli.main(["evaluate", str(other)]) == 2
+    assert "what is wanted is a checkpoint of 'qif train'; 'qif landscape' measures it" in capsys.readouterr().err
     assert cli.main(["evaluate", str(trained / "last.pt"), "--data", "mnist5k"]) == 2
     assert "shape and classes must be the same" in capsys.readouterr().err
     early = {name: value for name, value in torch.load(trained / "last.pt").items() if name != "kind"}

@@ -456,7 +456,11 @@ def test_the_command_refuses_before_it_works(checkpoints, tmp_path, capsys):
     lif, jelly = checkpoints / "lif", checkpoints / "spikingjelly-lif-0.pt"
     content = torch.load(lif / "exact.pt")
     torch.save({**content, "settings": {**content["settings"], "max_spikes": 1}}, tmp_path / "budget.pt")
+    for name, change in (("host", {"host": "brian"}), ("window", {"neuron": "QIF", "window": "round"})):
+        torch.save({**torch.load(jelly), **change}, tmp_path / f"{name}.pt")
     for words, message in (
+        ([tmp_path / "host.pt"], "unknown host 'brian'; choose from 'spikingjelly', 'snntorch'"),
+        ([tmp_path / "window.pt"], "unknown window 'round'; choose from 'isometric'"),
         ([tmp_path / "nowhere"], "does not exist; pass a folder that 'qif exact train' or"),
         ([tmp_path / "text.pt"], "cannot be read as a checkpoint"),
         ([tmp_path / "other.pt"], "not a checkpoint of this package"),
