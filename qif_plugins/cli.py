@@ -103,10 +103,16 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Show defaults, except those of flags and of options whose help names their default."""
+    """Show defaults, except those of flags, empty lists, and options whose help names their default."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default is None or action.default is False else super()._get_help_string(action)
+        said = (
+            action.default is None
+            or action.default is False
+            or action.default == []
+            or "(default: " in str(action.help)
+        )
+        return action.help if said else super()._get_help_string(action)
 
 
 def _out_of_memory(error: Exception) -> bool:

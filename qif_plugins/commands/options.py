@@ -365,11 +365,11 @@ def study(parser: ArgumentParser) -> None:
     add("--page-only", action="store_true", help="run no trial, and write the page from the recorded ones")
     text = "folder of the files of qif bench, for the study latency"
     add("--results", type=Path, default=Path("benchmarks/results"), help=text)
-    add("--networks", nargs="+", default=[], help="for the study swap: names of networks (default: all)")
+    add("--networks", nargs="+", help="for the study swap: names of networks (default: all)")
     text = "for the study swap: what LIF is compared with: default, paper, matched, isometric (default: default)"
-    add("--arms", nargs="+", default=["default"], help=text)
+    add("--arms", nargs="+", help=text)
     text = "for the study swap: factors on each network's own learning rate, such as 0.333 1 3 (default: 1)"
-    add("--rates", nargs="+", type=positive, default=[1.0], help=text)
+    add("--rates", nargs="+", type=positive, help=text)
     add("--out", type=Path, help="folder of records and pages (default: docs/studies; quick: runs/studies)")
 
 

@@ -33,19 +33,16 @@ def run(arguments: argparse.Namespace) -> int:
     from ..experiments.studies.runner import Options, run_study
 
     out = arguments.out or Path("runs/studies" if arguments.quick else "docs/studies")
-    options = Options(
-        arguments.quick, arguments.seeds, arguments.results, tuple(arguments.networks), tuple(arguments.arms),
-        tuple(arguments.rates),
-    )  # fmt: skip
+    sizes = {"networks": arguments.networks, "arms": arguments.arms, "factors": arguments.rates}
+    given: dict[str, Any] = {name: tuple(values) for name, values in sizes.items() if values}
+    options = Options(arguments.quick, arguments.seeds, arguments.results, **given)
     for name in names:
-        seeds = [] if arguments.seeds is None else ["--seeds", str(arguments.seeds)]
-        given = {"--networks": arguments.networks, "--arms": arguments.arms, "--rates": arguments.rates}
-        size = [
-            shlex.join([option, *map(str, values)])
-            for option, values in given.items()
-            if name == "swap" and values not in ([], ["default"], [1.0])
-        ]
-        command = " ".join(["qif", "study", name, *(["--quick"] if arguments.quick else []), *seeds, *size])
+        words = ["qif", "study", name, *(["--quick"] if arguments.quick else [])]
+        words += [] if arguments.seeds is None else ["--seeds", str(arguments.seeds)]
+        for option in ("networks", "arms", "rates") if name == "swap" else ():
+            values = getattr(arguments, option)
+            words += [f"--{option}", *map(str, values)] if values else []
+        command = shlex.join(words)
         with _progress_bar(name) as say:
             page = run_study(
                 name, options, out, command, arguments.jobs, arguments.threads, not arguments.page_only, say

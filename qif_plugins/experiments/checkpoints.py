@@ -25,15 +25,8 @@ if TYPE_CHECKING:
     from .training.engine import Trainer
 
 __all__ = [
-    "COMPARE",
-    "EXACT",
-    "EXACT_NETWORK",
-    "TRAIN",
-    "Checkpoints",
-    "differences",
-    "load_checkpoint",
-    "save_checkpoint",
-]
+    "COMPARE", "EXACT", "EXACT_NETWORK", "TRAIN", "Checkpoints", "differences", "load_checkpoint", "save_checkpoint",
+]  # fmt: skip
 
 FORMAT = "qif-plugins training checkpoint 1"
 TRAIN, EXACT, COMPARE, EXACT_NETWORK = "qif train", "qif exact train", "qif compare --save", "qif exact train: exact.pt"
