@@ -106,13 +106,8 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Show defaults, except those of flags, empty lists, and options whose help names their default."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        said = (
-            action.default is None
-            or action.default is False
-            or action.default == []
-            or "(default: " in str(action.help)
-        )
-        return action.help if said else super()._get_help_string(action)
+        hidden = action.default is None or action.default is False or action.default == []
+        return action.help if hidden or "(default: " in str(action.help) else super()._get_help_string(action)
 
 
 def _out_of_memory(error: Exception) -> bool:

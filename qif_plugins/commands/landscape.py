@@ -178,7 +178,7 @@ def _measure(subject: Subject, other: dict[str, Tensor] | None, drawn: bool, arg
 
 
 def _zoom(subject: Subject, loss: Callable[[], Tensor], direction: Direction, line: Line) -> Line:
-    """Measure again, on 41 positions, five steps of the grid around the one whose change is least explained."""
+    """Measure the loss again, on 41 positions over the five grid steps around the largest unexplained change."""
     place = min(max(int(line.unexplained().abs().argmax()), 2), len(line.positions) - 4)
     ends = float(line.positions[place - 2]), float(line.positions[place + 3])
     return along(subject.network, loss, direction, torch.linspace(*ends, 41, dtype=torch.float64, device="cpu"))

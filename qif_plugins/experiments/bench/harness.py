@@ -236,7 +236,7 @@ def _begun(path: Path, device: torch.device, command: str) -> dict[str, Any]:
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """Read what :func:`write` wrote.
+    """Read a results file.
 
     Raises:
         ValueError: It is no results file, or a damaged one.

@@ -77,7 +77,7 @@ class SpikingJellyLayers:
         return partial(self.neuron.LIFNode, tau=1 / (1 - BETA), decay_input=False)
 
     def qif(self, window: str) -> Callable[[], nn.Module]:
-        """The QIF neuron for this host as it is by default: of the same leak."""
+        """The QIF neuron of this host's adapter with its default dynamics, which match a leak of 1/2, too."""
         adapter: Any = importlib.import_module("qif_plugins.adapters.spikingjelly")
         return partial(adapter.QIFNode, window=window)
 
