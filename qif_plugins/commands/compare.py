@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from .. import __version__
 from ..experiments.checkpoints import COMPARE, load_checkpoint
@@ -68,10 +67,6 @@ def _run(arguments: argparse.Namespace, hosts: tuple[str, ...], windows: tuple[s
         done = {key: training for key, training in done.items() if _saved(arguments.out, training)}
     began = time.perf_counter()
 
-    def keep(training: Training, network: nn.Module) -> None:
-        if arguments.save:
-            save(arguments.out / f"{training.name}.pt", network, training, images, settings)
-
     def finished() -> list[Training]:
         return [done[key] for key in plan if key in done]
 
@@ -81,8 +76,11 @@ def _run(arguments: argparse.Namespace, hosts: tuple[str, ...], windows: tuple[s
             if key in done:
                 continue
             progress = _Progress(f"[{number}/{len(plan)}]", settings.epochs)
-            done[key] = train(images, *key, settings, progress, keep)
+            training, network = train(images, *key, settings, progress)
             progress.close()
+            if arguments.save:
+                save(arguments.out / f"{training.name}.pt", network, training, images, settings)
+            done[key] = training
             # Complete after every training, so that one that is killed goes on from there.
             seconds = before + time.perf_counter() - began
             write_json(path, {**header, "seconds": seconds, "trainings_left": len(plan) - len(done)}, finished())

@@ -83,8 +83,7 @@ class Training:
 def train(
     images: Images, host_name: str, window: str | None, seed: int, settings: Hyperparameters,
     progress: Callable[[Training], None] = lambda training: None,
-    keep: Callable[[Training, nn.Module], None] = lambda training, network: None,
-) -> Training:  # fmt: skip
+) -> tuple[Training, nn.Module]:  # fmt: skip
     """Train one network.
 
     Args:
@@ -94,7 +93,9 @@ def train(
         seed: Decides the initial weights and the order of the images; the same for every host and neuron.
         settings: Hyperparameters.
         progress: Called after every epoch.
-        keep: Called with the trained network.
+
+    Returns:
+        The record of the training, and the trained network.
     """
     host = LAYERS[host_name]()
     neuron = host.lif() if window is None else host.qif(window)
@@ -127,8 +128,7 @@ def train(
         result.epochs.append(Epoch(sum(losses) / len(losses), accuracy, spikes))
         progress(result)
     result.step_ms = 1000 * median(times)
-    keep(result, network)
-    return result
+    return result, network
 
 
 def save(path: Path, network: nn.Module, training: Training, images: Images, settings: Hyperparameters) -> None:

@@ -182,7 +182,7 @@ class _Search:
         roles.setdefault(key, []).append(name)
 
     def _arrived(self, gradient: Tensor, key: int) -> None:
-        """Check a gradient. Those of the last layer arrive first, so a layer that takes the tensor made the first bad one."""
+        """Check a gradient. The last layer's come first, so a layer that takes the tensor made the first bad one."""
         if self.found is not None or _finite(gradient):
             return
         takers = _innermost(self.takers.get(key, []))
