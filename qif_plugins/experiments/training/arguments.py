@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 import re
@@ -10,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ...support.text import shown
-from .config import COUNT, LARGEST, of_type
+from .config import COUNT, LARGEST, of_type, unknown_key
 
 __all__ = ["arguments_of", "checked"]
 
@@ -57,10 +56,7 @@ def checked(table: str, given: Mapping[str, Any], known: Mapping[str, type | Non
     for key, value in given.items():
         name = f"{table}.{key}"
         if key not in known:
-            close = difflib.get_close_matches(key, known, 3, 0.6)
-            hint = " or ".join(f"{table}.{other}" for other in close)
-            hint = f"did you mean {hint}?" if close else f"choose from {', '.join(known)}"
-            raise ValueError(f"unknown configuration key {name!r}; {hint}")
+            raise unknown_key(name, [f"{table}.{other}" for other in known], ", ".join(known))
         optional = known[key] not in (int, list)
         result[key] = value if value is None and optional else _value(name, value, known[key])
     return result

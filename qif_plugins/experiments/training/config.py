@@ -308,12 +308,18 @@ def _parse(text: str) -> Any:
 
 def _unknown(name: str) -> ValueError:
     tables = get_type_hints(Config)
-    keys = {table: list(get_type_hints(hint)) if is_dataclass(hint) else ["name"] for table, hint in tables.items()}
+    keys = {table: get_type_hints(hint) if is_dataclass(hint) else ("name",) for table, hint in tables.items()}
     known = [f"{table}.{key}" for table, some in keys.items() for key in some]
-    close = difflib.get_close_matches(name.rpartition(".")[2], {key for some in keys.values() for key in some}, 3, 0.7)
-    near = [full for key in close for full in known if full.endswith(f".{key}")]
-    near = list(dict.fromkeys([*near, *difflib.get_close_matches(name, known, 3, 0.6)]))
-    hint = f"did you mean {' or '.join(near)}?" if near else f"choose from the tables {', '.join(tables)}"
+    return unknown_key(name, known, f"the tables {', '.join(tables)}")
+
+
+def unknown_key(name: str, known: Sequence[str], otherwise: str) -> ValueError:
+    """Make the error for a key that does not exist: with the keys that are like it, or else with ``otherwise``."""
+    parts = {key.rpartition(".")[2] for key in known}
+    near = difflib.get_close_matches(name.rpartition(".")[2], parts, 3, 0.7)
+    close = [key for part in near for key in known if key.endswith(f".{part}")]
+    close = list(dict.fromkeys([*close, *difflib.get_close_matches(name, known, 3, 0.6)]))
+    hint = f"did you mean {' or '.join(close)}?" if close else f"choose from {otherwise}"
     return ValueError(f"unknown configuration key {name!r}; {hint}")
 
 
