@@ -245,7 +245,7 @@ def _against_reference(trained: Trainings, compared: Comparisons) -> str:
 
 
 def _closer(compared: Comparisons, neuron: str) -> list[bool]:
-    """Compare the gradients: is that of [J]'s window closer to the true one than the reference's?"""
+    """Tell for each comparison whether the gradient of [J]'s window is closer to the true one than the reference's."""
     found = compared.common(neuron)
     return [a["cosine"] > b["cosine"] for a, b in zip(found["paper"], found[REFERENCE], strict=True)]
 
