@@ -15,6 +15,7 @@ from ..experiments.exact.search import Comparison, Runs, compare, draw, summaris
 from ..experiments.exact.settings import DEFAULTS, LIF_IMAGES, Settings
 from ..experiments.exact.train import build, fit
 from ..experiments.figures import require_matplotlib
+from ..experiments.records import Trial
 from ..support.files import finite, occupied, write_json
 from ..support.names import unknown
 from .options import NUMBERS
@@ -142,14 +143,15 @@ def _compare(arguments: argparse.Namespace) -> int:
 def _compare_in(comparison: Comparison, arguments: argparse.Namespace) -> int:
     neurons = list(dict.fromkeys(arguments.neurons or ("lif", "qif")))
     runs = Runs(arguments.out / "runs.json", comparison)
-    if runs.records:
-        print(f"{runs.path} has {len(runs.records)} finished runs, which are not done again")
+    if len(runs):
+        print(f"{runs.path} has {len(runs)} finished runs, which are not done again")
 
-    def report(record: dict[str, Any]) -> None:
-        shown = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in record["params"].items())
+    def report(run: Trial) -> None:
+        at, found = run.setting, run.result
+        shown = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in at["sampled"].items())
         print(
-            f"{record['part']:7s} {record['neuron']:5s} trial {record['number']:3d} seed {record['seed']:3d}  accuracy "
-            f"{record['accuracy']:.4f}  {record.get('failed', shown)}",
+            f"{at['part']:7s} {at['neuron']:5s} trial {at['number']:3d} seed {at['seed']:3d}  accuracy "
+            f"{found['accuracy']:.4f}  {found.get('failed', shown)}",
             flush=True,
         )
 

@@ -25,12 +25,12 @@ pytest.importorskip("optuna")
 SMALL = Comparison(limit=40, hidden=(5,), epochs=1, batch=16)
 
 
-def without_seconds(records):
-    def plain(record):
-        history = [{k: v for k, v in row.items() if k != "seconds"} for row in record["history"]]
-        return {**record, "history": history}
+def without_seconds(runs):
+    def plain(run):
+        history = [{k: v for k, v in row.items() if k != "seconds"} for row in run.result["history"]]
+        return {**run.setting, **run.result, "history": history}
 
-    return [plain(record) for record in records]
+    return [plain(run) for run in runs]
 
 
 def test_both_neurons_are_searched_alike():
@@ -92,23 +92,21 @@ def test_a_comparison_that_was_cut_off_goes_on_as_if_it_had_not_been(tmp_path):
     again = Runs(path, SMALL)
     done = []
     compare(again, **arguments, report=done.append)
-    assert len(done) == len(whole.records) - 5
-    assert without_seconds(again.records) == without_seconds(whole.records)
+    assert len(done) == len(whole) - 5
+    assert without_seconds(again) == without_seconds(whole)
     compare(again, **arguments, report=lambda record: pytest.fail("done again"))
 
-    seeds = {
-        part: {record["seed"] for record in whole.records if record["part"] == part} for part in ("search", "test")
-    }
+    seeds = {part: {run.setting["seed"] for run in whole if run.setting["part"] == part} for part in ("search", "test")}
     assert not seeds["search"] & seeds["test"]
     summary = summarise(whole, ("lif", "qif"))
     for neuron in ("lif", "qif"):
         tests = whole.of("test", neuron)
-        assert summary[neuron]["test"] == [record["accuracy"] for record in tests]
-        assert all(record["params"] == summary[neuron]["params"] for record in tests)
+        assert summary[neuron]["test"] == [run.result["accuracy"] for run in tests]
+        assert all(run.setting["sampled"] == summary[neuron]["params"] for run in tests)
         trials = whole.of("search", neuron)
-        best = max(trials, key=lambda record: record["accuracy"])
-        assert best["params"] == summary[neuron]["params"]
-        assert {len(record["history"]) for record in trials} == {2}
+        best = max(trials, key=lambda trial: trial.result["accuracy"])
+        assert best.setting["sampled"] == summary[neuron]["params"]
+        assert {len(trial.result["history"]) for trial in trials} == {2}
         assert summary[neuron]["trials"] == 2
 
 
@@ -116,8 +114,8 @@ def test_a_run_that_fails_counts_as_zero_and_says_why(tmp_path, monkeypatch):
     monkeypatch.setattr(search, "MOST_SPIKES", 1)
     runs = Runs(tmp_path / "runs.json", SMALL)
     compare(runs, ["qif"], trials=1, finalists=0, seeds=1)
-    assert [record["accuracy"] for record in runs.records] == [0.0, 0.0]
-    assert all("max_spikes=5" in record["failed"] for record in runs.records)
+    assert [run.result["accuracy"] for run in runs] == [0.0, 0.0]
+    assert all("max_spikes=5" in run.result["failed"] for run in runs)
     assert summarise(runs, ["qif"])["qif"]["trials failed"] == 1
 
 

@@ -29,7 +29,7 @@ import torch
 from ...exact.functional import EventBudgetError
 from ...exact.initialisation import InactiveError
 from ..figures import colours_of, figure, integer_ticks, legend_below
-from ..records import Records, Setting, Trial
+from ..records import Records, Result, Setting, Trial
 from ..training import NonFiniteError
 from ..tuning import search
 from .data import SpikeData, load, select
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 __all__ = ["Comparison", "Runs", "compare", "draw", "space", "summarise", "validation_split"]
-
-Record = dict[str, Any]
 
 MOST_SPIKES = 200
 """Spikes in a sample, for each neuron of the largest hidden layer, at which a run counts as failed."""
@@ -162,34 +160,18 @@ class Runs(Records):
                         "the same options to go on"
                     )
 
-    @property
-    def records(self) -> list[Record]:
-        """All runs in order, see :meth:`of`."""
-        return [_record(trial) for trial in self]
+    def of(self, part: str, neuron: str, **entries: Any) -> list[Trial]:
+        """Return the runs of ``"search"``, ``"confirm"`` or ``"test"`` in order; ``entries`` are further settings.
 
-    def of(self, part: str, neuron: str, **entries: Any) -> list[Record]:
-        """The runs of one part of the comparison in order.
-
-        Args:
-            part: ``"search"``, ``"confirm"`` or ``"test"``.
-            neuron: Name of the neuron.
-            entries: Further entries of their settings.
-
-        Returns:
-            Dictionaries of part, neuron, number (of the trial), seed, params, accuracy and history, and, for a run
-            that failed, the reason as ``"failed"``.
+        A setting has the trial's number, its seed, and its hyperparameters as ``"sampled"``. A result has accuracy and
+        history, and, for a run that failed, the reason as ``"failed"``.
         """
-        return [_record(trial) for trial in self.matching({"part": part, "neuron": neuron, **entries})]
-
-
-def _record(trial: Trial) -> Record:
-    setting = {name: value for name, value in trial.setting.items() if name in _SETTING}
-    return {**setting, "params": setting.pop("sampled"), **trial.result}
+        return self.matching({"part": part, "neuron": neuron, **entries})
 
 
 def compare(
     runs: Runs, neurons: Sequence[str] = ("lif", "qif"), trials: int = 40, finalists: int = 5, confirmations: int = 2,
-    seeds: int = 5, report: Callable[[Record], None] = lambda record: None,
+    seeds: int = 5, report: Callable[[Trial], None] = lambda run: None,
 ) -> None:  # fmt: skip
     """Run everything that is not recorded in ``runs`` yet, and record it there.
 
@@ -200,7 +182,7 @@ def compare(
         finalists: Number of best trials that are trained again.
         confirmations: Further seeds for each of them.
         seeds: Seeds of the test.
-        report: Called with every run once it is done, see :meth:`Runs.of`.
+        report: Called with every run once it is done.
 
     Raises:
         ImportError: Optuna is missing.
@@ -220,46 +202,42 @@ def compare(
         settings = comparison.settings(setting["neuron"], setting["sampled"], setting["seed"])
         data = whole(settings.duration, settings.latest)
         result = _train(settings, data if setting["part"] == "test" else validation_split(data))
-        report(_record(runs.add(setting, result, time.process_time() - began)))
-
-    def again(part: str, record: Record, seed: int) -> None:
-        entries = {"neuron": record["neuron"], "number": record["number"], "sampled": record["params"]}
-        run({**comparison.entries(), "part": part, "seed": seed, **entries})
+        report(runs.add(setting, result, time.process_time() - began))
 
     for trial in range(trials):
         for neuron in neurons:
             common = {**comparison.entries(), "part": "search", "neuron": neuron, "seed": 0}
             run(search(space(comparison.dataset), common, lambda values: {}, runs, trial + 1)[-1])
     for neuron in neurons:
-        for record in _best_first(runs, neuron)[:finalists]:
+        for best in _best_first(runs, neuron)[:finalists]:
             for seed in range(1, confirmations + 1):
-                again("confirm", record, seed)
+                run({**best.setting, "part": "confirm", "seed": seed})
     for seed in range(TEST_SEEDS, TEST_SEEDS + seeds):
         for neuron in neurons:
-            again("test", chosen(runs, neuron), seed)
+            run({**chosen(runs, neuron).setting, "part": "test", "seed": seed})
 
 
-def chosen(runs: Runs, neuron: str) -> Record:
+def chosen(runs: Runs, neuron: str) -> Trial:
     """Choose the trial with the best mean validation accuracy among the confirmed ones, or among all if none is."""
     ranked = _best_first(runs, neuron)
-    confirmed = [record for record in ranked if runs.of("confirm", neuron, number=record["number"])]
-    return max(confirmed or ranked, key=lambda record: validation(runs, record))
+    confirmed = [trial for trial in ranked if runs.of("confirm", neuron, number=trial.setting["number"])]
+    return max(confirmed or ranked, key=lambda trial: validation(runs, trial))
 
 
-def validation(runs: Runs, record: Record) -> float:
+def validation(runs: Runs, trial: Trial) -> float:
     """Average the validation accuracy of a trial over its seeds."""
-    again = runs.of("confirm", record["neuron"], number=record["number"])
-    return statistics.fmean([record["accuracy"], *(one["accuracy"] for one in again)])
+    again = runs.of("confirm", trial.setting["neuron"], number=trial.setting["number"])
+    return statistics.fmean(run.result["accuracy"] for run in (trial, *again))
 
 
-def _best_first(runs: Runs, neuron: str) -> list[Record]:
-    return sorted(runs.of("search", neuron), key=lambda record: -record["accuracy"])
+def _best_first(runs: Runs, neuron: str) -> list[Trial]:
+    return sorted(runs.of("search", neuron), key=lambda trial: -trial.result["accuracy"])
 
 
-def _train(settings: Settings, data: SpikeData) -> Record:
+def _train(settings: Settings, data: SpikeData) -> Result:
     """Train, and return the final accuracy (0 if the run failed), the history and the reason of a failure."""
     history: list[dict[str, float]] = []
-    result: Record = {}
+    result: Result = {}
     try:
         fit(build(settings, data.train.channels, data.classes), data, settings, history.append)
     except (EventBudgetError, InactiveError, NonFiniteError) as error:
@@ -268,7 +246,7 @@ def _train(settings: Settings, data: SpikeData) -> Record:
     return {**result, "accuracy": accuracy, "history": history}
 
 
-def summarise(runs: Runs, neurons: Sequence[str]) -> dict[str, Record]:
+def summarise(runs: Runs, neurons: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Summarise a finished comparison by neuron.
 
     Returns:
@@ -279,18 +257,18 @@ def summarise(runs: Runs, neurons: Sequence[str]) -> dict[str, Record]:
     """
     summary = {}
     for neuron in neurons:
-        best, trials = chosen(runs, neuron), runs.of("search", neuron)
-        tests = runs.of("test", neuron, number=best["number"])
-        sound = [record["history"] for record in tests if "failed" not in record]
+        best, trials = chosen(runs, neuron), [trial.result for trial in runs.of("search", neuron)]
+        tests = [run.result for run in runs.of("test", neuron, number=best.setting["number"])]
+        sound = [result["history"] for result in tests if "failed" not in result]
         epochs = [row for history in sound for row in history[1:]]
-        accuracies = [record["accuracy"] for record in tests]
+        accuracies = [result["accuracy"] for result in tests]
         summary[neuron] = {
-            "params": best["params"],
+            "params": best.setting["sampled"],
             "validation": validation(runs, best),
             "trials": len(trials),
-            "trials failed": sum("failed" in record for record in trials),
-            "trials median": statistics.median(record["accuracy"] for record in trials),
-            "trials above 0.9": sum(record["accuracy"] > 0.9 for record in trials),
+            "trials failed": sum("failed" in result for result in trials),
+            "trials median": statistics.median(result["accuracy"] for result in trials),
+            "trials above 0.9": sum(result["accuracy"] > 0.9 for result in trials),
             "test": accuracies,
             "test mean": statistics.fmean(accuracies),
             "test deviation": statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0,
@@ -325,10 +303,10 @@ def draw(runs: Runs, neurons: Sequence[str], path: Path) -> None:
 
 def _draw(runs: Runs, neurons: Sequence[str], axes: Any) -> None:
     for neuron, colour in colours_of(neurons).items():
-        trials = sorted((record["accuracy"] for record in runs.of("search", neuron)), reverse=True)
+        trials = [trial.result["accuracy"] for trial in _best_first(runs, neuron)]
         axes[0].plot(range(1, len(trials) + 1), trials, ".-", color=colour, label=neuron.upper())
-        tests = runs.of("test", neuron, number=chosen(runs, neuron)["number"])
-        histories = [record["history"] for record in tests if "failed" not in record]
+        tests = runs.of("test", neuron, number=chosen(runs, neuron).setting["number"])
+        histories = [run.result["history"] for run in tests if "failed" not in run.result]
         for axis, name, style in (
             (axes[1], "accuracy", ".-"), (axes[2], "silent", ".-"), (axes[3], "grad_norm", ".-"),
             (axes[3], "grad_norm_max", ".:"),
