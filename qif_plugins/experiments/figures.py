@@ -49,7 +49,8 @@ def plot_curves(path: Path, curves: Iterable[Curve], title: str, y_label: str) -
     panels = list(dict.fromkeys(curve.panel for curve in curves))
     labels = list(dict.fromkeys(curve.label for curve in curves))
     colours = colours_of(labels)
-    with _figure(path, (1.2 + 4.4 * len(panels), 4.6), columns=len(panels)) as (figure, all_axes):
+    with figure(path, (1.2 + 4.4 * len(panels), 4.6)) as drawn:
+        all_axes = drawn.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for panel, axes in zip(panels, all_axes, strict=True):
             for curve in (curve for curve in curves if curve.panel == panel):
                 style = {"color": colours[curve.label], "marker": MARKERS[labels.index(curve.label) % len(MARKERS)]}
@@ -66,8 +67,8 @@ def plot_curves(path: Path, curves: Iterable[Curve], title: str, y_label: str) -
             integer_ticks(axes.xaxis)
             axes.grid(alpha=0.3)
         all_axes[0].set_ylabel(y_label)
-        legend_below(figure, all_axes[-1])
-        figure.suptitle(title)
+        legend_below(drawn, all_axes[-1])
+        drawn.suptitle(title)
 
 
 def colours_of(labels: Iterable[str]) -> dict[str, str]:
@@ -126,7 +127,8 @@ def plot_phase(
     shown = [*starts, theta, *passage, *(point.v for point in points)]
     span = max(shown) - min(shown) or 1.0
     lo, hi = min(shown) - 0.5 * span, max(shown) + 0.15 * span
-    with _figure(path, (8.4, 7.6)) as (_, (axes,)):
+    with figure(path, (8.4, 7.6)) as drawn:
+        axes = drawn.subplots()
         grid = [lo + (hi - lo) * k / 400 for k in range(401)]
         images = [params.map(v) + current for v in grid]
         axes.plot(grid, images, color="black", linewidth=2, label=f"h = f(v) {current:+g}" if current else "h = f(v)")
@@ -175,7 +177,8 @@ def plot_overhead(
         reported: The range of overheads that the paper reports.
         title: Title of the figure.
     """
-    with _figure(path, (7.2, 5.4)) as (figure, (axes,)):
+    with figure(path, (7.2, 5.4)) as drawn:
+        axes = drawn.subplots()
         axes.axhspan(
             *(100 * value for value in reported), color="0.5", alpha=0.2, linewidth=0, label="arXiv 2510.05168 reports"
         )
@@ -193,7 +196,7 @@ def plot_overhead(
         axes.set_ylabel("energy of QIF over LIF (%)")
         axes.set_title(title)
         axes.grid(alpha=0.3, which="both")
-        legend_below(figure, axes, 2)
+        legend_below(drawn, axes, 2)
 
 
 def require_matplotlib(*paths: Path) -> None:
@@ -241,13 +244,6 @@ def figure(path: Path, size: tuple[float, float], dpi: int = 150) -> Iterator[An
     undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(form)
     with replacing(path) as beside:
         drawn.savefig(beside, format=form, metadata=undated)
-
-
-@contextmanager
-def _figure(path: Path, size: tuple[float, float], columns: int = 1) -> Iterator[tuple[Any, Any]]:
-    """Provide a figure with ``columns`` panels side by side, and write it as :func:`figure` does."""
-    with figure(path, size) as drawn:
-        yield drawn, drawn.subplots(1, columns, sharey=True, squeeze=False)[0]
 
 
 def _draw_cobweb(axes: Any, path: Sequence[float], colour: str) -> None:
