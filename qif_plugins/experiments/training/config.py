@@ -315,10 +315,8 @@ def _unknown(name: str) -> ValueError:
 
 def unknown_key(name: str, known: Sequence[str], otherwise: str) -> ValueError:
     """Make the error for a key that does not exist: with the keys that are like it, or else with ``otherwise``."""
-    parts = {key.rpartition(".")[2] for key in known}
-    near = difflib.get_close_matches(name.rpartition(".")[2], parts, 3, 0.7)
+    near = difflib.get_close_matches(name.rpartition(".")[2], {key.rpartition(".")[2] for key in known}, 3, 0.6)
     close = [key for part in near for key in known if key.endswith(f".{part}")]
-    close = list(dict.fromkeys([*close, *difflib.get_close_matches(name, known, 3, 0.6)]))
     hint = f"did you mean {' or '.join(close)}?" if close else f"choose from {otherwise}"
     return ValueError(f"unknown configuration key {name!r}; {hint}")
 
