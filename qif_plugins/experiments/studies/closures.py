@@ -198,11 +198,11 @@ def _finding(points: Points) -> str:
     missing = sum(point["free"] is None for point in points.points)
     correlation = fmean(point["input"][2] for point in points.points)
     return (
-        f"Given the measured input, the reset closure is nearer to the measurement than the free one at "
-        f"{_shares(both, lambda reset, free: abs(reset) < abs(free))} of the points (a layer of a network at an epoch) "
-        f"where both converge; the free closure does not at {missing} of {len(points.points)}. The input of one step "
-        f"and the next correlate by {correlation:.2f} on average, where the closures assume 0, and the reset closure "
-        f"is above the measurement at {_shares(settled, lambda reset, free: reset > 0)} of its points."
+        f"Given the measured input of a layer at an epoch, the reset closure is nearer to the measurement than the "
+        f"free one in {_shares(both, lambda reset, free: abs(reset) < abs(free))} of the cases where both converge; "
+        f"the free closure does not converge in {missing} of {len(points.points)} cases. The inputs of successive "
+        f"steps have a mean correlation of {correlation:.2f}, where the closures assume 0, and the reset closure is "
+        f"above the measurement in {_shares(settled, lambda reset, free: reset > 0)} of the cases."
     )
 
 

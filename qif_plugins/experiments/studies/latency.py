@@ -64,12 +64,12 @@ def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
         [where, f"`{ours}`", lif, f"{geometric_mean(values):.2f}", f"{min(values):.2f}", f"{max(values):.2f}"]
         for where, ours, lif, values in summary
     ]
-    header = ["", "QIF", "beside", "time over LIF's, mean", "least", "largest"]
+    header = ["", "QIF", "compared with", "time over LIF's, mean", "least", "largest"]
     _draw(files, picture)
     method = (
         "`qif bench` repeats all peers one after another on the same input. Times are medians over the repetitions; a "
         "ratio is the quotient of two median ratios to `qif` within a repetition. The benchmark has no seeds, and its "
-        "medians carry no standard deviation; how often a size was repeated stands beside it. Below 1 QIF is "
+        "medians carry no standard deviation; the first column has the number of repetitions. Below 1 QIF is "
         "faster. `qif` runs the backend that the machine's line names; averages over sizes are geometric, with the "
         "least and the largest."
     )

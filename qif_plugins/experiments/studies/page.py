@@ -13,14 +13,17 @@ from . import STUDIES
 
 __all__ = ["Body", "table", "write_index", "write_page"]
 
+LONGEST = 20
+"""Lines of the longest table that the index repeats."""
+
 
 @dataclass(frozen=True)
 class Body:
     """The part of a page that a study writes from its trials.
 
     Attributes:
-        finding: At most two sentences that say what the numbers show. They stand in the index too.
-        sections: Markdown. The first is the table with the numbers behind the finding, and stands in the index too;
+        finding: At most two sentences that say what the numbers show; the index repeats them.
+        sections: Markdown. The first is the table with the numbers behind the finding, which the index repeats;
             then come further tables, with a sentence on each that needs one.
         method: The networks and the training, and how the grid was thinned.
     """
@@ -48,18 +51,20 @@ def write_page(
 
 
 def write_index(folder: Path) -> None:
-    """Write ``index.md``: title, finding and first table of every page there is."""
+    """Write ``index.md``: title, finding and first table, unless it is long, of every page there is."""
     parts = [
         "# Studies",
-        "`qif study` runs these experiments, stores every trial in the JSON file beside its page, and writes the page "
-        "from it; `qif study windows --jobs 2` runs one, two trials at a time, and goes on where it was stopped. "
-        "Numbers are mean ± standard deviation over seeds, intervals hold with 95 %.",
+        "`qif study NAME` runs one of these experiments, stores every trial in the JSON file next to its page, and "
+        "writes the page from it. With `--jobs 2` it runs two trials at a time; if it is stopped, it goes on from "
+        "there the next time. Numbers are mean ± standard deviation over seeds, and intervals are 95 % intervals.",
     ]
     for name in STUDIES:
         page = folder / f"{name}.md"
         if page.exists():
             title, _, finding, first = page.read_text(encoding="utf-8").split("\n\n", 4)[:4]
-            parts += [f"## [{title.removeprefix('# ')}]({page.name})", finding, first]
+            parts += [f"## [{title.removeprefix('# ')}]({page.name})", finding]
+            if len(first.splitlines()) <= LONGEST:
+                parts.append(first)
     _write(folder / "index.md", parts)
 
 

@@ -206,9 +206,9 @@ def _finding(
     by_network = (
         f"Significantly worse than LIF (Holm): {len(lost)} of {tested}{_named(lost)}; better: {len(won)}{_named(won)}."
         if tested
-        else "One seed alone says nothing of a single network."
+        else "From one seed nothing follows for a single network."
     )
-    return f"Over {len(found)} networks, {_label(*main)} less LIF: {interval(over)} on average. {by_network}"
+    return f"Mean of {_label(*main)} less LIF over the networks ({len(found)}): {interval(over)}. {by_network}"
 
 
 def _named(names: Sequence[str]) -> str:

@@ -89,7 +89,7 @@ def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
         f"of the tables below whose difference from `{BASELINE}`, the default when this was recorded, is significant. "
         "Cosine and norm ratio are those of the surrogate gradient to the true one, over the networks where every "
         "surrogate's is resolved; the last column has the cosine of the gradient without noise, as training uses it.",
-        f"[J]'s window, `paper`, beside `{REFERENCE}`:",
+        f"[J]'s window, `paper`, compared with `{REFERENCE}`:",
         _against_reference(trained, compared),
     ]
     for variant in trained.variants:
@@ -203,10 +203,10 @@ def _finding(trained: Trainings, compared: Comparisons) -> str:
         losses.append(f"{len(worse)} of {cells} cells with {neuron.upper()}")
         closer += _closer(compared, neuron)
     return (
-        f"In some cells significantly more accurate than `{BASELINE}`, the default when this was recorded, and in none "
-        f"less: {', '.join(gains)}. The paper's window is significantly less accurate than `{REFERENCE}` in "
-        f"{' and '.join(losses)}, and its gradient is closer to the true one in {sum(closer)} of {len(closer)} "
-        "comparisons."
+        f"Significantly more accurate than `{BASELINE}`, the default when this was recorded, in some cells of the "
+        f"tables below, and less accurate in none, are {', '.join(gains)}. The paper's window is significantly less "
+        f"accurate than `{REFERENCE}` in {' and '.join(losses)}; its gradient is closer to the true one in "
+        f"{sum(closer)} of {len(closer)} comparisons."
     )
 
 
