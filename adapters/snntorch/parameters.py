@@ -85,8 +85,7 @@ class Parameters(QIFLayer):
         value = value if name == "dynamics" else checked_argument(name, value)
         chosen, decides = self._chosen(), name == "dynamics" or name in MAP
         if name != "threshold":
-            current = self.qif_parameters if decides else self._current.params
-            chosen = chosen.assigned(name, value, current, self._open_to_leak)
+            chosen = chosen.assigned(name, value, self.qif_parameters if decides else None, self._open_to_leak)
         if decides:
             self._open_to_leak = False
         else:

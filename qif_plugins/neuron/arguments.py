@@ -102,7 +102,9 @@ class MapArguments:
         shown = ", ".join(f"{name}={number(value)}" for name, value in self.set_aside.items())
         return f", {shown} set aside" if shown else ""
 
-    def assigned(self, name: str, value: Any, current: QIFParameters, open_to_leak: bool = False) -> MapArguments:
+    def assigned(
+        self, name: str, value: Any, current: QIFParameters | None, open_to_leak: bool = False
+    ) -> MapArguments:
         """The arguments after an assignment, the last of which decides.
 
         Args:
@@ -110,20 +112,20 @@ class MapArguments:
                 puts a given map aside (``"explicit"`` keeps the present one, ``None`` leaves it to the other
                 arguments); or an argument of the leak, which is matched from now on.
             value: Its value. ``None`` takes an argument of the leak back.
-            current: The neuron before.
+            current: The neuron before; an argument of the leak needs none.
             open_to_leak: Whether :func:`~qif_plugins.swap` chose the map, not the user. Default False.
 
         Raises:
             ValueError: An unknown ``dynamics``, or a leak that would have no effect, since ``dynamics="paper"`` or a,
                 u1, u2 were given.
         """
-        present = {root: one_number(getattr(current, root)) for root in MAP}
-        if name == "dynamics" and value == "explicit":
-            return self if self.decided == "explicit" else MapArguments(None, present, self.leak)
-        if name == "dynamics":
+        if name == "dynamics" and value != "explicit":
             return MapArguments(value, self.given if value is None else {}, self.leak)
-        if name in MAP:
-            return MapArguments(None, present | {name: value}, self.leak)
+        if name == "dynamics" and self.decided == "explicit":
+            return self
+        if name == "dynamics" or name in MAP:
+            changed = {} if name == "dynamics" else {name: value}
+            return MapArguments(None, {root: one_number(getattr(current, root)) for root in MAP} | changed, self.leak)
         if not open_to_leak and (self.dynamics == "paper" or self.given):
             what = "dynamics='paper'" if self.dynamics else ", ".join(self.given)
             raise ValueError(

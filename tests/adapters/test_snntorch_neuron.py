@@ -1,5 +1,6 @@
 """``QIF`` against its equations, and against ``snn.Leaky`` where the quadratic term vanishes."""
 
+import copy
 import inspect
 import re
 
@@ -467,6 +468,16 @@ class TestChangesAreNoticed:
         for mine, theirs in zip(after[2:], before[2:], strict=True):
             assert mine.keys() == theirs.keys()
             assert all(mine[key] is theirs[key] for key in mine)
+
+    @pytest.mark.parametrize("name", ["beta", "threshold", "a", "dynamics"])
+    def test_a_copy_takes_an_assignment_before_it_runs(self, name):
+        value = {"beta": torch.tensor(0.5), "threshold": torch.tensor(0.7), "a": 0.03, "dynamics": "paper"}[name]
+        neuron = QIF(0.9)
+        twin = copy.deepcopy(neuron)
+        for one in (neuron, twin):
+            setattr(one, name, value)
+        assert twin.qif_parameters == neuron.qif_parameters
+        assert twin.surrogate == neuron.surrogate
 
     def test_a_window_takes_the_place_of_a_given_surrogate(self):
         neuron = QIF(0.9, spike_grad=surrogate.atan())
