@@ -15,7 +15,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
-from ..convert.script import NAMES, Patch
+from ..convert.script import Patch
+from ..convert.standins import NAMES
 from ..convert.watch import Rate
 from .options import NOTHING_BUILT
 

@@ -19,7 +19,7 @@ from ..support.names import unknown
 from .find import Site, Survey, survey
 from .hosts import HOSTS, Host, Plan, Request, loaded_hosts
 from .norms import convert_norms
-from .rates import Expected, compared, expected, measured_rates
+from .rates import FACTOR, Expected, compared, expected, measured_rates
 from .rebuild import rebuild, replaced, restore
 from .report import Row, SwapReport
 
@@ -166,11 +166,16 @@ def _with_rates(rows: list[Row], found: Survey, lif: list[Expected | None], meas
         for site, before in zip(found.sites, lif, strict=True)
     ]
     gain_changed = any(a and b and abs(a.gain - b.gain) > 1e-3 * abs(b.gain) for a, b in zip(after, lif, strict=True))
-    rated = []
+    rated, rates_change = [], False
     for row, site, before, now in zip(rows, found.sites, lif, after, strict=False):
         if row.changed or site.name in measured:
             rate, said = compared(before, now, bool(site.norms), row.changed, gain_changed)
+            if rates_change and not site.norms and rate is not None and site.name not in measured:
+                said.append(
+                    "the rates of neurons before it change, and with them its input: example_input=... shows it"
+                )
             row = dataclasses.replace(row, why="; ".join([row.why, *said]), rate=rate)
+            rates_change |= rate is not None and max(rate) > FACTOR * min(rate)
         rated.append(row)
     return rated + rows[len(rated) :]
 

@@ -24,7 +24,7 @@ from .hosts import Host
 from .trial import reset_state, trial
 from .walk import Site, neurons
 
-__all__ = ["Dynamics", "compared", "expected", "leaky", "mean_of", "measured_rates", "quadratic"]
+__all__ = ["FACTOR", "Dynamics", "compared", "expected", "leaky", "mean_of", "measured_rates", "quadratic"]
 
 STEPS, NEURONS = 16, 4096
 FACTOR = 2.0

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ..support.randomness import unchanged_randomness
 from .hosts import Host
 
-__all__ = ["Call", "on_trial", "reset_state", "trial"]
+__all__ = ["Call", "bare", "on_trial", "reset_state", "trial"]
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,17 @@ def trial(model: nn.Module, hosts: Sequence[Host]) -> Iterator[nn.Module]:
             yield twin
     finally:
         _ON_TRIAL.reset(token)
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """Take a model out of DistributedDataParallel, DataParallel and torch.compile."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            inner = model.module
+        if inner is None:
+            return model
+        model = inner
 
 
 def reset_state(model: nn.Module) -> None:

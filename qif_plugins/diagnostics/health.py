@@ -51,7 +51,8 @@ class LayerHealth(MeasuredLayer):
             σ_I² E[w²]/(r(1 - r)) and the memory's part, all from what was measured (docs/mathematics.md).
         gradient_square: Sum of squares of the gradient that arrives at its spikes.
         advice: What keeps the layer from training, each with its cure; empty for a healthy layer.
-        causes: Which of :data:`~.advice.CAUSES` the advice names.
+        causes: The causes that the advice names: ``"memory"``, ``"window's width"``, ``"window's scale"``,
+            ``"input's scale"``, ``"rebound"``.
     """
 
     window_share: float = math.nan
@@ -77,7 +78,7 @@ class HealthReport:
     Attributes:
         layers: One entry for each layer, in the model's order.
         advice: What keeps the network as a whole from training, each with its cure.
-        causes: Which of :data:`~.advice.CAUSES` the advice on the network and on its layers names.
+        causes: The causes that the advice on the network and on its layers names, as in :class:`LayerHealth`.
     """
 
     layers: tuple[LayerHealth, ...]

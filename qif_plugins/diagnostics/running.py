@@ -10,23 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..convert.trial import reset_state
+from ..convert.trial import bare, reset_state
 from ..support.randomness import unchanged_randomness
 
 __all__ = ["Batches", "bare", "check_steps", "input_of", "preserved", "reset_state", "run_all", "run_on"]
 
 Batches = Iterable[Any] | Tensor | Callable[[nn.Module], Any]
-
-
-def bare(model: nn.Module) -> nn.Module:
-    """Take a model out of DistributedDataParallel, DataParallel and torch.compile."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-            inner = model.module
-        if inner is None:
-            return model
-        model = inner
 
 
 @contextlib.contextmanager

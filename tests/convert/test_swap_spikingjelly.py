@@ -1240,6 +1240,16 @@ class TestTheReportOfTheRates:
         assert "WARNING: close to saturation" in report.rows[1].why or "WARNING: saturated" in report.rows[1].why
         assert "swap(model, dynamics='lif') keeps LIF's gain in every neuron" in report.rows[1].why
 
+    def test_without_an_example_say_whose_input_they_cannot_know(self):
+        net = nn.Sequential(
+            layer.Linear(6, 8), neuron.LIFNode(), layer.Linear(8, 8), layer.BatchNorm1d(8), neuron.LIFNode(),
+            layer.Linear(8, 8), neuron.LIFNode(), layer.Linear(8, 3),
+        )  # fmt: skip
+        first, normed, last = swap(net).rows
+        assert normed.rate[1] > 2 * normed.rate[0]
+        assert "the rates of neurons before it change" in last.why
+        assert "the rates of neurons before it" not in first.why + normed.why
+
     def test_tell_of_a_readout_that_falls_silent(self):
         net = nn.Sequential(layer.Linear(6, 64), neuron.LIFNode(), layer.Linear(64, 3), neuron.LIFNode())
         functional.set_step_mode(net, "m")
