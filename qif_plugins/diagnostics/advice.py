@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..convert.find import survey
 from ..convert.hosts import loaded_hosts
 from ..convert.norms import is_tdbn
+from ..convert.trial import Call
 from ..neuron.module import QIFLayer
 from ..support.text import percent, plus_minus
 from .statistics import average
@@ -70,7 +72,7 @@ class InputPlace:
 
     Attributes:
         cure: Advice on its scale, as an imperative that begins in lower case.
-        normed: Whether a norm feeds it, as far as the order of registration tells.
+        normed: Whether it is known that a norm feeds it.
     """
 
     cure: str
@@ -309,13 +311,23 @@ def on_runaway(layer: QIFLayer, mean: float, std: float) -> str:
     )
 
 
-def input_places(model: nn.Module, layers: Mapping[str, QIFLayer]) -> dict[str, InputPlace]:
+def input_places(
+    model: nn.Module, layers: Mapping[str, QIFLayer], example: Call | None = None
+) -> dict[str, InputPlace]:
     """Find for each layer, by name, the norm that scales its input, and what to do about that scale.
 
-    Which norm feeds a layer follows from the order of registration, as in :func:`~qif_plugins.swap`. Converting norms
-    inserts none, so that a layer without one gets other advice.
+    Which norm feeds a layer follows from the order of registration, as in :func:`~qif_plugins.swap`, or else from the
+    data flow of the example. Converting norms inserts none, so that a layer without one gets other advice.
+
+    Args:
+        model: The model.
+        layers: Its QIF layers by name.
+        example: A call of the model; ``None`` (default) for the order alone.
     """
     found = survey(model, loaded_hosts())
+    if found.norms_blind and example is not None:
+        with contextlib.suppress(ValueError):
+            found = survey(model, loaded_hosts(), example)
     sites = {id(site.module): site for site in found.sites}
     places = {}
     for name, layer in layers.items():

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ..convert.trial import Call
 from ..neuron.module import QIFLayer
 from ..neuron.moments import MomentClosureError
 from ..neuron.observe import Observation
@@ -247,7 +248,8 @@ def health(
             raise ValueError("the batch is empty: no neuron received a value. Pass one with at least one sample.")
         value = _direction(output) if loss is None else _loss(loss, output, target, steps)
         gradients = _gradients(statistics, value)
-    places = input_places(inner, layers)
+    flow = None if callable(batch) else Call((input_of(inner, batch),), drive=lambda one, x: run_on(one, x, steps))
+    places = input_places(inner, layers, flow)
     rows = tuple(_row(name, layers[name], statistics[name], gradients[name], places[name]) for name in layers)
     found = advise_network(rows, layers, places)
     causes = dict.fromkeys([cause for cause, _ in found] + [cause for row in rows for cause in row.causes])

@@ -199,6 +199,21 @@ class TestCauses:
         assert before < 0.01
         assert 0.1 < after < 10
 
+    def test_the_windows_width_where_only_the_data_show_which_norm_feeds_what(self):
+        class Grouped(nn.Module):
+            def __init__(self):
+                super().__init__()
+                chain = perceptron(10, window="unbiased")
+                self.neurons, self.layers = nn.ModuleList(chain[2::3]), nn.ModuleList(chain[0:-1:3])
+                self.norms, self.out = nn.ModuleList(chain[1::3]), chain[-1]
+
+            def forward(self, x):
+                for fc, norm, neuron in zip(self.layers, self.norms, self.neurons, strict=True):
+                    x = neuron(norm(fc(x)))
+                return self.out(x)
+
+        assert health(Grouped(), torch.randn(6, 40, 20)).causes == ("window's width",)
+
     def test_no_width_is_blamed_where_no_norm_feeds_the_layers(self):
         model, x = perceptron(10, norm=False, window="unbiased"), torch.randn(6, 40, 20)
         initialise(model, x)
