@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..support.text import text_table
+
 __all__ = ["Row", "SwapReport"]
 
 
@@ -49,12 +51,11 @@ class SwapReport:
         return tuple(row for row in self.rows if not row.changed)
 
     def __str__(self) -> str:
-        lines = [("module", "was", "is now", "spikes/step", "why")]
-        for row in self.rows:
-            rate = "" if row.rate is None else "{:.2g} -> {:.2g}".format(*row.rate)
-            lines.append((row.name or "(the model)", row.was, row.now if row.changed else "left alone", rate, row.why))
-        widths = [max(len(line[column]) for line in lines) for column in range(4)]
-        return "\n".join(
-            "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[4]])
-            for line in lines
-        )
+        rows = [
+            (
+                row.name or "(the model)", row.was, row.now if row.changed else "left alone",
+                "" if row.rate is None else "{:.2g} -> {:.2g}".format(*row.rate), row.why,
+            )
+            for row in self.rows
+        ]  # fmt: skip
+        return text_table(("module", "was", "is now", "spikes/step", "why"), rows, left=5)

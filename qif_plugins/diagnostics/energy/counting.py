@@ -68,6 +68,10 @@ class NeuronCount:
     spikes: int
 
 
+def _total(name: str, doc: str) -> property:
+    return property(lambda operations: sum(getattr(layer, name) for layer in operations.layers), doc=doc)
+
+
 @dataclass(frozen=True)
 class Operations:
     """Operations of everything that ran, part by part and in total.
@@ -80,35 +84,16 @@ class Operations:
     layers: tuple[LayerCount, ...]
     neurons: tuple[NeuronCount, ...]
 
-    @property
-    def macs(self) -> int:
-        """Multiply-accumulates."""
-        return sum(layer.macs for layer in self.layers)
+    macs = _total("macs", "Multiply-accumulates.")
+    synops = _total("synops", "Synaptic operations.")
+    connections = _total("connections", "Synaptic operations if every input had spiked.")
+    padded = _total("padded", "Connections with those to padding.")
+    weights = _total("weights", "Weights that were used.")
 
     @property
     def input_macs(self) -> int:
         """Multiply-accumulates of the layer that ran first."""
         return self.layers[0].macs if self.layers else 0
-
-    @property
-    def synops(self) -> int:
-        """Synaptic operations."""
-        return sum(layer.synops for layer in self.layers)
-
-    @property
-    def connections(self) -> int:
-        """Synaptic operations if every input had spiked."""
-        return sum(layer.connections for layer in self.layers)
-
-    @property
-    def padded(self) -> int:
-        """Connections with those to padding."""
-        return sum(layer.padded for layer in self.layers)
-
-    @property
-    def weights(self) -> int:
-        """Weights that were used."""
-        return sum(layer.weights for layer in self.layers)
 
     @property
     def neuron_steps(self) -> int:
