@@ -261,8 +261,7 @@ class Parameters(QIFLayer):
 
         A constant is the number that was passed, in float32, where its buffer holds that rounded to half precision.
         """
-        buffer, given = getattr(self, name), self._given[name]
-        wide = _wide(buffer)
+        buffer, given, wide = getattr(self, name), self._given[name], self._tensor(name)
         if self._learns(name):
             return wide.clamp(0, MAX_BETA) if name == "beta" else wide
         if wide.numel() != 1:
@@ -272,6 +271,9 @@ class Parameters(QIFLayer):
             if passed.to(buffer.dtype).item() == wide.item():
                 return passed.item()
         return wide.item()
+
+    def _tensor(self, name: str) -> Tensor:
+        return _wide(getattr(self, name))
 
     def _learns(self, name: str) -> bool:
         # Among the parameters functional_call puts its tensors, too.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters.snntorch import QIF
-from ..neuron.parameters import Number, QIFParameters
+from ..neuron.parameters import QIFParameters
 from .hosts import NO_LEAK_BETA, Neuron, Plan, Request, Snapshot, check_arguments, never_fires, no_leak
 from .rates import Dynamics, leaky, quadratic
 from .rebuild import classify, extended, own_code
@@ -35,10 +35,10 @@ class LapicqueQIF(QIF):
         """Run all time steps, as :meth:`QIF.forward_sequence`."""
         return super().forward_sequence(x_seq * (self.time_step / self.C), mem)
 
-    def _learned_numbers(self, constants: tuple[Number | None, ...] = (None, None)) -> tuple[Any, Any]:
+    def _tensor(self, name: str) -> Tensor:
         # The state_dict's beta is exp(-Δt/RC), which Lapicque does not leak with.
-        beta, threshold = super()._learned_numbers(constants)
-        return leak_of_lapicque(self).to(beta.dtype) if constants[0] is None else beta, threshold
+        tensor = super()._tensor(name)
+        return leak_of_lapicque(self).to(tensor.dtype) if name == "beta" else tensor
 
     def init_lapicque(self) -> Tensor:
         """Return the membrane at rest, under Lapicque's name for it."""
