@@ -70,7 +70,11 @@ def parts(rehearse: bool, old: Path) -> list[Part]:
     own = [*python, str(HERE / "gpu.py"), *(["--rehearse"] if rehearse else []), "--child"]
     workers = min(8, (os.cpu_count() or 1) // 2) if find_spec("xdist") else 1
     pytest = [*python, "-m", "pytest", "-q", "-p", "gpu", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
-    pytest += ["-c", str(ROOT / "pyproject.toml"), *(["-n", str(workers)] if workers > 1 else [])]
+    pytest += [
+        "-c",
+        str(ROOT / "pyproject.toml"),
+        *(["-n", str(workers), "--dist", "loadgroup"] if workers > 1 else []),
+    ]
     file = str(ROOT / "tests" / "test_gpu.py")
     bench = [*python, "-m", "qif_plugins.cli", "bench", "--resume", "--device", "cpu" if rehearse else "cuda"]
     bench += ["--seconds", "0.02" if rehearse else "1", *(["--old-spikingjelly", str(old)] if old.exists() else [])]
@@ -106,9 +110,8 @@ def run(
             again = status == "out of time" if turn == 2 else status != "done" or part is todo[0]
             left = end - clock()
             if again and left >= 5:
-                results["parts"][part.name] = execute(
-                    part, left if turn == 2 else min(left, part.seconds * minutes / 8)
-                )
+                limit = left if turn == 2 else min(left, part.seconds * minutes / 8)
+                results["parts"][part.name] = execute(part, limit)
 
 
 def execute(part: Part, limit: float, results: dict[str, Any], work: Path, save: Callable[[], None]) -> dict[str, Any]:
@@ -144,10 +147,8 @@ def execute(part: Part, limit: float, results: dict[str, Any], work: Path, save:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     _take_over(part.book, found, results)
-    # pytest says 5 where nothing is left to run.
-    status = (
-        "out of time" if ended is None else "done" if ended == 0 or (ended == 5 and "pytest" in command) else "failed"
-    )
+    good = (0, 5) if "pytest" in command else (0,)  # 5: nothing was left to run
+    status = "out of time" if ended is None else "done" if ended in good else "failed"
     row = {"status": status, "seconds": round(time.monotonic() - began, 1)}
     return row if status == "done" else {**row, "log": log.read_text(errors="replace")[-4000:]}
 
@@ -362,10 +363,17 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", help="only these parts, by the beginnings of their names")
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, interpreted and emulated")
     parser.add_argument("--child", choices=("machine", "networks"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments, began = parser.parse_args(), time.monotonic()
     if arguments.child:
         {"machine": machine, "networks": networks}[arguments.child](arguments.rehearse)
         return 0
+    try:
+        return _all_parts(arguments, began)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def _all_parts(arguments: argparse.Namespace, began: float) -> int:
     out = arguments.out.resolve()
     results = begin(out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -374,7 +382,8 @@ def main() -> int:
         prepare(work, arguments.wheels, arguments.old_spikingjelly)
         sys.path[:0] = _paths(work)
         if missing := [name for name in NEEDED if find_spec(name) is None]:
-            parser.error(f"not installed: {', '.join(missing)}; put their wheels into the folder of --wheels")
+            raise ValueError(f"not installed: {', '.join(missing)}; put their wheels into the folder of --wheels")
+        page(results)  # imports what saving needs, before the first part begins
 
         def save() -> None:
             _write(out, results)
@@ -385,11 +394,13 @@ def main() -> int:
             results["parts"][part.name] = row = execute(part, limit, results, work, save)
             save()
             print(f"{row['status']} after {row['seconds']} s", flush=True)
+            if part.book == "machine" and not arguments.rehearse and results["machine"].get("device") != "cuda":
+                raise ValueError(f"PyTorch runs on no CUDA card here; --rehearse does without. {row.get('log', '')}")
             return row
 
         chosen = [part for part in parts(arguments.rehearse, work / "old")
                   if any(part.name.startswith(name) for name in arguments.only or [""])]  # fmt: skip
-        run(chosen, results, arguments.minutes, do)
+        run(chosen, results, arguments.minutes - (time.monotonic() - began) / 60, do)
     print(f"wrote {out} and {out.with_suffix('.md')}")
     return 0 if all(row["status"] == "done" for row in results["parts"].values()) else 1
 
