@@ -304,7 +304,7 @@ def _share_of_bandwidth(case: dict[str, Any]) -> float:
 
 
 def _misses(results: dict[str, Any]) -> list[str]:
-    """What the missed targets would take in milliseconds, beside what the profile says is there to be had."""
+    """Compare the milliseconds that the missed targets need with those that the profile leaves to gain."""
     _, bounds = TARGETS
     path = HERE / "results" / f"profile-{results['machine']['name']}.json"
     if not path.exists():

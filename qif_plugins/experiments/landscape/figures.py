@@ -53,10 +53,10 @@ def draw_lines(path: Path, columns: Sequence[Column], x_label: str, smallest: fl
             if column.sample is not None:
                 _draw_sample(axes[2][place], column.sample, column.jumps, colour)
             axes[0][place].set_title(column.title)
-            axes[-1][place].set_xlabel(x_label)
         labels = ("loss of the batch (nats)", "slope of the batch's loss", "loss of one sample (nats)")
         for row, label in zip(axes, labels, strict=False):
             row[0].set_ylabel(label)
+        drawn.supxlabel(x_label, fontsize="medium")  # once, since it is wider than a column
 
 
 def draw_planes(path: Path, planes: Sequence[tuple[str, Plane]], labels: tuple[str, str], smallest: float) -> None:
@@ -79,8 +79,8 @@ def draw_planes(path: Path, planes: Sequence[tuple[str, Plane]], labels: tuple[s
                     pair = (jumping, fixed) if along == 0 else (fixed, jumping)
                     axis.plot(*pair, ".", color=COLOURS[3], markersize=1.5, zorder=5)
             axis.set_title(title)
-            axis.set_xlabel(labels[0])
-        axes[0].set_ylabel(labels[1])
+        drawn.supxlabel(labels[0], fontsize="medium")
+        axes[0].set_ylabel(labels[1].replace(" (", "\n("))
 
 
 def _draw_loss(axes: Any, column: Column, smallest: float, colour: str) -> None:
