@@ -9,12 +9,14 @@ import torch
 pytest.importorskip("accelerate")
 pytest.importorskip("spikingjelly")
 
-from qif_plugins.experiments.names import configurations
-from qif_plugins.experiments.training.config import Config, from_dict, load_config
+from qif_plugins.experiments.data.images import BUNDLED as PACKAGES
+from qif_plugins.experiments.names import BUNDLED, DATA_SETS, SHAPES, configurations
+from qif_plugins.experiments.training.config import Config, DataConfig, from_dict, load_config
 from qif_plugins.experiments.training.data import expected_shape
 from qif_plugins.experiments.training.losses import SequenceLoss, mean_cross_entropy, tet
 from qif_plugins.experiments.training.session import build_model, functional, make_optimizer, make_schedule, prepare
 from qif_plugins.experiments.training.sizes import activations, weights
+from qif_plugins.models import MODELS
 
 pytestmark = pytest.mark.host_independent
 
@@ -44,6 +46,12 @@ def test_they_cover_the_papers_experiments():
     assert {"cifar10", "cifar100", "imagenet", "cifar10dvs_vggsnn", "cifar10dvs_resnet19", "digits", "mnist5k"} == set(
         configurations()
     )
+
+
+def test_every_name_that_an_option_takes_stands_for_something():
+    assert set(SHAPES) == set(MODELS)
+    assert all(expected_shape(DataConfig(name)) for name in DATA_SETS)
+    assert set(BUNDLED) == set(PACKAGES)
 
 
 def test_values_are_set_with_their_types(tmp_path):
