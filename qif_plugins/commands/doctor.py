@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import platform
 import sys
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import __version__
+from ..experiments.bench.machine import installed
 from ..experiments.names import HOSTS
 from ..neuron.functional import qif_multi_step
 from ..neuron.parameters import QIFParameters
@@ -43,9 +43,9 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"{'python':<14}{platform.python_version()} at {sys.executable}")
     print(f"{'torch':<14}{torch.__version__}, {torch.get_num_threads()} threads; CPU kernels run on {which_threads()}")
     for host in HOSTS:
-        print(f"{host:<14}{_version((host,)) or f'not installed; pip install {chr(39)}qif-plugins[{host}]{chr(39)}'}")
+        print(f"{host:<14}{installed(host) or f'not installed; pip install {chr(39)}qif-plugins[{host}]{chr(39)}'}")
     for name, distributions in OPTIONAL.items():
-        print(f"{name:<14}{_version(distributions) or 'not installed'}")
+        print(f"{name:<14}{next(filter(None, map(installed, distributions)), 'not installed')}")
     print(f"{'shortcuts':<14}{_shortcuts()}")
     devices = list(_devices())
     print(f"{'devices':<14}{', '.join(label for _, label in devices)}")
@@ -75,11 +75,6 @@ def _shortcuts() -> str:
         "huge pages": uses_huge_pages(),
     }
     return f"{', '.join(name for name, is_taken in taken.items() if is_taken) or 'none'}; {VARIABLE}=0 turns them off"
-
-
-def _version(distributions: tuple[str, ...]) -> str | None:
-    found = (d.version for name in distributions for d in importlib.metadata.distributions(name=name))
-    return next(found, None)
 
 
 def _devices() -> Iterator[tuple[torch.device, str]]:

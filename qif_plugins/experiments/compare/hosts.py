@@ -10,7 +10,6 @@ decayed input they would hardly ever fire. Their surrogate and reset are the hos
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from ...neuron.norm import TDBatchNorm2d
 from ...support.checkpoints import load_weights
+from ..bench.machine import installed
 from ..data.images import Images
 from ..names import HOSTS
 
@@ -210,12 +210,7 @@ def rebuild(path: Path, content: Mapping[str, Any], images: Images) -> tuple[Hos
 
 def host_version(name: str) -> str | None:
     """Return the installed version of a host, or ``None`` if it is not installed."""
-    if importlib.util.find_spec(name) is None:
-        return None
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown version"
+    return None if importlib.util.find_spec(name) is None else installed(name) or "unknown version"
 
 
 def installed_hosts() -> tuple[str, ...]:
