@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -134,8 +135,8 @@ class _Search:
     def looking(self) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             for name, module in self.model.named_modules():
-                stack.callback(module.register_forward_pre_hook(self._enter(name)).remove)
-                stack.callback(module.register_forward_hook(self._leave(name)).remove)
+                stack.callback(module.register_forward_pre_hook(partial(self._enter, name)).remove)
+                stack.callback(module.register_forward_hook(partial(self._leave, name)).remove)
             yield
 
     def of_parameters(self) -> Finding | None:
@@ -148,29 +149,25 @@ class _Search:
                 )
         return None
 
-    def _enter(self, name: str) -> Callable[..., None]:
-        def look(module: nn.Module, args: Any) -> None:
-            for tensor in _tensors(args):
-                if self.found is None and not _finite(tensor):
-                    self.found = Finding(
-                        name, "forward",
-                        f"the input of {_kind(self.model, name)} is not finite, though every layer before it gave "
-                        "finite values: an operation between layers made it",
-                    )  # fmt: skip
-                self._follow(tensor, self.takers, name)
+    def _enter(self, name: str, module: nn.Module, args: Any) -> None:
+        what = (
+            f"the input of {_kind(self.model, name)} is not finite, though every layer before it gave finite values: "
+            "an operation between layers made it"
+        )
+        self._look(name, args, self.takers, what)
 
-        return look
+    def _leave(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+        self._look(name, output, self.makers, f"{_kind(self.model, name)} made it from finite input")
+        if not name:
+            self.largest = max(
+                (tensor.detach().abs().max().item() for tensor in _tensors(output) if tensor.numel()), default=math.nan
+            )
 
-    def _leave(self, name: str) -> Callable[..., None]:
-        def look(module: nn.Module, args: Any, output: Any) -> None:
-            for tensor in _tensors(output):
-                if self.found is None and not _finite(tensor):
-                    self.found = Finding(name, "forward", f"{_kind(self.model, name)} made it from finite input")
-                if not name and tensor.numel():
-                    self.largest = tensor.detach().abs().max().item()
-                self._follow(tensor, self.makers, name)
-
-        return look
+    def _look(self, name: str, value: Any, roles: dict[int, list[str]], what: str) -> None:
+        for tensor in _tensors(value):
+            if self.found is None and not _finite(tensor):
+                self.found = Finding(name, "forward", what)
+            self._follow(tensor, roles, name)
 
     def _follow(self, tensor: Tensor, roles: dict[int, list[str]], name: str) -> None:
         if not tensor.requires_grad:
