@@ -17,6 +17,8 @@ from ...support.names import unknown
 from ..data.images import Images, load_images
 from ..records import Setting
 from ..training import Batches, NonFiniteError, Trainer
+from ..training.config import OptimizerConfig
+from ..training.session import make_optimizer
 
 try:
     from spikingjelly.activation_based import functional, surrogate
@@ -189,7 +191,10 @@ def train(setting: dict[str, Any], observe: Observer | None = None, model: nn.Mo
 
     batches = Batches.of(data.x, data.y, batch_size=setting["batch_size"], seed=setting["seed"])
     test = Batches.of(data.test_x, data.test_y, batch_size=500, shuffle=False)
-    optimizer = _optimizer(setting, model)
+    kind = "sgd" if setting["optimizer"] == "sgd" else "adamw"
+    optimizer = make_optimizer(
+        OptimizerConfig(kind, setting["lr"], weight_decay=setting.get("weight_decay", 0.0)), model
+    )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, setting["epochs"] * len(batches))
     trainer = Trainer(
         model, optimizer, loss, batches, test=test, scheduler=schedule, epochs=setting["epochs"], train_rates=False,
@@ -209,11 +214,3 @@ def train(setting: dict[str, Any], observe: Observer | None = None, model: nn.Mo
         "rate": rows[-1]["test_rate"],
         "epochs_to_goal": next((epoch for epoch, value in enumerate(accuracies, 1) if value >= GOAL), None),
     }
-
-
-def _optimizer(setting: dict[str, Any], model: nn.Module) -> torch.optim.Optimizer:
-    if setting["optimizer"] == "sgd":
-        return torch.optim.SGD(
-            model.parameters(), setting["lr"], momentum=0.9, weight_decay=setting.get("weight_decay", 0.0)
-        )
-    return torch.optim.AdamW(model.parameters(), setting["lr"], weight_decay=setting.get("weight_decay", 0.0))
