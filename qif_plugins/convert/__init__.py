@@ -106,24 +106,28 @@ def swap(
         return _back(model, hosts)
     request = Request(dynamics, window, parameters)
     found = survey(model, hosts, example_input)
-    if found.blind and readout == "keep":
+    unknown, else_pass = _unknown(found, request, norm, readout)
+    if unknown:
         raise ValueError(
-            f"{found.blind}. Pass example_input=..., the model's argument, so that swap can follow the data, or "
-            "readout='swap' to replace every neuron."
-        )
-    if found.norms_blind and (request.chooses_map or norm == "tdbn"):
-        raise ValueError(
-            f"{found.norms_blind}. Pass example_input=..., the model's argument, so that swap can follow the data, or "
-            "dynamics='paper' or 'lif' for every neuron, with norm='keep'."
-        )
-    stray = [name for name in found.norms if not any(name in site.norms for site in found.sites)]
-    if norm == "tdbn" and stray and any(site.guess for site in found.sites):
-        raise ValueError(
-            f"no neuron follows {', '.join(stray)} in the order of registration, as is the case with the norm of a "
-            "shortcut, so the order does not tell what it feeds. Pass example_input=..., the model's argument, so that "
-            "swap can follow the data."
+            f"{unknown}. Pass example_input=..., the model's argument, so that swap can follow the data{else_pass}."
         )
     return swap_found(found, request, norm, readout, hosts, refuse=True)
+
+
+def _unknown(found: Survey, request: Request, norm: str, readout: str) -> tuple[str, str]:
+    """Say what the choices need to know and is not known, and which other choice does not; empty where all is known."""
+    if found.readout_unknown and readout == "keep":
+        return found.readout_unknown, ", or readout='swap' to replace every neuron"
+    if found.norms_unknown and (request.chooses_map or norm == "tdbn"):
+        return found.norms_unknown, ", or dynamics='paper' or 'lif' for every neuron, with norm='keep'"
+    stray = [name for name in found.norms if not any(name in site.norms for site in found.sites)]
+    if norm == "tdbn" and stray and any(site.guess for site in found.sites):
+        return (
+            f"no neuron follows {', '.join(stray)} in the order of registration, as is the case with the norm of a "
+            "shortcut, so the order does not tell what it feeds",
+            "",
+        )
+    return "", ""
 
 
 def swap_found(
@@ -264,7 +268,7 @@ def _back_site(site: Site) -> Row:
         return _left(site, "not a QIF neuron")
     if replaced(site.module) is not None:
         restore(site.module, site.host)
-        site.host.settle(site.module)
+        site.host.update_derived(site.module)
         why = "its LIF neuron again, with what was set since"
     else:
         try:

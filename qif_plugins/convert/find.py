@@ -31,16 +31,16 @@ class Survey:
     Attributes:
         sites: One for each neuron.
         norms: The normalizations, by name.
-        blind: The reason why the readout is not known; empty where it is.
-        norms_blind: The reason why it is not known what the normalizations feed; empty where it is.
+        readout_unknown: The reason why the readout is not known; empty where it is.
+        norms_unknown: The reason why it is not known what the normalizations feed; empty where it is.
         handwritten: Classes of no host that have the name of a neuron.
         example: The model and the call that showed its data flow; ``None`` without one.
     """
 
     sites: list[Site]
     norms: dict[str, nn.Module]
-    blind: str = ""
-    norms_blind: str = ""
+    readout_unknown: str = ""
+    norms_unknown: str = ""
     handwritten: Sequence[str] = ()
     example: tuple[nn.Module, Call] | None = None
 

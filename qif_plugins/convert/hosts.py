@@ -181,10 +181,10 @@ class Host(Protocol):
     def assign(self, module: nn.Module, changes: Mapping[str, Any]) -> None:
         """Set on a LIF neuron what was set on the QIF neuron in its place, as far as it takes that."""
 
-    def settle(self, module: nn.Module) -> None:
+    def update_derived(self, module: nn.Module) -> None:
         """Bring a rebuilt neuron up to date once parameters, buffers and children are in place."""
 
-    def apart(self) -> AbstractContextManager[Any]:
+    def unlisted(self) -> AbstractContextManager[Any]:
         """Keep neurons that are made inside out of the host's own lists of neurons."""
 
     def threshold(self, module: nn.Module) -> float | None:

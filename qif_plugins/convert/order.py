@@ -56,10 +56,10 @@ def place(model: nn.Module, hosts: Sequence[Host], sites: list[Site]) -> tuple[s
     for site in sites:
         site.how, site.guess = "registration order", not runs_in_order
     if any("[" in site.name for site in sites):
-        blind = (
+        unknown = (
             "neurons in plain Python lists or dicts are not registered, so the order does not tell which one reads out"
         )
-        return blind, _norms(sites, kinds, None)
+        return unknown, _norms(sites, kinds, None)
     line = _line(model, kinds)
     fed = _fed_in_chain(line) if runs_in_order else _fed_by_order(line)
     try:
@@ -73,11 +73,11 @@ def place(model: nn.Module, hosts: Sequence[Host], sites: list[Site]) -> tuple[s
 
 def _norms(sites: list[Site], kinds: dict[int, tuple[str, str]], fed: dict[str, list[str]] | None) -> str:
     """Note which norms feed which neuron; return the reason why that is not known, if it is not."""
-    blind = fed is None and any(kind == NORM for _, kind in kinds.values())
+    unknown = fed is None and any(kind == NORM for _, kind in kinds.values())
     for site in sites:
-        site.norms_known = not blind
+        site.norms_known = not unknown
         site.norms = (fed or {}).get(site.name, [])
-    return _NORMS_UNKNOWN if blind else ""
+    return _NORMS_UNKNOWN if unknown else ""
 
 
 def _is_chain(module: nn.Module) -> bool:

@@ -177,7 +177,7 @@ def rebuild(module: nn.Module, host: Host, plan: Plan, remember: bool = True) ->
         vars(module).update(plan.attributes)
         if remember:
             vars(module)[_RECORD] = record
-        host.settle(module)
+        host.update_derived(module)
         if remember:
             record.became(module, plan, extra)
     except BaseException:

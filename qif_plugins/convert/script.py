@@ -26,7 +26,7 @@ from .find import Call, Site, Survey, neurons, survey
 from .hosts import Host, Request
 from .rebuild import replaced
 from .standins import StandIns
-from .trial import bare, on_trial
+from .trial import on_trial, unwrapped
 from .watch import Watch
 
 __all__ = ["Patch"]
@@ -210,7 +210,7 @@ class Patch:
         try:
             # Tensors made in inference mode could not be trained later.
             with torch.inference_mode(False), unchanged_randomness(), _uncompiled(root):
-                self._decide(bare(root), bare(module), call)
+                self._decide(unwrapped(root), unwrapped(module), call)
         finally:
             self._deciding = False
 
@@ -284,17 +284,17 @@ class Patch:
         try:
             check_swappable(network)
             found = self._survey(network, called, call, hosts)
-            blind = found.blind if readout == "keep" else ""
+            unknown = found.readout_unknown if readout == "keep" else ""
         except ValueError as error:
-            found, blind = Survey(sites, {}), str(error)
-        if blind:
-            self.say(f"  {blind}: every neuron is swapped, one that reads out, too")
+            found, unknown = Survey(sites, {}), str(error)
+        if unknown:
+            self.say(f"  {unknown}: every neuron is swapped, one that reads out, too")
             readout = "swap"
             for site in found.sites:
                 site.reads_out = False
-        if (blind or found.norms_blind) and request.dynamics == "auto":
-            unknown = found.norms_blind or "what feeds them is not known"
-            self.say(f"  {unknown}: each has the leak, the input gain and the surrogate of its LIF neuron")
+        if (unknown or found.norms_unknown) and request.dynamics == "auto":
+            why = found.norms_unknown or "what feeds them is not known"
+            self.say(f"  {why}: each has the leak, the input gain and the surrogate of its LIF neuron")
             request, norm = dataclasses.replace(request, dynamics="lif"), "keep"
         return found, swap_found(found, request, norm, readout, hosts)
 

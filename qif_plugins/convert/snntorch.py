@@ -164,7 +164,7 @@ class _SnnTorch:
             learned = "its leak beta goes on being learned" + ("" if module.beta.requires_grad else " (frozen)")
             notes.append("beta is kept and not used" if idle else learned)
         arguments |= request.parameters
-        with self.apart():
+        with self.unlisted():
             QIF(**arguments)  # refuses before anything has changed
         return Plan(
             TARGETS[known], arguments, dynamics, tuple(notes),
@@ -216,12 +216,12 @@ class _SnnTorch:
             ending = {"subtract": "sub", "zero": "zero", "none": "int"}[module.reset_mechanism]
             module.state_function = getattr(module, f"_base_{ending}")
 
-    def settle(self, module: nn.Module) -> None:
+    def update_derived(self, module: nn.Module) -> None:
         if isinstance(module, QIF):
             module._refresh()
 
     @contextlib.contextmanager
-    def apart(self) -> Iterator[None]:
+    def unlisted(self) -> Iterator[None]:
         entered = {id(neuron) for neuron in snn.SpikingNeuron.instances}
         try:
             yield
@@ -303,5 +303,5 @@ def _picklable(value: Any) -> Any:
 
 
 def _host_attributes(cls: type[Any]) -> frozenset[str]:
-    with HOST.apart():
+    with HOST.unlisted():
         return frozenset(vars(cls(**_PROBES[cls])))

@@ -186,13 +186,13 @@ class _SpikingJelly:
             if name != "v_seq" and not ours:
                 setattr(module, name, value)
 
-    def settle(self, module: nn.Module) -> None:
+    def update_derived(self, module: nn.Module) -> None:
         if isinstance(module, LearnedLeak):
             module._window_changed()
         for name in (*module._parameters, *module._buffers):
             vars(module).pop(name, None)  # a threshold that is learned, in place of the constructor's
 
-    def apart(self) -> nullcontext[None]:
+    def unlisted(self) -> nullcontext[None]:
         return nullcontext()
 
     def threshold(self, module: Any) -> float | None:

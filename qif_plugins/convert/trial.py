@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ..support.randomness import unchanged_randomness
 from .hosts import Host
 
-__all__ = ["Call", "bare", "on_trial", "reset_state", "trial"]
+__all__ = ["Call", "on_trial", "reset_state", "trial", "unwrapped"]
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def trial(model: nn.Module, hosts: Sequence[Host]) -> Iterator[nn.Module]:
             stack.enter_context(warnings.catch_warnings())
             stack.enter_context(unchanged_randomness())
             for host in hosts:
-                stack.enter_context(host.apart())
+                stack.enter_context(host.unlisted())
             twin = _copy(model).eval()
             stack.enter_context(_UnchangedGenerators())
             yield twin
@@ -126,7 +126,7 @@ def trial(model: nn.Module, hosts: Sequence[Host]) -> Iterator[nn.Module]:
         _ON_TRIAL.reset(token)
 
 
-def bare(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> nn.Module:
     """Take a model out of DistributedDataParallel, DataParallel and torch.compile."""
     while True:
         inner = getattr(model, "_orig_mod", None)

@@ -325,7 +325,7 @@ def input_places(
         example: A call of the model; ``None`` (default) for the order alone.
     """
     found = survey(model, loaded_hosts())
-    if found.norms_blind and example is not None:
+    if found.norms_unknown and example is not None:
         with contextlib.suppress(ValueError):
             found = survey(model, loaded_hosts(), example)
     sites = {id(site.module): site for site in found.sites}

@@ -19,7 +19,7 @@ from ..neuron.moments import MomentClosureError, firing_rate, membrane_moments
 from ..support.names import unknown
 from ..support.text import plus_minus, text_table
 from .advice import ONE_STEP, REACH, derives, input_places, on_runaway, surrogate_with_tails
-from .running import Batches, bare, check_steps, run_all
+from .running import Batches, check_steps, run_all, unwrapped
 from .spiking import LayerStatistics, MeasuredLayer, measured, qif_layers
 from .statistics import Moments, average
 
@@ -159,7 +159,7 @@ def calibrate(
         if value not in known:
             raise ValueError(unknown(name, value, known))
     check_steps(steps)
-    inner = bare(model)
+    inner = unwrapped(model)
     layers = qif_layers(inner)
     statistics = {name: _Statistics(per) for name in layers}
     with measured(inner, layers, statistics), torch.no_grad():

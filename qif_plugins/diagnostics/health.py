@@ -20,7 +20,7 @@ from ..neuron.parameters import Number, QIFParameters
 from ..neuron.surrogate import FusedSurrogate
 from ..support.text import percent, text_table
 from .advice import Cause, InputPlace, advise, advise_network, input_places
-from .running import bare, check_steps, input_of, run_on
+from .running import check_steps, input_of, run_on, unwrapped
 from .spiking import LayerStatistics, MeasuredLayer, measured, qif_layers
 from .statistics import average, effective_input
 
@@ -239,7 +239,7 @@ def health(
             was called with.
     """
     check_steps(steps)
-    inner = bare(model)
+    inner = unwrapped(model)
     layers = qif_layers(inner)
     statistics = {name: _Statistics() for name in layers}
     with measured(inner, layers, statistics), torch.enable_grad():

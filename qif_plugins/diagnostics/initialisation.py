@@ -26,7 +26,7 @@ from ..convert.rates import Dynamics
 from ..neuron.module import QIFLayer
 from ..neuron.observe import Seen, watching
 from ..support.text import plus_minus, text_table
-from .running import bare, check_steps, input_of, preserved, run_on
+from .running import check_steps, input_of, preserved, run_on, unwrapped
 from .statistics import Moments
 
 __all__ = ["InitialisationReport", "InitialisedLayer", "initialise"]
@@ -146,7 +146,7 @@ def initialise(model: nn.Module, batch: Any, *, steps: int = 1) -> Initialisatio
     check_steps(steps)
     if not isinstance(model, nn.Module):
         raise TypeError(f"initialise takes a built model, a torch.nn.Module, got {model!r}")
-    if bare(model) is not model:
+    if unwrapped(model) is not model:
         raise ValueError(
             f"the model is wrapped in {type(model).__name__}: initialise it first, then compile or wrap it"
         )

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..convert.trial import bare, reset_state
+from ..convert.trial import reset_state, unwrapped
 from ..support.randomness import unchanged_randomness
 
-__all__ = ["Batches", "bare", "check_steps", "input_of", "preserved", "reset_state", "run_all", "run_on"]
+__all__ = ["Batches", "check_steps", "input_of", "preserved", "reset_state", "run_all", "run_on", "unwrapped"]
 
 Batches = Iterable[Any] | Tensor | Callable[[nn.Module], Any]
 

@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from ...convert.find import neurons
 from ...convert.hosts import loaded_hosts
 from ...neuron.observe import Seen, watching
-from ..running import Batches, bare, check_steps, preserved, run_all
+from ..running import Batches, check_steps, preserved, run_all, unwrapped
 
 __all__ = ["LayerCount", "NeuronCount", "Operations", "count_operations"]
 
@@ -137,7 +137,7 @@ def count_operations(model: nn.Module, batches: Batches, steps: int = 1) -> Oper
         UserWarning: Products of other kinds ran, such as attention's, and are not in the counts.
     """
     check_steps(steps)
-    inner = bare(model)
+    inner = unwrapped(model)
     sites = neurons(inner, loaded_hosts())
     if not sites:
         raise ValueError(
