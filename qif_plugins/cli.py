@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -77,7 +78,7 @@ def _run(words: list[str], chosen: str) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that shows defaults, takes no abbreviations, and names the nearest option to an unknown one.
+    """A parser that shows defaults, takes no abbreviations, and names the nearest option or choice to an unknown one.
 
     Args:
         description: What the command does, in lower case and without a full stop, as in the list of commands.
@@ -94,6 +95,12 @@ class _Parser(argparse.ArgumentParser):
         if unknown:
             self._refuse(unknown)
         return parsed, unknown
+
+    def error(self, message: str) -> NoReturn:
+        """Print ``message`` below the usage, with the nearest choice to one that does not exist; exit with status 2."""
+        wrong = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
+        near = difflib.get_close_matches(wrong[1], re.findall(r"[^', ]+", wrong[2]), 1) if wrong else []
+        super().error(f"{message}; did you mean {near[0]}?" if near else message)
 
     def _refuse(self, unknown: Sequence[str]) -> NoReturn:
         names = [word.partition("=")[0] for word in unknown if word.startswith("-")]

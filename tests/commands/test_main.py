@@ -103,6 +103,18 @@ def test_an_unknown_option_names_the_nearest(words, nearest, capsys):
     assert message.endswith(f"; did you mean {nearest}?")
 
 
+@pytest.mark.parametrize(
+    ("words", "nearest"),
+    [("trian", "train"), ("exact train --loss cuont", "count"), ("evaluate x --data cifar11", "cifar10")],
+)
+def test_an_unknown_choice_names_the_nearest(words, nearest, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(words.split())
+    assert stop.value.code == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(rf"invalid choice: '[a-z0-9]+' \(choose from .*\); did you mean {nearest}\?$", message)
+
+
 def test_an_unknown_option_that_is_like_none_gets_no_suggestion(capsys):
     with pytest.raises(SystemExit):
         main(["doctor", "--quick"])
