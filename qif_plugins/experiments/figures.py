@@ -16,8 +16,8 @@ from ..neuron.phase import fixed_points, regions, trajectory
 from ..support.files import replacing
 
 __all__ = [
-    "COLOURS", "MARKERS", "Curve", "colours_of", "errorbars", "figure", "integer_ticks", "legend_below", "plot_curves",
-    "plot_overhead", "plot_phase", "require_matplotlib",
+    "COLOURS", "MARKERS", "Curve", "colours_of", "deviation", "errorbars", "figure", "integer_ticks", "legend_below",
+    "plot_curves", "plot_overhead", "plot_phase", "require_matplotlib",
 ]  # fmt: skip
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -88,8 +88,12 @@ def errorbars(axes: Any, values: Mapping[Any, Sequence[float]], **style: Any) ->
     found = {place: some for place, some in values.items() if some}
     if found:
         means = [statistics.fmean(some) for some in found.values()]
-        spreads = [statistics.stdev(some) if len(some) > 1 else 0.0 for some in found.values()]
-        axes.errorbar(list(found), means, spreads, **{"capsize": 3, "marker": "o"} | style)
+        axes.errorbar(list(found), means, list(map(deviation, found.values())), **{"capsize": 3, "marker": "o"} | style)
+
+
+def deviation(values: Sequence[float]) -> float:
+    """Compute the standard deviation over seeds (n - 1), 0 for a single value."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def integer_ticks(axis: Any) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import mean, median
 from typing import Any
 
 from ...support import files
 from ...support.text import text_table
-from ..figures import Curve, plot_curves
+from ..figures import Curve, deviation, plot_curves
 from .training import Training
 
 __all__ = ["print_table", "summarise", "write_figure", "write_json"]
@@ -93,7 +93,7 @@ def write_figure(path: Path, title: str, trainings: Sequence[Training]) -> None:
         label = "LIF" if group[0].neuron == "LIF" else f"QIF, {group[0].window}"
         epochs = list(zip(*([100 * epoch.accuracy for epoch in training.epochs] for training in group), strict=True))
         curves.append(
-            Curve(group[0].host, label, [mean(values) for values in epochs], [_deviation(values) for values in epochs])
+            Curve(group[0].host, label, [mean(values) for values in epochs], [deviation(values) for values in epochs])
         )
     plot_curves(path, curves, title, "test accuracy (%)")
 
@@ -114,7 +114,7 @@ def _summary(group: Sequence[Training]) -> Summary:
     ]
     return Summary(
         host=group[0].host, neuron=group[0].neuron, window=group[0].window, accuracy=mean(accuracies),
-        accuracy_deviation=_deviation(accuracies), seeds=len(group), epochs_to_goal=mean(reached) if reached else None,
+        accuracy_deviation=deviation(accuracies), seeds=len(group), epochs_to_goal=mean(reached) if reached else None,
         seeds_at_goal=len(reached), spikes=mean(training.epochs[-1].spikes for training in group),
         step_ms=median(training.step_ms for training in group),
     )  # fmt: skip
@@ -125,7 +125,3 @@ def _epochs(row: Summary) -> str:
         return "not reached"
     partly = "" if row.seeds_at_goal == row.seeds else f" ({row.seeds_at_goal} of {row.seeds} seeds)"
     return f"{row.epochs_to_goal:.1f}{partly}"
-
-
-def _deviation(values: Sequence[float]) -> float:
-    return stdev(values) if len(values) > 1 else 0.0

@@ -28,7 +28,7 @@ import torch
 
 from ...exact.functional import EventBudgetError
 from ...exact.initialisation import InactiveError
-from ..figures import colours_of, figure, integer_ticks, legend_below
+from ..figures import colours_of, deviation, figure, integer_ticks, legend_below
 from ..records import Records, Result, Setting, Trial
 from ..training import NonFiniteError
 from ..tuning import search
@@ -271,7 +271,7 @@ def summarise(runs: Runs, neurons: Sequence[str]) -> dict[str, dict[str, Any]]:
             "trials above 0.9": sum(result["accuracy"] > 0.9 for result in trials),
             "test": accuracies,
             "test mean": statistics.fmean(accuracies),
-            "test deviation": statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0,
+            "test deviation": deviation(accuracies),
             "silent at first": _mean(history[0]["silent"] for history in sound),
             "silent at last": _mean(history[-1]["silent"] for history in sound),
             "silent at worst": _mean(max(row["silent"] for row in history) for history in sound),

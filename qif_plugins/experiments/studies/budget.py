@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from ...support.text import mean_pm
-from ..figures import COLOURS, figure
+from ..figures import COLOURS, errorbars, figure
 from ..records import Records, Result, Setting, Trial
 from ..tuning import search
 from .page import Body, table
 from .runner import Options
-from .stats import deviation, interval, paired, sign, welch
+from .stats import interval, paired, sign, welch
 from .trial import perceptrons, train
 
 try:
@@ -175,10 +174,8 @@ def _draw(search: dict[str, list[Trial]], final: dict[str, list[Trial]], path: P
             left.plot(numbers, values, linestyle="", marker=".", alpha=0.5, color=COLOURS[index])
             left.plot(numbers, course, color=COLOURS[index], label=neuron.upper())
             tested = [100 * trial.result["accuracy"] for trial in final[neuron]]
-            if tested:
-                right.plot([index] * len(tested), tested, linestyle="", marker="o", alpha=0.4, color=COLOURS[index])
-                spread = deviation(tested) if len(tested) > 1 else 0.0
-                right.errorbar([index + 0.15], [fmean(tested)], [spread], marker="D", capsize=4, color=COLOURS[index])
+            right.plot([index] * len(tested), tested, linestyle="", marker="o", alpha=0.4, color=COLOURS[index])
+            errorbars(right, {index + 0.15: tested}, marker="D", capsize=4, color=COLOURS[index])
         left.set_xlabel("trial of the search")
         left.set_ylabel("validation accuracy (%)")
         left.legend()

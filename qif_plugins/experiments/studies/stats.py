@@ -9,18 +9,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 __all__ = [
-    "LEVEL", "Interval", "deviation", "ends", "holm", "in_common", "interval", "p_value", "paired", "sign", "welch",
+    "LEVEL", "Interval", "ends", "holm", "in_common", "interval", "p_value", "paired", "sign", "welch",
 ]  # fmt: skip
 
 LEVEL = 0.95
 """Share of all intervals that cover the true difference."""
 Interval = tuple[float, float, float]
 """Difference of two means, and the ends of its interval; these are NaN where there are too few values."""
-
-
-def deviation(values: Sequence[float]) -> float:
-    """Standard deviation over seeds, n - 1; NaN for a single value."""
-    return statistics.stdev(values) if len(values) > 1 else math.nan
 
 
 def interval(found: Interval, digits: int = 2) -> str:
