@@ -231,12 +231,19 @@ def compared(
     if changed:
         more = "more" if now > was else "less"
         said.append(f"expected firing rate {now:.2g} instead of {was:.2g} a step, so it spikes {more} ({after.source})")
-        if own_gain_changed and was < now and not (saturated or dense):
+        if saturated or dense:
+            pass  # a warning follows
+        elif own_gain_changed and was < now:
             said.append(
                 "intended: with an input gain of 1 the norm's scale reaches the neuron; swap(model, dynamics='lif') "
                 "keeps LIF's gain"
                 if normed and after.gain == 1
                 else f"pass input_gain={before.gain:.4g} to keep LIF's"
+            )
+        elif not own_gain_changed and gain_changed and after.currents is None:
+            said.append(
+                "its gain is LIF's, its input comes from neurons whose gain changed; swap(model, dynamics='lif') keeps "
+                "LIF's gain in every neuron"
             )
     cure = "a higher v_threshold lowers the rate"
     if gain_changed:

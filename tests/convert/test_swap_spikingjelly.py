@@ -1250,6 +1250,19 @@ class TestTheReportOfTheRates:
         assert "the rates of neurons before it change" in last.why
         assert "the rates of neurons before it" not in first.why + normed.why
 
+    def test_tell_why_a_neuron_spikes_more_whose_own_gain_is_lifs(self):
+        torch.manual_seed(0)
+        net = nn.Sequential(
+            layer.Linear(6, 64), layer.BatchNorm1d(64), neuron.LIFNode(4.0), layer.Linear(64, 64), neuron.LIFNode(),
+            layer.Linear(64, 3),
+        )  # fmt: skip
+        functional.set_step_mode(net, "m")
+        with torch.no_grad():
+            net[3].weight.mul_(6), net[3].bias.zero_()
+        row = swap(net, example_input=torch.randn(8, 64, 6)).rows[1]
+        assert 0.5 > row.rate[1] > 2 * row.rate[0]
+        assert "its gain is LIF's, its input comes from neurons whose gain changed" in row.why
+
     def test_tell_of_a_readout_that_falls_silent(self):
         net = nn.Sequential(layer.Linear(6, 64), neuron.LIFNode(), layer.Linear(64, 3), neuron.LIFNode())
         functional.set_step_mode(net, "m")
