@@ -200,28 +200,12 @@ def _set_layer(name: str, layer: QIFLayer, seen: _Statistics, moments: str, scal
             f"layer {name} received an input that is not finite; look for the NaN where the model runs before it"
         )
     membrane = found["membrane_mean"], found["membrane_std"]
-    predicted, predicted_rate = (math.nan, math.nan), math.nan
     one_step = 0 < seen.steps <= seen.runs
-    derived = derives(layer)
     # A learned window needs the closure, which follows its parameters.
     by_membrane = moments == "measured" and not layer.learns_window
-    notes = [ONE_STEP] if one_step else []
-    problem, usable = "", by_membrane and membrane[1] > 0
-    if not all(map(math.isfinite, membrane)):
-        problem = on_runaway(layer, *membrane).rstrip(".")
-    elif not std > 0:
-        problem = "" if usable else f"its input is constantly {mean:g}"
-    else:
-        notes += _unlike_normal(seen.input)
-        try:
-            predicted, predicted_rate = _predict(layer, mean, std)
-            if not one_step:
-                notes += _misfit(layer, membrane, predicted, moments)
-        except MomentClosureError as error:
-            problem = "" if usable else str(error)
-    if not problem:
-        problem = _out_of_reach(layer, membrane, predicted, by_membrane, one_step, scale_input)
-    changed = False
+    predicted, rate, notes, problem = _closure(layer, seen, membrane, by_membrane, one_step)
+    problem = problem or _out_of_reach(layer, membrane, predicted, by_membrane, one_step, scale_input)
+    derived, changed = derives(layer), False
     if derived and not problem:
         try:
             layer.measured_moments, strays = _found(layer, seen, by_membrane)
@@ -235,8 +219,36 @@ def _set_layer(name: str, layer: QIFLayer, seen: _Statistics, moments: str, scal
     return CalibratedLayer(
         name=name, **found, samples=seen.input.n, skewness=seen.input.skewness.item(),
         kurtosis=seen.input.kurtosis.item(), predicted_mean=predicted[0], predicted_std=predicted[1],
-        predicted_rate=predicted_rate, window=_window(layer), changed=changed, note="; ".join(notes) if derived else "",
+        predicted_rate=rate, window=_window(layer), changed=changed, note="; ".join(notes) if derived else "",
     )  # fmt: skip
+
+
+def _closure(
+    layer: QIFLayer, seen: _Statistics, membrane: tuple[float, float], by_membrane: bool, one_step: bool
+) -> tuple[tuple[float, float], float, list[str], str]:
+    """Solve the closure for the measured input.
+
+    Returns:
+        Mean and deviation of the membrane, and the firing rate, NaN where they are not known; notes on how well the
+        closure fits; and what keeps a window from being fitted, or ``""``.
+    """
+    predicted, rate = (math.nan, math.nan), math.nan
+    notes = [ONE_STEP] if one_step else []
+    mean, std = seen.input.mean.item(), seen.input.std.item()
+    if not all(map(math.isfinite, membrane)):
+        return predicted, rate, notes, on_runaway(layer, *membrane).rstrip(".")
+    # The membrane's own moments need no closure.
+    needed = not (by_membrane and membrane[1] > 0)
+    if not std > 0:
+        return predicted, rate, notes, f"its input is constantly {mean:g}" if needed else ""
+    notes += _unlike_normal(seen.input)
+    try:
+        predicted, rate = _predict(layer, mean, std)
+    except MomentClosureError as error:
+        return predicted, rate, notes, str(error) if needed else ""
+    if not one_step and not by_membrane:
+        notes += _misfit(layer, membrane, predicted)
+    return predicted, rate, notes, ""
 
 
 def _found(layer: QIFLayer, seen: _Statistics, by_membrane: bool) -> tuple[dict[str, Tensor], int]:
@@ -286,9 +298,7 @@ def _unlike_normal(seen: Moments) -> list[str]:
     ]
 
 
-def _misfit(layer: QIFLayer, membrane: tuple[float, float], predicted: tuple[float, float], moments: str) -> list[str]:
-    if moments == "measured" and not layer.learns_window:
-        return []
+def _misfit(layer: QIFLayer, membrane: tuple[float, float], predicted: tuple[float, float]) -> list[str]:
     shift = abs(predicted[0] - membrane[0]) / membrane[1] if membrane[1] > 0 else math.inf
     ratio = predicted[1] / membrane[1] if membrane[1] > 0 else math.inf
     if shift <= MEAN_LIMIT and 1 / STD_LIMIT <= ratio <= STD_LIMIT:
