@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..neuron.norm import TDBatchNorm1d, TDBatchNorm2d, TDBatchNorm3d, _TDBatchNorm
 from .find import Survey
 from .hosts import Host
+from .rebuild import undoing
 from .report import Row
 
 __all__ = ["convert_norms", "is_tdbn"]
@@ -111,7 +112,7 @@ def _to_tdbn(norm: Any, threshold: float, alpha: float, hosts: list[Host]) -> tu
         raise ValueError(f"there is no tdBN for {type(norm).__name__}")
     if not norm.affine:
         raise ValueError("tdBN carries its scale in the weight, and this norm has none (affine=False)")
-    before, attributes = type(norm), dict(vars(norm))
+    undo_class = undoing(norm)
     fresh = _is_fresh(norm)
     weight = norm.weight.detach().clone()
     object.__setattr__(norm, "__class__", cls)
@@ -122,9 +123,7 @@ def _to_tdbn(norm: Any, threshold: float, alpha: float, hosts: list[Host]) -> tu
             norm.weight.mul_(alpha * threshold)
 
     def undo() -> None:
-        object.__setattr__(norm, "__class__", before)
-        vars(norm).clear()
-        vars(norm).update(attributes)
+        undo_class()
         if fresh:
             with torch.no_grad():
                 norm.weight.copy_(weight)

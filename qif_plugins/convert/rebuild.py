@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .hosts import Host, Neuron, Plan
 
-__all__ = ["classify", "extended", "own_code", "rebuild", "replaced", "resolve", "restore"]
+__all__ = ["classify", "extended", "own_code", "rebuild", "replaced", "resolve", "restore", "undoing"]
 
 _HELD = frozenset({"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"})
 _GENERIC = frozenset(vars(nn.Module())) - _HELD
@@ -165,7 +165,7 @@ def rebuild(module: nn.Module, host: Host, plan: Plan, remember: bool = True) ->
     Returns:
         A function that undoes it. After an error it is undone already.
     """
-    before, undo = dict(vars(module)), _undoing(module)
+    before, undo = dict(vars(module)), undoing(module)
     at_rest, extra = host.snapshot(module)
     record = Replaced(module, {k: v for k, v in at_rest.items() if k not in _GENERIC and k not in _HELD})
     vars(module).clear()
@@ -308,7 +308,8 @@ def _equal(now: Tensor | None, then: Tensor | None) -> bool:
     return now.shape == then.shape and torch.equal(now.detach().to(then), then)
 
 
-def _undoing(module: nn.Module) -> Callable[[], None]:
+def undoing(module: nn.Module) -> Callable[[], None]:
+    """Return a function that gives ``module`` its present class and attributes again; tensors keep their values."""
     cls, attributes = type(module), dict(vars(module))
     held = {name: attributes[name].copy() for name in _HELD}
     wants_grad = [(p, p.requires_grad) for p in module._parameters.values() if p is not None]

@@ -17,6 +17,7 @@ from spikingjelly.activation_based import functional, layer, monitor, neuron, su
 from qif_plugins import QIFParameters, Window, swap
 from qif_plugins.convert.leak import LeakQIFNode
 from qif_plugins.convert.spikingjelly import HOST
+from qif_plugins.neuron.norm import TDBatchNorm1d
 
 HAS_BACKENDS = "backend" in vars(neuron.LIFNode()) or hasattr(neuron.LIFNode(), "_backend")
 
@@ -1253,7 +1254,7 @@ class TestTheReportOfTheRates:
     def test_tell_why_a_neuron_spikes_more_whose_own_gain_is_lifs(self):
         torch.manual_seed(0)
         net = nn.Sequential(
-            layer.Linear(6, 64), layer.BatchNorm1d(64), neuron.LIFNode(4.0), layer.Linear(64, 64), neuron.LIFNode(),
+            layer.Linear(6, 64), TDBatchNorm1d(64), neuron.LIFNode(4.0), layer.Linear(64, 64), neuron.LIFNode(),
             layer.Linear(64, 3),
         )  # fmt: skip
         functional.set_step_mode(net, "m")
