@@ -99,12 +99,12 @@ def _sweep(arguments: argparse.Namespace, costs: Costs) -> dict[str, Any]:
 
 def _trained(arguments: argparse.Namespace, costs: Costs) -> dict[str, Any]:
     """Count a checkpoint's model on its test data; return the content of the results file."""
-    from ..experiments.checkpoints import TRAIN, load_checkpoint
+    from ..experiments.checkpoints import load_checkpoint
     from ..experiments.training.config import from_dict
     from ..experiments.training.session import make_loss, prepare
     from ..support.checkpoints import load_weights
 
-    checkpoint = load_checkpoint(arguments.checkpoint, TRAIN)
+    checkpoint = load_checkpoint(arguments.checkpoint)
     config = from_dict(checkpoint["config"], arguments.checkpoint)
     if arguments.data_folder is not None:
         config = replace(config, data=replace(config.data, folder=str(arguments.data_folder)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-from ..experiments.checkpoints import TRAIN, load_checkpoint
+from ..experiments.checkpoints import load_checkpoint
 from ..experiments.training.config import Config, from_dict
 from ..experiments.training.data import expected_shape
 from ..experiments.training.session import make_trainer, prepare
@@ -16,7 +16,7 @@ __all__ = ["run"]
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate on the test samples, and print."""
-    content = load_checkpoint(arguments.checkpoint, TRAIN)
+    content = load_checkpoint(arguments.checkpoint)
     trained = from_dict(content["config"], arguments.checkpoint)
     config = _changed(trained, arguments)
     if expected_shape(config.data) != expected_shape(trained.data):

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from ..experiments.checkpoints import TRAIN, Checkpoints, differences, load_checkpoint
+from ..experiments.checkpoints import Checkpoints, differences, load_checkpoint
 from ..experiments.names import configurations
 from ..experiments.training import Trainer
 from ..experiments.training.config import Config, from_dict, load_config
@@ -58,7 +58,7 @@ def _run(arguments: argparse.Namespace, out: Path) -> int:
     if last.exists() and earlier is None:
         raise ValueError(f"{last} exists; pass --resume to go on from it, or another --out")
     record = earlier["data"] if earlier else None
-    weights = None if earlier or arguments.init_from is None else load_checkpoint(arguments.init_from, TRAIN)
+    weights = None if earlier or arguments.init_from is None else load_checkpoint(arguments.init_from)
     model, task = prepare(config, record, ADVICE)
     said = [] if weights is None else [_initialise(model, weights["state"]["model"], arguments.init_from)]
     store = Checkpoints(out, config.to_dict(), task.record)
@@ -74,7 +74,7 @@ def _run(arguments: argparse.Namespace, out: Path) -> int:
 
 def _earlier(arguments: argparse.Namespace, out: Path) -> dict[str, Any] | None:
     last = out / "last.pt"
-    return load_checkpoint(last, TRAIN) if arguments.resume and last.exists() else None
+    return load_checkpoint(last) if arguments.resume and last.exists() else None
 
 
 def _initialise(model: nn.Module, saved: dict[str, Any], path: Path) -> str:

@@ -67,7 +67,7 @@ def load_checkpoint(path: Path, *kinds: str, way_out: str = "") -> dict[str, Any
 
     Args:
         path: The file.
-        kinds: The kinds that it may have.
+        kinds: The kinds that it may have. Default: ``"qif train"``.
         way_out: Remedy if it is another file, for the error. Default: names the files that the command writes.
 
     Returns:
@@ -77,6 +77,7 @@ def load_checkpoint(path: Path, *kinds: str, way_out: str = "") -> dict[str, Any
         FileNotFoundError: There is no such file.
         ValueError: The file is no such checkpoint, is damaged or lacks a part, or its weights are not finite.
     """
+    kinds = kinds or (TRAIN,)
     what = f"checkpoint of {repr(kinds[0]) if len(kinds) == 1 else 'this package'}"
     way_out = way_out or f"'{kinds[0]}' writes best.pt and last.pt into its --out folder"
     content = load(path, what, way_out)

@@ -16,7 +16,7 @@ pytest.importorskip("spikingjelly")
 pytest.importorskip("sklearn")
 
 from qif_plugins import cli
-from qif_plugins.experiments.checkpoints import COMPARE, EXACT, TRAIN, load_checkpoint
+from qif_plugins.experiments.checkpoints import COMPARE, EXACT, load_checkpoint
 from qif_plugins.support.files import occupied, write_json
 
 SMALL = [
@@ -171,7 +171,7 @@ def test_files_that_are_no_checkpoints(trained, tmp_path, capsys):
     assert "shape and classes must be the same" in capsys.readouterr().err
     early = {name: value for name, value in torch.load(trained / "last.pt").items() if name != "kind"}
     torch.save(early, other)
-    assert load_checkpoint(other, TRAIN)["config"] == early["config"]
+    assert load_checkpoint(other)["config"] == early["config"]
 
 
 def _without(*path):
@@ -356,7 +356,7 @@ def test_more_epochs_go_on_from_a_finished_run(trained, tmp_path, capsys):
     run("more", "training.epochs=1")
     said = run("more")
     assert "training.epochs was 1 and is 2: the schedule 'constant' goes on as it was, with a learning rate of" in said
-    whole, more = (load_checkpoint(tmp_path / name / "last.pt", TRAIN) for name in ("whole", "more"))
+    whole, more = (load_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "more"))
     assert more["config"] == whole["config"]
     assert more["state"]["scheduler"] == whole["state"]["scheduler"]
     for name, weight in whole["state"]["model"].items():
@@ -365,7 +365,7 @@ def test_more_epochs_go_on_from_a_finished_run(trained, tmp_path, capsys):
     said = run("cosine", "training.epochs=1", schedule="cosine")
     said = run("cosine", schedule="cosine")
     assert "the schedule 'cosine' is now that over all 2 epochs, and the learning rate goes on at 0.002 instead" in said
-    content = load_checkpoint(tmp_path / "cosine" / "last.pt", TRAIN)
+    content = load_checkpoint(tmp_path / "cosine" / "last.pt")
     steps = -(-1197 // 64)
     assert content["state"]["scheduler"]["last_epoch"] == 2 * steps
     # The last step's learning rate is that of a cosine over both epochs.
@@ -386,7 +386,7 @@ def test_a_run_begins_with_the_weights_of_another(trained, tmp_path, capsys):
     start = ["--init-from", str(trained / "last.pt")]
     still = ["--set", "optimizer.lr=1e-30"]  # below what moves a float32 weight
     assert "begins with 14 of 14 tensors of the model from" in run(tmp_path / "a", *start, *still)
-    first, begun = (load_checkpoint(path / "last.pt", TRAIN)["state"] for path in (trained, tmp_path / "a"))
+    first, begun = (load_checkpoint(path / "last.pt")["state"] for path in (trained, tmp_path / "a"))
     for name, weight in first["model"].items():
         if "running" not in name and "num" not in name:  # statistics go on
             assert torch.equal(weight, begun["model"][name])
