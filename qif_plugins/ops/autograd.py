@@ -31,9 +31,9 @@ except ImportError:
 
 __all__ = ["make_differentiable"]
 
-INPUTS = 21
+INPUTS = 22
 """Number of inputs of ``qif::multi_step``."""
-SAVE_H = 19
+SAVE_H = 20
 """Index of the input that says whether h is kept."""
 TENSORS = 15
 """Number of inputs of ``qif::multi_step_backward`` that are tensors; they come first."""

@@ -25,13 +25,13 @@ def multi_step_backward(
     x_seq: Tensor | None, a: Tensor | None, u1: Tensor | None, u2: Tensor | None, v_threshold: Tensor | None,
     v_reset: Tensor | None, input_gain: Tensor | None, s0: Tensor | None, s1: Tensor | None, s2: Tensor | None,
     numbers: Sequence[float], x_dtype: torch.dtype, soft: bool, detach_reset: bool, strict: bool, shape: int,
-    pre_reset: bool, needs_v: bool, needs: Sequence[bool], backend: str,
+    pre_reset: bool, rebound: bool, needs_v: bool, needs: Sequence[bool], backend: str,
 ) -> list[Tensor]:  # fmt: skip
     """Compute ``qif::multi_step_backward``, bit by bit where all is finite, and differentiable any number of times."""
     tensors = (a, u1, u2, v_threshold, v_reset, input_gain, s0, s1, s2)
     *values, s0, s1, s2 = (_number(*pair, h_seq) for pair in zip(tensors, numbers[:9], strict=True))
-    kind = Kind(soft, detach_reset, strict, Shape(shape), pre_reset)
-    neuron = _Neuron(_Numbers(*values), (s0, s1, s2), kind)
+    kind = Kind(soft, detach_reset, strict, Shape(shape), pre_reset, rebound)
+    neuron = _Neuron(_Numbers(*values, rebound), (s0, s1, s2), kind)
     needed = {name for name, need, value in zip(LEARNABLE, needs, tensors, strict=False) if need and value is not None}
     start = torch.full_like(h_seq[0], numbers[9]) if v is None else v.to(h_seq.dtype)
 
@@ -79,12 +79,17 @@ class _Numbers(NamedTuple):
     threshold: Any
     v_reset: Any
     gain: Any
+    rebound: bool
 
     def map(self, v: Any) -> Any:
-        return (self.a * (v - self.u1)) * (v - self.u2)
+        return torch_backend.charge(self.a, self.u1, self.u2, v, self.rebound)
 
     def slope(self, v: Any) -> Any:
-        return self.a * ((v - self.u1) + (v - self.u2))
+        return torch_backend.slope(self.a, self.u1, self.u2, v, self.rebound)
+
+    def highest(self, h: Any) -> Any:
+        """The membrane that the surrogate of the reset sees."""
+        return h if self.rebound else torch.where(h > self.threshold, self.threshold, h)
 
 
 class _Neuron(NamedTuple):
@@ -103,7 +108,7 @@ class _Neuron(NamedTuple):
             kept = (1 - s) * (back * p.slope(h) + gv)
             fired = gs
             if not self.kind.detach_reset:
-                fired = gs + back * (p.map(p.v_reset) - p.map(h)) + gv * (p.v_reset - h)
+                fired = gs + back * (p.map(p.v_reset) - p.map(p.highest(h))) + gv * (p.v_reset - h)
             add("v_reset", s * (back * p.slope(p.v_reset) + gv))
         through = fired * w
         add("v_threshold", -through)
@@ -118,8 +123,11 @@ class _Neuron(NamedTuple):
                 return term(h - s * p.threshold)
             return (1 - s) * term(h) + s * term(p.v_reset)
 
-        add("a", grad * after(lambda v: (v - p.u1) * (v - p.u2)))
-        add("u1", -grad * (p.a * after(lambda v: v - p.u2)))
+        def bent(v: Any) -> Any:
+            return v if p.rebound else torch.where(v < p.u1, p.u1, v)
+
+        add("a", grad * after(lambda v: (v - p.u1) * (bent(v) - p.u2)))
+        add("u1", -grad * (p.a * after(lambda v: (bent(v) - p.u2) + (bent(v) - v))))
         add("u2", -grad * (p.a * after(lambda v: v - p.u1)))
 
     def gate(self, h: Tensor) -> Tensor:

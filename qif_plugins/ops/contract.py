@@ -29,20 +29,23 @@ backward:
 The arithmetic, operation by operation, in float32 and never contracted to a fused multiply-add. It is
 the definition that makes all implementations bit-identical; `?:` selects, it does not multiply::
 
-    forward     q = (a (v - u1)) (v - u2);   h = q + g x;   s = h >= θ  (strict: h > θ; NaN: false)
+    map         f(v) = (a (v - u1)) (m - u2);   slope(v) = a ((m - u1) + (m - u2))
+                m = v with kind.rebound;   without m = v < u1 ? u1 : v, f's tangent at u1 below u1
+
+    forward     h = f(v) + g x;   s = h >= θ  (strict: h > θ; NaN: false)
                 hard: v = s ? v_reset : h    soft: v = s ? h - θ : h
 
     backward    from the last step to the first, with back = 0 at the last:
                 w = w(h);   gs, gv, gh = the incoming gradients of this step, 0 where there is none
-        hard    slope = a ((h - u1) + (h - u2));   reach = f(v_reset) - f(h)
+        hard    reach = f(v_reset) - f(h);   without kind.rebound f(v_reset) - f(h > θ ? θ : h)
                 W = (gs + back reach) + gv (v_reset - h)         detached: W = gs
-                k = (s ? 0 : back slope + gv) + gh
-        soft    slope = a ((v - u1) + (v - u2)),  v = s ? h - θ : h;   k0 = back slope + gv
+                k = (s ? 0 : back slope(h) + gv) + gh
+        soft    k0 = back slope(v) + gv,  v = s ? h - θ : h
                 W = gs - k0 θ                                    detached: W = gs
                 k = k0 + gh
                 grad = (w == 0 ? 0 : W w) + k;   grad_x = grad g;   back = grad
-        end     grad_v0 = grad a ((v0 - u1) + (v0 - u2)); with kind.pre_reset instead the `grad` of one more
-                step whose h is v0 and whose gs, gv, gh are 0
+        end     grad_v0 = grad slope(v0); with kind.pre_reset instead the `grad` of one more step whose h is v0
+                and whose gs, gv, gh are 0
 
     w(h)        z = h - θ
         window        lo <= h and h <= hi ? height : 0
@@ -55,9 +58,10 @@ the definition that makes all implementations bit-identical; `?:` selects, it do
 
     gradients of the numbers, v the membrane after the reset before this step; each term in float32, the sum
     over steps and neurons in float64, in any order:
-        a: grad ((v - u1)(v - u2))    u1: -grad (a (v - u2))    u2: -grad (a (v - u1))    g: grad x
+        a: grad ((v - u1)(m - u2))    u2: -grad (a (v - u1))    g: grad x
+        u1: -grad (a (v - u2));   without kind.rebound -grad (a ((m - u2) + (m - v)))
         θ (hard): -(w == 0 ? 0 : W w)    θ (soft): -((w == 0 ? 0 : W w) + (s ? k0 : 0))
-        v_reset (hard): s ? back (a ((v_reset - u1) + (v_reset - u2))) + gv : 0
+        v_reset (hard): s ? back slope(v_reset) + gv : 0
         with kind.pre_reset the additional step contributes to θ and v_reset alone
 """
 
@@ -123,3 +127,4 @@ class Kind(NamedTuple):
     strict: bool
     shape: Shape
     pre_reset: bool
+    rebound: bool = True

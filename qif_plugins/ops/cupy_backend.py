@@ -109,6 +109,7 @@ def _macros(
         "QIF_STRICT": int(kind.strict),
         "QIF_SHAPE": int(kind.shape),
         "QIF_PRE_RESET": int(kind.pre_reset),
+        "QIF_REBOUND": int(kind.rebound),
         "QIF_TENSORS": sum(1 << i for i, entry in enumerate(c) if isinstance(entry.values, Tensor)),
         "QIF_NEEDS": sum(1 << i for i, needed in enumerate(needs) if needed),
         "QIF_GIVEN": sum(1 << i for i, tensor in enumerate(given) if tensor is not None),

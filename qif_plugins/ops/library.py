@@ -26,7 +26,7 @@ __all__ = ["multi_step"]
 
 _NUMBERS = "Tensor? a, Tensor? u1, Tensor? u2, Tensor? v_threshold, Tensor? v_reset, Tensor? input_gain"
 _SURROGATE = "Tensor? s0, Tensor? s1, Tensor? s2"
-_KIND = "bool soft, bool detach_reset, bool strict, int shape, bool pre_reset"
+_KIND = "bool soft, bool detach_reset, bool strict, int shape, bool pre_reset, bool rebound"
 
 # Defined through Library: torch.library.custom_op takes several times as long a call, which is most of what a
 # small input costs.
@@ -67,7 +67,7 @@ def _forward(
     x_seq: Tensor, v: Tensor | None, a: Tensor | None, u1: Tensor | None, u2: Tensor | None, v_threshold: Tensor | None,
     v_reset: Tensor | None, input_gain: Tensor | None, s0: Tensor | None, s1: Tensor | None, s2: Tensor | None,
     numbers: Sequence[float], v_dtype: torch.dtype, soft: bool, detach_reset: bool, strict: bool, shape: int,
-    pre_reset: bool, store_v_seq: bool, save_h: bool, backend: str,
+    pre_reset: bool, rebound: bool, store_v_seq: bool, save_h: bool, backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Return ``(spike_seq, v_last or v_seq, h_seq)``; h_seq is float32 (float64 with float64), empty unless ``save_h``.
 
@@ -85,7 +85,7 @@ def _forward(
         flatten(x_seq, order),
         numbers[9] if v is None else flatten(v, order, time=False),
         _coefficients(tensors, numbers, x_seq, order),
-        Kind(soft, detach_reset, strict, Shape(shape), pre_reset),
+        Kind(soft, detach_reset, strict, Shape(shape), pre_reset, rebound),
         spike,
         None if store_v_seq else v_flat,
         v_flat if store_v_seq else None,
@@ -101,7 +101,7 @@ def _forward(
 def _forward_fake(
     x_seq: Tensor, v: Any, a: Any, u1: Any, u2: Any, v_threshold: Any, v_reset: Any, input_gain: Any, s0: Any, s1: Any,
     s2: Any, numbers: Any, v_dtype: torch.dtype, soft: bool, detach_reset: bool, strict: bool, shape: int,
-    pre_reset: bool, store_v_seq: bool, save_h: bool, backend: str,
+    pre_reset: bool, rebound: bool, store_v_seq: bool, save_h: bool, backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     _implementation(backend, x_seq)  # a backend that cannot run is refused where the call is traced
     return _allocate(x_seq, v_dtype, store_v_seq, save_h)
@@ -113,7 +113,7 @@ def _backward(
     x_seq: Tensor | None, a: Tensor | None, u1: Tensor | None, u2: Tensor | None, v_threshold: Tensor | None,
     v_reset: Tensor | None, input_gain: Tensor | None, s0: Tensor | None, s1: Tensor | None, s2: Tensor | None,
     numbers: Sequence[float], x_dtype: torch.dtype, soft: bool, detach_reset: bool, strict: bool, shape: int,
-    pre_reset: bool, needs_v: bool, needs: Sequence[bool], backend: str,
+    pre_reset: bool, rebound: bool, needs_v: bool, needs: Sequence[bool], backend: str,
 ) -> list[Tensor]:  # fmt: skip
     """Return the gradients of x_seq, of v if ``needs_v``, and of each number in ``needs``, in that order."""
     _check_h(h_seq)
@@ -134,7 +134,7 @@ def _backward(
             numbers[9] if v is None else flatten(v, order, time=False),
             None if x_seq is None else flatten(x_seq, order),
             c,
-            Kind(soft, detach_reset, strict, Shape(shape), pre_reset),
+            Kind(soft, detach_reset, strict, Shape(shape), pre_reset, rebound),
             to_x,
             to_v,
             tuple(needs),
@@ -153,7 +153,8 @@ def _backward(
 def _backward_fake(
     grad_spike: Any, grad_v: Any, grad_h: Any, h_seq: Tensor, v: Any, x_seq: Any, a: Any, u1: Any, u2: Any,
     v_threshold: Any, v_reset: Any, input_gain: Any, s0: Any, s1: Any, s2: Any, numbers: Any, x_dtype: torch.dtype,
-    soft: bool, detach_reset: bool, strict: bool, shape: int, pre_reset: bool, needs_v: bool, needs: Any, backend: str,
+    soft: bool, detach_reset: bool, strict: bool, shape: int, pre_reset: bool, rebound: bool, needs_v: bool, needs: Any,
+    backend: str,
 ) -> list[Tensor]:  # fmt: skip
     _check_h(h_seq)
     grads = [empty_like(h_seq, x_dtype)]

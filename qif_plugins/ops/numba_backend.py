@@ -64,7 +64,7 @@ def forward(
     arguments = (
         steps, neurons, x.data_ptr(), _TYPES[x.dtype], *_start(v0), table.rows, spike.data_ptr(), _address(v_last),
         _address(v_seq), 0 if v_out is None else _TYPES[v_out.dtype], _address(h), kind.soft, kind.strict,
-        kind.pre_reset, _streams(spike, h, steps, neurons),
+        kind.pre_reset, kind.rebound, _streams(spike, h, steps, neurons),
     )  # fmt: skip
     kernel = kernels.forward_kernel(table.spread)
     for_each_chunk(neurons, _share(steps), steps * neurons, kernel, arguments)
@@ -85,7 +85,7 @@ def backward(
         steps, neurons, _address(grad_spike), _address(grad_v), _address(grad_h), _TYPES[grad_x.dtype],
         0 if grad_v is None else _TYPES[grad_v.dtype], 1 if grad_v is None else grad_v.numel() // neurons,
         h.data_ptr(), *_start(v0), _address(x), table.rows, grad_x.data_ptr(), _address(grad_v0), sums, kind.soft,
-        kind.detach_reset, kind.strict, int(kind.shape), kind.pre_reset,
+        kind.detach_reset, kind.strict, int(kind.shape), kind.pre_reset, kind.rebound,
     )  # fmt: skip
     kernel = kernels.backward_kernel(table.spread)
     chunk = _share(steps) if sums is _NO_SUMS else kernels.CHUNK

@@ -282,17 +282,41 @@ def exp_negative(y):
     return p * np.int32((np.int32(n) + 127) << 23).view(np.float32)
 
 
+@inlined
+def bent(rebound, u1, v):
+    """The membrane in the map's second factor: without rebound at least u1, where the map goes on along its tangent."""
+    return u1 if (v < u1) & (not rebound) else v
+
+
+@inlined
+def charge_of(rebound, a, u1, u2, v):
+    return (a * (v - u1)) * (bent(rebound, u1, v) - u2)
+
+
+@inlined
+def slope(rebound, a, u1, u2, v):
+    m = bent(rebound, u1, v)
+    return a * ((m - u1) + (m - u2))
+
+
+@inlined
+def reach(rebound, a, u1, u2, threshold, v_reset, h):
+    """The jump of the charge at a spike, as the surrogate of the reset sees it."""
+    highest = threshold if (h > threshold) & (not rebound) else h
+    return charge_of(rebound, a, u1, u2, v_reset) - charge_of(rebound, a, u1, u2, highest)
+
+
 # -- the kernels ------------------------------------------------------------------------------------
 
 
 @inlined
-def charge(length, x, v, h, s, c, spread, soft, strict):
+def charge(length, x, v, h, s, c, spread, soft, strict, rebound):
     """One time step of ``length`` neurons: from the membrane ``v``, which it replaces, to ``h`` and spikes ``s``."""
     a, u1, u2, threshold, v_reset, gain = c[0, 0], c[1, 0], c[2, 0], c[3, 0], c[4, 0], c[5, 0]
     for j in range(length):
         if spread:
             a, u1, u2, threshold, v_reset, gain = c[0, j], c[1, j], c[2, j], c[3, j], c[4, j], c[5, j]
-        charged = (a * (v[j] - u1)) * (v[j] - u2) + gain * x[j]
+        charged = charge_of(rebound, a, u1, u2, v[j]) + gain * x[j]
         fired = fires(strict, charged, threshold)
         other = charged - threshold if soft else v_reset
         h[j] = charged
@@ -315,7 +339,7 @@ def forward_kernel(spread: bool) -> Callable[..., Any]:
 
     def forward(
         steps, neurons, x, kind, v0, v0_kind, start, table, spike, v_last, v_seq, v_kind, h, soft, strict, pre_reset,
-        streams, first, stop,
+        rebound, streams, first, stop,
     ):  # fmt: skip
         width = min(BLOCK, stop - first)
         c = np.empty((9, width if spread else 1), np.float32)
@@ -350,7 +374,7 @@ def forward_kernel(spread: bool) -> Callable[..., Any]:
                     for k in range(0, length, BURST):
                         for j in range(k, k + BURST, 16):
                             prefetch(ahead + 4 * j)
-                        charge(BURST, x_row[k : k + BURST], v[k : k + BURST], h_part, s_part, c, False, soft, strict)
+                        charge(BURST, x_row[k : k + BURST], v[k : k + BURST], h_part, s_part, c, False, soft, strict, rebound)
                         for j in range(0, BURST, VECTOR):
                             stream(h + 4 * (at + k + j), h_part.ctypes.data + 4 * j)
                         for j in range(0, BURST, VECTOR):
@@ -358,7 +382,7 @@ def forward_kernel(spread: bool) -> Callable[..., Any]:
                 else:
                     h_row = target(h, FLOAT if h else NONE, at, length, buffer_h)
                     s_row = target(spike, kind, at, length, buffer_s)
-                    charge(length, x_row, v, h_row, s_row, c, spread, soft, strict)
+                    charge(length, x_row, v, h_row, s_row, c, spread, soft, strict, rebound)
                     write(s_row, spike, kind, at)
                 if v_seq:
                     store(v, v_seq, v_kind, at, buffer_s)
@@ -377,7 +401,7 @@ def backward_kernel(spread: bool) -> Callable[..., Any]:
 
     def backward(
         steps, neurons, gs, gv, gh, kind, v_kind, gv_steps, h, v0, v0_kind, start, x, table, grad_x, grad_v0, sums,
-        soft, detach, strict, shape, pre_reset, first, stop,
+        soft, detach, strict, shape, pre_reset, rebound, first, stop,
     ):  # fmt: skip
         width = min(BLOCK, stop - first)
         needs_map = sums[0].size > 0 or sums[1].size > 0 or sums[2].size > 0
@@ -463,11 +487,10 @@ def backward_kernel(spread: bool) -> Callable[..., Any]:
                     for j in range(length):
                         if spread:
                             a, u1, u2, threshold, v_reset = c[0, j], c[1, j], c[2, j], c[3, j], c[4, j]
-                        k = back[j] * (a * ((h_row[j] - u1) + (h_row[j] - u2))) + gv_row[j]
+                        k = back[j] * slope(rebound, a, u1, u2, h_row[j]) + gv_row[j]
                         k = (F0 if fires(strict, h_row[j], threshold) else k) + gh_row[j]
-                        after = (a * (v_reset - u1)) * (v_reset - u2)
-                        reach = after - (a * (h_row[j] - u1)) * (h_row[j] - u2)
-                        reset = (gs_row[j] + back[j] * reach) + gv_row[j] * (v_reset - h_row[j])
+                        jump = reach(rebound, a, u1, u2, threshold, v_reset, h_row[j])
+                        reset = (gs_row[j] + back[j] * jump) + gv_row[j] * (v_reset - h_row[j])
                         weighted = (gs_row[j] if detach else reset) * w[j]
                         back[j] = (F0 if w[j] == F0 else weighted) + k
                     gx_row = target(grad_x, kind, at, length, rows[7])
@@ -485,7 +508,7 @@ def backward_kernel(spread: bool) -> Callable[..., Any]:
                             a, u1, u2, threshold = c[0, j], c[1, j], c[2, j], c[3, j]
                         below = h_row[j] - threshold
                         v = below if fires(strict, h_row[j], threshold) else h_row[j]
-                        k0[j] = back[j] * (a * ((v - u1) + (v - u2))) + gv_row[j]
+                        k0[j] = back[j] * slope(rebound, a, u1, u2, v) + gv_row[j]
                     for j in range(length):
                         if spread:
                             threshold = c[3, j]
@@ -496,7 +519,7 @@ def backward_kernel(spread: bool) -> Callable[..., Any]:
                     for j in range(length):
                         if spread:
                             a, u1, u2 = c[0, j], c[1, j], c[2, j]
-                        k0[j] = back[j] * (a * ((h_row[j] - u1) + (h_row[j] - u2))) + gv_row[j]
+                        k0[j] = back[j] * slope(rebound, a, u1, u2, h_row[j]) + gv_row[j]
                     if detach:
                         for j in range(length):
                             weighted = gs_row[j] * w[j]
@@ -504,10 +527,9 @@ def backward_kernel(spread: bool) -> Callable[..., Any]:
                     else:
                         for j in range(length):
                             if spread:
-                                a, u1, u2, v_reset = c[0, j], c[1, j], c[2, j], c[4, j]
-                            after = (a * (v_reset - u1)) * (v_reset - u2)
-                            reach = after - (a * (h_row[j] - u1)) * (h_row[j] - u2)
-                            through = (gs_row[j] + back[j] * reach) + gv_row[j] * (v_reset - h_row[j])
+                                a, u1, u2, threshold, v_reset = c[0, j], c[1, j], c[2, j], c[3, j], c[4, j]
+                            jump = reach(rebound, a, u1, u2, threshold, v_reset, h_row[j])
+                            through = (gs_row[j] + back[j] * jump) + gv_row[j] * (v_reset - h_row[j])
                             weighted = through * w[j]
                             w[j] = F0 if w[j] == F0 else weighted
 
@@ -522,7 +544,7 @@ def backward_kernel(spread: bool) -> Callable[..., Any]:
                     for j in range(length):
                         if spread:
                             a, u1, u2, threshold, v_reset = c[0, j], c[1, j], c[2, j], c[3, j], c[4, j]
-                        held = back[j] * (a * ((v_reset - u1) + (v_reset - u2))) + gv_row[j]
+                        held = back[j] * slope(rebound, a, u1, u2, v_reset) + gv_row[j]
                         terms[4, j] += held if fires(strict, h_row[j], threshold) else F0
 
                 # the gradient of h, handed back
@@ -554,11 +576,12 @@ def backward_kernel(spread: bool) -> Callable[..., Any]:
                     for j in range(length):
                         if spread:
                             u1, u2 = c[1, j], c[2, j]
-                        terms[0, j] += back[j] * ((before[j] - u1) * (before[j] - u2))
+                        terms[0, j] += back[j] * ((before[j] - u1) * (bent(rebound, u1, before[j]) - u2))
                     for j in range(length):
                         if spread:
-                            a, u2 = c[0, j], c[2, j]
-                        terms[1, j] -= back[j] * (a * (before[j] - u2))
+                            a, u1, u2 = c[0, j], c[1, j], c[2, j]
+                        m = bent(rebound, u1, before[j])
+                        terms[1, j] -= back[j] * (a * (m - u2 if rebound else (m - u2) + (m - before[j])))
                     for j in range(length):
                         if spread:
                             a, u1 = c[0, j], c[1, j]
@@ -573,7 +596,7 @@ def backward_kernel(spread: bool) -> Callable[..., Any]:
                     for j in range(length):
                         if spread:
                             a, u1, u2 = c[0, j], c[1, j], c[2, j]
-                        back[j] = back[j] * (a * ((v0_row[j] - u1) + (v0_row[j] - u2)))
+                        back[j] = back[j] * slope(rebound, a, u1, u2, v0_row[j])
                 store(back, grad_v0, v0_kind, n, rows[7])
             for k in range(6):
                 if sums[k].size > 0:

@@ -7,7 +7,7 @@
 //
 //   QIF_X, QIF_V0, QIF_V    the type of the input, of the initial membrane, of the stored membranes:
 //                           FLOAT32, FLOAT16 or BFLOAT16
-//   QIF_SOFT, QIF_DETACHED, QIF_STRICT, QIF_SHAPE, QIF_PRE_RESET    as in contract.Kind
+//   QIF_SOFT, QIF_DETACHED, QIF_STRICT, QIF_SHAPE, QIF_PRE_RESET, QIF_REBOUND    as in contract.Kind
 //   QIF_TENSORS             bit i: coefficient i is a tensor, not a plain number
 //   QIF_NEEDS               bit i: the gradient of coefficient i is wanted
 //   QIF_GIVEN               which pointers are not null: v_seq, h (bits 0 and 1), grad_spike, grad_v, grad_h (2 to 4)
@@ -164,9 +164,15 @@ template <int V> struct Numbers {
         load_number(gain, c, 5, n, neurons);
     }
 
-    __device__ inline float map(int k, float v) const { return (a[k] * (v - u1[k])) * (v - u2[k]); }
+    // The membrane in the map's second factor: without rebound at least u1, where the map goes on along its tangent.
+    __device__ inline float bent(int k, float v) const { return !QIF_REBOUND && v < u1[k] ? u1[k] : v; }
 
-    __device__ inline float slope(int k, float v) const { return a[k] * ((v - u1[k]) + (v - u2[k])); }
+    __device__ inline float map(int k, float v) const { return (a[k] * (v - u1[k])) * (bent(k, v) - u2[k]); }
+
+    __device__ inline float slope(int k, float v) const {
+        const float m = bent(k, v);
+        return a[k] * ((m - u1[k]) + (m - u2[k]));
+    }
 
     __device__ inline bool fires(int k, float h) const {
         return QIF_STRICT ? h > threshold[k] : h >= threshold[k];
@@ -283,7 +289,8 @@ template <int V> struct Adjoint {
                 keep = k0 + gh[k];
             } else {
                 keep = (fired ? 0.0f : back[k] * c.slope(k, h[k]) + gv[k]) + gh[k];
-                const float reach = c.map(k, c.v_reset[k]) - c.map(k, h[k]);
+                const float highest = !QIF_REBOUND && h[k] > c.threshold[k] ? c.threshold[k] : h[k];
+                const float reach = c.map(k, c.v_reset[k]) - c.map(k, highest);
                 through = QIF_DETACHED ? gs[k] : (gs[k] + back[k] * reach) + gv[k] * (c.v_reset[k] - h[k]);
             }
             const float surrogate = w == 0.0f ? 0.0f : through * w;
@@ -301,8 +308,12 @@ template <int V> struct Adjoint {
     __device__ inline void add_terms(const float (&v)[V], const float (&x)[V]) {
 #pragma unroll
         for (int k = 0; k < V; ++k) {
-            if (QIF_NEEDS & 1) total[0][k] += (double)(back[k] * ((v[k] - c.u1[k]) * (v[k] - c.u2[k])));
-            if (QIF_NEEDS & 2) total[1][k] -= (double)(back[k] * (c.a[k] * (v[k] - c.u2[k])));
+            const float m = c.bent(k, v[k]);
+            if (QIF_NEEDS & 1) total[0][k] += (double)(back[k] * ((v[k] - c.u1[k]) * (m - c.u2[k])));
+            if (QIF_NEEDS & 2) {
+                const float reach = QIF_REBOUND ? m - c.u2[k] : (m - c.u2[k]) + (m - v[k]);
+                total[1][k] -= (double)(back[k] * (c.a[k] * reach));
+            }
             if (QIF_NEEDS & 4) total[2][k] -= (double)(back[k] * (c.a[k] * (v[k] - c.u1[k])));
             if (QIF_NEEDS & 32) total[5][k] += (double)(back[k] * x[k]);
         }

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .contract import Coefficient, Coefficients, Kind, Shape
 
-__all__ = ["backward", "compute_dtype", "derivative", "forward", "initial", "steps", "unavailable"]
+__all__ = ["backward", "charge", "compute_dtype", "derivative", "forward", "initial", "slope", "steps", "unavailable"]
 
 
 def unavailable(device: torch.device) -> str | None:
@@ -52,7 +52,7 @@ def backward(
     # Apple's GPUs have no float64.
     wide = torch.float32 if h.device.type == "mps" else torch.float64
     sums = [zero.new_zeros(zero.shape if needed else 0, dtype=wide) for needed in needs]
-    after = (a * (v_reset - u1)) * (v_reset - u2)
+    after = charge(a, u1, u2, v_reset, kind.rebound)
     start = initial(v0, h, dtype)
 
     def incoming(gradient: Tensor | None, t: int) -> Tensor:
@@ -67,48 +67,69 @@ def backward(
         gs, gv, gh = (incoming(gradient, t) for gradient in (grad_spike, grad_v, grad_h))
         w = derivative(kind.shape, membrane, threshold, s0, s1, s2)
         if kind.soft:
-            k0 = back * (a * ((v - u1) + (v - u2))) + gv
+            k0 = back * slope(a, u1, u2, v, kind.rebound) + gv
             through = gs if kind.detach_reset else gs - k0 * threshold
             k = k0 + gh
         else:
-            slope = a * ((membrane - u1) + (membrane - u2))
-            k = torch.where(fired, zero, back * slope + gv) + gh
+            k = torch.where(fired, zero, back * slope(a, u1, u2, membrane, kind.rebound) + gv) + gh
             through = gs
             if not kind.detach_reset:
-                reach = after - (a * (membrane - u1)) * (membrane - u2)
+                highest = membrane if kind.rebound else torch.where(membrane > threshold, threshold, membrane)
+                reach = after - charge(a, u1, u2, highest, kind.rebound)
                 through = (gs + back * reach) + gv * (v_reset - membrane)
         surrogate = torch.where(w == 0, zero, through * w)
         grad = surrogate + k
         if needs[3]:
             sums[3] -= surrogate + torch.where(fired, k0, zero) if kind.soft else surrogate
         if needs[4] and not kind.soft:
-            sums[4] += torch.where(fired, back * (a * ((v_reset - u1) + (v_reset - u2))) + gv, zero)
+            sums[4] += torch.where(fired, back * slope(a, u1, u2, v_reset, kind.rebound) + gv, zero)
         if t >= 0:
             grad_x[t] = grad * gain
             if any(needs[:3]):
                 before = h[t - 1] if t else start
                 if t or kind.pre_reset:
                     _, before = _fire_and_reset(before, threshold, v_reset, kind)
-                _add_charge(sums, needs, grad, before, a, u1, u2)
+                _add_charge(sums, needs, grad, before, a, u1, u2, kind.rebound)
             if needs[5] and x is not None:
                 sums[5] += grad * x[t].to(dtype)
         back = grad
     if grad_v0 is not None:
-        grad_v0.copy_(back if kind.pre_reset else back * (a * ((start - u1) + (start - u2))))
+        grad_v0.copy_(back if kind.pre_reset else back * slope(a, u1, u2, start, kind.rebound))
     return [
         _reduce(total, entry).to(dtype) if needed else None
         for total, entry, needed in zip(sums, c[:6], needs, strict=True)
     ]
 
 
-def _add_charge(sums: list[Tensor], needs: Sequence[bool], grad: Tensor, v: Tensor, a: Any, u1: Any, u2: Any) -> None:
+def _add_charge(
+    sums: list[Tensor], needs: Sequence[bool], grad: Tensor, v: Tensor, a: Any, u1: Any, u2: Any, rebound: bool
+) -> None:
     """Add the terms of a, u1 and u2 in the charge that the membrane ``v`` contributed to a step."""
+    m = _bent(u1, v, rebound)
     if needs[0]:
-        sums[0] += grad * ((v - u1) * (v - u2))
+        sums[0] += grad * ((v - u1) * (m - u2))
     if needs[1]:
-        sums[1] -= grad * (a * (v - u2))
+        sums[1] -= grad * (a * (v - u2 if rebound else (m - u2) + (m - v)))
     if needs[2]:
         sums[2] -= grad * (a * (v - u1))
+
+
+def charge(a: Any, u1: Any, u2: Any, v: Any, rebound: bool) -> Any:
+    """f(v), see :mod:`.contract`."""
+    return (a * (v - u1)) * (_bent(u1, v, rebound) - u2)
+
+
+def slope(a: Any, u1: Any, u2: Any, v: Any, rebound: bool) -> Any:
+    """f'(v), see :mod:`.contract`."""
+    m = _bent(u1, v, rebound)
+    return a * ((m - u1) + (m - u2))
+
+
+def _bent(u1: Any, v: Any, rebound: bool) -> Any:
+    """The membrane in the map's second factor; floats too, for :mod:`.unfused`."""
+    if rebound:
+        return v
+    return torch.where(v < u1, u1, v) if isinstance(v, Tensor) or isinstance(u1, Tensor) else max(v, u1)
 
 
 def exp_negative(y: Tensor) -> Tensor:
@@ -138,7 +159,7 @@ def steps(x_seq: Tensor, v: Tensor, numbers: Sequence[Any], kind: Kind) -> Itera
     if kind.pre_reset:
         _, v = _fire_and_reset(v, threshold, v_reset, kind)
     for x in x_seq.unbind(0):
-        h = (a * (v - u1)) * (v - u2) + gain * x.to(v.dtype)
+        h = charge(a, u1, u2, v, kind.rebound) + gain * x.to(v.dtype)
         fired, v = _fire_and_reset(h, threshold, v_reset, kind)
         yield h, fired, v
 
@@ -180,9 +201,10 @@ def initial(v0: Tensor | float, x: Tensor, dtype: torch.dtype) -> Tensor:
 def _spread(c: Coefficients, neurons: int, dtype: torch.dtype, device: torch.device) -> list[Any]:
     """Return each coefficient as a tensor [N], or 0-dimensional if it is a plain float."""
     numbers = [_spread_one(entry, neurons, dtype) for entry in c]
-    if numbers[4].device != device:
-        # torch.where copies a number from the host to a GPU at every call, and waits for it; this fills it there.
-        numbers[4] = torch.full((), numbers[4].item(), dtype=dtype, device=device)
+    for index in (1, 3, 4):
+        if numbers[index].device != device:
+            # torch.where copies a number from the host to a GPU at every call, and waits for it; this fills it there.
+            numbers[index] = torch.full((), numbers[index].item(), dtype=dtype, device=device)
     return numbers
 
 

@@ -60,7 +60,8 @@ def forward(
         triton_kernels.forward[(grid,)](
             x, v0, spike, v_last, v_seq, h, *_arguments(numbers, neurons), steps, neurons,
             LAYOUTS=_layouts(numbers, neurons), START=int(isinstance(v0, Tensor)), SOFT=kind.soft,
-            STRICT=kind.strict, PRE_RESET=kind.pre_reset, WIDE=_is_wide(grid * block), BLOCK=block, **options,
+            STRICT=kind.strict, PRE_RESET=kind.pre_reset, REBOUND=kind.rebound, WIDE=_is_wide(grid * block),
+            BLOCK=block, **options,
         )  # fmt: skip
 
 
@@ -82,7 +83,7 @@ def backward(
             grad_spike, grad_v, grad_h, h, v0, x, grad_x, grad_v0, *(None if s is None else s.values for s in sums),
             *_arguments(c, neurons), steps, neurons, visits,
             LAYOUTS=_layouts(c, neurons), START=int(isinstance(v0, Tensor)), SHAPE=int(kind.shape), SOFT=kind.soft,
-            DETACHED=kind.detach_reset, STRICT=kind.strict, PRE_RESET=kind.pre_reset,
+            DETACHED=kind.detach_reset, STRICT=kind.strict, PRE_RESET=kind.pre_reset, REBOUND=kind.rebound,
             GRAD_V_LAST=grad_v is not None and grad_v.dim() == 1, GROUPS=groups,
             WIDE=_is_wide(grid * block * visits), BLOCK=block, **options,
         )  # fmt: skip

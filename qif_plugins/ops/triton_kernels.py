@@ -81,13 +81,24 @@ def _store(to, at, value, mask):
 
 
 @triton.jit
-def _map(a, u1, u2, v):
-    return (a * (v - u1)) * (v - u2)
+def _bent(u1, v, REBOUND: tl.constexpr):
+    """The membrane in the map's second factor: without rebound at least u1, where the map goes on along its tangent."""
+    if REBOUND:
+        bent = v
+    else:
+        bent = tl.where(v < u1, u1, v)
+    return bent
 
 
 @triton.jit
-def _slope(a, u1, u2, v):
-    return a * ((v - u1) + (v - u2))
+def _map(a, u1, u2, v, REBOUND: tl.constexpr):
+    return (a * (v - u1)) * (_bent(u1, v, REBOUND) - u2)
+
+
+@triton.jit
+def _slope(a, u1, u2, v, REBOUND: tl.constexpr):
+    m = _bent(u1, v, REBOUND)
+    return a * ((m - u1) + (m - u2))
 
 
 @triton.jit
@@ -155,7 +166,7 @@ def forward(
     threshold, threshold_inner, threshold_count, v_reset, v_reset_inner, v_reset_count, gain, gain_inner, gain_count,
     steps, neurons,
     LAYOUTS: tl.constexpr, START: tl.constexpr, SOFT: tl.constexpr, STRICT: tl.constexpr, PRE_RESET: tl.constexpr,
-    WIDE: tl.constexpr, BLOCK: tl.constexpr,
+    REBOUND: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     if WIDE:
@@ -178,7 +189,7 @@ def forward(
         # The next step's input is under way while this step computes.
         limit = tl.where(t + 1 < steps, neurons, 0)
         ahead = tl.load(x + (row + neurons) + n, mask=n < limit, other=0.0)
-        h = _map(a, u1, u2, v) + gain * current
+        h = _map(a, u1, u2, v, REBOUND) + gain * current
         fired = _fires(h, threshold, STRICT)
         v = _reset(h, fired, threshold, v_reset, SOFT)
         tl.store(spike + row + n, fired.to(tl.float32), mask=mask)
@@ -204,25 +215,28 @@ def _gradient(gradient, at, mask, BLOCK: tl.constexpr):
 @triton.jit
 def _adjoint(
     back, h, gs, gv, gh, a, u1, u2, threshold, v_reset, s0, s1, s2,
-    SHAPE: tl.constexpr, SOFT: tl.constexpr, DETACHED: tl.constexpr, STRICT: tl.constexpr,
+    SHAPE: tl.constexpr, SOFT: tl.constexpr, DETACHED: tl.constexpr, STRICT: tl.constexpr, REBOUND: tl.constexpr,
 ):  # fmt: skip
     """One step back in time: the gradient of h, and the terms of the threshold's and of v_reset's."""
     fired = _fires(h, threshold, STRICT)
     w = _derivative(h, threshold, s0, s1, s2, SHAPE)
     if SOFT:
         v = _reset(h, fired, threshold, v_reset, SOFT)
-        k0 = back * _slope(a, u1, u2, v) + gv
+        k0 = back * _slope(a, u1, u2, v, REBOUND) + gv
         if DETACHED:
             through = gs
         else:
             through = gs - k0 * threshold
         keep = k0 + gh
     else:
-        keep = tl.where(fired, 0.0, back * _slope(a, u1, u2, h) + gv) + gh
+        keep = tl.where(fired, 0.0, back * _slope(a, u1, u2, h, REBOUND) + gv) + gh
         if DETACHED:
             through = gs
         else:
-            reach = _map(a, u1, u2, v_reset) - _map(a, u1, u2, h)
+            highest = h
+            if not REBOUND:
+                highest = tl.where(h > threshold, threshold, h)
+            reach = _map(a, u1, u2, v_reset, REBOUND) - _map(a, u1, u2, highest, REBOUND)
             through = (gs + back * reach) + gv * (v_reset - h)
     surrogate = tl.where(w == 0.0, 0.0, through * w)
     if SOFT:
@@ -230,7 +244,7 @@ def _adjoint(
         to_reset = tl.zeros_like(h)
     else:
         to_threshold = surrogate
-        to_reset = tl.where(fired, back * _slope(a, u1, u2, v_reset) + gv, 0.0)
+        to_reset = tl.where(fired, back * _slope(a, u1, u2, v_reset, REBOUND) + gv, 0.0)
     return surrogate + keep, to_threshold, to_reset
 
 
@@ -261,8 +275,8 @@ def backward(
     s0, s0_inner, s0_count, s1, s1_inner, s1_count, s2, s2_inner, s2_count,
     steps, neurons, visits,
     LAYOUTS: tl.constexpr, START: tl.constexpr, SHAPE: tl.constexpr, SOFT: tl.constexpr, DETACHED: tl.constexpr,
-    STRICT: tl.constexpr, PRE_RESET: tl.constexpr, GRAD_V_LAST: tl.constexpr, GROUPS: tl.constexpr,
-    WIDE: tl.constexpr, BLOCK: tl.constexpr,
+    STRICT: tl.constexpr, PRE_RESET: tl.constexpr, REBOUND: tl.constexpr, GRAD_V_LAST: tl.constexpr,
+    GROUPS: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     first = tl.program_id(0)
     if WIDE:
@@ -310,7 +324,7 @@ def backward(
             gs_below = _gradient(grad_spike, (row - neurons) + n, ahead, BLOCK)
             back, to_threshold, to_reset = _adjoint(
                 back, h, gs, gv, gh, a_n, u1_n, u2_n, threshold_n, v_reset_n, s0_n, s1_n, s2_n,
-                SHAPE, SOFT, DETACHED, STRICT,
+                SHAPE, SOFT, DETACHED, STRICT, REBOUND,
             )  # fmt: skip
             if sum_threshold is not None:
                 total_threshold -= tl.where(mask, to_threshold, 0.0).to(tl.float64)
@@ -323,10 +337,14 @@ def backward(
                 else:
                     v_first = start
                 v = tl.where(earlier, v, v_first)
+                m = _bent(u1_n, v, REBOUND)
                 if sum_a is not None:
-                    total_a += tl.where(mask, back * ((v - u1_n) * (v - u2_n)), 0.0).to(tl.float64)
+                    total_a += tl.where(mask, back * ((v - u1_n) * (m - u2_n)), 0.0).to(tl.float64)
                 if sum_u1 is not None:
-                    total_u1 -= tl.where(mask, back * (a_n * (v - u2_n)), 0.0).to(tl.float64)
+                    reach_u1 = m - u2_n
+                    if not REBOUND:
+                        reach_u1 = reach_u1 + (m - v)
+                    total_u1 -= tl.where(mask, back * (a_n * reach_u1), 0.0).to(tl.float64)
                 if sum_u2 is not None:
                     total_u2 -= tl.where(mask, back * (a_n * (v - u1_n)), 0.0).to(tl.float64)
             if sum_gain is not None:
@@ -341,7 +359,7 @@ def backward(
         if PRE_RESET:
             back, to_threshold, to_reset = _adjoint(
                 back, start, zero, zero, zero, a_n, u1_n, u2_n, threshold_n, v_reset_n, s0_n, s1_n, s2_n,
-                SHAPE, SOFT, DETACHED, STRICT,
+                SHAPE, SOFT, DETACHED, STRICT, REBOUND,
             )  # fmt: skip
             if sum_threshold is not None:
                 total_threshold -= tl.where(mask, to_threshold, 0.0).to(tl.float64)
@@ -351,7 +369,7 @@ def backward(
             if PRE_RESET:
                 to_start = back
             else:
-                to_start = back * _slope(a_n, u1_n, u2_n, start)
+                to_start = back * _slope(a_n, u1_n, u2_n, start, REBOUND)
             _store(grad_v0, n, to_start, mask)
         program += tl.num_programs(0)
     if sum_a is not None:

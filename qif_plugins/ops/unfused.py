@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from .contract import Kind
-from .torch_backend import compute_dtype, initial, steps
+from .torch_backend import charge, compute_dtype, initial, steps
 
 __all__ = ["autograd_multi_step", "composed_multi_step", "name_of"]
 
 
 def autograd_multi_step(
     x_seq: Tensor, v: Tensor | float, numbers: Sequence[Tensor | float], soft: bool,
-    surrogate: Callable[[Tensor], Tensor], detach_reset: bool, pre_reset: bool = False,
+    surrogate: Callable[[Tensor], Tensor], detach_reset: bool, pre_reset: bool = False, rebound: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Run the neuron with any surrogate callable, to be differentiated by PyTorch.
 
@@ -33,6 +33,7 @@ def autograd_multi_step(
             surrogates, it returns any number, and the membrane is reset in part, in both passes.
         detach_reset: Whether the reset passes no gradient to the spike.
         pre_reset: Whether ``v`` is the membrane before its reset.
+        rebound: Whether the map is the parabola everywhere, or below u1 its tangent there.
 
     Returns:
         ``(spike_seq, v_seq, h_seq)``, each ``[T, ...]`` in the computation's dtype.
@@ -46,7 +47,7 @@ def autograd_multi_step(
     folded = not soft and getattr(surrogate, "spiking", True)
 
     def contribute(v: Any) -> Any:
-        return (a * (v - u1)) * (v - u2)
+        return charge(a, u1, u2, v, rebound)
 
     def fire(h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Compute the spike, the membrane after the reset, and its contribution to the next step's charge."""
@@ -59,15 +60,16 @@ def autograd_multi_step(
         gate = (s.detach() if detach_reset else s).to(dtype)
         after = h - gate * threshold if soft else (1 - gate) * h + gate * v_reset
         if folded:
-            return s, after, (1 - gate) * contribute(h) + gate * contribute(v_reset)
+            highest = h if rebound else torch.where(h > threshold, threshold, h)
+            return s, after, (1 - gate) * contribute(highest) + gate * contribute(v_reset)
         return s, after, contribute(after)
 
     start = initial(v, x_seq, dtype)
-    charge = fire(start)[2] if pre_reset else contribute(start)
+    contribution = fire(start)[2] if pre_reset else contribute(start)
     spikes, v_seq, h_seq = [], [], []
     for x in x_seq.to(dtype).unbind(0):
-        h = charge + gain * x
-        s, after, charge = fire(h)
+        h = contribution + gain * x
+        s, after, contribution = fire(h)
         spikes.append(s)
         v_seq.append(after)
         h_seq.append(h)

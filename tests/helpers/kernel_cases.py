@@ -93,6 +93,7 @@ def cases(draw: st.DrawFn, max_neurons: int = 600, max_steps: int = 9) -> Case:
         strict=draw(st.booleans()),
         shape=draw(st.sampled_from(Shape)),
         pre_reset=draw(st.booleans()),
+        rebound=draw(st.booleans()),
     )
     return Case(
         steps=draw(st.integers(1, max_steps)),

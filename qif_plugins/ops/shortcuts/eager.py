@@ -1,7 +1,7 @@
 """Call the kernels without PyTorch's dispatcher, for a plain call on a CPU.
 
 On a small layer the operator of :mod:`..library` spends its time in the dispatcher, through which each of its passes
-enters Python twice, with 22 arguments. A plain call, which nothing but autograd observes, calls the same kernels
+enters Python twice, with 23 arguments. A plain call, which nothing but autograd observes, calls the same kernels
 directly, with the same results. All other calls use the operator: under tracing, modes, transforms and the profiler,
 with tensors of other kinds and layouts, with numbers that are tensors, and on other backends.
 """
@@ -73,11 +73,11 @@ class Job(NamedTuple):
 @lru_cache(maxsize=1024)
 def job(
     numbers: tuple[float, ...], soft: bool, detach_reset: bool, strict: bool, shape: int, pre_reset: bool,
-    store_v_seq: bool, return_h: bool, single: bool,
+    rebound: bool, store_v_seq: bool, return_h: bool, single: bool,
 ) -> Job:  # fmt: skip
     """Prepare the part of a call that does not depend on its tensors; ``numbers`` are the nine coefficients."""
     table = numba_backend.tabulate(Coefficients(*map(Coefficient, numbers)), 1)
-    kind = Kind(soft, detach_reset, strict, Shape(shape), pre_reset)
+    kind = Kind(soft, detach_reset, strict, Shape(shape), pre_reset, rebound)
     return Job(numbers, table, kind, store_v_seq, return_h, single)
 
 
