@@ -23,6 +23,7 @@ from qif_plugins.neuron.arguments import DEFAULT_BETA, MAP, DynamicsName, MapArg
 from qif_plugins.neuron.following import WindowMemory, versions
 from qif_plugins.neuron.functional import check_spread, qif_multi_step, qif_step
 from qif_plugins.neuron.module import chosen_window
+from qif_plugins.neuron.names import MATCHED
 from qif_plugins.neuron.parameters import Number, QIFParameters
 from qif_plugins.neuron.surrogate import DEFAULT_WINDOW, ATan, FusedSurrogate, Window, WindowName, spike
 from qif_plugins.ops.backends import BackendName
@@ -162,7 +163,12 @@ class QIF(Parameters, snn.Leaky):
         self.backend = backend
         curvature = given.get("curvature", _CURVATURE)
         params = build_parameters(
-            chosen.roots, detached(threshold), beta=detached(beta), curvature=curvature, reset=reset_of(reset_mechanism)
+            chosen.roots,
+            detached(threshold),
+            beta=detached(beta),
+            curvature=curvature,
+            reset=reset_of(reset_mechanism),
+            rebound=chosen.rebound,
         )
         if beta is None:
             beta = params.map_derivative(params.fixed_points()[0])
@@ -349,7 +355,7 @@ class QIF(Parameters, snn.Leaky):
         numbers = ", ".join(
             f"{name}={number(getattr(params, name), '.4g')}" for name in ("a", "u1", "u2", "v_threshold")
         )
-        leak = f", beta={number(self.beta, '.4g')}" if self._decided == "lif" else ""
+        leak = f", beta={number(self.beta, '.4g')}" if self._decided in MATCHED else ""
         window = self._window if self._spike_grad is None else self._spike_grad
         return (
             f"dynamics={self.dynamics}{leak}, {numbers}, reset_mechanism={self._reset_mechanism}, "

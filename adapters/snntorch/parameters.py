@@ -13,6 +13,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from qif_plugins.neuron.arguments import DEFAULT_BETA, MAP, MAX_BETA, MapArguments, build_parameters
 from qif_plugins.neuron.following import has_storage, same_versions, versions
 from qif_plugins.neuron.module import QIFLayer, check_surrogate, checked_window, on_device, undone_on_error
+from qif_plugins.neuron.names import MATCHED
 from qif_plugins.neuron.parameters import Number, QIFParameters
 from qif_plugins.neuron.surrogate import Gaussian, Surrogate, Window, WindowName
 from qif_plugins.support.numbers import checked_number
@@ -57,9 +58,10 @@ class Parameters(QIFLayer):
     _reset_mechanism: str
     _given: dict[str, Any]
     """beta and threshold as they were passed, before ``half()`` rounded them."""
-    _choice: tuple[Any, tuple[str, ...], tuple[str, ...]]
+    _choice: tuple[Any, tuple[str, ...], tuple[str, ...], bool]
     """``dynamics``, and the names of what was passed of the map and of the leak."""
     _decided: str
+    _rebound: bool | None
     _root_names: tuple[str, ...]
     _seen: list[tuple[Any, Any]] | None = None
     _current: Neuron
@@ -100,15 +102,17 @@ class Parameters(QIFLayer):
 
     def _chosen(self) -> MapArguments:
         """The arguments, passed or assigned since, that could decide the map."""
-        dynamics, given, leak = self._choice
+        dynamics, given, leak, parabola = self._choice
         return MapArguments(
             dynamics,
             {name: getattr(self, name) for name in given},
             {name: getattr(self, name, None) for name in leak},  # None: deleted, and about to be assigned
+            parabola,
         )
 
     def _choose(self, chosen: MapArguments) -> None:
-        self._choice = chosen.dynamics, tuple(chosen.given), tuple(chosen.leak)
+        self._choice = chosen.dynamics, tuple(chosen.given), tuple(chosen.leak), chosen.parabola
+        self._rebound = chosen.rebound
         self._decided = chosen.decided
         self._root_names = tuple(chosen.roots)
         for name in MAP:
@@ -239,7 +243,7 @@ class Parameters(QIFLayer):
             surrogate = self.derive_window(self.derived_window, self._params(near_one, threshold))
             surrogate = on_device(surrogate, self.beta.device)
         constants = tuple(None if self._learns(name) else now for name, now in zip(NUMBERS, numbers, strict=True))
-        used = ("threshold", "beta") if self._decided == "lif" else ("threshold", *self._root_names)
+        used = ("threshold", "beta") if self._decided in MATCHED else ("threshold", *self._root_names)
         values = {name: getattr(self, name) for name in used}
         spread = tuple(name for name, value in values.items() if isinstance(value, Tensor) and value.numel() > 1)
         return Neuron(params, surrogate, graded, constants, spread)
@@ -248,7 +252,7 @@ class Parameters(QIFLayer):
         """The parameters; unless they are checked, a learned threshold is kept where the membrane is stable."""
         return build_parameters(
             {name: getattr(self, name) for name in self._root_names}, threshold, beta=beta, curvature=self.curvature,
-            reset=reset_of(self._reset_mechanism), checked=checked,
+            reset=reset_of(self._reset_mechanism), rebound=self._rebound, checked=checked,
             learned_threshold=not checked and self._learns("threshold"),
         )  # fmt: skip
 
@@ -316,10 +320,14 @@ def check_leak(chosen: MapArguments, learn_beta: bool) -> None:
     Raises:
         ValueError: No leak is matched.
     """
-    if chosen.decided == "lif" and "beta" not in chosen.leak and not chosen.left_open:
-        what = "dynamics='lif' matches a leak" if chosen.dynamics else "curvature shapes the map that beta matches"
+    if chosen.matches_leak and "beta" not in chosen.leak and not chosen.left_open:
+        what = (
+            f"dynamics={chosen.dynamics!r} matches a leak"
+            if chosen.dynamics
+            else "curvature shapes the map that beta matches"
+        )
         raise ValueError(f"{what}: pass beta (QIF() alone matches {DEFAULT_BETA:g})")
-    if learn_beta and chosen.decided != "lif":
+    if learn_beta and not chosen.matches_leak:
         raise ValueError(
             "learn_beta learns the leak that the neuron matches, and this neuron has "
             f"{'the paper' if chosen.decided == 'paper' else 'given'} parameters instead: pass beta and neither "

@@ -237,7 +237,7 @@ class QIFNeuron(ChainedSteps):
         if not learns(params.v_threshold):
             return params
         numbers = {name: one_number(_detached(value)) for name, value in params.numbers().items()}
-        return QIFParameters.unchecked(**numbers, reset=params.reset)
+        return params.with_numbers(**numbers)
 
     def _threshold(self) -> Any:
         for place in (vars(self), self._parameters, self._buffers):

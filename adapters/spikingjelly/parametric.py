@@ -140,6 +140,8 @@ class ParametricQIFNeuron(LearnedMap):
         if channels is not None and not (isinstance(channels, int) and channels > 0):
             raise ValueError(f"channels must be a positive whole number or None, got {channels!r}")
         self.channels = channels
+        # Its roots may move to where a map has to rebound.
+        self._params = dataclasses.replace(self._params, rebound=True)
         for name, value in unconstrained(self._params).items():
             raw = torch.full(() if channels is None else (channels,), value.item())  # in the default dtype
             self.register_parameter(name, nn.Parameter(raw))

@@ -111,9 +111,9 @@ def run(parser: ArgumentParser) -> None:
     )
     add = parser.add_argument
     add(
-        "--dynamics", choices=("auto", "paper", "lif"), default="auto",
-        help="auto: match LIF's leak, with an input gain of 1 under a norm; lif: with LIF's gain; paper: the paper's "
-        "parameters",
+        "--dynamics", choices=("auto", *DYNAMICS), default="auto",
+        help="auto: match LIF's leak, with an input gain of 1 under a norm; lif: with LIF's gain; parabola: that by "
+        "a map that rebounds under strong inhibition; paper: the paper's parameters",
     )  # fmt: skip
     add(
         "--window", choices=("auto", *WINDOWS, "keep"), default="auto",
@@ -211,7 +211,11 @@ def _add_neuron(parser: ArgumentParser) -> None:
     text = f"leak to match (default: {DEFAULT_BETA:g}, unless --a, --u1, --u2 or --dynamics decides)"
     add("--beta", type=float, help=text)
     add("--curvature", type=float, help="with --beta: threshold over unstable fixed point (default: 0.5)")
-    add("--dynamics", choices=DYNAMICS, help="paper: the paper's map; lif: the map that matches --beta")
+    add(
+        "--dynamics",
+        choices=DYNAMICS,
+        help="paper: the paper's map; lif: the map that matches --beta; parabola: the same by a map that rebounds",
+    )
 
 
 def energy(parser: ArgumentParser) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from torch import nn
 
 from ..neuron.module import OTHERS
+from ..neuron.names import DYNAMICS, DynamicsName
 from ..neuron.surrogate import WINDOWS, Window, WindowName
 from ..support.names import unknown
 from .find import Site, Survey, survey
@@ -26,7 +27,7 @@ from .report import Row, SwapReport
 __all__ = ["Row", "SwapReport", "swap"]
 
 _CHOICES = {
-    "dynamics": ("auto", "paper", "lif"),
+    "dynamics": ("auto", *DYNAMICS),
     "norm": ("keep", "tdbn"),
     "readout": ("keep", "swap"),
     "to": ("qif", "lif"),
@@ -35,7 +36,7 @@ _CHOICES = {
 
 def swap(
     model: nn.Module,
-    dynamics: Literal["auto", "paper", "lif"] = "auto",
+    dynamics: Literal["auto"] | DynamicsName = "auto",
     window: WindowName | Literal["auto", "keep"] | Window = "auto",
     norm: Literal["keep", "tdbn"] = "keep",
     readout: Literal["keep", "swap"] = "keep",
@@ -64,8 +65,8 @@ def swap(
     Args:
         model: The model, before ``torch.compile`` and before wrapping for several devices.
         dynamics: ``"auto"`` (default) matches the LIF neuron's own leak, with an input gain of 1 where a normalization
-            feeds the neuron, with LIF's own elsewhere; ``"lif"`` with LIF's own everywhere. ``"paper"`` gives every
-            neuron the paper's parameters.
+            feeds the neuron, with LIF's own elsewhere; ``"lif"`` with LIF's own everywhere, ``"parabola"`` the same by
+            a map that rebounds under strong inhibition. ``"paper"`` gives every neuron the paper's parameters.
         window: ``"auto"`` (default) is ``"isometric"`` where a normalization feeds the neuron and ``"keep"`` elsewhere.
             ``"isometric"``, ``"unbiased"``, ``"paper"``, ``"heuristic"`` or a :class:`~qif_plugins.Window` for every
             neuron; ``"keep"`` for each neuron's present surrogate.
@@ -245,7 +246,10 @@ def _swap_site(site: Site, request: Request, readout: str, undo: list[Callable[[
 
 def _why(site: Site, plan: Plan) -> str:
     fed = f"fed by {', '.join(site.norms)}" if site.norms else "no normalization before it"
-    dynamics = {"paper": "the paper's parameters", "lif": "its leak matched", "explicit": "the parameters passed"}
+    dynamics = {
+        "paper": "the paper's parameters", "lif": "its leak matched", "parabola": "its leak matched by the parabola",
+        "explicit": "the parameters passed",
+    }  # fmt: skip
     place = site.how if site.how == "the model is the neuron" else f"{fed}, by {site.how}"
     guess = ["a guess that example_input would check"] if site.guess and site.norms_known else []
     if not site.norms_known:

@@ -57,7 +57,7 @@ class Request:
     """Choices of the user for the neurons.
 
     Attributes:
-        dynamics: ``"auto"``, ``"paper"`` or ``"lif"``.
+        dynamics: ``"auto"`` or one of :data:`~qif_plugins.neuron.names.DYNAMICS`.
         window: A window's name, a Window, ``"keep"`` for the surrogate that the LIF neuron has, or ``"auto"``.
         parameters: Arguments of the QIF neurons, over everything else.
     """
@@ -73,7 +73,7 @@ class Request:
 
     @property
     def map(self) -> str:
-        """``"paper"``, ``"lif"``, or ``"explicit"`` where a, u1 or u2 decide."""
+        """A name of the dynamics, or ``"explicit"`` where a, u1 or u2 decide."""
         if self.parameters.keys() & {"a", "u1", "u2"}:
             return "explicit"
         return "lif" if self.dynamics == "auto" else self.dynamics

@@ -42,11 +42,6 @@ class LearnedLeak(LearnedMap):
         self.w = nn.Parameter(torch.full((), -math.log(self.tau - 1)))  # in the default dtype, as any parameter
         self._window_changed()
 
-    @property
-    def dynamics(self) -> str:
-        """``"lif"``: a leak is matched, the one learned."""
-        return "lif"
-
     def _matched_tau(self) -> Any:
         return 1 / torch.sigmoid(self.w.detach().double())
 
@@ -61,6 +56,7 @@ class LearnedLeak(LearnedMap):
             input_gain=1.0 if self.decay_input is False else rate,
             v_rest=0.0 if fixed.reset == "soft" else fixed.v_reset,  # type: ignore[arg-type]
             reset=fixed.reset,
+            rebound=self._arguments.map.rebound,
             checked=checked,
         )
 

@@ -98,7 +98,7 @@ def quadratic(params: QIFParameters, scale: Any = 1.0) -> Dynamics:
         params: The neuron.
         scale: Factor on the input before it.
     """
-    one = QIFParameters.unchecked(**{n: mean_of(v) for n, v in params.numbers().items()}, reset=params.reset)
+    one = params.with_numbers(**{n: mean_of(v) for n, v in params.numbers().items()})
     start: Any = one.v_reset if one.reset == "hard" else 0.0
 
     def fired(h: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters.snntorch import QIF
+from ..neuron.names import MATCHED
 from ..neuron.parameters import QIFParameters
 from .hosts import NO_LEAK_BETA, Neuron, Plan, Request, Snapshot, check_arguments, never_fires, no_leak
 from .rates import Dynamics, leaky, quadratic
@@ -159,7 +160,7 @@ class _SnnTorch:
         dynamics, notes = request.map, list[str]()
         arguments = _carried(module, request, normalized, notes)
         arguments |= _dynamics(module, dynamics, arguments | dict(request.parameters), notes)
-        idle = learns_leak and dynamics != "lif"
+        idle = learns_leak and dynamics not in MATCHED
         if learns_leak:
             learned = "its leak beta goes on being learned" + ("" if module.beta.requires_grad else " (frozen)")
             notes.append("beta is kept and not used" if idle else learned)
@@ -177,7 +178,7 @@ class _SnnTorch:
     def back(self, module: Any) -> Plan:
         if code := own_code(module, QIF):
             raise ValueError(f"{type(module).__name__} has code of its own ({', '.join(code)})")
-        if module.dynamics != "lif":
+        if module.dynamics not in MATCHED:
             raise ValueError(no_leak(module.dynamics))
         names = inspect.signature(snn.Leaky).parameters
         arguments = {name: getattr(module, name) for name in names if hasattr(module, name)}
@@ -282,7 +283,7 @@ def _carried(module: Any, request: Request, normalized: bool, notes: list[str]) 
 
 
 def _dynamics(module: Any, dynamics: str, arguments: dict[str, Any], notes: list[str]) -> dict[str, Any]:
-    if dynamics != "lif":
+    if dynamics not in MATCHED:
         return {} if dynamics == "explicit" else {"dynamics": dynamics}
     beta = (leak_of_lapicque(module) if isinstance(module, snn.Lapicque) else module.beta).detach()
     learned = isinstance(module.beta, nn.Parameter)
@@ -291,7 +292,11 @@ def _dynamics(module: Any, dynamics: str, arguments: dict[str, Any], notes: list
         notes.append(f"it has no leak, matched at {NO_LEAK_BETA} (beta=... chooses another)")
         return {"a": matched.a, "u1": matched.u1, "u2": matched.u2}
     # A learned leak may have wandered out of the range that the host clamps it to, and ours, too.
-    return {"dynamics": "lif", "beta": beta.clamp(0, 0.9999) if learned else beta.clamp(min=0), "learn_beta": learned}
+    return {
+        "dynamics": dynamics,
+        "beta": beta.clamp(0, 0.9999) if learned else beta.clamp(min=0),
+        "learn_beta": learned,
+    }
 
 
 def _picklable(value: Any) -> Any:

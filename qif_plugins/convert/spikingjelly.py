@@ -17,6 +17,7 @@ from ..adapters.spikingjelly import ParametricQIFNode, QIFNode
 from ..adapters.spikingjelly.parametric import LearnedMap
 from ..neuron.arguments import DEFAULT_TAU
 from ..neuron.module import QIFLayer
+from ..neuron.names import MATCHED
 from .hosts import NO_LEAK_BETA, Neuron, Plan, Request, Snapshot, check_arguments, never_fires, no_leak
 from .leak import LeakQIFNode, LearnedLeak
 from .rates import Dynamics, leaky, mean_of, quadratic
@@ -108,7 +109,7 @@ class _SpikingJelly:
         assert known is not None
         learns_leak = issubclass(TARGETS[known], LearnedLeak)
         dynamics, cls = request.map, TARGETS[known]
-        if learns_leak and dynamics != "lif":
+        if learns_leak and dynamics not in MATCHED:
             cls = cls.__bases__[1]
         notes: list[str] = []
         arguments = _carried(module, request, normalized, notes) | _dynamics(module, dynamics, notes)
@@ -116,7 +117,7 @@ class _SpikingJelly:
             arguments["decay_input"] = False
         if learns_leak:
             learned = "its leak w goes on being learned" + ("" if module.w.requires_grad else " (frozen)")
-            notes.append(learned if dynamics == "lif" else "w is kept and not used")
+            notes.append(learned if dynamics in MATCHED else "w is kept and not used")
         check_arguments(cls, request.parameters, _arguments(cls) - {"window", "dynamics"})
         given = dict(request.parameters)
         if issubclass(cls, LearnedLeak):
@@ -126,7 +127,7 @@ class _SpikingJelly:
         cls(**arguments)  # refuses before anything has changed
         attributes = {name: vars(module)[name] for name in KEPT if name in vars(module)}
         attributes["_open_to_leak"] = request.chooses_map
-        idle = frozenset({"w"}) if learns_leak and dynamics != "lif" else frozenset[str]()
+        idle = frozenset({"w"}) if learns_leak and dynamics not in MATCHED else frozenset[str]()
         return Plan(cls, arguments, dynamics, tuple(notes), attributes=attributes, idle=idle)
 
     def back(self, module: Any) -> Plan:
@@ -134,7 +135,7 @@ class _SpikingJelly:
         code = own_code(module, base)
         if base not in BACK or code:
             raise ValueError(f"{type(module).__name__} has code of its own ({', '.join(code)})")
-        if module._arguments.map.decided != "lif":
+        if not module._arguments.map.matches_leak:
             raise ValueError(no_leak(module._arguments.map.decided))
         tau, learned, notes = DEFAULT_TAU if module.tau is None else module.tau, frozenset[str](), []
         if isinstance(module, LearnedMap):
@@ -271,7 +272,7 @@ def _carried(module: Any, request: Request, normalized: bool, notes: list[str]) 
 
 def _dynamics(module: Any, dynamics: str, notes: list[str]) -> dict[str, Any]:
     leak = _leak(module)
-    if dynamics == "lif" and not leak:
+    if dynamics in MATCHED and not leak:
         leak = {"tau": 1 / (1 - NO_LEAK_BETA), "decay_input": False}
         notes.append(f"it has no leak, matched at {NO_LEAK_BETA} (tau=... chooses another)")
     return leak if dynamics == "explicit" else leak | {"dynamics": dynamics}

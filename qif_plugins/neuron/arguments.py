@@ -1,6 +1,7 @@
 """The arguments that decide the map of a neuron, by one rule for both hosts and for ``qif window``.
 
-1. ``dynamics``: ``"paper"`` takes the a, u1 and u2 of arXiv 2510.05168, ``"lif"`` matches the leak.
+1. ``dynamics``: ``"paper"`` takes the a, u1 and u2 of arXiv 2510.05168; ``"lif"`` matches the leak, and below rest the
+   neuron is LIF; ``"parabola"`` matches it by the parabola alone, which rebounds under strong inhibition.
 2. Otherwise any of ``a``, ``u1``, ``u2``; those left out are the paper's. Together with ``dynamics`` they are refused.
 3. Otherwise a leak (``tau`` and ``decay_input`` in SpikingJelly, ``beta`` in snnTorch): it is matched.
 4. Otherwise the leak of :data:`DEFAULT_BETA`, with an input gain of 1.
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from ..support.names import unknown
 from ..support.numbers import number
-from .names import DEFAULT_BETA, DYNAMICS, MAP, PAPER, DynamicsName
+from .names import DEFAULT_BETA, DYNAMICS, MAP, MATCHED, PAPER, DynamicsName
 from .parameters import Number, QIFParameters, holds_everywhere, is_finite
 
 __all__ = [
@@ -55,9 +56,10 @@ class MapArguments:
     """The arguments, passed or assigned since, that could decide the map.
 
     Attributes:
-        dynamics: ``"paper"``, ``"lif"``, or ``None`` where it was left out.
+        dynamics: ``"paper"``, ``"lif"``, ``"parabola"``, or ``None`` where it was left out.
         given: Those of a, u1 and u2 that were passed.
         leak: What was passed of the leak, by the host's names.
+        parabola: Whether a given map was that of ``dynamics="parabola"`` before.
 
     Raises:
         ValueError: An unknown ``dynamics``, or one together with a, u1 or u2.
@@ -66,6 +68,7 @@ class MapArguments:
     dynamics: str | None = None
     given: Mapping[str, Number] = field(default_factory=dict)
     leak: Mapping[str, Any] = field(default_factory=dict)
+    parabola: bool = False
 
     def __post_init__(self) -> None:
         if self.dynamics is not None and self.dynamics not in DYNAMICS:
@@ -77,10 +80,15 @@ class MapArguments:
 
     @property
     def decided(self) -> str:
-        """``"paper"``, ``"explicit"`` or ``"lif"``."""
+        """``"paper"``, ``"explicit"``, ``"lif"`` or ``"parabola"``."""
         if self.dynamics is not None:
             return self.dynamics
         return "explicit" if self.given else "lif"
+
+    @property
+    def matches_leak(self) -> bool:
+        """Whether the map is matched to a leak."""
+        return self.decided in MATCHED
 
     @property
     def left_open(self) -> bool:
@@ -88,14 +96,19 @@ class MapArguments:
         return self.dynamics is None and not self.given and not self.leak
 
     @property
+    def rebound(self) -> bool | None:
+        """Whether the map rebounds; ``None`` for not where its roots allow it, see :class:`QIFParameters`."""
+        return True if self.parabola or self.decided in ("paper", "parabola") else None
+
+    @property
     def roots(self) -> dict[str, Number]:
         """a, u1 and u2 where no leak is matched."""
-        return {} if self.decided == "lif" else {**PAPER, **self.given}
+        return {} if self.matches_leak else {**PAPER, **self.given}
 
     @property
     def set_aside(self) -> dict[str, Any]:
         """The leak that was passed and does not decide."""
-        return {} if self.decided == "lif" else dict(self.leak)
+        return {} if self.matches_leak else dict(self.leak)
 
     def describe_set_aside(self) -> str:
         """Describe the leak that was set aside, if any, for ``repr``."""
@@ -120,12 +133,13 @@ class MapArguments:
                 u1, u2 were given.
         """
         if name == "dynamics" and value != "explicit":
-            return MapArguments(value, self.given if value is None else {}, self.leak)
+            return MapArguments(value, self.given if value is None else {}, self.leak, value is None and self.parabola)
         if name == "dynamics" and self.decided == "explicit":
             return self
         if name == "dynamics" or name in MAP:
             changed = {} if name == "dynamics" else {name: value}
-            return MapArguments(None, {root: one_number(getattr(current, root)) for root in MAP} | changed, self.leak)
+            present = {root: one_number(getattr(current, root)) for root in MAP}
+            return MapArguments(None, present | changed, self.leak, self.parabola or self.decided == "parabola")
         if not open_to_leak and (self.dynamics == "paper" or self.given):
             what = "dynamics='paper'" if self.dynamics else ", ".join(self.given)
             raise ValueError(
@@ -133,7 +147,9 @@ class MapArguments:
                 "Assign dynamics='lif' first, and it matches the leak"
             )
         leak = {key: now for key, now in {**self.leak, name: value}.items() if now is not None}
-        return MapArguments(None if open_to_leak else self.dynamics, {} if open_to_leak else self.given, leak)
+        if open_to_leak:
+            return MapArguments(None, {}, leak)
+        return MapArguments(self.dynamics, self.given, leak, self.parabola)
 
 
 def build_parameters(
@@ -159,8 +175,8 @@ def build_parameters(
         v_rest: The potential that a matched leak decays to. Default 0.
         checked: Whether to check the numbers. ``False`` reads no tensor back from its device. Default True.
         learned_threshold: Whether the threshold is a tensor that is learned. Default False.
-        **others: ``v_reset``, ``reset``, ``input_gain`` and, where a leak is matched, ``curvature``, see
-            :meth:`QIFParameters.matching_lif`.
+        **others: ``v_reset``, ``reset``, ``input_gain`` and, where a leak is matched, ``curvature`` and ``rebound``,
+            see :meth:`QIFParameters.matching_lif`.
 
     Raises:
         ValueError: Parameters that :class:`QIFParameters` refuses.
@@ -170,11 +186,19 @@ def build_parameters(
             v_threshold = v_threshold.clamp(min=v_rest + MIN_DISTANCE)
         return QIFParameters.matching_lif(beta, v_threshold, v_rest=v_rest, checked=checked, **others)
     others.pop("curvature", None)
+    rebound = others.pop("rebound", None)
+    if rebound is None:
+        rebound = _must_rebound(roots["u1"], roots["u2"])
     if learned_threshold:
         resting, unstable = QIFParameters.unchecked(**roots).fixed_points()
         v_threshold = v_threshold.clamp(max=resting + MAX_REACH * (unstable - resting))
     make = QIFParameters if checked else QIFParameters.unchecked
-    return make(**roots, v_threshold=v_threshold, **others)
+    return make(**roots, v_threshold=v_threshold, rebound=rebound, **others)
+
+
+def _must_rebound(u1: Number, u2: Number) -> bool:
+    """Whether a given map is a parabola everywhere; that of tensors is, which no step reads back from a device."""
+    return isinstance(u1, Tensor) or isinstance(u2, Tensor) or not u2 <= u1 <= 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,7 +243,7 @@ class NodeArguments:
 
     def numbers(self, v_threshold: Any) -> dict[str, Any]:
         """The numbers that decide, with the threshold, by the names that they were passed by."""
-        leak = {"tau": self.map.leak.get("tau")} if self.map.decided == "lif" else dict(self.map.given)
+        leak = {"tau": self.map.leak.get("tau")} if self.map.matches_leak else dict(self.map.given)
         return {"v_threshold": v_threshold, "v_reset": self.v_reset, "input_gain": self.input_gain, **leak}
 
     def tensors(self, v_threshold: Any) -> list[Tensor]:
@@ -248,8 +272,8 @@ class NodeArguments:
                 if not (isinstance(value, Tensor) and value.is_meta) and not holds_everywhere(value, is_finite):
                     raise ValueError(f"{name} must be finite, got {number(value)}")
         common: dict[str, Any] = {"v_reset": rest, "reset": "soft" if self.v_reset is None else "hard"}
-        common |= {"checked": not learned, "learned_threshold": learned}
-        if self.map.decided != "lif":
+        common |= {"checked": not learned, "learned_threshold": learned, "rebound": self.map.rebound}
+        if not self.map.matches_leak:
             gain = self.kept_gain if self.map.decided == "explicit" else 1.0
             common["input_gain"] = gain if self.input_gain is None else one_number(self.input_gain)
             return build_parameters(

@@ -57,7 +57,7 @@ def followed_moments(params: QIFParameters, input_std: Number, input_mean: Numbe
         # Non-blocking, so that a measured moment on its way to the device is not waited for.
         return value.detach().to(device, dtype, non_blocking=True) if isinstance(value, Tensor) else value
 
-    params = QIFParameters.unchecked(**{name: placed(value) for name, value in numbers.items()}, reset=params.reset)
+    params = params.with_numbers(**{name: placed(value) for name, value in numbers.items()})
     input_mean, input_std = placed(input_mean), placed(input_std)
     input_std = input_std.abs().clamp(min=1e-6) if isinstance(input_std, Tensor) else max(abs(input_std), 1e-6)
     shapes = [v.shape for v in (*params.numbers().values(), input_mean, input_std) if isinstance(v, Tensor)]

@@ -196,8 +196,8 @@ def _run_directly(
     store_v_seq: bool, store_h: bool, pre_reset: bool, single: bool = False,
 ) -> Any:  # fmt: skip
     job = eager.job(
-        call.numbers, params.reset == "soft", detach_reset, surrogate.strict, surrogate.shape, pre_reset, store_v_seq,
-        store_h or bool(observers), single,
+        call.numbers, params.reset == "soft", detach_reset, surrogate.strict, surrogate.shape, pre_reset,
+        params.rebound, store_v_seq, store_h or bool(observers), single,
     )  # fmt: skip
     spikes, v_out, h = eager.multi_step(x, v, call.v_dtype, job)
     for observe in observers:
@@ -218,13 +218,15 @@ def _run_operator(
     fused = isinstance(surrogate, FusedSurrogate)
     if not fused or _is_exported_to_onnx():
         if fused:
-            kind = Kind(params.reset == "soft", detach_reset, surrogate.strict, surrogate.shape, pre_reset)
+            kind = Kind(
+                params.reset == "soft", detach_reset, surrogate.strict, surrogate.shape, pre_reset, params.rebound
+            )
             spike_seq, v_seq, h_seq = composed_multi_step(wide, v, numbers[:6], kind)
         else:
             if not torch.compiler.is_compiling():  # TorchDynamo cannot trace how a notice is given once
                 _notice(name_of(surrogate))
             spike_seq, v_seq, h_seq = autograd_multi_step(
-                wide, v, numbers, params.reset == "soft", surrogate, detach_reset, pre_reset
+                wide, v, numbers, params.reset == "soft", surrogate, detach_reset, pre_reset, params.rebound
             )
         v_out = (v_seq if store_v_seq else v_seq[-1]).to(v_dtype)
         spike_seq = spike_seq.to(x_seq.dtype)
@@ -243,7 +245,7 @@ def _run_operator(
     save_h = torch.is_grad_enabled() or store_h_seq or bool(observers)
     spike_seq, v_out, h_seq = multi_step(
         wide, state, *tensors, floats, v_dtype, params.reset == "soft", detach_reset, surrogate.strict,
-        int(surrogate.shape), pre_reset, store_v_seq, save_h, backend,
+        int(surrogate.shape), pre_reset, params.rebound, store_v_seq, save_h, backend,
     )  # fmt: skip
     if wide is not x_seq:
         spike_seq = spike_seq.to(x_seq.dtype)

@@ -11,6 +11,8 @@ approximate the mean μ and deviation σ of the pre-reset membrane h ~ N(μ, σ�
 
 * ``"reset"``, this package's, the same with the reset in it: below the threshold the charge is
   f(h), above it f of the membrane after the reset, each weighted by its part of the normal density.
+
+A map without rebound is f's tangent below u1, with that part of the density.
 """
 
 from __future__ import annotations
@@ -91,9 +93,7 @@ def _iterate(
     values = (*params.numbers().values(), input_std, input_mean)
     device = next((v.device for v in values if isinstance(v, Tensor) and v.dim() > 0), torch.device("cpu"))
     # On the host, where asking for convergence after every iteration costs nothing.
-    params = QIFParameters.unchecked(
-        **{name: _float64(value) for name, value in params.numbers().items()}, reset=params.reset
-    )
+    params = params.with_numbers(**{name: _float64(value) for name, value in params.numbers().items()})
     input_std, input_mean = _float64(input_std), _float64(input_mean)
     if not bool(torch.all(torch.isfinite(input_std) & (input_std > 0) & torch.isfinite(input_mean))):
         raise ValueError(
@@ -184,24 +184,23 @@ def closure_step(
     """
     a, s, p = params.a, params.u1 + params.u2, params.u1 * params.u2
     var = std * std
-    if closure == "free":
+    if closure == "free" and params.rebound:
         new_mean = a * (var + mean * mean - s * mean + p) + input_mean
         new_var = a * a * var * (2 * var + 4 * mean * mean + s * s - 4 * s * mean)
         return new_mean, torch.sqrt(new_var + input_std * input_std)
 
-    z = (params.v_threshold - mean) / std
-    below = _lower_moments(z)
-    square, linear, constant = _charge_polynomial(params, mean, std)
-    first, second = _polynomial_moments(square, linear, constant, below)
-    if params.reset == "hard":
+    below = _MOMENTS if closure == "free" else _lower_moments((params.v_threshold - mean) / std)
+    first, second = _below_moments(params, _charge_polynomial, mean, std, below)
+    if closure == "free":
+        pass
+    elif params.reset == "hard":
         fired = params.map(params.v_reset)
         above = 1 - below[0]
         first = first + fired * above
         second = second + fired * fired * above
     else:
-        above_moments = tuple(whole - part for whole, part in zip(_MOMENTS, below, strict=True))
         shifted = _charge_polynomial(params, mean - params.v_threshold, std)
-        first_above, second_above = _polynomial_moments(*shifted, above_moments)
+        first_above, second_above = _polynomial_moments(shifted, _difference(_MOMENTS, below))
         first, second = first + first_above, second + second_above
     return first + input_mean, torch.sqrt(second - first * first + input_std * input_std)
 
@@ -220,11 +219,10 @@ def membrane_memory(params: QIFParameters, mean: Tensor, std: Tensor) -> Tensor:
         E[(∂h[t+1]/∂h[t])²], 0 where nothing is kept from step to step, of the broadcast shape.
     """
     below = _lower_moments((params.v_threshold - mean) / std)
-    slope: Any = 2 * params.a * std
-    memory = _polynomial_moments(0.0, slope, params.map_derivative(mean), below)[1]
+    memory = _below_moments(params, _slope_polynomial, mean, std, below)[1]
     if params.reset == "soft":
-        above = tuple(whole - part for whole, part in zip(_MOMENTS, below, strict=True))
-        memory = memory + _polynomial_moments(0.0, slope, params.map_derivative(mean - params.v_threshold), above)[1]
+        shifted = _slope_polynomial(params, mean - params.v_threshold, std)
+        memory = memory + _polynomial_moments(shifted, _difference(_MOMENTS, below))[1]
     return memory
 
 
@@ -245,8 +243,35 @@ def firing_rate(params: QIFParameters, mean: Number, std: Number) -> Number:
     return 0.5 * math.erfc(z / math.sqrt(2))
 
 
-def _charge_polynomial(params: QIFParameters, mean: Any, std: Tensor) -> tuple[Any, Any, Any]:
-    """f(mean + std z) as a polynomial in z: its coefficients of z², z and 1."""
+def _below_moments(
+    params: QIFParameters, polynomial: Any, mean: Tensor, std: Tensor, below: tuple[Any, ...]
+) -> tuple[Any, Any]:
+    """First and second moment of a polynomial of the membrane under the partial moments ``below`` an upper limit."""
+    if params.rebound:
+        return _polynomial_moments(polynomial(params, mean, std), below)
+    # u1 is at most 0 where the map does not rebound, and the limit above it.
+    lowest = _lower_moments((params.u1 - mean) / std)
+    first, second = _polynomial_moments(polynomial(params, mean, std), _difference(below, lowest))
+    first_of_tangent, second_of_tangent = _polynomial_moments(polynomial(params, mean, std, True), lowest)
+    return first + first_of_tangent, second + second_of_tangent
+
+
+def _difference(whole: tuple[Any, ...], part: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(a - b for a, b in zip(whole, part, strict=True))
+
+
+def _slope_polynomial(params: QIFParameters, mean: Any, std: Tensor, tangent: bool = False) -> tuple[Any, Any, Any]:
+    """f'(mean + std z) as a polynomial in z, or the slope of f's tangent at u1."""
+    if tangent:
+        return 0.0, 0.0, params.a * (params.u1 - params.u2)
+    return 0.0, 2 * params.a * std, params.a * ((mean - params.u1) + (mean - params.u2))
+
+
+def _charge_polynomial(params: QIFParameters, mean: Any, std: Tensor, tangent: bool = False) -> tuple[Any, Any, Any]:
+    """f(mean + std z), or f's tangent at u1, as a polynomial in z: its coefficients of z², z and 1."""
+    if tangent:
+        slope = params.a * (params.u1 - params.u2)
+        return 0.0, slope * std, slope * (mean - params.u1)
     s, p = params.u1 + params.u2, params.u1 * params.u2
     return (
         params.a * std * std,
@@ -268,8 +293,9 @@ def _lower_moments(z: Tensor) -> tuple[Tensor, ...]:
     )
 
 
-def _polynomial_moments(a: Any, b: Any, c: Any, m: tuple[Any, ...]) -> tuple[Any, Any]:
+def _polynomial_moments(coefficients: tuple[Any, Any, Any], m: tuple[Any, ...]) -> tuple[Any, Any]:
     """First and second moment of a z² + b z + c under the partial moments m of z."""
+    a, b, c = coefficients
     first = a * m[2] + b * m[1] + c * m[0]
     second = a * a * m[4] + 2 * a * b * m[3] + (b * b + 2 * a * c) * m[2] + 2 * b * c * m[1] + c * c * m[0]
     return first, second

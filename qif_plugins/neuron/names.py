@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 __all__ = [
-    "CLOSURES", "DEFAULT_BETA", "DEFAULT_WINDOW", "DYNAMICS", "MAP", "PAPER", "WINDOWS", "ClosureName", "DynamicsName",
-    "WindowName",
+    "CLOSURES", "DEFAULT_BETA", "DEFAULT_WINDOW", "DYNAMICS", "MAP", "MATCHED", "PAPER", "WINDOWS", "ClosureName",
+    "DynamicsName", "WindowName",
 ]  # fmt: skip
 
 WindowName = Literal["isometric", "unbiased", "paper", "heuristic"]
@@ -15,8 +15,10 @@ DEFAULT_WINDOW: WindowName = "isometric"
 """The window of a neuron for which none was chosen, in every host."""
 ClosureName = Literal["reset", "free"]
 CLOSURES: tuple[ClosureName, ...] = get_args(ClosureName)
-DynamicsName = Literal["paper", "lif"]
+DynamicsName = Literal["paper", "lif", "parabola"]
 DYNAMICS: tuple[str, ...] = get_args(DynamicsName)
+MATCHED = ("lif", "parabola")
+"""Those that match a leak: ``"lif"`` without rebound, so that the neuron is LIF below rest, ``"parabola"`` with it."""
 DEFAULT_BETA = 0.5
 """Leak that a neuron matches which was given neither a leak nor a map: that of SpikingJelly's LIFNode, tau = 2."""
 MAP = ("a", "u1", "u2")

@@ -2,14 +2,15 @@
 
 The map of one time step, from the membrane after the reset, v[t-1], and the input x[t]::
 
-    f(v) = a (v - u1)(v - u2)
+    f(v) = a (v - u1)(v - u2)          without rebound: below u1 its tangent there, a (u1 - u2)(v - u1)
     h[t] = f(v[t-1]) + g x[t]          charge, g the input gain
     s[t] = 1 if h[t] >= theta else 0   fire
     v[t] = v_reset if s[t] else h[t]   hard reset
     v[t] = h[t] - theta s[t]           soft reset
 
 Source: Jahns et al., *Discretized Quadratic Integrate-and-Fire Neuron Model for Deep Spiking Neural
-Networks*, arXiv 2510.05168; the input gain and :meth:`QIFParameters.matching_lif` are this package's.
+Networks*, arXiv 2510.05168; the input gain, the map without rebound and :meth:`QIFParameters.matching_lif` are this
+package's.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..ops.torch_backend import charge, slope
 from ..support.names import unknown
 from ..support.numbers import checked_number, number
 
@@ -52,11 +54,15 @@ class QIFParameters:
             soft reset the QIF membrane is unbounded: a large h stays large after the subtraction, f
             squares it, and the potential explodes. It exists because the hosts offer it.
         input_gain: Factor g on the input. Default 1.
+        rebound: Whether the map is the parabola everywhere (default), so that a strongly inhibited membrane, far below
+            the vertex (u1 + u2)/2, rises and may spike. ``False`` continues the map below u1 along its tangent: it
+            never decreases, and below u1 the neuron is a leaky integrator. The surrogate gradient through a hard
+            reset then sees a membrane above the threshold as one at the threshold. Needs u2 <= u1 <= 0.
 
     Raises:
         ValueError: A number is not finite, ``a <= 0``, the map has no fixed point, the threshold is
             not below the unstable fixed point (the message names both), ``v_reset`` is outside the
-            basin of the resting point, or ``reset`` is unknown.
+            basin of the resting point, ``reset`` is unknown, or roots that ``rebound=False`` does not take.
         TypeError: A number is neither real nor a floating-point tensor.
     """
 
@@ -67,6 +73,7 @@ class QIFParameters:
     v_reset: Number | None = None
     reset: Literal["hard", "soft"] = "hard"
     input_gain: Number = 1.0
+    rebound: bool = True
 
     def __post_init__(self) -> None:
         self._normalise()
@@ -107,13 +114,14 @@ class QIFParameters:
         v_reset: Number | None = None,
         reset: Literal["hard", "soft"] = "hard",
         *,
+        rebound: bool | None = None,
         checked: bool = True,
     ) -> QIFParameters:
-        """Parameters that match a leaky integrate-and-fire neuron near rest.
+        """Parameters that match a leaky integrate-and-fire neuron near rest, and below it.
 
         With y = v - v_rest the map is f(v) = v_rest + β y + a y²: LIF with leak β near rest, plus the
         quadratic spike initiation. a = c (1 - β) / (θ - v_rest) puts the unstable fixed point at
-        v_rest + (θ - v_rest) / c.
+        v_rest + (θ - v_rest) / c. Below u1, which is 0 where ``v_rest`` is 0, the map is that of LIF, β y.
 
         Args:
             beta: LIF's membrane decay a step, 0 <= β < 1. SpikingJelly's LIFNode has 1 - 1/tau.
@@ -124,6 +132,8 @@ class QIFParameters:
             v_rest: Potential that the LIF neuron leaks to. Default 0.
             v_reset: As in the constructor, but ``None`` means ``v_rest``.
             reset: As in the constructor.
+            rebound: As in the constructor; ``None`` (default) for no rebound where ``v_rest`` is at or above 0, as the
+                map's u1 is above the resting point elsewhere.
             checked: Whether to check the numbers. ``False`` reads no tensor back from its device (with a
                 float ``v_rest``), for a β and θ that are kept in range while they are learned. Default True.
 
@@ -176,9 +186,13 @@ class QIFParameters:
         else:
             # beta + root is 0 only where v_rest is, too; a tensor may hold both kinds of entries.
             upper = v_rest - (beta - root) / (2 * a)
+        if rebound is None:
+            # The larger root is at most 0 where the neuron rests above it, but for the rounding of a tiny v_rest.
+            rebound = not at_zero and not all(holds_everywhere(r, lambda r: r <= 0) for r in (-v_rest, upper))
         matched = cls.unchecked(
-            a=a, u1=upper, u2=lower, v_threshold=v_threshold, v_reset=v_rest, reset=reset, input_gain=input_gain
-        )
+            a=a, u1=upper, u2=lower, v_threshold=v_threshold, v_reset=v_rest, reset=reset, input_gain=input_gain,
+            rebound=rebound,
+        )  # fmt: skip
         if checked:
             matched._check_match(beta)
         if v_reset is not None:
@@ -191,7 +205,7 @@ class QIFParameters:
     # -- the map ---------------------------------------------------------------------------------
 
     def map(self, v: Any) -> Any:
-        """f(v) = a (v - u1)(v - u2), in the kernels' order of operations.
+        """f(v), in the kernels' order of operations.
 
         Args:
             v: Membrane after the reset, a float or a tensor.
@@ -199,10 +213,10 @@ class QIFParameters:
         Returns:
             The charge that it contributes to the next step, of the broadcast shape.
         """
-        return (self.a * (v - self.u1)) * (v - self.u2)
+        return charge(self.a, self.u1, self.u2, v, self.rebound)
 
     def map_derivative(self, v: Any) -> Any:
-        """f'(v) = a (2v - u1 - u2).
+        """f'(v) = a (2v - u1 - u2), without rebound at least a (u1 - u2).
 
         Args:
             v: Membrane after the reset, a float or a tensor.
@@ -210,7 +224,7 @@ class QIFParameters:
         Returns:
             The slope of the map there, of the broadcast shape.
         """
-        return self.a * ((v - self.u1) + (v - self.u2))
+        return slope(self.a, self.u1, self.u2, v, self.rebound)
 
     def fixed_points(self) -> tuple[Number, Number]:
         """Fixed points of the map without input.
@@ -240,7 +254,11 @@ class QIFParameters:
 
     def numbers(self) -> dict[str, Number]:
         """The numeric fields by name, ``v_reset`` resolved."""
-        return {name: getattr(self, name) for name in _DEFAULTS if name != "reset"}
+        return {name: getattr(self, name) for name in _DEFAULTS if name not in ("reset", "rebound")}
+
+    def with_numbers(self, **numbers: Number) -> QIFParameters:
+        """The same kind of neuron with other numbers, unchecked as by :meth:`unchecked`."""
+        return QIFParameters.unchecked(**(self.numbers() | numbers), reset=self.reset, rebound=self.rebound)
 
     @property
     def is_uniform(self) -> bool:
@@ -250,13 +268,13 @@ class QIFParameters:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, QIFParameters):
             return NotImplemented
-        return self.reset == other.reset and all(
+        return (self.reset, self.rebound) == (other.reset, other.rebound) and all(
             same_number(mine, theirs)
             for mine, theirs in zip(self.numbers().values(), other.numbers().values(), strict=True)
         )
 
     def __hash__(self) -> int:
-        return hash((self.reset, *(v for v in self.numbers().values() if not isinstance(v, Tensor))))
+        return hash((self.reset, self.rebound, *(v for v in self.numbers().values() if not isinstance(v, Tensor))))
 
     def _linear_term(self) -> Number:
         return self.a * (self.u1 + self.u2) + 1
@@ -316,8 +334,17 @@ class QIFParameters:
                 "away before it spikes. Lower v_threshold, or decrease a."
             )
         assert self.v_reset is not None
+        if not self.rebound and not (
+            holds_everywhere(self.u1 - self.u2, lambda d: d >= 0) and holds_everywhere(self.u1, lambda u: u <= 0)
+        ):
+            raise ValueError(
+                f"a map without rebound needs u2 <= u1 <= 0, got u1={number(self.u1)}, u2={number(self.u2)}: it bends "
+                "at u1, which must lie on its rising branch and not above the resting point. Match a leak "
+                "(QIFParameters.matching_lif), exchange the roots, or keep rebound=True."
+            )
         if self.reset == "hard":
-            mirror = self.u1 + self.u2 - unstable  # f(mirror) = f(unstable)
+            # f(mirror) = f(unstable)
+            mirror = self.u1 + self.u2 - unstable if self.rebound else -math.inf
             inside = holds_everywhere(unstable - self.v_reset, lambda d: d > 0) and holds_everywhere(
                 self.v_reset - mirror, lambda d: d > 0
             )

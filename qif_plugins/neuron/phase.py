@@ -70,6 +70,9 @@ def fixed_points(params: QIFParameters, current: float = 0.0) -> tuple[FixedPoin
         return ()
     root = math.sqrt(discriminant)
     points = sorted({(half - root) / a, (half + root) / a})
+    if not params.rebound and points[0] < u1:
+        slope = a * (u1 - u2)
+        points[0] = (current - slope * u1) / (1 - slope)
     return tuple(FixedPoint(v, params.map_derivative(v)) for v in points)
 
 
@@ -90,11 +93,9 @@ def regions(params: QIFParameters, current: float = 0.0) -> tuple[Region, ...]:
     found: list[Region] = []
     rests = bool(points) and points[0].stable and points[0].v < theta
     rebound = "crosses the threshold at the next step"
-    # f(v) + I < θ holds in an interval around the vertex of the parabola.
-    vertex = float(params.u1 + params.u2) / 2
-    gap = float((theta - current - params.map(vertex)) / params.a)
-    if gap > 0:
-        quiet_from, quiet_to = min(vertex - math.sqrt(gap), theta), min(vertex + math.sqrt(gap), theta)
+    quiet = _quiet(params, theta - current)
+    if quiet is not None:
+        quiet_from, quiet_to = (min(end, theta) for end in quiet)
         found.append(Region(-math.inf, quiet_from, "rebound", rebound))
         found.append(
             Region(quiet_from, quiet_to, "rest", "returns to rest" if rests else "stays below at the next step")
@@ -108,6 +109,19 @@ def regions(params: QIFParameters, current: float = 0.0) -> tuple[Region, ...]:
     )
     found.append(Region(unstable, math.inf, "runaway", "spikes; without the reset it would run away"))
     return tuple(region for region in found if region.lo < region.hi)
+
+
+def _quiet(params: QIFParameters, limit: float) -> tuple[float, float] | None:
+    """The interval in which f(v) < ``limit``, around the vertex of a parabola; ``None`` if there is none."""
+    u1, u2 = float(params.u1), float(params.u2)
+    if not params.rebound and limit <= 0:  # on the tangent, since f(u1) = 0
+        slope = float(params.a) * (u1 - u2)
+        return (-math.inf, u1 + limit / slope) if slope else None
+    vertex = (u1 + u2) / 2
+    gap = (limit - float(params.a) * (vertex - u1) * (vertex - u2)) / float(params.a)
+    if gap <= 0:
+        return None
+    return (vertex - math.sqrt(gap) if params.rebound else -math.inf), vertex + math.sqrt(gap)
 
 
 def trajectory(params: QIFParameters, start: float, steps: int, current: float = 0.0) -> list[float]:

@@ -31,7 +31,7 @@ def multi_step_backward(
     tensors = (a, u1, u2, v_threshold, v_reset, input_gain, s0, s1, s2)
     *values, s0, s1, s2 = (_number(*pair, h_seq) for pair in zip(tensors, numbers[:9], strict=True))
     kind = Kind(soft, detach_reset, strict, Shape(shape), pre_reset, rebound)
-    neuron = _Neuron(_Numbers(*values, rebound), (s0, s1, s2), kind)
+    neuron = _Neuron(_Numbers(rebound, *values), (s0, s1, s2), kind)
     needed = {name for name, need, value in zip(LEARNABLE, needs, tensors, strict=False) if need and value is not None}
     start = torch.full_like(h_seq[0], numbers[9]) if v is None else v.to(h_seq.dtype)
 
@@ -73,13 +73,13 @@ def multi_step_backward(
 class _Numbers(NamedTuple):
     """The six numbers that can be learned; each broadcasts to one time step."""
 
+    rebound: bool
     a: Any
     u1: Any
     u2: Any
     threshold: Any
     v_reset: Any
     gain: Any
-    rebound: bool
 
     def map(self, v: Any) -> Any:
         return torch_backend.charge(self.a, self.u1, self.u2, v, self.rebound)
@@ -105,7 +105,13 @@ class _Neuron(NamedTuple):
             fired = gs if self.kind.detach_reset else gs - kept * p.threshold
             add("v_threshold", -s * kept)
         else:
-            kept = (1 - s) * (back * p.slope(h) + gv)
+            slope = p.slope(h)
+            if not p.rebound:
+                # f(min(h, θ)), whose derivatives are of the threshold's above it: of use to the second pass alone.
+                above = h > p.threshold
+                add("v_threshold", (1 - s) * torch.where(above, back * p.slope(p.threshold), 0.0))
+                slope = torch.where(above, 0.0, slope)
+            kept = (1 - s) * (back * slope + gv)
             fired = gs
             if not self.kind.detach_reset:
                 fired = gs + back * (p.map(p.v_reset) - p.map(p.highest(h))) + gv * (p.v_reset - h)
@@ -117,11 +123,12 @@ class _Neuron(NamedTuple):
     def charge(self, h: Tensor, grad: Any, resets: bool, add: Any) -> None:
         """Add the terms of a, u1 and u2 in the charge to which the previous step's membrane h contributes."""
         p, s = self.numbers, self.gate(h) if resets else torch.zeros_like(h)
+        highest = p.highest(h) if resets else h
 
         def after(term: Any) -> Any:
             if self.kind.soft:
                 return term(h - s * p.threshold)
-            return (1 - s) * term(h) + s * term(p.v_reset)
+            return (1 - s) * term(highest) + s * term(p.v_reset)
 
         def bent(v: Any) -> Any:
             return v if p.rebound else torch.where(v < p.u1, p.u1, v)

@@ -374,7 +374,18 @@ def forward_kernel(spread: bool) -> Callable[..., Any]:
                     for k in range(0, length, BURST):
                         for j in range(k, k + BURST, 16):
                             prefetch(ahead + 4 * j)
-                        charge(BURST, x_row[k : k + BURST], v[k : k + BURST], h_part, s_part, c, False, soft, strict, rebound)
+                        charge(
+                            BURST,
+                            x_row[k : k + BURST],
+                            v[k : k + BURST],
+                            h_part,
+                            s_part,
+                            c,
+                            False,
+                            soft,
+                            strict,
+                            rebound,
+                        )
                         for j in range(0, BURST, VECTOR):
                             stream(h + 4 * (at + k + j), h_part.ctypes.data + 4 * j)
                         for j in range(0, BURST, VECTOR):

@@ -28,7 +28,10 @@ def simulate(x_seq, v, params, derivative, detach_reset):
     v_reset = torch.as_tensor(params.v_reset, dtype=x_seq.dtype)
 
     def f(u):
-        return params.a * (u - params.u1) * (u - params.u2)
+        parabola = params.a * (u - params.u1) * (u - params.u2)
+        if params.rebound:
+            return parabola
+        return torch.where(u >= params.u1, parabola, params.a * (params.u1 - params.u2) * (u - params.u1))
 
     charge = f(v)
     spikes, membranes, potentials = [], [], []
@@ -38,7 +41,8 @@ def simulate(x_seq, v, params, derivative, detach_reset):
         gate = s.detach() if detach_reset else s
         if params.reset == "hard":
             v = (1 - gate) * h + gate * v_reset
-            charge = (1 - gate) * f(h) + gate * f(v_reset)  # the reset folded into the charge
+            highest = h if params.rebound else torch.where(h > threshold, threshold, h)
+            charge = (1 - gate) * f(highest) + gate * f(v_reset)  # the reset folded into the charge
         else:
             v = h - threshold * gate
             charge = f(v)

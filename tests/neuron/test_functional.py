@@ -48,15 +48,22 @@ def leaves(shape, steps, generator):
     return made
 
 
+def without_rebound(made):
+    """The same with roots that a map without rebound takes."""
+    roots = {"u1": -made["u1"], "u2": -3 * made["u2"]}
+    return made | {name: root.detach().requires_grad_() for name, root in roots.items()}
+
+
 @pytest.mark.parametrize("surrogate", SURROGATES, ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize("reset", ["hard", "soft"])
 @pytest.mark.parametrize("detach_reset", [False, True])
-@given(seed=st.integers(0, 2**31), steps=st.integers(1, 6))
-def test_gradients_follow_the_equations(surrogate, reset, detach_reset, seed, steps):
+@given(seed=st.integers(0, 2**31), steps=st.integers(1, 6), rebound=st.booleans())
+def test_gradients_follow_the_equations(surrogate, reset, detach_reset, seed, steps, rebound):
     generator = torch.Generator().manual_seed(seed)
     made = leaves((3, 4, 2), steps, generator)
+    made = made if rebound else without_rebound(made)
     numbers = {name: made[name] for name in list(made)[2:]}
-    params = QIFParameters(**numbers, reset=reset)
+    params = QIFParameters(**numbers, reset=reset, rebound=rebound)
     weights = torch.randn(3, *made["x_seq"].shape, generator=generator, dtype=DOUBLE)
 
     def loss(outputs):

@@ -2,11 +2,11 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qif_plugins import MomentClosureError, QIFParameters, firing_rate, membrane_moments, qif_multi_step
-from qif_plugins.neuron.moments import closure_step
+from qif_plugins.neuron.moments import CLOSURES, closure_step, membrane_memory
 from qif_plugins.neuron.surrogate import Window
 
 pytestmark = pytest.mark.host_independent
@@ -125,3 +125,24 @@ def test_a_diverging_closure_names_the_ways_out():
         MomentClosureError, match=r"smaller input deviation.*match a leak.*'heuristic'.*Window\(lo, hi\)"
     ):
         membrane_moments(QIFParameters(v_threshold=4.0), 4.0)
+
+
+@pytest.mark.parametrize("reset", ["hard", "soft"])
+@pytest.mark.parametrize("closure", CLOSURES)
+@given(mean=st.floats(-2, 1), std=st.floats(0.3, 2), beta=st.floats(0.1, 0.95))
+@settings(max_examples=20)
+def test_without_rebound_a_closure_step_is_the_mean_over_the_normal_density(reset, closure, mean, std, beta):
+    params = QIFParameters.matching_lif(beta, reset=reset)
+    z = torch.linspace(-9, 9, 90_001, dtype=torch.float64)
+    weight = torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi) * (z[1] - z[0])
+    h = mean + std * z
+    v = h if closure == "free" else torch.where(h < 1, h, h - 1 if reset == "soft" else torch.zeros_like(h))
+    charge = params.map(v)
+    expected = (charge * weight).sum()
+    deviation = torch.sqrt((charge * charge * weight).sum() - expected**2 + 0.5**2)
+    at = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
+    got = closure_step(params, *at, 0.5, 0.1, closure)
+    torch.testing.assert_close(torch.stack(got), torch.stack([expected + 0.1, deviation]), rtol=1e-3, atol=1e-3)
+    if closure == "reset":
+        kept = params.map_derivative(v) * ((h < 1) | (reset == "soft"))
+        torch.testing.assert_close(membrane_memory(params, *at), (kept**2 * weight).sum(), rtol=1e-3, atol=1e-3)

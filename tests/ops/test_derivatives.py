@@ -33,7 +33,7 @@ def no_warning():
         yield
 
 
-def leaves(soft=False):
+def leaves(soft=False, rebound=True):
     """x, v and the six numbers, one of them one value a neuron, in float64 and with gradient."""
     generator = torch.Generator().manual_seed(3)
     x = 1.2 * torch.randn(4, 2, 3, generator=generator, dtype=torch.float64)
@@ -42,12 +42,16 @@ def leaves(soft=False):
     numbers[0] = numbers[0] + torch.tensor([0.0, 0.02, -0.03], dtype=torch.float64)
     if soft:
         del numbers[4]
+    if not rebound:
+        numbers[1:3] = -numbers[1], -4 * numbers[2]
     return [leaf.requires_grad_() for leaf in (x, v, *numbers)]
 
 
 def parameters(numbers, soft):
-    names = [name for name in NAMES if not (soft and name == "v_reset")]
-    return QIFParameters.unchecked(**dict(zip(names, numbers, strict=True)), reset="soft" if soft else "hard")
+    """The neuron of these numbers, one that does not rebound where its second root lies below the first."""
+    numbers = dict(zip([name for name in NAMES if not (soft and name == "v_reset")], numbers, strict=True))
+    rebound = bool((numbers["u2"] > numbers["u1"]).all())
+    return QIFParameters.unchecked(**numbers, reset="soft" if soft else "hard", rebound=rebound)
 
 
 def by_package(tensors, surrogate, soft, detach_reset, pre_reset):
@@ -77,9 +81,9 @@ def weighted(tensors, seed, power=1):
     )
 
 
-def derivatives(run, soft, order, *options):
+def derivatives(run, soft, order, *options, rebound=True):
     """All derivatives up to ``order``, each of a random functional of those before it."""
-    tensors = leaves(soft)
+    tensors = leaves(soft, rebound)
     value, found = weighted(run(tensors, *options), 0, power=2), []
     for level in range(order):
         gradients = torch.autograd.grad(value, tensors, create_graph=True, allow_unused=True)
@@ -94,9 +98,10 @@ def derivatives(run, soft, order, *options):
 @pytest.mark.parametrize("surrogate", SURROGATES, ids=lambda surrogate: type(surrogate).__name__)
 def test_second_derivatives_are_those_of_the_equations(surrogate, soft, detach_reset, pre_reset):
     options = (surrogate, soft, detach_reset, pre_reset)
-    got, wanted = (derivatives(run, soft, 2, *options) for run in (by_package, by_oracle))
-    assert all(bool(gradient.any()) for gradient in wanted[1])
-    torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-10)
+    for rebound in (True, False):
+        got, wanted = (derivatives(run, soft, 2, *options, rebound=rebound) for run in (by_package, by_oracle))
+        assert all(bool(gradient.any()) for gradient in wanted[1])
+        torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("surrogate", [ATan(), Gaussian(0.7, 0.6, offset=0.1)], ids=lambda s: type(s).__name__)
@@ -209,9 +214,9 @@ def test_the_composed_backward_has_the_kernels_bits():
     v = torch.randn(4, 6, generator=generator)
     numbers = [torch.rand(6, generator=generator) for _ in range(3)] + [torch.ones(()), torch.zeros(1, 1, 1), None]
     for surrogate in SURROGATES:
-        for bits in range(8):
-            soft, detach_reset, pre_reset = (bool(bits >> k & 1) for k in range(3))
-            kind = (soft, detach_reset, False, int(surrogate.shape), pre_reset)
+        for bits in range(16):
+            soft, detach_reset, pre_reset, rebound = (bool(bits >> k & 1) for k in range(4))
+            kind = (soft, detach_reset, False, int(surrogate.shape), pre_reset, rebound)
             floats = [0.0] * 5 + [0.9, *surrogate.coefficients(), 0.0]
             h_seq = multi_step(
                 x, v, *numbers, None, None, None, floats, torch.float32, *kind, True, True, "torch"
@@ -450,7 +455,7 @@ def test_a_backend_that_cannot_run_is_refused_while_compiling():
 def test_an_empty_h_is_refused():
     x = torch.randn(3, 5)
     floats = [0.25, 0.0, 0.5, 1.0, 0.0, 1.0, 0.3, 1.6, 0.7, 0.0]
-    kind = (False, False, False, 0, False)
+    kind = (False, False, False, 0, False, True)
     h_seq = multi_step(x, None, *[None] * 9, floats, x.dtype, *kind, False, False, "auto")[2]
     for device in ("cpu", "meta"):
         with pytest.raises(RuntimeError, match="save_h=True; this one is empty"):
