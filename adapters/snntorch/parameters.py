@@ -126,7 +126,7 @@ class Parameters(QIFLayer):
 
     @property
     def dynamics(self) -> str:
-        """The rule that decided the map: ``"paper"``, ``"lif"`` (beta is matched) or ``"explicit"`` (a, u1, u2)."""
+        """The rule that decided the map: ``"paper"``, ``"explicit"``, or one that matches beta."""
         return self._decided
 
     # -- the surrogate ---------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from qif_plugins.neuron.chaining import ChainedSteps
 from qif_plugins.neuron.following import WindowMemory, has_storage, same_versions, versions
 from qif_plugins.neuron.functional import check_spread
 from qif_plugins.neuron.module import check_surrogate, checked_window, chosen_window, on_device
+from qif_plugins.neuron.names import MATCHED
 from qif_plugins.neuron.parameters import QIFParameters
 from qif_plugins.neuron.surrogate import (
     Gaussian,
@@ -210,7 +211,7 @@ class QIFNeuron(ChainedSteps):
 
     @property
     def dynamics(self) -> str:
-        """The rule that decided the map: ``"paper"``, ``"lif"`` (a leak is matched) or ``"explicit"`` (a, u1, u2)."""
+        """The rule that decided the map: ``"paper"``, ``"explicit"``, or one that matches tau."""
         return self._arguments.map.decided
 
     @property
@@ -332,7 +333,7 @@ class QIFNeuron(ChainedSteps):
     def extra_repr(self) -> str:
         names = ("a", "u1", "u2", "v_threshold", "v_reset", "input_gain")
         numbers = ", ".join(f"{name}={number(getattr(self, name, None))}" for name in names)
-        leak = "" if self.dynamics != "lif" else f", tau={number(self._matched_tau())}"
+        leak = "" if self.dynamics not in MATCHED else f", tau={number(self._matched_tau())}"
         window = "" if self.derived_window is None else f", window={self.derived_window}"
         step_mode = f", step_mode={self.step_mode}" if hasattr(self, "step_mode") else ""
         return (

@@ -94,8 +94,9 @@ class QIFNode(QIFNeuron, neuron.BaseNode):
         u1: First root of the map. Paper's value 0.
         u2: Second root of the map. Paper's value 0.5.
         input_gain: Factor g on the input. Default 1, or 1/tau where a leak with ``decay_input`` is matched.
-        dynamics: ``"paper"`` or ``"lif"`` to decide regardless of the leak, which is then set aside, as ``repr``
-            shows; see :mod:`qif_plugins.neuron.arguments`. Default: by the other arguments.
+        dynamics: ``"paper"`` for the paper's map, regardless of the leak, which is then set aside, as ``repr`` shows;
+            ``"lif"`` to match the leak; ``"parabola"`` to match it by a map that rebounds under strong inhibition. See
+            :mod:`qif_plugins.neuron.arguments`. Default: by the other arguments.
         window: ``"isometric"`` (default), ``"unbiased"``, ``"paper"``, ``"heuristic"`` or a
             :class:`~qif_plugins.Window`.
         backend: ``"auto"`` (default) or an implementation by name, see :func:`qif_plugins.available_backends`.

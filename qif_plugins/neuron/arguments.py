@@ -228,7 +228,7 @@ class NodeArguments:
         if name == "v_threshold":
             return self
         changed = self.map.assigned(name, value, current, open_to_leak)
-        matched = changed.decided == "explicit" and self.map.decided == "lif"
+        matched = changed.decided == "explicit" and self.map.matches_leak
         return dataclasses.replace(self, map=changed, kept_gain=current.input_gain if matched else self.kept_gain)
 
     @property

@@ -143,7 +143,7 @@ def gradient_growth(params, surrogate, layers=14, width=192, batch=96, steps=8):
 
 @pytest.mark.parametrize(("neuron", "within"), [("paper", 0.12), ("parabola", 0.12), ("matched", 0.18)])
 def test_deep_networks_keep_the_size_of_their_gradient(neuron, within):
-    """A membrane that keeps its inhibition adds up the gradients of steps that are alike, which the theory leaves out."""
+    """A membrane that keeps its inhibition adds up the gradients of similar steps, which the theory leaves out."""
     params = NEURONS[neuron]
     for shape in (Gaussian, Window):
         assert gradient_growth(params, shape.isometric(params)) == pytest.approx(1.0, abs=within)
