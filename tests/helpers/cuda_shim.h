@@ -38,7 +38,7 @@ static inline unsigned short to_half(float value) {
 }
 
 // What NVRTC gets as literals the host gets as variables: one library serves every case.
-static int flags[11];
+static int flags[12];
 #define QIF_X flags[0]
 #define QIF_V0 flags[1]
 #define QIF_V flags[2]
@@ -47,9 +47,10 @@ static int flags[11];
 #define QIF_STRICT flags[5]
 #define QIF_SHAPE flags[6]
 #define QIF_PRE_RESET flags[7]
-#define QIF_TENSORS flags[8]
-#define QIF_NEEDS flags[9]
-#define QIF_GIVEN flags[10]
+#define QIF_REBOUND flags[8]
+#define QIF_TENSORS flags[9]
+#define QIF_NEEDS flags[10]
+#define QIF_GIVEN flags[11]
 
 #include QIF_SOURCE
 

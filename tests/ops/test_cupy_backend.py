@@ -43,7 +43,7 @@ def test_same_bits_as_the_reference(shimmed, case):
 
 
 def test_every_gradient_and_every_kind(shimmed):
-    for soft, detached, strict, pre_reset, shape in itertools.product(*[(False, True)] * 4, Shape):
+    for soft, detached, strict, pre_reset, rebound, shape in itertools.product(*[(False, True)] * 5, Shape):
         for layouts in (("single",) * 9, ("channel",) * 9, ("neuron",) * 9):
             for blocks in ((3, 2, 4), (2, 3, 5)):
                 case = Case(
@@ -51,7 +51,7 @@ def test_every_gradient_and_every_kind(shimmed):
                     blocks=blocks,
                     dtype=torch.float32,
                     layouts=layouts,
-                    kind=Kind(soft, detached, strict, shape, pre_reset),
+                    kind=Kind(soft, detached, strict, shape, pre_reset, rebound),
                     start=torch.float32,
                     store_v_seq=True,
                     save_h=True,
@@ -68,16 +68,32 @@ ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100")
 
 FLAGS = {
     "QIF_X": 0, "QIF_V0": 0, "QIF_V": 0, "QIF_SOFT": 0, "QIF_DETACHED": 0, "QIF_STRICT": 0, "QIF_SHAPE": 0,
-    "QIF_PRE_RESET": 0, "QIF_TENSORS": 0, "QIF_NEEDS": 0, "QIF_GIVEN": 6,
+    "QIF_PRE_RESET": 0, "QIF_REBOUND": 1, "QIF_TENSORS": 0, "QIF_NEEDS": 0, "QIF_GIVEN": 6,
 }  # fmt: skip
+
+BENT = {"QIF_REBOUND": 0}
 
 SPECIALISATIONS = [
     ("forward<4>", {}),
-    ("forward<1>", {"QIF_X": 1, "QIF_V0": 1, "QIF_V": 1, "QIF_SOFT": 1, "QIF_STRICT": 1, "QIF_PRE_RESET": 1}),
+    (
+        "forward<1>",
+        {"QIF_X": 1, "QIF_V0": 1, "QIF_V": 1, "QIF_SOFT": 1, "QIF_STRICT": 1, "QIF_PRE_RESET": 1, "QIF_REBOUND": 0},
+    ),
     ("forward<4>", {"QIF_X": 2, "QIF_V0": 0, "QIF_V": 2, "QIF_TENSORS": 9}),
     ("backward<4>", {}),
     ("backward<1>", {"QIF_SHAPE": 1, "QIF_SOFT": 1, "QIF_X": 1, "QIF_V": 1}),
-    ("backward<4>", {"QIF_SHAPE": 2, "QIF_X": 2, "QIF_V": 2, "QIF_PRE_RESET": 1, "QIF_TENSORS": 511, "QIF_NEEDS": 63}),
+    (
+        "backward<4>",
+        {
+            "QIF_SHAPE": 2,
+            "QIF_X": 2,
+            "QIF_V": 2,
+            "QIF_PRE_RESET": 1,
+            "QIF_REBOUND": 0,
+            "QIF_TENSORS": 511,
+            "QIF_NEEDS": 63,
+        },
+    ),
     ("backward<4>", {"QIF_SHAPE": 4, "QIF_TENSORS": 448, "QIF_NEEDS": 8}),
     ("backward<4>", {"QIF_SHAPE": 3, "QIF_DETACHED": 1, "QIF_NEEDS": 7, "QIF_TENSORS": 7, "QIF_GIVEN": 31}),
 ]
