@@ -96,8 +96,8 @@ class QIF(Parameters, snn.Leaky):
         a: Curvature of f, see :class:`~qif_plugins.QIFParameters`; float or tensor.
         u1: First root of f.
         u2: Second root of f. Any of a, u1, u2 passed decides the dynamics, the others default to the paper's.
-        dynamics: ``"paper"``, ``"lif"`` (matched to beta) or ``"parabola"`` (matched by a map that rebounds under
-            strong inhibition); default by what else is passed. A beta that does not decide is set aside.
+        dynamics: ``"paper"``, ``"lif"`` (matched to beta) or ``"monotone"`` (matched by a map that below rest is
+            LIF's); default by what else is passed. A beta that does not decide is set aside.
         curvature: For the matched neuron, where θ lies between the resting (0) and the unstable point (1).
             Left out: 0.5.
         window: ``"isometric"`` (left out), ``"unbiased"``, ``"paper"``, ``"heuristic"``, or a

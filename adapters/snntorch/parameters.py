@@ -61,7 +61,7 @@ class Parameters(QIFLayer):
     _choice: tuple[Any, tuple[str, ...], tuple[str, ...], bool]
     """``dynamics``, and the names of what was passed of the map and of the leak."""
     _decided: str
-    _rebound: bool | None
+    _rebound: bool
     _root_names: tuple[str, ...]
     _seen: list[tuple[Any, Any]] | None = None
     _current: Neuron
@@ -102,16 +102,16 @@ class Parameters(QIFLayer):
 
     def _chosen(self) -> MapArguments:
         """The arguments, passed or assigned since, that could decide the map."""
-        dynamics, given, leak, parabola = self._choice
+        dynamics, given, leak, monotone = self._choice
         return MapArguments(
             dynamics,
             {name: getattr(self, name) for name in given},
             {name: getattr(self, name, None) for name in leak},  # None: deleted, and about to be assigned
-            parabola,
+            monotone,
         )
 
     def _choose(self, chosen: MapArguments) -> None:
-        self._choice = chosen.dynamics, tuple(chosen.given), tuple(chosen.leak), chosen.parabola
+        self._choice = chosen.dynamics, tuple(chosen.given), tuple(chosen.leak), chosen.monotone
         self._rebound = chosen.rebound
         self._decided = chosen.decided
         self._root_names = tuple(chosen.roots)

@@ -95,7 +95,7 @@ class QIFNode(QIFNeuron, neuron.BaseNode):
         u2: Second root of the map. Paper's value 0.5.
         input_gain: Factor g on the input. Default 1, or 1/tau where a leak with ``decay_input`` is matched.
         dynamics: ``"paper"`` for the paper's map, regardless of the leak, which is then set aside, as ``repr`` shows;
-            ``"lif"`` to match the leak; ``"parabola"`` to match it by a map that rebounds under strong inhibition. See
+            ``"lif"`` to match the leak; ``"monotone"`` to match it by a map that below rest is LIF's. See
             :mod:`qif_plugins.neuron.arguments`. Default: by the other arguments.
         window: ``"isometric"`` (default), ``"unbiased"``, ``"paper"``, ``"heuristic"`` or a
             :class:`~qif_plugins.Window`.

@@ -112,8 +112,8 @@ def run(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--dynamics", choices=("auto", *DYNAMICS), default="auto",
-        help="auto: match LIF's leak, with an input gain of 1 under a norm; lif: with LIF's gain; parabola: that by "
-        "a map that rebounds under strong inhibition; paper: the paper's parameters",
+        help="auto: match LIF's leak, with an input gain of 1 under a norm; lif: with LIF's gain; monotone: the same, "
+        "and LIF below rest; paper: the paper's parameters",
     )  # fmt: skip
     add(
         "--window", choices=("auto", *WINDOWS, "keep"), default="auto",
@@ -214,7 +214,7 @@ def _add_neuron(parser: ArgumentParser) -> None:
     add(
         "--dynamics",
         choices=DYNAMICS,
-        help="paper: the paper's map; lif: the map that matches --beta; parabola: the same by a map that rebounds",
+        help="paper: the paper's map; lif: the map that matches --beta; monotone: the same, and LIF below rest",
     )
 
 

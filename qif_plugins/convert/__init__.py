@@ -65,8 +65,8 @@ def swap(
     Args:
         model: The model, before ``torch.compile`` and before wrapping for several devices.
         dynamics: ``"auto"`` (default) matches the LIF neuron's own leak, with an input gain of 1 where a normalization
-            feeds the neuron, with LIF's own elsewhere; ``"lif"`` with LIF's own everywhere, ``"parabola"`` the same by
-            a map that rebounds under strong inhibition. ``"paper"`` gives every neuron the paper's parameters.
+            feeds the neuron, with LIF's own elsewhere; ``"lif"`` with LIF's own everywhere, ``"monotone"`` the same by
+            a map that below rest is LIF's. ``"paper"`` gives every neuron the paper's parameters.
         window: ``"auto"`` (default) is ``"isometric"`` where a normalization feeds the neuron and ``"keep"`` elsewhere.
             ``"isometric"``, ``"unbiased"``, ``"paper"``, ``"heuristic"`` or a :class:`~qif_plugins.Window` for every
             neuron; ``"keep"`` for each neuron's present surrogate.
@@ -247,7 +247,7 @@ def _swap_site(site: Site, request: Request, readout: str, undo: list[Callable[[
 def _why(site: Site, plan: Plan) -> str:
     fed = f"fed by {', '.join(site.norms)}" if site.norms else "no normalization before it"
     dynamics = {
-        "paper": "the paper's parameters", "lif": "its leak matched", "parabola": "its leak matched by the parabola",
+        "paper": "the paper's parameters", "lif": "its leak matched", "monotone": "its leak matched, LIF below rest",
         "explicit": "the parameters passed",
     }  # fmt: skip
     place = site.how if site.how == "the model is the neuron" else f"{fed}, by {site.how}"

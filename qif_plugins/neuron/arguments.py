@@ -1,7 +1,7 @@
 """The arguments that decide the map of a neuron, by one rule for both hosts and for ``qif window``.
 
-1. ``dynamics``: ``"paper"`` takes the a, u1 and u2 of arXiv 2510.05168; ``"lif"`` matches the leak, and below rest the
-   neuron is LIF; ``"parabola"`` matches it by the parabola alone, which rebounds under strong inhibition.
+1. ``dynamics``: ``"paper"`` takes the a, u1 and u2 of arXiv 2510.05168; ``"lif"`` matches the leak;
+   ``"monotone"`` matches it by a map that below rest is LIF's, so that strong inhibition causes no spike.
 2. Otherwise any of ``a``, ``u1``, ``u2``; those left out are the paper's. Together with ``dynamics`` they are refused.
 3. Otherwise a leak (``tau`` and ``decay_input`` in SpikingJelly, ``beta`` in snnTorch): it is matched.
 4. Otherwise the leak of :data:`DEFAULT_BETA`, with an input gain of 1.
@@ -56,10 +56,10 @@ class MapArguments:
     """The arguments, passed or assigned since, that could decide the map.
 
     Attributes:
-        dynamics: ``"paper"``, ``"lif"``, ``"parabola"``, or ``None`` where it was left out.
+        dynamics: ``"paper"``, ``"lif"``, ``"monotone"``, or ``None`` where it was left out.
         given: Those of a, u1 and u2 that were passed.
         leak: What was passed of the leak, by the host's names.
-        parabola: Whether a given map was that of ``dynamics="parabola"`` before.
+        monotone: Whether a given map is that of ``dynamics="monotone"`` before, as it was.
 
     Raises:
         ValueError: An unknown ``dynamics``, or one together with a, u1 or u2.
@@ -68,7 +68,7 @@ class MapArguments:
     dynamics: str | None = None
     given: Mapping[str, Number] = field(default_factory=dict)
     leak: Mapping[str, Any] = field(default_factory=dict)
-    parabola: bool = False
+    monotone: bool = False
 
     def __post_init__(self) -> None:
         if self.dynamics is not None and self.dynamics not in DYNAMICS:
@@ -80,7 +80,7 @@ class MapArguments:
 
     @property
     def decided(self) -> str:
-        """``"paper"``, ``"explicit"``, ``"lif"`` or ``"parabola"``."""
+        """``"paper"``, ``"explicit"``, ``"lif"`` or ``"monotone"``."""
         if self.dynamics is not None:
             return self.dynamics
         return "explicit" if self.given else "lif"
@@ -96,9 +96,9 @@ class MapArguments:
         return self.dynamics is None and not self.given and not self.leak
 
     @property
-    def rebound(self) -> bool | None:
-        """Whether the map rebounds; ``None`` for not where its roots allow it, see :class:`QIFParameters`."""
-        return True if self.parabola or self.decided in ("paper", "parabola") else None
+    def rebound(self) -> bool:
+        """Whether the map rebounds, see :class:`QIFParameters`."""
+        return not (self.monotone or self.decided == "monotone")
 
     @property
     def roots(self) -> dict[str, Number]:
@@ -133,13 +133,13 @@ class MapArguments:
                 u1, u2 were given.
         """
         if name == "dynamics" and value != "explicit":
-            return MapArguments(value, self.given if value is None else {}, self.leak, value is None and self.parabola)
+            return MapArguments(value, self.given if value is None else {}, self.leak, value is None and self.monotone)
         if name == "dynamics" and self.decided == "explicit":
             return self
         if name == "dynamics" or name in MAP:
             changed = {} if name == "dynamics" else {name: value}
             present = {root: one_number(getattr(current, root)) for root in MAP}
-            return MapArguments(None, present | changed, self.leak, self.parabola or self.decided == "parabola")
+            return MapArguments(None, present | changed, self.leak, name == "dynamics" and not self.rebound)
         if not open_to_leak and (self.dynamics == "paper" or self.given):
             what = "dynamics='paper'" if self.dynamics else ", ".join(self.given)
             raise ValueError(
@@ -149,7 +149,7 @@ class MapArguments:
         leak = {key: now for key, now in {**self.leak, name: value}.items() if now is not None}
         if open_to_leak:
             return MapArguments(None, {}, leak)
-        return MapArguments(self.dynamics, self.given, leak, self.parabola)
+        return MapArguments(self.dynamics, self.given, leak, self.monotone)
 
 
 def build_parameters(
@@ -175,8 +175,8 @@ def build_parameters(
         v_rest: The potential that a matched leak decays to. Default 0.
         checked: Whether to check the numbers. ``False`` reads no tensor back from its device. Default True.
         learned_threshold: Whether the threshold is a tensor that is learned. Default False.
-        **others: ``v_reset``, ``reset``, ``input_gain`` and, where a leak is matched, ``curvature`` and ``rebound``,
-            see :meth:`QIFParameters.matching_lif`.
+        **others: ``v_reset``, ``reset``, ``input_gain``, ``rebound`` and, where a leak is matched, ``curvature``, see
+            :meth:`QIFParameters.matching_lif`.
 
     Raises:
         ValueError: Parameters that :class:`QIFParameters` refuses.
@@ -186,19 +186,11 @@ def build_parameters(
             v_threshold = v_threshold.clamp(min=v_rest + MIN_DISTANCE)
         return QIFParameters.matching_lif(beta, v_threshold, v_rest=v_rest, checked=checked, **others)
     others.pop("curvature", None)
-    rebound = others.pop("rebound", None)
-    if rebound is None:
-        rebound = _must_rebound(roots["u1"], roots["u2"])
     if learned_threshold:
         resting, unstable = QIFParameters.unchecked(**roots).fixed_points()
         v_threshold = v_threshold.clamp(max=resting + MAX_REACH * (unstable - resting))
     make = QIFParameters if checked else QIFParameters.unchecked
-    return make(**roots, v_threshold=v_threshold, rebound=rebound, **others)
-
-
-def _must_rebound(u1: Number, u2: Number) -> bool:
-    """Whether a given map is a parabola everywhere; that of tensors is, which no step reads back from a device."""
-    return isinstance(u1, Tensor) or isinstance(u2, Tensor) or not u2 <= u1 <= 0
+    return make(**roots, v_threshold=v_threshold, **others)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,10 +15,10 @@ DEFAULT_WINDOW: WindowName = "isometric"
 """The window of a neuron for which none was chosen, in every host."""
 ClosureName = Literal["reset", "free"]
 CLOSURES: tuple[ClosureName, ...] = get_args(ClosureName)
-DynamicsName = Literal["paper", "lif", "parabola"]
+DynamicsName = Literal["paper", "lif", "monotone"]
 DYNAMICS: tuple[str, ...] = get_args(DynamicsName)
-MATCHED = ("lif", "parabola")
-"""Those that match a leak: ``"lif"`` without rebound, so that the neuron is LIF below rest, ``"parabola"`` with it."""
+MATCHED = ("lif", "monotone")
+"""Those that match a leak: ``"lif"`` by the parabola, ``"monotone"`` by one that below rest is LIF."""
 DEFAULT_BETA = 0.5
 """Leak that a neuron matches which was given neither a leak nor a map: that of SpikingJelly's LIFNode, tau = 2."""
 MAP = ("a", "u1", "u2")

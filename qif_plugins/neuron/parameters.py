@@ -114,14 +114,14 @@ class QIFParameters:
         v_reset: Number | None = None,
         reset: Literal["hard", "soft"] = "hard",
         *,
-        rebound: bool | None = None,
+        rebound: bool = True,
         checked: bool = True,
     ) -> QIFParameters:
-        """Parameters that match a leaky integrate-and-fire neuron near rest, and below it.
+        """Parameters that match a leaky integrate-and-fire neuron near rest.
 
         With y = v - v_rest the map is f(v) = v_rest + β y + a y²: LIF with leak β near rest, plus the
         quadratic spike initiation. a = c (1 - β) / (θ - v_rest) puts the unstable fixed point at
-        v_rest + (θ - v_rest) / c. Below u1, which is 0 where ``v_rest`` is 0, the map is that of LIF, β y.
+        v_rest + (θ - v_rest) / c. Without rebound the map below u1, which is 0 where ``v_rest`` is 0, is LIF's, β y.
 
         Args:
             beta: LIF's membrane decay a step, 0 <= β < 1. SpikingJelly's LIFNode has 1 - 1/tau.
@@ -132,8 +132,7 @@ class QIFParameters:
             v_rest: Potential that the LIF neuron leaks to. Default 0.
             v_reset: As in the constructor, but ``None`` means ``v_rest``.
             reset: As in the constructor.
-            rebound: As in the constructor; ``None`` (default) for no rebound where ``v_rest`` is at or above 0, as the
-                map's u1 is above the resting point elsewhere.
+            rebound: As in the constructor, where ``False`` needs a ``v_rest`` at or above 0.
             checked: Whether to check the numbers. ``False`` reads no tensor back from its device (with a
                 float ``v_rest``), for a β and θ that are kept in range while they are learned. Default True.
 
@@ -186,9 +185,6 @@ class QIFParameters:
         else:
             # beta + root is 0 only where v_rest is, too; a tensor may hold both kinds of entries.
             upper = v_rest - (beta - root) / (2 * a)
-        if rebound is None:
-            # The larger root is at most 0 where the neuron rests above it, but for the rounding of a tiny v_rest.
-            rebound = not at_zero and not all(holds_everywhere(r, lambda r: r <= 0) for r in (-v_rest, upper))
         matched = cls.unchecked(
             a=a, u1=upper, u2=lower, v_threshold=v_threshold, v_reset=v_rest, reset=reset, input_gain=input_gain,
             rebound=rebound,

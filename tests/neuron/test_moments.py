@@ -132,7 +132,7 @@ def test_a_diverging_closure_names_the_ways_out():
 @given(mean=st.floats(-2, 1), std=st.floats(0.3, 2), beta=st.floats(0.1, 0.95))
 @settings(max_examples=20)
 def test_without_rebound_a_closure_step_is_the_mean_over_the_normal_density(reset, closure, mean, std, beta):
-    params = QIFParameters.matching_lif(beta, reset=reset)
+    params = QIFParameters.matching_lif(beta, reset=reset, rebound=False)
     z = torch.linspace(-9, 9, 90_001, dtype=torch.float64)
     weight = torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi) * (z[1] - z[0])
     h = mean + std * z

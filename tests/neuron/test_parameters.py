@@ -194,10 +194,9 @@ def test_parameters_on_the_meta_device_have_no_values_to_check():
 
 @given(st.floats(0, 0.999), st.floats(0.05, 0.95), st.floats(0.2, 4), st.floats(0, 50))
 def test_a_matched_neuron_is_lif_below_rest_and_never_decreases(beta, curvature, threshold, depth):
-    p = QIFParameters.matching_lif(beta, threshold, curvature)
-    assert not p.rebound
+    p = QIFParameters.matching_lif(beta, threshold, curvature, rebound=False)
     assert p.map(-depth) == pytest.approx(-beta * depth, rel=1e-6, abs=1e-9)
-    parabola = QIFParameters.matching_lif(beta, threshold, curvature, rebound=True)
+    parabola = QIFParameters.matching_lif(beta, threshold, curvature)
     v = torch.linspace(0, 2 * threshold, 50, dtype=torch.float64)
     assert torch.equal(p.map(v), parabola.map(v))
     path = p.map(torch.linspace(-5 * threshold, 2 * threshold, 400, dtype=torch.float64))
@@ -209,7 +208,8 @@ def test_roots_that_a_map_without_rebound_does_not_take_are_refused():
     for roots in ({"u1": 0.0, "u2": 0.5}, {"u1": 0.1, "u2": -1.0}):
         with pytest.raises(ValueError, match="u2 <= u1 <= 0"):
             QIFParameters(**roots, rebound=False)
-    assert QIFParameters.matching_lif(0.5, v_rest=-0.5).rebound  # its larger root lies above the resting point
-    assert QIFParameters.matching_lif(0.5) != QIFParameters.matching_lif(0.5, rebound=True)
+    with pytest.raises(ValueError, match="u2 <= u1 <= 0"):  # the larger root lies above the resting point
+        QIFParameters.matching_lif(0.5, v_rest=-0.5, rebound=False)
+    assert QIFParameters.matching_lif(0.5) != QIFParameters.matching_lif(0.5, rebound=False)
     # Far below the vertex, from where the parabola runs away.
     assert QIFParameters(u2=-1.0, v_reset=-50.0, rebound=False).v_reset == -50.0
