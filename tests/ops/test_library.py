@@ -54,7 +54,7 @@ def assert_same(got, wanted):
 def operands(x, v=None, tensors=(None,) * 9, save_h=True, soft=False, store_v_seq=False, backend="numba"):
     numbers = [0.25, 0.0, 0.5, 1.0, 0.0, 1.0, 0.5, 1.5, 0.8, 0.1]
     v_dtype = x.dtype if v is None else torch.promote_types(x.dtype, v.dtype)
-    return (x, v, *tensors, numbers, v_dtype, soft, False, False, 0, False, store_v_seq, save_h, backend)
+    return (x, v, *tensors, numbers, v_dtype, soft, False, False, 0, False, True, store_v_seq, save_h, backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
