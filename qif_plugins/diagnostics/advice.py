@@ -193,63 +193,56 @@ def _causes(row: LayerHealth, layer: QIFLayer, scale_input: str, one_step: bool)
     dead = row.silent >= DEAD and not one_step
     saturated = row.saturated >= SATURATED
     rebounds = row.rebound >= REBOUND or row.rebound_spikes >= REBOUND_SPIKES
-    found: list[Advice] = [(None, f"{ONE_STEP}.")] if one_step else []
+    found: list[Advice] = []
+
+    def tell(cause: Cause | None, sentence: str) -> None:
+        found.append((cause, sentence))
+
+    if one_step:
+        tell(None, f"{ONE_STEP}.")
     if dead:
         gain = f", take a gain {threshold / row.input_std:.3g} times as large" if row.input_std > 0 else ""
-        found.append(
-            (
-                "input's scale",
-                f"dead: {percent(row.silent)} of its neurons never spike; {scale}. Bring the input to the threshold's "
-                f"scale: {scale_input}{gain}, or lower v_threshold{surrogate_with_tails(layer)}.",
-            )
+        tell(
+            "input's scale",
+            f"dead: {percent(row.silent)} of its neurons never spike; {scale}. Bring the input to the threshold's "
+            f"scale: {scale_input}{gain}, or lower v_threshold{surrogate_with_tails(layer)}.",
         )
     if saturated:
-        found.append(
-            (
-                "input's scale",
-                f"saturated: {percent(row.saturated)} of its neurons spike at nearly every step; {scale}. Reduce the "
-                f"input: {scale_input}, take smaller weights or LIF's own gain (swap(model, dynamics='lif')), or raise "
-                "v_threshold.",
-            )
+        tell(
+            "input's scale",
+            f"saturated: {percent(row.saturated)} of its neurons spike at nearly every step; {scale}. Reduce the "
+            f"input: {scale_input}, take smaller weights or LIF's own gain (swap(model, dynamics='lif')), or raise "
+            "v_threshold.",
         )
     if rebounds:
-        found.append(
-            (
-                "rebound",
-                f"rebound: {percent(row.rebound)} of its membranes lie below {_rebound_point(layer):.3g}, where the "
-                "parabola is above the threshold again, so that strong negative input makes these neurons spike at the "
-                f"next step; the rise below the vertex causes {percent(row.rebound_spikes)} of its spikes; {scale}. "
-                f"Reduce the input: {scale_input}, take smaller weights, or match a longer leak (tau=, beta=), which "
-                "moves that point down; `qif phase` shows it.",
-            )
+        tell(
+            "rebound",
+            f"rebound: {percent(row.rebound)} of its membranes lie below {_rebound_point(layer):.3g}, where the "
+            "parabola is above the threshold again, so that strong negative input makes these neurons spike at the "
+            f"next step; the rise below the vertex causes {percent(row.rebound_spikes)} of its spikes; {scale}. Reduce "
+            f"the input: {scale_input}, take smaller weights, or match a longer leak (tau=, beta=), which moves that "
+            "point down; `qif phase` shows it.",
         )
     if one_step:
         # A membrane that is still near rest is in no window, and lets no gradient through to the layers before.
         return found
     starved = row.window_share < STARVED or row.gradient_share < STARVED
     if starved:
-        cause: Cause = "input's scale" if dead or saturated else "window's scale"
-        found.append(
-            (
-                cause,
-                f"starved: {percent(row.window_share)} of its membranes and {percent(row.gradient_share)} of its "
-                "gradient fall into the window. "
-                + ("Its input comes first, see above." if dead or saturated else _widen(layer, scale_input)),
-            )
+        by_input = dead or saturated
+        tell(
+            "input's scale" if by_input else "window's scale",
+            f"starved: {percent(row.window_share)} of its membranes and {percent(row.gradient_share)} of its gradient "
+            f"fall into the window. {'Its input comes first, see above.' if by_input else _widen(layer, scale_input)}",
         )
     elif math.isnan(row.gradient_share) and layer.fires_in_operator:
-        found.append(
-            (None, "no gradient arrives: nothing after it passes one back, or the output does not depend on it.")
-        )
+        tell(None, "no gradient arrives: nothing after it passes one back, or the output does not depend on it.")
     # No window helps where the input is the problem, or the threshold out of reach: calibrate leaves it there.
     within_reach = abs(threshold - row.membrane_mean) <= REACH * row.membrane_std
     if derives(layer) and _misses(row) and within_reach and not (dead or starved or rebounds):
-        found.append(
-            (
-                "window's scale",
-                f"window's scale: its window assumes a membrane of {row.predicted}, and it is "
-                f"{row.membrane}: {_calibration(layer)} fits the window to it.",
-            )
+        tell(
+            "window's scale",
+            f"window's scale: its window assumes a membrane of {row.predicted}, and it is {row.membrane}: "
+            f"{_calibration(layer)} fits the window to it.",
         )
     return found
 
