@@ -51,6 +51,7 @@ PATH = (
     "no_synchronisation_in_a_host", "training_under_autocast", "compiles_without_graph_break",
     "networks_of_a_host_learn",
 )  # fmt: skip
+LARGE = "tests/test_gpu.py::test_more_than_2_31_elements"  # alone: several at once would not fit
 NEEDED, USEFUL = ("torch", "numpy", "pytest", "pytest_timeout", "hypothesis"), ("triton", "cupy", "snntorch", "xdist")
 
 
@@ -70,24 +71,22 @@ def parts(rehearse: bool, old: Path) -> list[Part]:
     own = [*python, str(HERE / "gpu.py"), *(["--rehearse"] if rehearse else []), "--child"]
     workers = min(8, (os.cpu_count() or 1) // 2) if find_spec("xdist") else 1
     pytest = [*python, "-m", "pytest", "-q", "-p", "gpu", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
-    pytest += [
-        "-c",
-        str(ROOT / "pyproject.toml"),
-        *(["-n", str(workers), "--dist", "loadgroup"] if workers > 1 else []),
-    ]
+    pytest += ["-c", str(ROOT / "pyproject.toml")]
+    parallel = [*pytest, *(["-n", str(workers)] if workers > 1 else [])]
     file = str(ROOT / "tests" / "test_gpu.py")
     bench = [*python, "-m", "qif_plugins.cli", "bench", "--resume", "--device", "cpu" if rehearse else "cuda"]
     bench += ["--seconds", "0.02" if rehearse else "1", *(["--old-spikingjelly", str(old)] if old.exists() else [])]
     sizes = [f"--size={size}" for size in (("4x1024",) if rehearse else SIZES)]
     return [
         Part("machine", 45, [*own, "machine"], "machine"),
-        Part("kernels against the reference", 60, [*pytest, f"{file}::test_short_list"], "tests"),
-        Part("public path", 90, [*pytest, *(f"{file}::test_{name}" for name in PATH)], "tests"),
-        Part(f"hosts, SpikingJelly {OLD}", 35, [*pytest, "-m", "not host_independent", file], "old tests", old=True),
+        Part("kernels against the reference", 60, [*parallel, f"{file}::test_short_list"], "tests"),
+        Part("public path", 90, [*parallel, *(f"{file}::test_{name}" for name in PATH)], "tests"),
+        Part(f"hosts, SpikingJelly {OLD}", 35, [*parallel, "-m", "not host_independent", file], "old tests", old=True),
         Part("speed and memory", 120, [*bench, *sizes, "--leave-out", FLEX], "cases"),
-        Part("all GPU tests", 70, [*pytest, file], "tests"),
-        Part("whole grid", 30, [*bench, *(["--size=2x512"] if rehearse else ["--full"])], "cases"),
-        Part("whole networks", 30, [*own, "networks"], "networks"),
+        Part("all other GPU tests", 60, [*parallel, file, "--deselect", LARGE], "tests"),
+        Part("more than 2^31 elements", 20, [*pytest, str(ROOT / LARGE)], "tests"),
+        Part("whole grid", 25, [*bench, *(["--size=2x512"] if rehearse else ["--full"])], "cases"),
+        Part("whole networks", 25, [*own, "networks"], "networks"),
     ]
 
 

@@ -432,7 +432,6 @@ def test_same_sums_every_time(fused):
 
 @host_independent
 @on_card("memory")
-@pytest.mark.xdist_group("memory")
 @pytest.mark.parametrize(("steps", "neurons"), [(1, 2**31 + 1), (2, 2**30 + 4)])
 def test_more_than_2_31_elements(fused, steps, neurons):
     """bfloat16 in, float32 saved; compared with the reference piece by piece."""
