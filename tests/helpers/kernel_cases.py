@@ -125,7 +125,12 @@ def _short() -> list[Case]:
                 dtype=DTYPES[i % 3],
                 layouts=chosen,
                 kind=Kind(
-                    soft=i in (1, 4), detach_reset=i in (2, 4), strict=i in (2, 3), shape=shape, pre_reset=i in (1, 3)
+                    soft=i in (1, 4),
+                    detach_reset=i in (2, 4),
+                    strict=i in (2, 3),
+                    shape=shape,
+                    pre_reset=i in (1, 3),
+                    rebound=i < 3,
                 ),
                 start=("float", *DTYPES)[i % 4],
                 store_v_seq=i % 2 == 1,
