@@ -71,12 +71,17 @@ class Request:
         """Whether the dynamics are left open."""
         return self.dynamics == "auto" and not self.parameters.keys() & {"a", "u1", "u2"}
 
-    @property
-    def map(self) -> str:
-        """A name of the dynamics, or ``"explicit"`` where a, u1 or u2 decide."""
+    def map(self, v_rest: Any = 0.0) -> str:
+        """Name the dynamics, ``"explicit"`` where a, u1 or u2 decide.
+
+        Args:
+            v_rest: The potential that the LIF neuron leaks to. Below 0 only the parabola matches a leak.
+        """
         if self.parameters.keys() & {"a", "u1", "u2"}:
             return "explicit"
-        return "lif" if self.dynamics == "auto" else self.dynamics
+        if self.dynamics != "auto":
+            return self.dynamics
+        return "monotone" if isinstance(v_rest, (int, float)) and v_rest >= 0 else "lif"
 
     def unit_gain(self, normalized: bool, gain_arguments: frozenset[str]) -> bool:
         """Whether the input gain becomes 1.

@@ -157,7 +157,7 @@ class _SnnTorch:
         assert known is not None
         check_arguments(QIF, request.parameters, PARAMETERS)
         learns_leak = isinstance(module.beta, nn.Parameter) and known is not snn.Lapicque
-        dynamics, notes = request.map, list[str]()
+        dynamics, notes = request.map(), list[str]()
         arguments = _carried(module, request, normalized, notes)
         arguments |= _dynamics(module, dynamics, arguments | dict(request.parameters), notes)
         idle = learns_leak and dynamics not in MATCHED
