@@ -247,7 +247,7 @@ def _swap_site(site: Site, request: Request, readout: str, undo: list[Callable[[
 def _why(site: Site, plan: Plan) -> str:
     fed = f"fed by {', '.join(site.norms)}" if site.norms else "no normalization before it"
     dynamics = {
-        "paper": "the paper's parameters", "lif": "its leak matched", "monotone": "its leak matched, LIF below rest",
+        "paper": "the paper's parameters", "lif": "its leak matched by the parabola", "monotone": "its leak matched",
         "explicit": "the parameters passed",
     }  # fmt: skip
     place = site.how if site.how == "the model is the neuron" else f"{fed}, by {site.how}"

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..adapters.spikingjelly import QIFNode
 from ..adapters.spikingjelly.parametric import LearnedMap
+from ..neuron.arguments import NodeArguments
 from ..neuron.module import undone_on_error
 from ..neuron.parameters import QIFParameters
 
@@ -32,6 +33,7 @@ class LearnedLeak(LearnedMap):
 
     w: nn.Parameter
     _params: QIFParameters
+    _arguments: NodeArguments
     raw_names = ("w",)
     fixed = ("v_threshold", "v_reset")
     unassigned = "the leak is learned: tau is 1/sigmoid(w), and the map follows w"
@@ -71,6 +73,7 @@ class LearnedLeak(LearnedMap):
     def _replace(self, **changes: Any) -> None:
         """Assign threshold or reset; the map goes on matching the leak."""
         fixed = dataclasses.replace(self._params, **changes)
+        self._arguments = self._arguments.resting_at(changes.get("v_reset"), self._open_to_leak)
         self._params = self._matched(torch.sigmoid(self.w.detach().double()).item(), fixed, checked=True)
         self._window_changed()
 

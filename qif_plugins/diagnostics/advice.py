@@ -219,9 +219,9 @@ def _causes(row: LayerHealth, layer: QIFLayer, scale_input: str, one_step: bool)
             "rebound",
             f"rebound: {percent(row.rebound)} of its membranes lie below {_rebound_point(layer):.3g}, where the "
             "parabola is above the threshold again, so that strong negative input makes these neurons spike at the "
-            f"next step; the rise below the vertex causes {percent(row.rebound_spikes)} of its spikes; {scale}. Reduce "
-            f"the input: {scale_input}, take smaller weights, or match a longer leak (tau=, beta=), which moves that "
-            "point down; `qif phase` shows it.",
+            f"next step; the rise below the vertex causes {percent(row.rebound_spikes)} of its spikes; {scale}. Match "
+            f"the leak by the map without rebound (dynamics='monotone'), or reduce the input: {scale_input}, take "
+            "smaller weights; `qif phase` shows the point.",
         )
     if one_step:
         # A membrane that is still near rest is in no window, and lets no gradient through to the layers before.

@@ -216,12 +216,25 @@ class NodeArguments:
             ValueError: As there.
         """
         if name in ("v_reset", "input_gain"):
-            return dataclasses.replace(self, **{name: value})
+            changed = dataclasses.replace(self, **{name: value})
+            return changed.resting_at(value, open_to_leak) if name == "v_reset" else changed
         if name == "v_threshold":
             return self
-        changed = self.map.assigned(name, value, current, open_to_leak)
-        matched = changed.decided == "explicit" and self.map.matches_leak
-        return dataclasses.replace(self, map=changed, kept_gain=current.input_gain if matched else self.kept_gain)
+        decides = self.map.assigned(name, value, current, open_to_leak)
+        matched = decides.decided == "explicit" and self.map.matches_leak
+        return dataclasses.replace(self, map=decides, kept_gain=current.input_gain if matched else self.kept_gain)
+
+    def resting_at(self, v_rest: Any, open_to_leak: bool) -> NodeArguments:
+        """The arguments for another potential to leak to: below 0 only the parabola matches a leak.
+
+        Args:
+            v_rest: The potential.
+            open_to_leak: Whether :func:`~qif_plugins.swap` chose the map, and may choose another.
+        """
+        below = v_rest is not None and not holds_everywhere(v_rest, lambda rest: rest >= 0)
+        if not (below and open_to_leak and self.map.decided == "monotone"):
+            return self
+        return dataclasses.replace(self, map=dataclasses.replace(self.map, dynamics="lif"))
 
     @property
     def decays_input(self) -> bool:

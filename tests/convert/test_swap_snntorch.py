@@ -63,10 +63,10 @@ def test_each_neuron_gets_the_parameters_that_its_place_asks_for(example):
     report = swap(net, example_input=example)
     assert [type(getattr(net, n)) for n in HIDDEN] == [QIF, QIF, RecurrentQIF, LapicqueQIF, QIF]
     assert type(net.out) is snn.Leaky
-    assert net.lif1.dynamics == "lif"
+    assert net.lif1.dynamics == "monotone"
     assert net.lif1.window == "isometric"  # fed by a norm
     assert net.lif3.derived_window is None
-    assert net.lif2.dynamics == "lif"
+    assert net.lif2.dynamics == "monotone"
     assert net.lif3.qif_parameters.u2 == pytest.approx(QIFParameters.matching_lif(0.8).u2)
     matched = QIFParameters.matching_lif(1 - 0.5 / 5, v_threshold=0.4)
     assert net.lif4.qif_parameters.a == pytest.approx(matched.a)
@@ -100,7 +100,7 @@ def test_recurrence_adds_the_last_spikes_to_the_input(kind, hidden):
     keys = set(neuron.state_dict())
     swap(neuron)
     assert set(neuron.state_dict()) == keys
-    plain = QIF(0.8)
+    plain = QIF(0.8, dynamics=neuron.dynamics)
     spk = mem = torch.zeros(4, 6)
     xs = 2 * torch.rand(5, 4, 6)
     neuron.reset_mem()
@@ -246,7 +246,7 @@ def test_a_leak_that_is_assigned_after_the_swap_is_matched_unless_the_papers_map
     for dynamics in ("auto", "paper"):
         net = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), snn.Leaky(0.9, init_hidden=True), nn.Linear(6, 2))
         swap(net, dynamics=dynamics, example_input=x)
-        assert net[2].dynamics == ("lif" if dynamics == "auto" else "paper")
+        assert net[2].dynamics == ("monotone" if dynamics == "auto" else "paper")
         if dynamics == "paper":
             with pytest.raises(ValueError, match="would have no effect"):
                 net[2].beta = torch.tensor(0.5)
@@ -322,7 +322,7 @@ def test_wrong_names_and_values_change_nothing():
     assert type(net.lif1) is snn.Leaky
     assert snn.SpikingNeuron.instances == instances
     swap(net, beta=0.5)
-    assert net.lif1.qif_parameters == QIFParameters.matching_lif(0.5)
+    assert net.lif1.qif_parameters == QIFParameters.matching_lif(0.5, rebound=False)
 
 
 def test_hidden_spikes_that_are_returned_too_are_no_readout():

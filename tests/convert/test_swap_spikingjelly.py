@@ -52,11 +52,12 @@ def test_each_neuron_gets_the_parameters_that_its_place_asks_for(example):
     net = network()
     report = swap(net, example_input=example)
     assert [type(net[i]) for i in (2, 4, 6, 10)] == [QIFNode, QIFNode, LeakQIFNode, neuron.LIFNode]
-    assert net[2].params == QIFParameters.matching_lif(1 - 1 / 3.0)  # fed by a norm: an input gain of 1, not 1/tau
+    # Fed by a norm: an input gain of 1, not 1/tau.
+    assert net[2].params == QIFParameters.matching_lif(1 - 1 / 3.0, rebound=False)
     assert net[2].window == "isometric"
-    assert net[4].params == QIFParameters.matching_lif(0.75, v_threshold=0.5)
+    assert net[4].params == QIFParameters.matching_lif(0.75, v_threshold=0.5, rebound=False)
     assert type(net[4].surrogate_function) is surrogate.Sigmoid
-    matched = QIFParameters.matching_lif(0.5, input_gain=0.5)
+    matched = QIFParameters.matching_lif(0.5, input_gain=0.5, rebound=False)
     assert (net[6].params.a.item(), net[6].params.u2.item()) == (matched.a, matched.u2)
     assert net[6].params.input_gain.item() == 0.5
     assert [row.name for row in report.changed] == ["2", "4", "6"]
@@ -118,7 +119,7 @@ def test_parameters_and_dynamics_take_precedence():
     assert net[2].params == QIFParameters(a=0.1)
     net = network()
     swap(net, tau=5.0)
-    assert net[2].params == QIFParameters.matching_lif(0.8, input_gain=0.2)
+    assert net[2].params == QIFParameters.matching_lif(0.8, input_gain=0.2, rebound=False)
 
 
 def test_a_subtracting_reset_becomes_a_hard_one_unless_asked_for():
@@ -138,7 +139,7 @@ def test_a_subtracting_reset_becomes_a_hard_one_unless_asked_for():
 def test_if_neurons_are_matched_at_a_leak_where_nothing_normalizes_them():
     net = nn.Sequential(layer.Linear(4, 4), neuron.IFNode(), layer.Linear(4, 2))
     report = swap(net)
-    assert net[1].params == QIFParameters.matching_lif(1 - 1 / net[1].tau)
+    assert net[1].params == QIFParameters.matching_lif(1 - 1 / net[1].tau, rebound=False)
     assert net[1].tau == pytest.approx(20)
     assert "no leak" in report.changed[0].why
     run(net, torch.rand(2, 4))
@@ -255,7 +256,7 @@ def test_a_leak_that_is_assigned_after_the_swap_is_matched_unless_the_papers_map
     for dynamics in ("auto", "paper"):
         net = nn.Sequential(layer.Linear(6, 6), layer.BatchNorm1d(6), neuron.LIFNode(4.0), layer.Linear(6, 2))
         swap(net, dynamics=dynamics, example_input=torch.rand(8, 6))
-        assert net[2].dynamics == ("lif" if dynamics == "auto" else "paper")
+        assert net[2].dynamics == ("monotone" if dynamics == "auto" else "paper")
         if dynamics == "paper":
             with pytest.raises(ValueError, match="would have no effect"):
                 net[2].tau = 5.0
@@ -331,7 +332,7 @@ def test_a_subclass_is_swapped_only_if_it_has_no_code_to_lose():
     report = swap(net)
     assert type(net[1]) is QIFNode
     assert net[1].kind == "mine"
-    assert net[1].params == QIFParameters.matching_lif(0.75, input_gain=0.25)
+    assert net[1].params == QIFParameters.matching_lif(0.75, input_gain=0.25, rebound=False)
     assert type(net[3]) is OwnCode
     assert "code of its own (leak)" in report.left[0].why
     swap(net, to="lif")
@@ -351,7 +352,7 @@ def test_the_model_may_be_the_neuron():
     node = neuron.LIFNode(tau=4.0)
     report = swap(node)
     assert type(node) is QIFNode
-    assert node.params == QIFParameters.matching_lif(0.75, input_gain=0.25)
+    assert node.params == QIFParameters.matching_lif(0.75, input_gain=0.25, rebound=False)
     assert "the model is the neuron" in str(report)
 
 
@@ -378,7 +379,7 @@ def test_data_flow_finds_readout_and_norm_where_the_order_cannot():
     report = swap(net, example_input=torch.rand(2, 4))
     assert type(net.hidden) is QIFNode
     assert type(net.out) is neuron.LIFNode
-    assert net.hidden.params == QIFParameters.matching_lif(0.5)
+    assert net.hidden.params == QIFParameters.matching_lif(0.5, rebound=False)
     assert "fed by bn" in report.changed[0].why
 
 
@@ -398,8 +399,8 @@ def test_data_flow_follows_functional_weights_and_residual_paths():
     net = Net()
     report = swap(net, norm="tdbn", example_input=torch.rand(3, 4))
     assert {row.name for row in report.changed} == {"a", "b", "c", "bn1", "bn2"}
-    assert net.b.params == QIFParameters.matching_lif(0.5)
-    assert net.c.params == QIFParameters.matching_lif(0.5, input_gain=0.5)
+    assert net.b.params == QIFParameters.matching_lif(0.5, rebound=False)
+    assert net.c.params == QIFParameters.matching_lif(0.5, input_gain=0.5, rebound=False)
     assert net.bn2.alpha == pytest.approx(2**-0.5)
     assert net.bn1.alpha == 1
 
@@ -577,7 +578,7 @@ def test_learned_leak_is_learned_within_its_range():
     net = nn.Sequential(layer.Linear(3, 3), node, layer.Linear(3, 1))
     functional.set_step_mode(net, "m")
     swap(net)
-    expected = QIFParameters.matching_lif(0.75, input_gain=0.25)
+    expected = QIFParameters.matching_lif(0.75, input_gain=0.25, rebound=False)
     assert node.params.a.item() == pytest.approx(expected.a)
     for w in (-100.0, 100.0):
         with torch.no_grad():
