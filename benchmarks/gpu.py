@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import itertools
 import json
 import os
 import shutil
@@ -52,6 +51,8 @@ PATH = (
     "networks_of_a_host_learn",
 )  # fmt: skip
 LARGE = "tests/test_gpu.py::test_more_than_2_31_elements"  # alone: several at once would not fit
+BENCH = ("cases", "networks")
+"""The books that ``qif bench`` writes."""
 NEEDED, USEFUL = ("torch", "numpy", "pytest", "pytest_timeout", "hypothesis"), ("triton", "cupy", "snntorch", "xdist")
 
 
@@ -74,8 +75,11 @@ def parts(rehearse: bool, old: Path) -> list[Part]:
     pytest += ["-c", str(ROOT / "pyproject.toml")]
     parallel = [*pytest, *(["-n", str(workers)] if workers > 1 else [])]
     file = str(ROOT / "tests" / "test_gpu.py")
-    bench = [*python, "-m", "qif_plugins.cli", "bench", "--resume", "--device", "cpu" if rehearse else "cuda"]
-    bench += ["--seconds", "0.02" if rehearse else "1", *(["--old-spikingjelly", str(old)] if old.exists() else [])]
+    measure = [*python, "-m", "qif_plugins.cli", "bench", "--resume", "--device", "cpu" if rehearse else "cuda"]
+    measure += ["--seconds", "0.02" if rehearse else "1"]
+    bench = [*measure, *(["--old-spikingjelly", str(old)] if old.exists() else [])]
+    small = ["recurrent", "--eager", "--dtypes", "float32", "--batch-size", "2"]
+    networks = [*measure, "--networks", *(small if rehearse else ["--batch-size", "64"])]
     sizes = [f"--size={size}" for size in (("4x1024",) if rehearse else SIZES)]
     return [
         Part("machine", 45, [*own, "machine"], "machine"),
@@ -86,7 +90,7 @@ def parts(rehearse: bool, old: Path) -> list[Part]:
         Part("all other GPU tests", 60, [*parallel, file, "--deselect", LARGE], "tests"),
         Part("more than 2^31 elements", 20, [*pytest, str(ROOT / LARGE)], "tests"),
         Part("whole grid", 25, [*bench, *(["--size=2x512"] if rehearse else ["--full"])], "cases"),
-        Part("whole networks", 25, [*own, "networks"], "networks"),
+        Part("whole networks", 25, networks, "networks"),
     ]
 
 
@@ -123,10 +127,10 @@ def execute(part: Part, limit: float, results: dict[str, Any], work: Path, save:
     if "--rehearse" in sys.argv:
         environment |= {"TRITON_INTERPRET": "1", "QIF_REHEARSAL": str(work)}
     found.unlink(missing_ok=True)
-    if part.book == "cases":
+    if part.book in BENCH:
         command = [*command, "--out", str(found)]
-        if results["cases"]:
-            _write(found, {key: results[key] for key in ("machine", "command", "date", "cases")})
+        if results[part.book]:
+            _write(found, {key: results[key] for key in ("machine", "command", "date", part.book)})
     elif part.book != "machine":
         _write(work / "done", [name for name, row in results[part.book].items() if row["outcome"] != "failed"])
     began = time.monotonic()
@@ -154,9 +158,9 @@ def execute(part: Part, limit: float, results: dict[str, Any], work: Path, save:
 
 def _take_over(book: str, found: Path, results: dict[str, Any]) -> None:
     lines = found.read_text().splitlines(keepends=True) if found.exists() else []
-    if book == "cases" and lines:
+    if book in BENCH and lines:
         new = json.loads("".join(lines))
-        results.update({key: new[key] for key in ("command", "date", "cases")})
+        results.update({key: new[key] for key in ("command", "date", book)})
         return
     for new in (json.loads(line) for line in lines if line.endswith("\n")):  # the last may be cut short
         was, now = (some.get("name") if book == "machine" else None for some in (results[book], new))
@@ -199,8 +203,8 @@ def begin(out: Path) -> dict[str, Any]:
             digest.update(path.read_bytes() if path.suffix in (".py", ".cu", ".h") else b"")
     sources = digest.hexdigest()[:16]
     if not out.exists():
-        books: dict[str, Any] = {book: {} for book in ("machine", "parts", "tests", "old tests", "networks")}
-        return {"sources": sources, "command": "", "date": "", "cases": [], **books}
+        books: dict[str, Any] = {book: {} for book in ("machine", "parts", "tests", "old tests")}
+        return {"sources": sources, "command": "", "date": "", "cases": [], "networks": [], **books}
     results: dict[str, Any] = json.loads(out.read_text())
     if results.get("sources") != sources:
         raise ValueError(f"{out} has results of other sources; move it away, or name another file with --out")
@@ -226,10 +230,7 @@ def page(results: dict[str, Any]) -> str:
         lines += [f"{name}\n\n{_fenced(row['why'])}" for name, row in rows.items() if row["outcome"] == "failed"]
     lines += report.gpu_targets(results) if machine.get("gpu") else []
     lines += predictions(results["cases"], machine.get("backend", "qif"))
-    if results["networks"]:
-        lines += ["| a training step | ms | peak memory, MiB |", "| --- | ---: | ---: |"]
-        lines += [f"| {name} | {row['ms']} | {row['MiB']} |" for name, row in results["networks"].items()]
-        lines.append("")
+    lines += report.networks(results["networks"])
     return "\n".join([*lines, _fenced(machine.get("about", ""))])
 
 
@@ -314,43 +315,6 @@ def machine(rehearse: bool) -> None:
         _found({"about": "\n".join(about)})
 
 
-def networks(rehearse: bool) -> None:
-    """Time a training step of whole networks, LIF beside QIF: the median after a quarter of the steps."""
-    import torch
-    from spikingjelly.activation_based import functional
-    from torch import nn
-
-    from qif_plugins.models import build
-
-    device = torch.device("cpu" if rehearse else "cuda")
-    batch, size, repeats = (2, 8, 2) if rehearse else (64, 32, 20)
-    model = "convnet" if rehearse else "resnet19"
-    for dtype, neuron in itertools.product(("float32", "bfloat16"), ("lif", "qif")):
-        name = f"{model}, {batch} images of {size} x {size}, T = 4, {dtype}, {neuron}"
-        if name in json.loads(Path(os.environ["QIF_DONE"]).read_text()):
-            continue
-        network = build(model, (3, size, size), 10, neuron).to(device)
-        optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
-        x, y = torch.randn(4, batch, 3, size, size, device=device), torch.zeros(batch, device=device).long()
-        milliseconds = []
-        for _ in range(repeats):
-            began = time.perf_counter()
-            with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
-                loss = nn.functional.cross_entropy(network(x).mean(0).float(), y)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            functional.reset_net(network)
-            loss.item()  # waits for the device
-            milliseconds.append(1e3 * (time.perf_counter() - began))
-        steady = sorted(milliseconds[repeats // 4 :])
-        peak = 0 if rehearse else torch.cuda.max_memory_allocated() >> 20
-        _found({name: {"outcome": "passed", "ms": round(steady[len(steady) // 2], 3), "MiB": peak}})
-        del network, optimizer, loss
-        if not rehearse:
-            torch.cuda.reset_peak_memory_stats()
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description="Run all that waits for a CUDA card.")
     parser.add_argument("--wheels", type=Path, help="folder with wheels of what this machine lacks")
@@ -361,10 +325,10 @@ def main() -> int:
     )
     parser.add_argument("--only", nargs="+", help="only these parts, by the beginnings of their names")
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, interpreted and emulated")
-    parser.add_argument("--child", choices=("machine", "networks"), help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=("machine",), help=argparse.SUPPRESS)
     arguments, began = parser.parse_args(), time.monotonic()
     if arguments.child:
-        {"machine": machine, "networks": networks}[arguments.child](arguments.rehearse)
+        machine(arguments.rehearse)
         return 0
     try:
         return _all_parts(arguments, began)

@@ -5,7 +5,7 @@
 For each results file (default: all in ``benchmarks/results``) a figure ``docs/benchmarks-*.png``, cost per neuron-step
 against N and against T; ``docs/speed.png``, LIF beside QIF at one size, of the first file from a CPU; and
 ``docs/benchmarks.md`` with the tables of all of them, and the profile of the machine where
-``benchmarks/profile_cpu.py`` has left one.
+``benchmarks/profile_cpu.py`` has left one, and of whole networks where ``qif bench --networks`` has.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from qif_plugins.experiments.bench.harness import QUICK, QUICK_GPU
+from qif_plugins.experiments.bench.network_table import HEADER, rows
 from qif_plugins.experiments.bench.peers import FLOOR_NEW, FLOOR_THERE, OURS
 from qif_plugins.experiments.bench.runner import PASSES
 from qif_plugins.experiments.figures import COLOURS, colours_of, figure
@@ -97,6 +98,8 @@ def main() -> None:
         draw(results, figure)
         pages.append(page(results, figure))
         print(f"wrote {figure}")
+    wholes = sorted((HERE / "results").glob("networks-*.json"))
+    pages.extend(_networks_page(json.loads(path.read_text())) for path in wholes)
     if measured := next((results for results in files if not _on_gpu(results)), None):
         draw_summary(measured, SUMMARY)
         print(f"wrote {SUMMARY}")
@@ -354,6 +357,34 @@ def _profile(results: dict[str, Any]) -> list[str]:
         *rows,
         "",
     ]
+
+
+NETWORKS_TEXT = (
+    "A training step (forward, backward, optimizer) of whole networks, all peers in turn: the network with its host's "
+    "LIF, the same after `qif_plugins.swap`, and the same with an identity in place of every neuron that was swapped. "
+    "*LIF over QIF* is the ratio of the steps; the *share* is QIF's time over the identity's as a part of LIF's time "
+    "over the identity's. Medians over the repetitions; in brackets their quartiles, which show the noise. Targets: a "
+    "share of at most 0.25 where the neurons take all steps in a call (`m`), 0.7 where they take one (`s`, to which "
+    "snnTorch's own loops count)."
+)
+
+
+def networks(cases: list[dict[str, Any]]) -> list[str]:
+    """Tabulate whole networks, where some were measured."""
+    if not cases:
+        return []
+    table = [f"| {' | '.join(row)} |" for row in (HEADER, ["---"] * 5 + ["---:"] * (len(HEADER) - 5), *rows(cases))]
+    return [NETWORKS_TEXT, "", *table, ""]
+
+
+def _networks_page(results: dict[str, Any]) -> str:
+    """Whole networks on one machine."""
+    machine = results["machine"]
+    return "\n".join([
+        f"## Whole networks: {_machine(results)}", "",
+        f"{results['date']}; load average {machine['load']} at the start; `{results['command']}`.", "",
+        *([results["note"], ""] if "note" in results else []), *networks(results["networks"]),
+    ])  # fmt: skip
 
 
 def _overview(results: dict[str, Any]) -> list[str]:

@@ -31,7 +31,7 @@ COMMANDS = {
     "exact": "train with exact spike-time gradients, compare neurons, draw demonstrations",
     "landscape": "measure and draw the loss of trained networks along directions in weight space",
     "study": "run the experiments of docs/studies, and write their pages",
-    "bench": "time the kernels against the hosts' neurons in one run",
+    "bench": "time the kernels against the hosts' neurons, or whole networks with either, in one run",
 }
 """Help of each subcommand."""
 

@@ -1,4 +1,4 @@
-"""``qif bench``: our kernels beside the hosts' neurons, interleaved in one run."""
+"""``qif bench``: our kernels beside the hosts' neurons, or whole networks with either, interleaved in one run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ..experiments.bench.harness import FULL, QUICK, QUICK_GPU
-from ..experiments.bench.harness import run as measure_all
+from ..experiments.bench.harness import run as measure_sizes
 from ..experiments.bench.machine import machine_name
 from ..experiments.bench.peers import OURS, PEERS
 from ..support.names import unknown
@@ -24,6 +24,47 @@ def run(arguments: argparse.Namespace) -> int:
     where = device(arguments.device)
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
+    stem = machine_name(where) if arguments.networks is None else f"networks-{machine_name(where)}"
+    path = arguments.out or Path("benchmarks/results") / f"{stem}.json"
+    command = " ".join(["qif", *sys.argv[1:]])
+    dtypes = [getattr(torch, name) for name in arguments.dtypes or ("float32", "bfloat16")]
+    minutes = math.inf if arguments.minutes is None else arguments.minutes
+    measure = _sizes if arguments.networks is None else _networks
+    left = measure(arguments, where, dtypes, path, command, minutes)
+    print(f"\nwrote {path}")
+    if left:
+        print(f"{left} cases are left; the same command with --resume measures them")
+    return 0
+
+
+def _networks(
+    arguments: argparse.Namespace, where: torch.device, dtypes: list[torch.dtype], path: Path, command: str,
+    minutes: float,
+) -> int:  # fmt: skip
+    """Measure whole networks; return the number of cases that are left."""
+    for option in ("full", "size", "most", "old_spikingjelly", "leave_out"):
+        if getattr(arguments, option):
+            raise ValueError(
+                f"--networks takes no --{option.replace('_', '-')}, which is about single neurons; leave it out"
+            )
+    from ..experiments.bench import networks  # needs both hosts
+
+    for name in arguments.networks:
+        if name not in networks.NETWORKS:
+            raise ValueError(unknown("network", name, networks.NETWORKS))
+    return networks.run(
+        arguments.networks or list(networks.NETWORKS), dtypes, not arguments.eager, arguments.batch_size, where, path,
+        command, arguments.seconds or 10.0, _say, arguments.resume, minutes,
+    )  # fmt: skip
+
+
+def _sizes(
+    arguments: argparse.Namespace, where: torch.device, dtypes: list[torch.dtype], path: Path, command: str,
+    minutes: float,
+) -> int:  # fmt: skip
+    """Measure single neurons; return the number of cases that are left."""
+    if arguments.batch_size or arguments.eager:
+        raise ValueError("--batch-size and --eager are about --networks; add it, or leave them out")
     on_gpu = where.type == "cuda"
     usual = FULL if arguments.full else QUICK_GPU if on_gpu else QUICK
     most = arguments.most or (2**28 if on_gpu else 2**25)
@@ -35,19 +76,15 @@ def run(arguments: argparse.Namespace) -> int:
     for name in arguments.leave_out:
         if name not in optional:
             raise ValueError(unknown("neuron to --leave-out", name, optional))
-    path = arguments.out or Path("benchmarks/results") / f"{machine_name(where)}.json"
-    command = " ".join(["qif", *sys.argv[1:]])
-    dtypes = [getattr(torch, name) for name in arguments.dtypes or ("float32", "bfloat16")]
     seconds = arguments.seconds or (2.0 if arguments.full and not arguments.size else 10.0)
-    minutes = math.inf if arguments.minutes is None else arguments.minutes
-    left = measure_all(
-        sizes, dtypes, where, path, command, arguments.old_spikingjelly, seconds,
-        lambda text: print(text, flush=True), arguments.resume, minutes, arguments.leave_out,
+    return measure_sizes(
+        sizes, dtypes, where, path, command, arguments.old_spikingjelly, seconds, _say, arguments.resume, minutes,
+        arguments.leave_out,
     )  # fmt: skip
-    print(f"\nwrote {path}")
-    if left:
-        print(f"{left} cases are left; the same command with --resume measures them")
-    return 0
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -388,7 +388,7 @@ def bench(parser: ArgumentParser) -> None:
         "--dtypes", nargs="+", choices=("float32", "bfloat16", "float16"), metavar="DTYPE",
         help="types of the input: float32, bfloat16, float16 (default: float32 bfloat16)",
     )  # fmt: skip
-    text = "time for each size after its warm-up; 3 to 100 repetitions (default: 10, with --full 2)"
+    text = "time for each size or network after its warm-up; at least 3 repetitions (default: 10, with --full 2)"
     add("--seconds", type=positive, help=text)
     add("--most", type=at_least(1), help="largest T times N to measure (default: 2^25 on a CPU, 2^28 on a GPU)")
     add(
@@ -397,7 +397,16 @@ def bench(parser: ArgumentParser) -> None:
     )  # fmt: skip
     text = "neurons not to measure, by their names in the table, e.g. 'qif, reference'"
     add("--leave-out", nargs="+", default=[], metavar="NAME", help=text)
+    add(
+        "--networks", nargs="*", metavar="NAME",
+        help="instead of neurons, a training step of whole networks: LIF, swapped to QIF, and without neurons; "
+        "these networks (default: all)",
+    )  # fmt: skip
+    add("--batch-size", type=at_least(1), help="samples a batch of --networks (default: each network's own)")
+    add("--eager", action="store_true", help="--networks without torch.compile only")
     add("--resume", action="store_true", help="keep what the results file holds and measure only what it lacks")
-    text = "begin no further size after this time; --resume continues (default: no limit)"
+    text = "begin no further size or network after this time; --resume continues (default: no limit)"
     add("--minutes", type=positive, help=text)
-    add("--out", type=Path, help="results file (default: benchmarks/results/MACHINE.json)")
+    add(
+        "--out", type=Path, help="results file (default: MACHINE.json, or networks-MACHINE.json, in benchmarks/results)"
+    )

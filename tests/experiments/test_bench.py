@@ -1,5 +1,6 @@
 """``qif bench``: every peer runs, the file is complete, and bad input is refused before anything runs."""
 
+import importlib
 import importlib.util
 import json
 import multiprocessing
@@ -12,6 +13,7 @@ import torch
 from qif_plugins.cli import main
 from qif_plugins.experiments.bench.harness import format_case, measure
 from qif_plugins.experiments.bench.machine import machine_name
+from qif_plugins.experiments.bench.network_table import compared
 from qif_plugins.experiments.bench.old_host import OldHost, OldRunner
 from qif_plugins.experiments.bench.peers import (
     FLOOR_NEW,
@@ -164,6 +166,60 @@ def test_a_peer_that_cannot_run_says_why(monkeypatch):
     assert "not on this device" in format_case(case)
 
 
+@pytest.fixture
+def tiny_network(monkeypatch):
+    """A network of two layers and two time steps, under the name ``"tiny"``."""
+    pytest.importorskip("snntorch")
+    if not hasattr(pytest.importorskip("spikingjelly.activation_based.neuron"), "FlexSN"):
+        pytest.skip("the networks are SpikingJelly 2's")
+    published = importlib.import_module("qif_plugins.experiments.studies.networks")
+    networks = importlib.import_module("qif_plugins.experiments.bench.networks")
+    network = published.Network(lambda: published.plain(2, 64, 8), published.repeated(2, 64), batch=3)
+    monkeypatch.setitem(networks.NETWORKS, "tiny", (64, network, "ms"))
+    return networks
+
+
+def test_whole_networks(tiny_network, tmp_path, capsys):
+    out = tmp_path / "networks.json"
+    arguments = ["bench", "--networks", "tiny", "--eager", "--seconds", "0.01", "--out", str(out)]
+    assert main([*arguments, "--dtypes", "float32", "--minutes", "1e-9"]) == 0
+    assert "1 cases are left" in capsys.readouterr().out
+    assert main([*arguments, "--dtypes", "float32", "bfloat16", "--resume"]) == 0
+    cases = json.loads(out.read_text())["networks"]
+    assert [(case["step_mode"], case["dtype"]) for case in cases] == [
+        ("m", "float32"), ("s", "float32"), ("m", "bfloat16"), ("s", "bfloat16"),
+    ]  # fmt: skip
+    for case in cases:
+        assert case["input"] == [2, 3, 64]
+        assert case["repeats"] >= 3
+        assert list(case["peers"]) == ["lif", "qif", "identity"]
+        assert all(peer["seconds"] > 0 and peer["peak_bytes"] > 0 for peer in case["peers"].values()), case
+        assert len(case["ratio"]) == 3
+    assert capsys.readouterr().out.count("2 × 3 × 64") == 3
+
+
+def test_the_peers_of_a_network_differ_in_their_neurons_alone(tiny_network):
+    case = tiny_network.Case("tiny", "s", "float32", False, 3)
+    steps = {name: make() for name, make in tiny_network.peers(case, CPU)[1].items()}
+    kinds = {name: [type(module).__name__ for module in step.model] for name, step in steps.items()}
+    assert kinds == {name: ["Linear", neuron, "Linear"] for name, neuron in
+                     (("lif", "LIFNode"), ("qif", "QIFNode"), ("identity", "Identity"))}  # fmt: skip
+    weights = [[weight.clone() for weight in step.model.parameters()] for step in steps.values()]
+    assert all(map(torch.equal, weights[0] * 2, [*weights[1], *weights[2]]))
+    for index, step in enumerate(steps.values()):  # each trains weights of its own
+        assert all(map(torch.equal, weights[index], step.model.parameters()))
+        step()
+        assert not all(map(torch.equal, weights[index], step.model.parameters()))
+
+
+def test_share_of_the_neurons():
+    """QIF's time over the floor as a part of LIF's; none where LIF is as fast as the floor."""
+    times = {"lif": [5.0, 6.0, 7.0], "qif": [2.0, 3.0, 4.0], "identity": [1.0, 2.0, 3.0]}
+    assert compared(times) == {"ratio": [1.875, 2.0, 2.25], "share": [0.25, 0.25, 0.25]}
+    assert compared({**times, "identity": times["lif"]})["share"] is None
+    assert compared({"qif": [1.0]}) == {"ratio": None, "share": None}
+
+
 def test_a_second_version_of_a_host():
     folder = Path(sys.prefix) / "spikingjelly-0.0.0.0.14"
     if not folder.is_dir():
@@ -197,6 +253,8 @@ def test_a_second_version_of_a_host():
         (["--size", "1x8", "--old-spikingjelly", "nowhere"], "--no-deps spikingjelly==0.0.0.0.14"),
         (["--size", "4x8", "--most", "8"], "--most"),
         (["--size", "1x8", "--leave-out", "qif"], "--leave-out 'qif'"),
+        (["--networks", "--size", "1x8"], "--size"),
+        (["--size", "1x8", "--eager"], "--networks"),
     ],
 )
 def test_bad_input(arguments, message, tmp_path, capsys):

@@ -110,6 +110,18 @@ def test_rehearsal_of_the_kernels_from_the_command_to_the_page(tmp_path):
     assert "other sources" in again.stderr
 
 
+def test_rehearsal_of_whole_networks(tmp_path):
+    pytest.importorskip("snntorch")
+    if not hasattr(pytest.importorskip("spikingjelly.activation_based.neuron"), "FlexSN"):
+        pytest.skip("the networks are SpikingJelly 2's")
+    out = tmp_path / "gpu.json"
+    command = [sys.executable, gpu.__file__, "--rehearse", "--only", "whole networks", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr + out.read_text()
+    assert [case["step_mode"] for case in json.loads(out.read_text())["networks"]] == ["m", "s"]
+    assert out.with_suffix(".md").read_text().count("| recurrent | 28 × 2 × 28 |") == 2
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_machine_code_for_sm_90_spills_nothing_and_reads_wide(dtype):
     pytest.importorskip("triton")

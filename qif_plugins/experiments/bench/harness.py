@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -28,7 +28,10 @@ from .old_host import OldHost, OldRunner
 from .peers import OURS, draw, dtype_name, moved_bytes, peers_for
 from .runner import PASSES, Runner, Times, release
 
-__all__ = ["FULL", "QUICK", "QUICK_GPU", "format_case", "measure", "read_results", "run", "write"]
+__all__ = [
+    "BOOK", "FULL", "LEAST", "QUICK", "QUICK_GPU", "Book", "complete", "format_case", "measure", "one_line",
+    "read_results", "run", "write",
+]  # fmt: skip
 
 QUICK = (
     (4, 2**10), (4, 2**14), (4, 2**18), (4, 2**21), (1, 2**21), (16, 2**10), (16, 2**15), (16, 2**19), (64, 2**17),
@@ -82,7 +85,7 @@ def measure(
     try:
         x, gradient = draw(*shape)
     except RuntimeError as error:
-        raise _cannot(shape, _one_line(error)) from error
+        raise _cannot(shape, one_line(error)) from error
     plans: dict[str, Callable[[], Runner | OldRunner]] = {
         name: partial(Runner, name, x, gradient) for name in peers_for(device, hosts) if name not in leave_out
     }
@@ -144,10 +147,11 @@ def _start(build: Callable[[], Runner | OldRunner]) -> tuple[Runner | OldRunner,
         runner = build()
         return runner, runner.peak_bytes()
     except Exception as error:
-        return f"{type(error).__name__}: {_one_line(error)}"
+        return f"{type(error).__name__}: {one_line(error)}"
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """Return an error's message on one line, cut after 200 characters."""
     return " ".join(str(error).split())[:200]
 
 
@@ -186,45 +190,89 @@ def run(
         ValueError: ``path`` is of another machine or of other versions, or no results file at all; or our own neuron
             cannot run a size.
     """
+    wanted = [(steps, neurons, dtype_name(dtype)) for dtype in dtypes for steps, neurons in sizes]
+    hosts = tuple(host for host in ("spikingjelly", "snntorch") if installed(host) is not None)
+    started: list[OldHost] = []
+
+    def one(size: tuple[int, int, str]) -> dict[str, Any]:
+        if old_folder is not None and not started:
+            started.append(OldHost(old_folder))
+        steps, neurons, dtype = size
+        old = started[0] if started else None
+        return measure(steps, neurons, getattr(torch, dtype), device, hosts, old, seconds, leave_out=leave_out)
+
+    try:
+        return complete(wanted, one, BOOK, device, path, command, report, resume, minutes)
+    finally:
+        for old in started:
+            old.close()
+
+
+class Book(NamedTuple):
+    """A kind of results file.
+
+    Attributes:
+        name: The entry that has the cases.
+        parts: The parts of a case, see :func:`qif_plugins.support.files.check_parts`.
+        key: Returns what a case is told apart by.
+        order: Returns what cases are sorted by.
+        text: Formats a case.
+    """
+
+    name: str
+    parts: dict[str, Any]
+    key: Callable[[dict[str, Any]], Any]
+    order: Callable[[dict[str, Any]], Any]
+    text: Callable[[dict[str, Any]], str]
+
+
+def complete(
+    wanted: Iterable[Any], measure: Callable[[Any], dict[str, Any]], book: Book, device: torch.device, path: Path,
+    command: str, report: Callable[[str], None] = print, resume: bool = False, minutes: float = float("inf"),
+) -> int:  # fmt: skip
+    """Measure the cases that a results file lacks, and write the file after each.
+
+    Args:
+        wanted: Keys of the cases, in the order in which to measure them.
+        measure: Measures the case of a key.
+        book: The kind of results file.
+        device: Device to measure on.
+        path: Results file; ``command``, ``report``, ``resume`` and ``minutes`` are those of :func:`run`.
+
+    Returns:
+        The number of cases that are left to measure.
+
+    Raises:
+        ValueError: As :func:`run`.
+    """
     with occupied(path.parent, path.name):
-        hosts = tuple(host for host in ("spikingjelly", "snntorch") if installed(host) is not None)
         began = time.monotonic()
-        results = _begun(path, device, command) if resume and path.exists() else _new(device, command)
-        done = {(case["T"], case["N"], case["dtype"]) for case in results["cases"]}
-        left = [
-            (steps, neurons, dtype)
-            for dtype in dtypes
-            for steps, neurons in sizes
-            if (steps, neurons, dtype_name(dtype)) not in done
-        ]
-        old = OldHost(old_folder) if old_folder is not None and left else None
-        try:
-            first = True
-            while left and (first or time.monotonic() - began < 60 * minutes):
-                first = False
-                steps, neurons, dtype = left.pop(0)
-                case = measure(steps, neurons, dtype, device, hosts, old, seconds, leave_out=leave_out)
-                results["cases"].append(case)
-                results["cases"].sort(key=_order)
-                write(path, results)
-                report(format_case(case))
-        finally:
-            if old is not None:
-                old.close()
+        results = _begun(path, device, command, book) if resume and path.exists() else _new(device, command, book)
+        cases = results[book.name]
+        done = {book.key(case) for case in cases}
+        left = [key for key in wanted if key not in done]
+        first = True
+        while left and (first or time.monotonic() - began < 60 * minutes):
+            first = False
+            case = measure(left.pop(0))
+            cases.append(case)
+            cases.sort(key=book.order)
+            write(path, results)
+            report(book.text(case))
         return len(left)
 
 
-def _new(device: torch.device, command: str) -> dict[str, Any]:
+def _new(device: torch.device, command: str, book: Book) -> dict[str, Any]:
     date = time.strftime("%Y-%m-%d", time.gmtime())
-    return {"machine": machine(device), "command": command, "date": date, "cases": []}
+    return {"machine": machine(device), "command": command, "date": date, book.name: []}
 
 
-def _begun(path: Path, device: torch.device, command: str) -> dict[str, Any]:
+def _begun(path: Path, device: torch.device, command: str, book: Book) -> dict[str, Any]:
     """Read the results in ``path``, to go on with."""
-    here, results = machine(device), read_results(path)
+    here, results = machine(device), read_results(path, book)
     there = results["machine"]
     other = [key for key in ("name", "versions", "backend") if here[key] != there[key]]
-    results["cases"].sort(key=_order)
+    results[book.name].sort(key=book.order)
     if other:
         raise ValueError(
             f"{path} cannot be resumed: its {other[0]} is {there[other[0]]}, here it is {here[other[0]]}; leave out "
@@ -235,27 +283,18 @@ def _begun(path: Path, device: torch.device, command: str) -> dict[str, Any]:
     return results
 
 
-def read_results(path: Path) -> dict[str, Any]:
-    """Read a results file.
+def read_results(path: Path, book: Book | None = None) -> dict[str, Any]:
+    """Read a results file, by default one of sizes.
 
     Raises:
         ValueError: It is no results file, or a damaged one.
     """
+    book = book or BOOK
+    parts = {"machine": {"name": str, "backend": str, "versions": {str: str}}, "command": str, book.name: [book.parts]}
     results: dict[str, Any] = read_json(
-        path, "no results file of qif bench", _FILE, "take another copy, name another file with --out, or move it away"
+        path, "no results file of qif bench", parts, "take another copy, name another file with --out, or move it away"
     )
     return results
-
-
-_FILE = {
-    "machine": {"name": str, "backend": str, "versions": {str: str}},
-    "command": str,
-    "cases": [{"T": int, "N": int, "dtype": str, "repeats": int, "peers": {str: {str: object}}}],
-}
-
-
-def _order(case: dict[str, Any]) -> tuple[bool, str, int, int]:
-    return case["dtype"] != "float32", case["dtype"], case["T"], case["N"]
 
 
 def write(path: Path, results: dict[str, Any]) -> None:
@@ -279,3 +318,13 @@ def format_case(case: dict[str, Any]) -> str:
     header = ["", "forward ms", "backward ms", "both ms", "over qif", *device, "peak MiB"]
     title = f"T = {case['T']}, N = {case['N']}, {case['dtype']}, median of {case['repeats']}"
     return f"\n{title}\n{text_table(header, rows)}"
+
+
+BOOK = Book(
+    "cases",
+    {"T": int, "N": int, "dtype": str, "repeats": int, "peers": {str: {str: object}}},
+    lambda case: (case["T"], case["N"], case["dtype"]),
+    lambda case: (case["dtype"] != "float32", case["dtype"], case["T"], case["N"]),
+    format_case,
+)
+"""Results by size."""

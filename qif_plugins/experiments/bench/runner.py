@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .peers import FLOORS, PEERS
 
-__all__ = ["PASSES", "Runner", "Times", "release"]
+__all__ = ["PASSES", "Runner", "Times", "peak_bytes", "release"]
 
 PASSES = ("forward", "backward", "both")
 Times = dict[str, dict[str, float]]
@@ -124,23 +124,28 @@ class Runner:
         self.x.grad = None
         if self.is_floor:  # which PyTorch does not see, or only once
             return sum(tensor.nbytes for tensor in self.call(self.x))
-        if self.on_gpu:
-            torch.cuda.synchronize(self.device)
-            before = torch.cuda.memory_allocated(self.device)
-            torch.cuda.reset_peak_memory_stats(self.device)
-            with self._current():
-                self._forward_and_backward()
-            return torch.cuda.max_memory_allocated(self.device) - before
-        cpu = [torch.profiler.ProfilerActivity.CPU]
-        with _quiet(), torch.profiler.profile(activities=cpu, profile_memory=True) as profile:
-            self._forward_and_backward()
-        held = peak = 0
-        assert profile.profiler is not None
-        events = profile.profiler.kineto_results.events()
-        for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
-            held += event.nbytes()
-            peak = max(peak, held)
-        return peak
+        with self._current():
+            return peak_bytes(self.device, self._forward_and_backward)
+
+
+def peak_bytes(device: torch.device, call: Callable[[], Any]) -> int:
+    """Measure the largest memory that PyTorch holds during ``call`` beyond what it holds before."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        return torch.cuda.max_memory_allocated(device) - before
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with _quiet(), torch.profiler.profile(activities=cpu, profile_memory=True) as profile:
+        call()
+    held = peak = 0
+    assert profile.profiler is not None
+    events = profile.profiler.kineto_results.events()
+    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
 
 
 @contextmanager

@@ -30,10 +30,13 @@ try:
     )
 except ImportError as error:
     raise ImportError(
-        "the study swap trains networks of SpikingJelly 2 and of snnTorch: pip install 'qif-plugins[study,snntorch]'"
+        "these networks are SpikingJelly 2's and snnTorch's: pip install 'qif-plugins[study,snntorch]'"
     ) from error
 
-__all__ = ["NETWORKS", "Network", "data"]
+__all__ = [
+    "CLASSES", "NETWORKS", "Network", "Recurrent", "Stepped", "Unrolled", "convolutional", "data", "repeated",
+    "resnet_18", "rows", "sew_resnet", "spiking_resnet", "tutorial_5", "vgg_11",
+]  # fmt: skip
 
 CLASSES = 10
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -205,6 +208,29 @@ def resnet(module: Any, name: str, **options: Any) -> nn.Module:
     return multi(model)
 
 
+def vgg_11() -> nn.Module:
+    """SpikingJelly's VGG-11 with batch norm and, as usual for images of 32 x 32, one linear layer as classifier."""
+    features = spiking_vgg.SpikingVGG.make_layers(spiking_vgg.cfgs["A"], True, layer.BatchNorm2d, LIF)
+    return multi(features, layer.Flatten(), layer.Linear(512, CLASSES))
+
+
+def resnet_18(module: Any, name: str, **options: Any) -> nn.Module:
+    """SpikingJelly's ResNet-18 or SEW-ResNet-18, whole."""
+    return multi(getattr(module, name)(num_classes=CLASSES, spiking_neuron=LIF, **options))
+
+
+class Stepped(nn.Module):
+    """A network of SpikingJelly that takes one time step a call, called for all of them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        functional.set_step_mode(model, "s")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([self.model(step) for step in x])
+
+
 class Averaged(nn.Module):
     """A network that averages over time itself, with a time of length 1 in its output."""
 
@@ -256,17 +282,23 @@ def leaky(beta: float, **options: Any) -> nn.Module:
     return snn.Leaky(beta=beta, init_hidden=True, **options)
 
 
-def tutorial_5() -> nn.Module:
-    return Unrolled(nn.Linear(784, 256), leaky(0.95), nn.Linear(256, CLASSES), leaky(0.95, output=True), membrane=True)
+def tutorial_5(width: int = 256) -> nn.Module:
+    """The network of snnTorch's tutorial 5, which has a width of 1000."""
+    readout = leaky(0.95, output=True)
+    return Unrolled(nn.Linear(784, width), leaky(0.95), nn.Linear(width, CLASSES), readout, membrane=True)
 
 
-def convolutional(threshold: float, slope: float) -> nn.Module:
-    """The network of snnTorch's tutorials 6 and 7, smaller."""
+def convolutional(
+    threshold: float, slope: float, channels: tuple[int, int] = (8, 16), kernel: int = 3, padding: int = 1,
+    features: int = 64,
+) -> nn.Module:  # fmt: skip
+    """The network of snnTorch's tutorials 6 and 7, smaller, with so many features before its last layer."""
+    first, second = channels
     options: Any = {"spike_grad": snn_surrogate.fast_sigmoid(slope=slope), "threshold": threshold}
     return Unrolled(
-        nn.Conv2d(1, 8, 3, padding=1), nn.MaxPool2d(2), leaky(0.5, **options), nn.Conv2d(8, 16, 3, padding=1),
-        nn.MaxPool2d(2), leaky(0.5, **options), nn.Flatten(), nn.Linear(64, CLASSES),
-        leaky(0.5, output=True, **options),
+        nn.Conv2d(1, first, kernel, padding=padding), nn.MaxPool2d(2), leaky(0.5, **options),
+        nn.Conv2d(first, second, kernel, padding=padding), nn.MaxPool2d(2), leaky(0.5, **options), nn.Flatten(),
+        nn.Linear(features, CLASSES), leaky(0.5, output=True, **options),
     )  # fmt: skip
 
 
