@@ -24,6 +24,7 @@ COMMANDS = {
     "run": "run an unmodified program whose LIF classes build QIF neurons",
     "train": "train a model from a configuration, on one process or many",
     "evaluate": "measure accuracy, loss and firing rates of a checkpoint of qif train",
+    "data": "draw a sample of images, sounds or events as the network gets it",
     "doctor": "show installed versions, the backends that run here, and why others do not",
     "window": "compare membrane moments and surrogate windows with a simulation of the neuron",
     "phase": "draw the map of a neuron with its fixed points, threshold and regions",

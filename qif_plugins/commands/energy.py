@@ -19,7 +19,7 @@ from ..diagnostics.energy.counting import Operations, count_operations
 from ..diagnostics.energy.rates import StepCount, count_at_rate
 from ..diagnostics.running import reset_state
 from ..experiments.figures import plot_overhead, require_matplotlib
-from ..experiments.names import SHAPES
+from ..experiments.names import SEQUENCES, SHAPES
 from ..support.files import check_target, write_json
 from ..support.text import percent, text_table
 
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     given = [f"--{name}" for name in arguments.sweep if getattr(arguments, name) is not None]
     if arguments.checkpoint and given:
         raise ValueError(f"{', '.join(given)} and --checkpoint exclude each other: a checkpoint has a model and data")
-    for name in ("batches", "data_folder"):
+    for name in ("batches", "data", "data_folder"):
         if getattr(arguments, name) is not None and not arguments.checkpoint:
             raise ValueError(f"--{name.replace('_', '-')} is for --checkpoint")
     for path in filter(None, (arguments.plot, arguments.out)):
@@ -101,18 +101,18 @@ def _trained(arguments: argparse.Namespace, costs: Costs) -> dict[str, Any]:
     """Count a checkpoint's model on its test data; return the content of the results file."""
     from ..experiments.checkpoints import load_checkpoint
     from ..experiments.training.config import from_dict
-    from ..experiments.training.session import make_loss, prepare
+    from ..experiments.training.session import make_loss, on_other_data, prepare
     from ..support.checkpoints import load_weights
 
     checkpoint = load_checkpoint(arguments.checkpoint)
-    config = from_dict(checkpoint["config"], arguments.checkpoint)
-    if arguments.data_folder is not None:
-        config = replace(config, data=replace(config.data, folder=str(arguments.data_folder)))
-    model, task = prepare(config, checkpoint["data"], ("pass --data-folder where they lie", ""), train=False)
+    trained = from_dict(checkpoint["config"], arguments.checkpoint)
+    config = on_other_data(trained, arguments.data, arguments.data_folder)
+    record = checkpoint["data"] if config.data.name == trained.data.name else None
+    model, task = prepare(config, record, ("pass --data-folder where they lie", ""), train=False)
     load_weights(model, checkpoint["state"]["model"], str(arguments.checkpoint))
     # prepare may have set another number.
     torch.set_num_threads(arguments.threads)
-    static, T = config.data.name != "cifar10dvs", config.data.steps
+    static, T = config.data.name not in SEQUENCES, config.data.steps
     loss = make_loss(config)
     samples, correct = 0, 0.0
 

@@ -7,8 +7,7 @@ from dataclasses import replace
 
 from ..experiments.checkpoints import load_checkpoint
 from ..experiments.training.config import Config, from_dict
-from ..experiments.training.data import expected_shape
-from ..experiments.training.session import make_trainer, prepare
+from ..experiments.training.session import make_trainer, on_other_data, prepare
 from ..support.text import text_table
 
 __all__ = ["run"]
@@ -18,12 +17,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Evaluate on the test samples, and print."""
     content = load_checkpoint(arguments.checkpoint)
     trained = from_dict(content["config"], arguments.checkpoint)
-    config = _changed(trained, arguments)
-    if expected_shape(config.data) != expected_shape(trained.data):
-        raise ValueError(
-            f"the model was trained on {trained.data.name} {expected_shape(trained.data)}, and {config.data.name} is "
-            f"{expected_shape(config.data)}: shape and classes must be the same"
-        )
+    config = _changed(on_other_data(trained, arguments.data, arguments.data_folder), arguments)
     record = content["data"] if config.data.name == trained.data.name else None
     model, task = prepare(config, record, ("pass --data-folder with their folder", ""), train=False)
     trainer = make_trainer(config, model, task)
@@ -43,12 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _changed(config: Config, arguments: argparse.Namespace) -> Config:
-    given = {
-        "name": arguments.data,
-        "folder": arguments.data_folder and str(arguments.data_folder),
-        "workers": arguments.workers,
-    }
-    data = replace(config.data, **{key: value for key, value in given.items() if value is not None})
+    data = config.data if arguments.workers is None else replace(config.data, workers=arguments.workers)
     training = replace(config.training, accumulation=1)
     if arguments.batch_size is not None:
         training = replace(training, batch_size=arguments.batch_size)

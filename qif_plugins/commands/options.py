@@ -141,6 +141,11 @@ def train(parser: ArgumentParser) -> None:
         help="change a value of the configuration, such as training.epochs=5 or neuron.window=paper; may be repeated; "
         "--show lists the keys",
     )  # fmt: skip
+    add(
+        "--data", metavar="NAME", choices=DATA_SETS,
+        help=f"data set, of {', '.join(DATA_SETS)}; short for --set data.name=NAME (default: the configuration's)",
+    )  # fmt: skip
+    add("--data-folder", type=Path, help="folder of the data; short for --set data.folder=... (default: as configured)")
     add("--out", type=Path, help="folder of checkpoints and logs (default: runs/NAME, the configuration's name)")
     add(
         "--resume", action="store_true",
@@ -156,18 +161,41 @@ def train(parser: ArgumentParser) -> None:
     add("--show", action="store_true", help="print every value of the configuration, and train nothing")
 
 
+def data(parser: ArgumentParser) -> None:
+    """Declare the modes of ``qif data``, and the options of each."""
+    modes = parser.add_subparsers(dest="mode", required=True, metavar="mode")
+    text = "draw a sample as the network gets it"
+    add = modes.add_parser("show", help=text, description=text).add_argument
+    add("file", type=Path, help="image, WAV file, .bin file of N-MNIST, or .h5 file of SHD or SSC")
+    add(
+        "--config", help="configuration with the settings of the data: a TOML file, or one of "
+        f"{', '.join(configurations())} (default: the one that comes for this kind of file)",
+    )  # fmt: skip
+    add(
+        "--set", action="append", metavar="KEY=VALUE", dest="changes",
+        help="change a value of the configuration, such as data.encoder=crossings or data.steps=100; may be repeated",
+    )  # fmt: skip
+    add("--index", type=at_least(0), default=0, help="number of the sample in an .h5 file")
+    add("--out", type=Path, default=Path("sample.png"), help="file of the figure")
+
+
 def evaluate(parser: ArgumentParser) -> None:
     """Declare the options of ``qif evaluate``."""
     add = parser.add_argument
     add("checkpoint", type=Path, help="best.pt or last.pt that 'qif train' wrote")
+    _add_other_data(add)
+    add("--batch-size", type=at_least(1), help="samples in a batch (default: as in training)")
+    add("--workers", type=at_least(0), help="processes that load data (default: as in training)")
+
+
+def _add_other_data(add: Callable[..., argparse.Action]) -> None:
+    """Declare the options that name other data for a checkpoint."""
     add(
         "--data", metavar="NAME", choices=DATA_SETS,
         help=f"another data set, of {', '.join(DATA_SETS)}, with the same shape and as many classes (default: the one "
         "it was trained on)",
     )  # fmt: skip
     add("--data-folder", type=Path, help="folder of the data (default: as in training)")
-    add("--batch-size", type=at_least(1), help="samples in a batch (default: as in training)")
-    add("--workers", type=at_least(0), help="processes that load data (default: as in training)")
 
 
 def doctor(parser: ArgumentParser) -> None:
@@ -236,7 +264,7 @@ def energy(parser: ArgumentParser) -> None:
     parser.set_defaults(sweep=[option.dest for option in sweep])
     add = parser.add_argument_group("a trained model, on its test data").add_argument
     add("--checkpoint", type=Path, help="checkpoint of qif train")
-    add("--data-folder", type=Path, help="folder of the data (default: as in training)")
+    _add_other_data(add)
     add("--batches", type=at_least(1), help="number of batches of its test data (default: all)")
     add = parser.add_argument
     add("--threads", type=at_least(1), default=1, help="CPU threads")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -29,7 +30,7 @@ MAY_CHANGE = ("data.folder", "data.download", "data.workers", "training.save_eve
 """Keys that a resumed run may change, since no result depends on them."""
 EPOCHS = "training.epochs"
 """Key that a resumed run may raise, to train longer; the learning rate then follows the schedule of the new number."""
-ADVICE = "name their folder with --set data.folder=...", "pass --set data.download=true"
+ADVICE = "name their folder with --data-folder", "pass --set data.download=true"
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -41,6 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.config is None and not (arguments.resume and arguments.out):
         hint = "; --resume takes the one of the run in --out, if that is given" if arguments.resume else ""
         raise ValueError(f"--config is missing: a TOML file, or one of {', '.join(configurations())}{hint}")
+    arguments.changes = [*(arguments.changes or ()), *_of_data(arguments)]
     out = arguments.out or Path("runs") / Path(arguments.config).stem
     if arguments.show:
         _show(_config(arguments, out, _earlier(arguments, out)))
@@ -49,6 +51,13 @@ def run(arguments: argparse.Namespace) -> int:
     alone = occupied(out) if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext()
     with alone:
         return _run(arguments, out)
+
+
+def _of_data(arguments: argparse.Namespace) -> list[str]:
+    """Write ``--data`` and ``--data-folder`` as ``--set`` would have them."""
+    given = {"name": arguments.data, "folder": arguments.data_folder}
+    # As a string of TOML, so that a folder named 2024 is no number.
+    return [f"data.{key}={json.dumps(str(value))}" for key, value in given.items() if value is not None]
 
 
 def _run(arguments: argparse.Namespace, out: Path) -> int:
@@ -136,10 +145,10 @@ def _config(arguments: argparse.Namespace, out: Path, earlier: dict[str, Any] | 
     if earlier is None:
         if arguments.config is None:
             raise ValueError(f"there is no {out / 'last.pt'} to resume from; pass --config to begin")
-        return load_config(arguments.config, arguments.changes or ())
+        return load_config(arguments.config, arguments.changes)
     old = from_dict(earlier["config"], out / "last.pt")
     source = old.to_dict() if arguments.config is None else arguments.config
-    config = load_config(source, arguments.changes or ())
+    config = load_config(source, arguments.changes)
     found = differences(_flat(old.to_dict()), _flat(config.to_dict()))
     if different := [text for key, text in found.items() if key not in (*MAY_CHANGE, EPOCHS)]:
         raise ValueError(

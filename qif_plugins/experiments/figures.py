@@ -17,7 +17,7 @@ from ..support.files import replacing
 
 __all__ = [
     "COLOURS", "MARKERS", "Curve", "colours_of", "deviation", "errorbars", "figure", "integer_ticks", "legend_below",
-    "plot_curves", "plot_overhead", "plot_phase", "require_matplotlib",
+    "plot_curves", "plot_overhead", "plot_phase", "plot_sample", "require_matplotlib",
 ]  # fmt: skip
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -220,6 +220,38 @@ def require_matplotlib(*paths: Path) -> None:
             raise ValueError(
                 f"cannot draw to {path}; give it one of the suffixes {', '.join(f'.{f}' for f in formats)}"
             )
+
+
+def plot_sample(path: Path, x: Any, title: str, rows: bool, most: int = 10) -> None:
+    """Draw a sample ``[T, C, H, W]`` as the network gets it.
+
+    Args:
+        path: The file to write.
+        x: The sample, a CPU tensor.
+        title: Title.
+        rows: Whether a step is a row of bands: then time is drawn from left to right, a panel for each channel.
+            Otherwise each step is an image, three channels in colour, two as red (channel 1) and blue (channel 0).
+        most: Largest number of steps drawn as images, evenly spaced. Default 10.
+    """
+    steps, channels = x.shape[:2]
+    shown = [round(i * (steps - 1) / (most - 1)) for i in range(most)] if steps > most else list(range(steps))
+    panels = channels if rows else len(shown)
+    with figure(path, (7, 0.8 + 2.4 * panels) if rows else (max(4, 1.5 * panels), 2.6)) as drawn:
+        all_axes = drawn.subplots(*((panels, 1) if rows else (1, panels)), squeeze=False).flat
+        for i, axes in enumerate(all_axes):
+            if rows:
+                axes.imshow(
+                    x[:, i].flatten(1).T.numpy(), origin="lower", aspect="auto", cmap="Greys", interpolation="nearest"
+                )
+                axes.set(xlabel="time step", ylabel="band" if channels == 1 else f"band, {('up', 'down')[i]}")
+                continue
+            image = x[shown[i]]
+            image = (image - x.min()) / (x.max() - x.min()).clamp_min(1e-12)
+            if channels == 2:
+                image = image[[1, 0, 0]] * image.new_tensor([1, 0, 1])[:, None, None]
+            axes.imshow(image.permute(1, 2, 0).numpy(), cmap="gray", interpolation="nearest")
+            axes.set(xticks=[], yticks=[], xlabel=f"step {shown[i]}" if steps > 1 else "")
+        drawn.suptitle(title, fontsize="small")
 
 
 @contextmanager

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 __all__ = [
-    "BUNDLED", "CONFIGURATIONS", "DATA_SETS", "FIGURES", "HOSTS", "IMAGES", "IN_MEMORY", "SHAPES", "configurations",
+    "BUNDLED", "CONFIGURATIONS", "DATA_SETS", "ENCODERS", "FIGURES", "HOSTS", "IMAGES", "IN_MEMORY", "SEQUENCES",
+    "SHAPES", "SOUNDS", "SPLITS", "configurations",
 ]  # fmt: skip
 
 HOSTS = ("spikingjelly", "snntorch")
@@ -15,8 +16,16 @@ BUNDLED = ("digits", "mnist5k")
 IN_MEMORY = (*BUNDLED, "mnist", "fashion-mnist")
 IMAGES = (*IN_MEMORY, "cifar10")
 """Data sets that :func:`~qif_plugins.experiments.data.images.load_images` reads."""
-DATA_SETS = (*IMAGES, "cifar100", "imagenet", "cifar10dvs")
+SOUNDS = ("spoken-digits", "shd", "ssc")
+"""Data sets of sounds: one row of bands or channels a time step."""
+SEQUENCES = ("cifar10dvs", "nmnist", *SOUNDS)
+"""Data sets whose samples have a time axis; those of the others are repeated over time."""
+DATA_SETS = (*IMAGES, "cifar100", "imagenet", "image-folder", *SEQUENCES)
 """Data sets of ``qif train``."""
+ENCODERS = ("onset", "crossings", "rates")
+"""Encoders of sound, see :func:`~qif_plugins.experiments.data.sound.encode`."""
+SPLITS = ("speaker", "index")
+"""Divisions of spoken digits, see :func:`~qif_plugins.experiments.data.sound.divide`."""
 SHAPES = {
     "perceptron": (1, 28, 28),
     "convnet": (1, 28, 28),

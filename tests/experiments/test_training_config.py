@@ -43,9 +43,9 @@ def test_another_neuron_drops_what_describes_the_papers():
 
 
 def test_they_cover_the_papers_experiments():
-    assert {"cifar10", "cifar100", "imagenet", "cifar10dvs_vggsnn", "cifar10dvs_resnet19", "digits", "mnist5k"} == set(
-        configurations()
-    )
+    users = {"image_folder", "nmnist", "shd", "spoken_digits"}
+    papers = {"cifar10", "cifar100", "imagenet", "cifar10dvs_vggsnn", "cifar10dvs_resnet19"}
+    assert papers | users | {"digits", "mnist5k"} == set(configurations())
 
 
 def test_every_name_that_an_option_takes_stands_for_something():

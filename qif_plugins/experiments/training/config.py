@@ -14,7 +14,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ...support.names import unknown
 from ...support.text import shown
-from ..names import CONFIGURATIONS, DATA_SETS, IN_MEMORY, configurations
+from ..names import CONFIGURATIONS, DATA_SETS, ENCODERS, IN_MEMORY, SOUNDS, SPLITS, configurations
 from .augmentation import EVENT_AUGMENTATIONS, IMAGE_AUGMENTATIONS
 from .losses import LOSSES
 
@@ -34,6 +34,8 @@ COUNT, WORKERS, SEED = 2**31 - 1, 1024, 2**63 - 1
 """The largest count, number of processes or threads, and seed (PyTorch's generators take int64)."""
 LARGEST = 3.4028234663852886e38
 """The largest number that float32 holds."""
+_OF_NAME = {"neuron": ("dynamics", "window"), "data": ("folder", "download", "augment", "size")}
+"""Keys of a table that describe what its name names, and that another name drops."""
 _TYPES = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
 
 
@@ -44,17 +46,33 @@ class DataConfig:
     Attributes:
         name: ``"digits"`` and ``"mnist5k"`` come with packages; ``"mnist"``, ``"fashion-mnist"``, ``"cifar10"``,
             ``"cifar100"`` and ``"imagenet"`` (folders ``train`` and ``val``, in each a folder a class) are read by
-            torchvision, ``"cifar10dvs"`` by SpikingJelly.
+            torchvision; so is ``"image-folder"``, your own images: a folder a class, in folders ``train`` and ``test``
+            (or ``val``) or without them. ``"cifar10"`` may also be folders ``train`` and ``test`` of images by class.
+            ``"cifar10dvs"``, ``"nmnist"``, ``"shd"`` and ``"ssc"`` (HDF5) are read by SpikingJelly. ``"spoken-digits"``
+            is a folder of ``DIGIT_SPEAKER_INDEX.wav``, as in the Free Spoken Digit Dataset.
         folder: Folder of the data. Default ``"data"``.
-        download: Whether to fetch any of those but ImageNet if it is not there. Default False.
-        steps: T: number of times that a static image is repeated, or of frames with equal event counts that
-            CIFAR10-DVS is cut into.
-        size: Height and width; 0 for the data's own.
+        download: Whether to fetch one that torchvision or SpikingJelly can download, if it is not there; the files of
+            ImageNet, N-MNIST, SHD and SSC, images and recordings of your own are never fetched. Default False.
+        steps: T: number of times that a static image is repeated, of frames with equal event counts that CIFAR10-DVS
+            and N-MNIST are cut into, or of equal steps that ``duration`` is cut into for sounds.
+        size: Height and width; 0 for the data's own. ``"image-folder"`` needs it: images are resized and cropped to it.
         augment: Augmentations of training samples, see :mod:`~qif_plugins.experiments.training.augmentation`.
         cutout_size: Side of the square of ``"cutout"``. Default 16.
         workers: Processes that load data, beside each training process. Default 0.
-        split_seed: Seed, below 2^63, of the division of CIFAR10-DVS, which has none: 9 of 10 samples a class to train.
-            Default 0.
+        split_seed: Seed, below 2^63, of the division of CIFAR10-DVS, and of an image folder without ``train``, which
+            have none: 9 of 10 samples a class to train. Default 0.
+        duration: Seconds of a sound; later sound or events are left out. Default 0: 0.6 for ``"spoken-digits"``, 1.4
+            for ``"shd"``, 1 for ``"ssc"``.
+        split: Test samples of ``"spoken-digits"``: ``"speaker"``, all recordings of ``test_speakers``, or ``"index"``,
+            those with the indices 0 to 4. Default ``"speaker"``.
+        test_speakers: Speakers who are only tested. Default: the last two by name.
+        encoder: How ``"spoken-digits"`` become spikes: ``"onset"``, ``"crossings"`` or ``"rates"``, see
+            :func:`~qif_plugins.experiments.data.sound.encode`. Default ``"onset"``.
+        bands: Mel bands of ``"spoken-digits"``. Default 40.
+        delta: Change of a level that makes an event of ``"onset"`` and ``"crossings"``, from 0.01 to 1, as a share of
+            60 dB. Default 0.1.
+        sample_rate: Samples a second of the WAV files. Default 8000.
+        encoder_seed: Seed, below 2^63, of the encoder ``"rates"``. Default 0.
     """
 
     name: str
@@ -66,6 +84,14 @@ class DataConfig:
     cutout_size: int = 16
     workers: int = 0
     split_seed: int = 0
+    duration: float = 0.0
+    split: str = "speaker"
+    test_speakers: tuple[str, ...] = ()
+    encoder: str = "onset"
+    bands: int = 40
+    delta: float = 0.1
+    sample_rate: int = 8000
+    encoder_seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -173,22 +199,22 @@ def load_config(source: str | Path | Mapping[str, Any], changes: Sequence[str] =
             dictionaries such as :meth:`Config.to_dict` returns.
         changes: Each ``table.key=value``; the value as in TOML, quotes around a word optional, ``none`` for an option
             that is off. Another ``neuron.name`` drops ``dynamics`` and ``window`` of the source, which describe its own
-            QIF neuron.
+            QIF neuron; another ``data.name`` its ``folder``, ``download``, ``augment`` and ``size``.
 
     Raises:
         ValueError: Anything unknown or out of range; the message says what there is.
         FileNotFoundError: No such name and no such file.
     """
     tables = copy.deepcopy(dict(source)) if isinstance(source, Mapping) else _read(source)
-    neuron = tables.get("neuron", {})
-    own = dict(neuron) if isinstance(neuron, dict) else {}  # from_dict refuses anything else
+    before = {table: dict(tables[table]) for table in _OF_NAME if isinstance(tables.get(table), dict)}
     for change in changes:
         _change(tables, change)
-    if own and neuron.get("name") != own.get("name"):
-        changed = {change.partition("=")[0].strip() for change in changes}
-        for key in ("dynamics", "window"):
-            if f"neuron.{key}" not in changed:
-                neuron.pop(key, None)
+    changed = {change.partition("=")[0].strip() for change in changes}
+    for table, own in before.items():
+        if tables[table].get("name") != own.get("name"):
+            for key in _OF_NAME[table]:
+                if f"{table}.{key}" not in changed:
+                    tables[table].pop(key, None)
     return from_dict(tables)
 
 
@@ -327,12 +353,15 @@ def unknown_key(name: str, known: Sequence[str], otherwise: str) -> ValueError:
 def _check(config: Config) -> None:
     data, loss, optimizer, training = config.data, config.loss, config.optimizer, config.training
     _one_of("data.name", data.name, DATA_SETS)
+    _one_of("data.split", data.split, SPLITS)
+    _one_of("data.encoder", data.encoder, ENCODERS)
     _one_of("loss.name", loss.name, LOSSES)
     _one_of("optimizer.name", optimizer.name, ("sgd", "adam", "adamw"))
     _one_of("optimizer.schedule", optimizer.schedule, ("cosine", "steps", "constant"))
     _one_of("training.precision", training.precision, ("no", "bf16", "fp16"))
-    in_memory = data.name in IN_MEMORY
-    allowed = () if in_memory else EVENT_AUGMENTATIONS if data.name == "cifar10dvs" else IMAGE_AUGMENTATIONS
+    fixed = data.name in (*IN_MEMORY, *SOUNDS)
+    events = data.name in ("cifar10dvs", "nmnist")
+    allowed = () if fixed else EVENT_AUGMENTATIONS if events else IMAGE_AUGMENTATIONS
     for name in data.augment:
         _one_of(f"data.augment of {data.name}", name, allowed)
     _check_numbers(config)
@@ -341,8 +370,13 @@ def _check(config: Config) -> None:
             f"training.batch_size {training.batch_size} must be a multiple of training.accumulation "
             f"{training.accumulation}"
         )
-    if in_memory and data.size:
-        raise ValueError(f"data.size must be 0 for {data.name}, whose images keep their size, got {data.size}")
+    if fixed and data.size:
+        raise ValueError(f"data.size must be 0 for {data.name}, whose samples keep their size, got {data.size}")
+    if data.name == "image-folder" and not data.size:
+        raise ValueError(
+            "data.size must be at least 1 for image-folder, whose images may have any size, got 0; data.size=64, for "
+            "example, resizes and crops them to 64 x 64"
+        )
     if "name" not in config.model:
         raise ValueError("model.name is missing from the configuration")
 
@@ -352,7 +386,10 @@ def _check_numbers(config: Config) -> None:
     for key, value, least, most in (
         ("data.steps", data.steps, 1, COUNT), ("data.size", data.size, 0, COUNT),
         ("data.cutout_size", data.cutout_size, 1, COUNT), ("data.workers", data.workers, 0, WORKERS),
-        ("data.split_seed", data.split_seed, 0, SEED), ("training.epochs", training.epochs, 1, COUNT),
+        ("data.split_seed", data.split_seed, 0, SEED), ("data.encoder_seed", data.encoder_seed, 0, SEED),
+        ("data.duration", data.duration, 0, 3600), ("data.bands", data.bands, 1, COUNT),
+        ("data.delta", data.delta, 0.01, 1), ("data.sample_rate", data.sample_rate, 1, COUNT),
+        ("training.epochs", training.epochs, 1, COUNT),
         ("training.batch_size", training.batch_size, 1, COUNT),
         ("training.accumulation", training.accumulation, 1, COUNT), ("training.seed", training.seed, 0, SEED),
         ("training.save_every", training.save_every, 0, COUNT), ("training.threads", training.threads, 0, WORKERS),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,15 @@ from torch.multiprocessing import get_all_start_methods
 from torch.utils.data import DataLoader, Subset
 
 from ...support.files import check_parts
-from ..data.images import load_images, torchvision_datasets, torchvision_parts
-from ..data.spikingjelly import dataset_module
+from ..data.images import image_folders, load_images, torchvision_parts
+from ..data.sound import Sound, divide, encode_folder, polarities
+from ..data.spikingjelly import dataset_module, heidelberg_events, heidelberg_frames, prepare_nmnist
 from ..names import IN_MEMORY
 from .augmentation import Augmented, event_transform, image_transform
 from .batches import Batches, seed_of
 from .config import DataConfig
 
-__all__ = ["ADVICE", "Advice", "Task", "expected_shape", "load_task", "samples_of", "split_per_class"]
+__all__ = ["ADVICE", "Advice", "Task", "expected_shape", "load_task", "samples_of", "sound_of", "split_per_class"]
 
 CIFAR10_STATISTICS = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 CIFAR100_STATISTICS = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
@@ -38,9 +40,16 @@ _KNOWN = {
     "cifar10": ((3, 32, 32), 10, 50_000),
     "cifar100": ((3, 32, 32), 100, 50_000),
     "imagenet": ((3, 224, 224), 1000, 1_281_167),
+    "image-folder": ((3, 1, 1), 1000, 0),
     "cifar10dvs": ((2, 128, 128), 10, 9_000),
+    "nmnist": ((2, 34, 34), 10, 60_000),
+    "spoken-digits": ((1, 1, 40), 10, 0),
+    "shd": ((1, 1, 700), 20, 8_156),
+    "ssc": ((1, 1, 700), 35, 75_466),
 }
-"""Shape of a sample, classes and training samples of the data sets."""
+"""Shape of a sample, classes and training samples of the data sets; 0 if their number depends on the folder."""
+DURATIONS = {"spoken-digits": 0.6, "shd": 1.4, "ssc": 1.0}
+"""Seconds of the sounds, unless ``data.duration`` says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -101,11 +110,13 @@ class LoaderBatches(Batches):
 def expected_shape(data: DataConfig) -> tuple[tuple[int, int, int], int]:
     """Shape of a sample and number of classes that a data set should have, known before it is read."""
     (channels, height, width), classes, _ = _KNOWN[data.name]
+    if data.name == "spoken-digits":
+        return (polarities(data.encoder), 1, data.bands), classes
     return (channels, data.size or height, data.size or width), classes
 
 
 def samples_of(data: DataConfig) -> int:
-    """Number of training samples that a data set should have, known before it is read."""
+    """Number of training samples that a data set should have; 0 if it is not known before it is read."""
     return _KNOWN[data.name][2]
 
 
@@ -128,6 +139,14 @@ def load_task(
     """
     if data.name in IN_MEMORY:
         return _in_memory(data, batch_size, seed, advice)
+    if data.name == "spoken-digits":
+        return _spoken_digits(data, batch_size, seed, advice)
+    if data.name in ("shd", "ssc"):
+        return _heidelberg(data, batch_size, seed)
+    if data.name == "image-folder":
+        return _image_folder(data, batch_size, seed, record or {}, advice)
+    if data.name == "nmnist":
+        return _nmnist(data, batch_size, seed)
     if data.name == "cifar10dvs":
         return _events(data, batch_size, seed, record or {}, advice)
     return _images(data, batch_size, seed, advice)
@@ -172,7 +191,7 @@ def _in_memory(data: DataConfig, batch_size: int, seed: int, advice: Advice) -> 
 def _images(data: DataConfig, batch_size: int, seed: int, advice: Advice) -> Task:
     if data.name == "imagenet":
         mean, std = IMAGENET_STATISTICS
-        parts = _image_folders(Path(data.folder), advice)
+        parts = image_folders("imagenet", Path(data.folder), ("train", "val"), advice[0])
         classes = len(parts[0].classes)
     else:
         mean, std = CIFAR10_STATISTICS if data.name == "cifar10" else CIFAR100_STATISTICS
@@ -187,18 +206,77 @@ def _images(data: DataConfig, batch_size: int, seed: int, advice: Advice) -> Tas
     return _loaded(data, batch_size, seed, parts, transforms, shape, classes, {})
 
 
-def _image_folders(folder: Path, advice: Advice) -> list[Any]:
-    datasets = torchvision_datasets("imagenet")
+def _image_folder(data: DataConfig, batch_size: int, seed: int, record: dict[str, Any], advice: Advice) -> Task:
+    from torchvision import transforms
+
+    folder, names = Path(data.folder), data.augment
+    square = transforms.Compose([transforms.Resize(data.size), transforms.CenterCrop(data.size)])
+    transform = None if "resized_crop" in names else square  # which resizes by itself
+    test = next((part for part in ("test", "val") if (folder / part).is_dir()), "")
+    if (folder / "train").is_dir() or test:
+        parts = image_folders(data.name, folder, ("train", test or "test"), advice[0], transform)
+        classes = parts[0].classes
+        kept: dict[str, Any] = {}
+    else:
+        (whole,) = image_folders(data.name, folder, ("",), advice[0], transform)
+        parts, kept = _divided(whole, folder, data.split_seed, record if "test" in record else {})
+        classes = whole.classes
+    if record.get("classes", classes) != classes:
+        raise ValueError(
+            f"{folder} has the classes {', '.join(classes)}, and the checkpoint was made with "
+            f"{', '.join(record['classes'])}; pass a folder with the same ones"
+        )
+    shape, (mean, std) = expected_shape(data)[0], IMAGENET_STATISTICS
+    chosen = [
+        image_transform(names, data.size, mean, std, "imagenet", data.cutout_size, train=train)
+        for train in (True, False)
+    ]
+    return _loaded(data, batch_size, seed, parts, chosen, shape, len(classes), {"classes": classes, **kept})
+
+
+def sound_of(data: DataConfig) -> Sound:
+    """Settings of the encoding of spoken digits."""
+    return Sound(
+        data.steps, data.duration or DURATIONS["spoken-digits"], data.bands, data.sample_rate, data.encoder, data.delta,
+        data.encoder_seed,
+    )  # fmt: skip
+
+
+def _spoken_digits(data: DataConfig, batch_size: int, seed: int, advice: Advice) -> Task:
+    sound, folder = sound_of(data), Path(data.folder)
     try:
-        parts = [datasets.ImageFolder(folder / part) for part in ("train", "val")]
-    except (FileNotFoundError, RuntimeError) as error:
-        raise FileNotFoundError(
-            f"cannot read ImageNet from {folder}: {error}. It takes folders 'train' and 'val' with a folder of "
-            f"JPEG files for each class; {advice[0]}"
-        ) from error
-    if parts[0].classes != parts[1].classes:
-        raise ValueError(f"the folders of {folder / 'train'} and {folder / 'val'} do not name the same classes")
-    return parts
+        found, spikes = encode_folder(folder, sound)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; {advice[0]}") from error
+    labels = torch.tensor([recording.digit for recording in found], device="cpu")
+    parts = [
+        Batches.of(spikes[chosen].float(), labels[chosen], batch_size=batch_size, seed=seed, shuffle=shuffle)
+        for chosen, shuffle in zip(divide(found, data.split, data.test_speakers), (True, False), strict=True)
+    ]
+    return Task(parts[0], parts[1], *expected_shape(data))
+
+
+def _heidelberg(data: DataConfig, batch_size: int, seed: int) -> Task:
+    parts = [heidelberg_events(data.name, Path(data.folder), part)[0] for part in ("train", "test")]
+    frames = partial(_counted, steps=data.steps, duration=data.duration or DURATIONS[data.name])
+    shape, classes = expected_shape(data)
+    return _loaded(data, batch_size, seed, parts, (frames, frames), shape, classes, {})
+
+
+def _counted(events: Any, steps: int, duration: float) -> Tensor:
+    return torch.from_numpy(heidelberg_frames(events, steps, duration))
+
+
+def _nmnist(data: DataConfig, batch_size: int, seed: int) -> Task:
+    folder = Path(data.folder)
+    kind = prepare_nmnist(folder)
+    parts = [
+        kind(str(folder), train=train, data_type="frame", frames_number=data.steps, split_by="number")
+        for train in (True, False)
+    ]
+    shape, classes = expected_shape(data)
+    transforms = [event_transform(data.augment, shape[1], train=train) for train in (True, False)]
+    return _loaded(data, batch_size, seed, parts, transforms, shape, classes, {})
 
 
 def _events(data: DataConfig, batch_size: int, seed: int, record: dict[str, Any], advice: Advice) -> Task:
@@ -218,6 +296,14 @@ def _events(data: DataConfig, batch_size: int, seed: int, record: dict[str, Any]
             f"SpikingJelly finds no samples of CIFAR10-DVS in {folder}: {error}. An earlier conversion may have "
             "failed; remove 'events_np' and the 'frames_number_...' folders in it, and run again"
         ) from error
+    parts, record = _divided(whole, folder, data.split_seed, record)
+    shape = expected_shape(data)[0]
+    transforms = [event_transform(data.augment, shape[1], train=train) for train in (True, False)]
+    return _loaded(data, batch_size, seed, parts, transforms, shape, len(whole.classes), record)
+
+
+def _divided(whole: Any, folder: Path, seed: int, record: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """Divide a data set 9:1 in each class, or as ``record`` says; return the parts and the record of the division."""
     if record:
         check_parts(record, {"samples": int, "test": [int]}, "the checkpoint's data")
         if record["samples"] != len(whole) or not all(0 <= index < len(whole) for index in record["test"]):
@@ -228,14 +314,10 @@ def _events(data: DataConfig, batch_size: int, seed: int, record: dict[str, Any]
         testing = set(record["test"])
         chosen = [i for i in range(len(whole)) if i not in testing], sorted(testing)
     else:
-        chosen = split_per_class(whole.targets, 0.9, data.split_seed)
+        chosen = split_per_class(whole.targets, 0.9, seed)
     if not all(chosen):
         raise ValueError(f"{folder} holds {len(whole)} samples, too few to divide 9:1 in each class")
-    shape = expected_shape(data)[0]
-    transforms = [event_transform(data.augment, shape[1], train=train) for train in (True, False)]
-    parts = [Subset(whole, indices) for indices in chosen]
-    record = {"samples": len(whole), "test": chosen[1]}
-    return _loaded(data, batch_size, seed, parts, transforms, shape, len(whole.classes), record)
+    return [Subset(whole, indices) for indices in chosen], {"samples": len(whole), "test": chosen[1]}
 
 
 def _loaded(

@@ -6,12 +6,15 @@ import math
 import os
 import random
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import nn
 
+from ..names import SEQUENCES
 from .arguments import arguments_of, checked
 from .batches import seed_of
 from .config import Config, OptimizerConfig
@@ -32,7 +35,10 @@ except ImportError as error:
 from ...models import MODELS, NEURONS, build
 from ...support.text import shown
 
-__all__ = ["build_model", "follow_schedule", "make_loss", "make_optimizer", "make_schedule", "make_trainer", "prepare"]
+__all__ = [
+    "build_model", "follow_schedule", "make_loss", "make_optimizer", "make_schedule", "make_trainer", "on_other_data",
+    "prepare",
+]  # fmt: skip
 
 
 def build_model(config: Config, shape: tuple[int, int, int], classes: int) -> nn.Module:
@@ -110,20 +116,43 @@ def prepare(
     with main_process_first():
         batch_size = training.batch_size // training.accumulation
         task = load_task(config.data, batch_size, training.seed, dict(record or {}), advice)
+    if train and not samples_of(config.data):
+        _check_batch_size(config, task.train.count)
     if (task.shape, task.classes) != expected_shape(config.data):
         model = build_model(config, task.shape, task.classes)
     return model, task
+
+
+def on_other_data(trained: Config, name: str | None, folder: Path | None) -> Config:
+    """Change the data set or its folder of a trained model's configuration.
+
+    Raises:
+        ValueError: The data set has another shape or number of classes than the one that the model was trained on.
+    """
+    given: dict[str, Any] = {"name": name, "folder": None if folder is None else str(folder)}
+    config = replace(trained, data=replace(trained.data, **{k: v for k, v in given.items() if v is not None}))
+    if expected_shape(config.data) != expected_shape(trained.data):
+        raise ValueError(
+            f"the model was trained on {trained.data.name} {expected_shape(trained.data)}, and {config.data.name} is "
+            f"{expected_shape(config.data)}: shape and classes must be the same"
+        )
+    return config
+
+
+def _check_batch_size(config: Config, samples: int) -> None:
+    batch_size = config.training.batch_size
+    if samples and batch_size > samples:
+        raise ValueError(
+            f"training.batch_size must be at most {samples}, the training samples of {config.data.name}, got "
+            f"{batch_size}"
+        )
 
 
 def _check_batch(config: Config, model: nn.Module) -> None:
     """Raise ``ValueError`` for a batch larger than the data, or one whose activations do not fit into memory."""
     data, training = config.data, config.training
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if training.batch_size > samples_of(data):
-        raise ValueError(
-            f"training.batch_size must be at most {samples_of(data)}, the training samples of {data.name}, got "
-            f"{training.batch_size}"
-        )
+    _check_batch_size(config, samples_of(data))
     samples = -(-training.batch_size // (training.accumulation * processes))
     size = 2 if training.precision in ("bf16", "fp16") else 4
     image = expected_shape(data)[0]
@@ -173,7 +202,7 @@ def make_trainer(config: Config, model: nn.Module, task: Task, **options: Any) -
 def make_loss(config: Config) -> SequenceLoss:
     """Make the loss of a configuration, which repeats static images over its time steps."""
     data, loss = config.data, config.loss
-    steps = None if data.name == "cifar10dvs" else data.steps
+    steps = None if data.name in SEQUENCES else data.steps
     return SequenceLoss(loss.name, steps, loss.regularization, loss.target)
 
 
