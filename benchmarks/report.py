@@ -363,7 +363,8 @@ NETWORKS_TEXT = (
     "A training step (forward, backward, optimizer) of whole networks, all peers in turn: the network with its host's "
     "LIF, the same after `qif_plugins.swap`, and the same with an identity in place of every neuron that was swapped. "
     "*LIF over QIF* is the ratio of the steps; the *share* is QIF's time over the identity's as a part of LIF's time "
-    "over the identity's. Medians over the repetitions; in brackets their quartiles, which show the noise. Targets: a "
+    "over the identity's, left out where LIF took no longer than it. Medians over the "
+    "repetitions; in brackets their quartiles, which show the noise. Targets: a "
     "share of at most 0.25 where the neurons take all steps in a call (`m`), 0.7 where they take one (`s`, to which "
     "snnTorch's own loops count)."
 )
