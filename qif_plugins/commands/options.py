@@ -112,8 +112,9 @@ def run(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--dynamics", choices=("auto", *DYNAMICS), default="auto",
-        help="auto: match LIF's leak, with an input gain of 1 under a norm; lif: with LIF's gain; monotone: the same, "
-        "and LIF below rest; paper: the paper's parameters",
+        help="auto: match LIF's leak by the map without rebound, with an input gain of 1 under a norm, elsewhere "
+        "LIF's; monotone: the same map, with LIF's gain everywhere; lif: the parabola, with LIF's gain everywhere; "
+        "paper: the paper's parameters",
     )  # fmt: skip
     add(
         "--window", choices=("auto", *WINDOWS, "keep"), default="auto",
@@ -242,7 +243,8 @@ def _add_neuron(parser: ArgumentParser) -> None:
     add(
         "--dynamics",
         choices=DYNAMICS,
-        help="paper: the paper's map; lif: the map that matches --beta; monotone: the same, and LIF below rest",
+        help="paper: the paper's map; lif: the parabola that matches --beta; monotone: the map without rebound that "
+        "matches it",
     )
 
 

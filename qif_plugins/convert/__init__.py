@@ -64,9 +64,11 @@ def swap(
 
     Args:
         model: The model, before ``torch.compile`` and before wrapping for several devices.
-        dynamics: ``"auto"`` (default) matches the LIF neuron's own leak, with an input gain of 1 where a normalization
-            feeds the neuron, with LIF's own elsewhere; ``"lif"`` with LIF's own everywhere, ``"monotone"`` the same by
-            a map that below rest is LIF's. ``"paper"`` gives every neuron the paper's parameters.
+        dynamics: ``"auto"`` (default) matches the LIF neuron's own leak by a map that below rest is LIF's, and so
+            has no rebound, with an input gain of 1 where a normalization feeds the neuron and LIF's own elsewhere.
+            ``"monotone"`` is the same map with LIF's gain everywhere, ``"lif"`` the parabola with LIF's gain
+            everywhere. A neuron that leaks to below 0, and snnTorch's without leak, get the parabola in place of
+            ``"auto"``. ``"paper"`` gives every neuron the paper's parameters.
         window: ``"auto"`` (default) is ``"isometric"`` where a normalization feeds the neuron and ``"keep"`` elsewhere.
             ``"isometric"``, ``"unbiased"``, ``"paper"``, ``"heuristic"`` or a :class:`~qif_plugins.Window` for every
             neuron; ``"keep"`` for each neuron's present surrogate.
@@ -120,7 +122,7 @@ def _unknown(found: Survey, request: Request, norm: str, readout: str) -> tuple[
     if found.readout_unknown and readout == "keep":
         return found.readout_unknown, ", or readout='swap' to replace every neuron"
     if found.norms_unknown and (request.chooses_map or norm == "tdbn"):
-        return found.norms_unknown, ", or dynamics='paper' or 'lif' for every neuron, with norm='keep'"
+        return found.norms_unknown, ", or dynamics='monotone', 'lif' or 'paper' for every neuron, with norm='keep'"
     stray = [name for name in found.norms if not any(name in site.norms for site in found.sites)]
     if norm == "tdbn" and stray and any(site.guess for site in found.sites):
         return (

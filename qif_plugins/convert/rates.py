@@ -235,19 +235,19 @@ def compared(
             pass  # a warning follows
         elif own_gain_changed and was < now:
             said.append(
-                "intended: with an input gain of 1 the norm's scale reaches the neuron; swap(model, dynamics='lif') "
-                "keeps LIF's gain"
+                "intended: with an input gain of 1 the norm's scale reaches the neuron; swap(model, "
+                "dynamics='monotone') keeps LIF's gain"
                 if normed and after.gain == 1
                 else f"pass input_gain={before.gain:.4g} to keep LIF's"
             )
         elif not own_gain_changed and gain_changed and after.currents is None:
             said.append(
-                "its gain is LIF's, its input comes from neurons whose gain changed; swap(model, dynamics='lif') keeps "
-                "LIF's gain in every neuron"
+                "its gain is LIF's, its input comes from neurons whose gain changed; swap(model, dynamics='monotone') "
+                "keeps LIF's gain in every neuron"
             )
     cure = "a higher v_threshold lowers the rate"
     if gain_changed:
-        cure = f"swap(model, dynamics='lif') keeps LIF's gain in every neuron, {cure}"
+        cure = f"swap(model, dynamics='monotone') keeps LIF's gain in every neuron, {cure}"
     if saturated:
         said.append(f"WARNING: saturated, it spikes in nearly every step whatever arrives; {cure}")
     elif dense:

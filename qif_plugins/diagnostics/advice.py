@@ -211,8 +211,8 @@ def _causes(row: LayerHealth, layer: QIFLayer, scale_input: str, one_step: bool)
         tell(
             "input's scale",
             f"saturated: {percent(row.saturated)} of its neurons spike at nearly every step; {scale}. Reduce the "
-            f"input: {scale_input}, take smaller weights or LIF's own gain (swap(model, dynamics='lif')), or raise "
-            "v_threshold.",
+            f"input: {scale_input}, take smaller weights or LIF's own gain (swap(model, dynamics='monotone')), or "
+            "raise v_threshold.",
         )
     if rebounds:
         tell(

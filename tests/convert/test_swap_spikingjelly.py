@@ -1153,7 +1153,7 @@ class TestTheReportOfTheRates:
         before, after = row.rate
         assert before < after / 2
         assert "input gain 1 instead of LIF's 0.3333" in row.why
-        assert "reaches the neuron; swap(model, dynamics='lif') keeps LIF's gain" in row.why
+        assert "reaches the neuron; swap(model, dynamics='monotone') keeps LIF's gain" in row.why
         assert f"{before:.2g} -> {after:.2g}" in str(report)
 
     def test_names_no_norm_where_none_decides_on_the_gain(self):
@@ -1240,7 +1240,7 @@ class TestTheReportOfTheRates:
         for row in report.rows:
             assert row.rate == pytest.approx((before[row.name], after[row.name]))
         assert "WARNING: close to saturation" in report.rows[1].why or "WARNING: saturated" in report.rows[1].why
-        assert "swap(model, dynamics='lif') keeps LIF's gain in every neuron" in report.rows[1].why
+        assert "swap(model, dynamics='monotone') keeps LIF's gain in every neuron" in report.rows[1].why
 
     def test_without_an_example_say_whose_input_they_cannot_know(self):
         net = nn.Sequential(

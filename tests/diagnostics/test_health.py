@@ -266,7 +266,7 @@ class TestCauses:
         swap(swapped)
         report = health(swapped, x)
         assert "input's scale" in report.causes
-        assert "LIF's own gain (swap(model, dynamics='lif'))" in str(report)
+        assert "LIF's own gain (swap(model, dynamics='monotone'))" in str(report)
         swap(cured := build(), dynamics="lif")
         assert "input's scale" not in health(cured, x).causes
 
