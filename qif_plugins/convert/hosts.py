@@ -116,7 +116,7 @@ class Plan:
     Attributes:
         cls: The class that it gets.
         arguments: The constructor's keyword arguments.
-        dynamics: Name of the map that it gets: ``"paper"``, ``"lif"`` or ``"explicit"``.
+        dynamics: Name of the map that it gets: one of :data:`~qif_plugins.neuron.names.DYNAMICS`, or ``"explicit"``.
         notes: Changes that the report mentions.
         attributes: Further attributes to set.
         own: Names of parameters and buffers that are not taken over from the LIF neuron.

@@ -148,7 +148,7 @@ class MapArguments:
             )
         leak = {key: now for key, now in {**self.leak, name: value}.items() if now is not None}
         if open_to_leak:
-            return MapArguments(None, {}, leak)
+            return MapArguments(self.dynamics if self.matches_leak else None, {}, leak)
         return MapArguments(self.dynamics, self.given, leak, self.monotone)
 
 

@@ -140,8 +140,8 @@ class QIFParameters:
             The matched parameters.
 
         Raises:
-            ValueError: β or c outside its range, θ or ``v_rest`` not finite, θ not above ``v_rest``, or a ``v_rest``
-                for which the matched map has no real roots u1, u2.
+            ValueError: β or c outside its range, θ or ``v_rest`` not finite, θ not above ``v_rest``, a ``v_rest`` below
+                0 without rebound, or one for which the matched map has no real roots u1, u2.
             TypeError: A number is neither real nor a tensor.
         """
         beta, v_threshold, v_rest = (
@@ -166,6 +166,11 @@ class QIFParameters:
         if checked and not holds_everywhere(reach, lambda r: r > 0):
             raise ValueError(
                 f"v_threshold={number(v_threshold)} must lie above the resting potential v_rest={number(v_rest)}."
+            )
+        if checked and not rebound and not holds_everywhere(v_rest, lambda rest: rest >= 0):
+            raise ValueError(
+                f"a map without rebound needs u2 <= u1 <= 0, and so a leak to 0 or above, got v_rest={number(v_rest)}: "
+                "match it by the parabola (rebound=True, dynamics='lif')."
             )
         a = curvature * (1 - beta) / reach
         # Roots of v_rest + β y + a y². The larger one by the form that does not cancel for small a.
@@ -330,8 +335,11 @@ class QIFParameters:
                 "away before it spikes. Lower v_threshold, or decrease a."
             )
         assert self.v_reset is not None
+        # f(u1) = 0 >= u1, so that u1 lies at or below the resting point, or beyond the unstable one.
         if not self.rebound and not (
-            holds_everywhere(self.u1 - self.u2, lambda d: d >= 0) and holds_everywhere(self.u1, lambda u: u <= 0)
+            holds_everywhere(self.u1 - self.u2, lambda d: d >= 0)
+            and holds_everywhere(self.u1, lambda u: u <= 0)
+            and holds_everywhere(unstable - self.u1, lambda d: d > 0)
         ):
             raise ValueError(
                 f"a map without rebound needs u2 <= u1 <= 0, got u1={number(self.u1)}, u2={number(self.u2)}: it bends "

@@ -565,3 +565,11 @@ def test_the_advice_of_the_nir_exporter_can_be_followed():
     swap(net, to="lif")
     nodes = export_to_nir(net, torch.randn(1, 6), ignore_dims=[0]).nodes.values()
     assert [node for node in nodes if isinstance(node, nir.LIF)]
+
+
+@pytest.mark.parametrize(("name", "value"), [("beta", torch.tensor(0.3)), ("curvature", 0.3)])
+def test_what_is_assigned_of_the_leak_after_the_swap_does_not_bring_the_rebound_back(name, value):
+    net = nn.Sequential(nn.Linear(6, 6), snn.Leaky(beta=0.5, init_hidden=True), nn.Linear(6, 2))
+    swap(net)
+    setattr(net[1], name, value)
+    assert net[1].qif_parameters == QIF(**{"beta": 0.5, "dynamics": "monotone", name: value}).qif_parameters

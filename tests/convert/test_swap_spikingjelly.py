@@ -262,7 +262,7 @@ def test_a_leak_that_is_assigned_after_the_swap_is_matched_unless_the_papers_map
                 net[2].tau = 5.0
             continue
         net[2].tau = 5.0
-        assert net[2].params == QIFNode(tau=5.0, decay_input=False).params
+        assert net[2].params == QIFNode(tau=5.0, decay_input=False, dynamics="monotone").params
 
 
 @pytest.mark.parametrize("through", [lambda net: net, copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])

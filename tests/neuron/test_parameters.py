@@ -213,3 +213,13 @@ def test_roots_that_a_map_without_rebound_does_not_take_are_refused():
     assert QIFParameters.matching_lif(0.5) != QIFParameters.matching_lif(0.5, rebound=False)
     # Far below the vertex, from where the parabola runs away.
     assert QIFParameters(u2=-1.0, v_reset=-50.0, rebound=False).v_reset == -50.0
+
+
+@pytest.mark.parametrize(("v_rest", "v_threshold"), [(-0.5, 1.0), (-65.0, -50.0)])
+def test_a_leak_to_below_zero_is_refused_without_rebound(v_rest, v_threshold):
+    """Between -65 and -50 both roots lie below 0, but above the unstable point, where the tangent falls without end."""
+    with pytest.raises(ValueError, match=f"v_rest={v_rest:g}: match it by the parabola"):
+        QIFParameters.matching_lif(0.5, v_threshold, v_rest=v_rest, rebound=False)
+    matched = QIFParameters.matching_lif(0.5, v_threshold, v_rest=v_rest)
+    with pytest.raises(ValueError, match="not above the resting point"):
+        QIFParameters(**matched.numbers(), rebound=False)
