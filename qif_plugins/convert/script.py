@@ -8,7 +8,6 @@ that call to see which neurons a normalization feeds, and which read out.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import sys
 from collections import Counter
@@ -295,7 +294,9 @@ class Patch:
         if (unknown or found.norms_unknown) and request.dynamics == "auto":
             why = found.norms_unknown or "what feeds them is not known"
             self.say(f"  {why}: each has the leak, the input gain and the surrogate of its LIF neuron")
-            request, norm = dataclasses.replace(request, dynamics="lif"), "keep"
+            norm = "keep"
+            for site in found.sites:
+                site.norms, site.norms_known = [], False
         return found, swap_found(found, request, norm, readout, hosts)
 
     def _survey(self, network: nn.Module, called: nn.Module, call: Call, hosts: Sequence[Host]) -> Survey:

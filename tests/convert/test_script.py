@@ -770,3 +770,44 @@ def test_a_part_that_runs_while_the_network_is_built_does_not_settle_what_reads_
     done = qif_run(tmp_path, "train.py", program=program)
     assert done.stdout == "['QIFNode', 'QIFNode']\n"
     assert "2 neurons are QIF (in the place of 2 LIFNode)\n" in done.stderr
+
+
+def test_neurons_whose_input_is_not_known_keep_their_gain_and_surrogate_and_do_not_rebound(tmp_path):
+    done = qif_run(
+        tmp_path,
+        "train.py",
+        program="""
+            import torch
+            from spikingjelly.activation_based import layer, neuron
+            from torch import nn
+
+
+            class Body(nn.Module):
+                def __init__(self):
+                    super().__init__()
+                    self.fc = nn.ModuleList(layer.Linear(6, 6) for _ in range(2))
+                    self.norm = layer.BatchNorm1d(6)
+                    self.spikes = [neuron.LIFNode(2.0), neuron.LIFNode(4.0, v_reset=-0.5)]
+
+                def forward(self, x):
+                    for fc, spike in zip(self.fc, self.spikes, strict=True):
+                        x = spike(self.norm(fc(x)))
+                    return x
+
+
+            class Net(nn.Module):
+                def __init__(self):
+                    super().__init__()
+                    self.body, self.head = Body(), layer.Linear(6, 2)
+
+                def forward(self, x):
+                    return self.head(self.body(x))
+
+
+            net = Net()
+            net.body(torch.rand(4, 6))
+            print([(n.dynamics, n.params.input_gain, type(n.surrogate_function).__name__) for n in net.body.spikes])
+            """,
+    )
+    assert done.stdout.split("\n")[0] == "[('monotone', 0.5, 'Sigmoid'), ('lif', 0.25, 'Sigmoid')]"
+    assert "does not tell which normalization feeds which neuron" in done.stderr
