@@ -343,8 +343,8 @@ class QIFParameters:
         ):
             raise ValueError(
                 f"a map without rebound needs u2 <= u1 <= 0, got u1={number(self.u1)}, u2={number(self.u2)}: it bends "
-                "at u1, which must lie on its rising branch and not above the resting point. Match a leak "
-                "(QIFParameters.matching_lif), exchange the roots, or keep rebound=True."
+                "at u1, which must lie on its rising branch and not above the resting point. Keep the parabola "
+                "(rebound=True; dynamics='lif' of a node), or match a leak to a resting potential of 0 or above."
             )
         if self.reset == "hard":
             # f(mirror) = f(unstable)

@@ -73,7 +73,8 @@ def test_the_help_of_run_says_what_each_choice_does(capsys):
     with pytest.raises(SystemExit):
         main(["run", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "auto: match LIF's leak, with an input gain of 1 under a norm; lif: with LIF's gain; paper: the" in text
+    assert "auto: match LIF's leak by the map without rebound, with an input gain of 1 under a norm, elsewhere" in text
+    assert "lif: the parabola, with LIF's gain everywhere; paper: the paper's parameters" in text
     assert "auto: isometric under a norm, elsewhere the program's own" in text
 
 
