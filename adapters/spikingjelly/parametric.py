@@ -133,6 +133,11 @@ class ParametricQIFNeuron(LearnedMap):
     channels: int | None
 
     def _check_learnable(self, params: QIFParameters) -> None:
+        if not params.rebound:
+            raise ValueError(
+                f"{type(self).__name__} learns a, u1 and u2 of a parabola, and dynamics='monotone' is a map of another "
+                "form: leave dynamics out, or take QIFNode"
+            )
         unconstrained(params)
 
     def _learn(self, channels: int | None) -> None:
@@ -140,8 +145,6 @@ class ParametricQIFNeuron(LearnedMap):
         if channels is not None and not (isinstance(channels, int) and channels > 0):
             raise ValueError(f"channels must be a positive whole number or None, got {channels!r}")
         self.channels = channels
-        # Its roots may move to where a map has to rebound.
-        self._params = dataclasses.replace(self._params, rebound=True)
         for name, value in unconstrained(self._params).items():
             raw = torch.full(() if channels is None else (channels,), value.item())  # in the default dtype
             self.register_parameter(name, nn.Parameter(raw))

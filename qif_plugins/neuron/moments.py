@@ -249,8 +249,9 @@ def _below_moments(
     """First and second moment of a polynomial of the membrane under the partial moments ``below`` an upper limit."""
     if params.rebound:
         return _polynomial_moments(polynomial(params, mean, std), below)
-    # u1 is at most 0 where the map does not rebound, and the limit above it.
     lowest = _lower_moments((params.u1 - mean) / std)
+    # A threshold below u1 leaves the tangent alone.
+    lowest = tuple(torch.where(below[0] < lowest[0], part, low) for part, low in zip(below, lowest, strict=True))
     first, second = _polynomial_moments(polynomial(params, mean, std), _difference(below, lowest))
     first_of_tangent, second_of_tangent = _polynomial_moments(polynomial(params, mean, std, True), lowest)
     return first + first_of_tangent, second + second_of_tangent

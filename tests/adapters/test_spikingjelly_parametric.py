@@ -261,3 +261,8 @@ def test_parameters_and_raw_parameters_are_inverse(r, w1, w2, threshold):
     a, u1, u2 = constrained(*raws, fixed)
     back = unconstrained(QIFParameters.unchecked(a=a, u1=u1, u2=u2, v_threshold=threshold, reset="soft", v_reset=0.0))
     assert [back[name].item() for name in NAMES] == pytest.approx([r, w1, w2], rel=1e-6, abs=1e-6)
+
+
+def test_a_map_of_another_form_is_refused():
+    with pytest.raises(ValueError, match="learns a, u1 and u2 of a parabola"):
+        ParametricQIFNode(dynamics="monotone")

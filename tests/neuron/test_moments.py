@@ -144,5 +144,8 @@ def test_without_rebound_a_closure_step_is_the_mean_over_the_normal_density(rese
     got = closure_step(params, *at, 0.5, 0.1, closure)
     torch.testing.assert_close(torch.stack(got), torch.stack([expected + 0.1, deviation]), rtol=1e-3, atol=1e-3)
     if closure == "reset":
+        low = params.with_numbers(v_threshold=-0.5)  # below u1, where only the tangent is left
+        kept = low.map_derivative(h) * (h < -0.5) + (reset == "soft") * low.map_derivative(h + 0.5) * (h >= -0.5)
+        torch.testing.assert_close(membrane_memory(low, *at), (kept**2 * weight).sum(), rtol=2e-3, atol=2e-3)
         kept = params.map_derivative(v) * ((h < 1) | (reset == "soft"))
         torch.testing.assert_close(membrane_memory(params, *at), (kept**2 * weight).sum(), rtol=1e-3, atol=1e-3)
