@@ -122,7 +122,9 @@ def execute(part: Part, limit: float, results: dict[str, Any], work: Path, save:
     log, found, old = work / "log", work / "found", work / "old"
     if part.old and not old.exists():
         return {"status": "failed", "seconds": 0, "why": f"there is no SpikingJelly {OLD}; add its wheel to --wheels"}
-    command, environment = part.command, {**os.environ, "QIF_FOUND": str(found), "QIF_DONE": str(work / "done")}
+    # Without those of a pytest that may have started this script: the parts' own would take themselves for its workers.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    command, environment = part.command, {**inherited, "QIF_FOUND": str(found), "QIF_DONE": str(work / "done")}
     environment["PYTHONPATH"] = os.pathsep.join([*([str(old)] if part.old else []), *_paths(work)])
     if "--rehearse" in sys.argv:
         environment |= {"TRITON_INTERPRET": "1", "QIF_REHEARSAL": str(work)}

@@ -252,7 +252,7 @@ def test_a_leak_that_is_assigned_after_the_swap_is_matched_unless_the_papers_map
                 net[2].beta = torch.tensor(0.5)
             continue
         net[2].beta = torch.tensor(0.5)
-        assert net[2].qif_parameters == QIF(0.5).qif_parameters
+        assert net[2].qif_parameters == QIF(0.5, dynamics="monotone").qif_parameters
 
 
 def test_a_threshold_chosen_at_the_swap_goes_with_it_unless_it_was_changed():
