@@ -158,6 +158,17 @@ def test_public_entry(backend, memory_format):
     assert_all_equal(run_with_gradients(x.to(DEVICE), v.to(DEVICE), backend), run_with_gradients(x, v, "torch"))
 
 
+def check_that_nothing_waits(step):
+    """Fail where the host waits for the device, once everything is compiled."""
+    step()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 @host_independent
 @on_card("the CPU has nothing to wait for")
 @pytest.mark.parametrize("sizes", [(1000,), (1,)])
@@ -170,13 +181,7 @@ def test_no_host_synchronisation(backend, sizes):
         spike, _ = qif_multi_step(x.requires_grad_(), v, params, ATan(), backend=backend)
         torch.autograd.grad(spike, (x, gain), torch.ones_like(spike))
 
-    step()
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    check_that_nothing_waits(step)
 
 
 @host_independent
@@ -539,13 +544,7 @@ def test_no_synchronisation_in_a_host(host):
                 module.reset()
         model(x).square().sum().backward()
 
-    step()
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    check_that_nothing_waits(step)
 
 
 @pytest.mark.parametrize("host", MODELS)

@@ -191,14 +191,12 @@ def closure_step(
 
     below = _MOMENTS if closure == "free" else _lower_moments((params.v_threshold - mean) / std)
     first, second = _below_moments(params, _charge_polynomial, mean, std, below)
-    if closure == "free":
-        pass
-    elif params.reset == "hard":
+    if closure == "reset" and params.reset == "hard":
         fired = params.map(params.v_reset)
         above = 1 - below[0]
         first = first + fired * above
         second = second + fired * fired * above
-    else:
+    elif closure == "reset":
         shifted = _charge_polynomial(params, mean - params.v_threshold, std)
         first_above, second_above = _polynomial_moments(shifted, _difference(_MOMENTS, below))
         first, second = first + first_above, second + second_above

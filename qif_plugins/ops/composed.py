@@ -87,9 +87,13 @@ class _Numbers(NamedTuple):
     def slope(self, v: Any) -> Any:
         return torch_backend.slope(self.a, self.u1, self.u2, v, self.rebound)
 
-    def highest(self, h: Any) -> Any:
+    def highest(self, h: Tensor) -> Tensor:
         """The membrane that the surrogate of the reset sees."""
-        return h if self.rebound else torch.where(h > self.threshold, self.threshold, h)
+        return torch_backend.highest(h, self.threshold, self.rebound)
+
+    def bent(self, v: Any) -> Any:
+        """The membrane in the map's second factor."""
+        return torch_backend.bent(self.u1, v, self.rebound)
 
 
 class _Neuron(NamedTuple):
@@ -130,11 +134,8 @@ class _Neuron(NamedTuple):
                 return term(h - s * p.threshold)
             return (1 - s) * term(highest) + s * term(p.v_reset)
 
-        def bent(v: Any) -> Any:
-            return v if p.rebound else torch.where(v < p.u1, p.u1, v)
-
-        add("a", grad * after(lambda v: (v - p.u1) * (bent(v) - p.u2)))
-        add("u1", -grad * (p.a * after(lambda v: (bent(v) - p.u2) + (bent(v) - v))))
+        add("a", grad * after(lambda v: (v - p.u1) * (p.bent(v) - p.u2)))
+        add("u1", -grad * (p.a * after(lambda v: (p.bent(v) - p.u2) + (p.bent(v) - v))))
         add("u2", -grad * (p.a * after(lambda v: v - p.u1)))
 
     def gate(self, h: Tensor) -> Tensor:

@@ -266,6 +266,12 @@ def fires(strict, h, threshold):
     return (h > threshold) | ((h == threshold) & (not strict))
 
 
+@inlined
+def after_reset(soft, strict, h, threshold, v_reset):
+    other = h - threshold if soft else v_reset
+    return other if fires(strict, h, threshold) else h
+
+
 @plain
 def exp_negative(y):
     """See ``torch_backend.exp_negative``."""
@@ -363,8 +369,7 @@ def forward_kernel(spread: bool) -> Callable[..., Any]:
                 for j in range(length):
                     if spread:
                         threshold, v_reset = c[3, j], c[4, j]
-                    other = v[j] - threshold if soft else v_reset
-                    v[j] = other if fires(strict, v[j], threshold) else v[j]
+                    v[j] = after_reset(soft, strict, v[j], threshold, v_reset)
             for t in range(steps):
                 at = t * neurons + n
                 x_row = read(x, kind, at, length, buffer_x)
@@ -517,8 +522,7 @@ def backward_kernel(spread: bool) -> Callable[..., Any]:
                     for j in range(length):
                         if spread:
                             a, u1, u2, threshold = c[0, j], c[1, j], c[2, j], c[3, j]
-                        below = h_row[j] - threshold
-                        v = below if fires(strict, h_row[j], threshold) else h_row[j]
+                        v = after_reset(True, strict, h_row[j], threshold, v_reset)
                         k0[j] = back[j] * slope(rebound, a, u1, u2, v) + gv_row[j]
                     for j in range(length):
                         if spread:
@@ -582,8 +586,7 @@ def backward_kernel(spread: bool) -> Callable[..., Any]:
                         for j in range(length):
                             if spread:
                                 threshold, v_reset = c[3, j], c[4, j]
-                            other = previous[j] - threshold if soft else v_reset
-                            before[j] = other if fires(strict, previous[j], threshold) else previous[j]
+                            before[j] = after_reset(soft, strict, previous[j], threshold, v_reset)
                     for j in range(length):
                         if spread:
                             u1, u2 = c[1, j], c[2, j]

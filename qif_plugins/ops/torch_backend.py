@@ -14,7 +14,10 @@ from torch import Tensor
 
 from .contract import Coefficient, Coefficients, Kind, Shape
 
-__all__ = ["backward", "charge", "compute_dtype", "derivative", "forward", "initial", "slope", "steps", "unavailable"]
+__all__ = [
+    "backward", "bent", "charge", "compute_dtype", "derivative", "forward", "highest", "initial", "slope", "steps",
+    "unavailable",
+]  # fmt: skip
 
 
 def unavailable(device: torch.device) -> str | None:
@@ -74,8 +77,7 @@ def backward(
             k = torch.where(fired, zero, back * slope(a, u1, u2, membrane, kind.rebound) + gv) + gh
             through = gs
             if not kind.detach_reset:
-                highest = membrane if kind.rebound else torch.where(membrane > threshold, threshold, membrane)
-                reach = after - charge(a, u1, u2, highest, kind.rebound)
+                reach = after - charge(a, u1, u2, highest(membrane, threshold, kind.rebound), kind.rebound)
                 through = (gs + back * reach) + gv * (v_reset - membrane)
         surrogate = torch.where(w == 0, zero, through * w)
         grad = surrogate + k
@@ -105,7 +107,7 @@ def _add_charge(
     sums: list[Tensor], needs: Sequence[bool], grad: Tensor, v: Tensor, a: Any, u1: Any, u2: Any, rebound: bool
 ) -> None:
     """Add the terms of a, u1 and u2 in the charge that the membrane ``v`` contributed to a step."""
-    m = _bent(u1, v, rebound)
+    m = bent(u1, v, rebound)
     if needs[0]:
         sums[0] += grad * ((v - u1) * (m - u2))
     if needs[1]:
@@ -116,20 +118,25 @@ def _add_charge(
 
 def charge(a: Any, u1: Any, u2: Any, v: Any, rebound: bool) -> Any:
     """f(v), see :mod:`.contract`."""
-    return (a * (v - u1)) * (_bent(u1, v, rebound) - u2)
+    return (a * (v - u1)) * (bent(u1, v, rebound) - u2)
 
 
 def slope(a: Any, u1: Any, u2: Any, v: Any, rebound: bool) -> Any:
     """f'(v), see :mod:`.contract`."""
-    m = _bent(u1, v, rebound)
+    m = bent(u1, v, rebound)
     return a * ((m - u1) + (m - u2))
 
 
-def _bent(u1: Any, v: Any, rebound: bool) -> Any:
+def bent(u1: Any, v: Any, rebound: bool) -> Any:
     """The membrane in the map's second factor; floats too, for :mod:`.unfused`."""
     if rebound:
         return v
     return torch.where(v < u1, u1, v) if isinstance(v, Tensor) or isinstance(u1, Tensor) else max(v, u1)
+
+
+def highest(h: Tensor, threshold: Any, rebound: bool) -> Tensor:
+    """The membrane that the surrogate gradient of a hard reset sees: without rebound at most the threshold."""
+    return h if rebound else torch.where(h > threshold, threshold, h)
 
 
 def exp_negative(y: Tensor) -> Tensor:

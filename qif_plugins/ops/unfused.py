@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .contract import Kind
-from .torch_backend import charge, compute_dtype, initial, steps
+from .torch_backend import charge, compute_dtype, highest, initial, steps
 
 __all__ = ["autograd_multi_step", "composed_multi_step", "name_of"]
 
@@ -60,8 +60,7 @@ def autograd_multi_step(
         gate = (s.detach() if detach_reset else s).to(dtype)
         after = h - gate * threshold if soft else (1 - gate) * h + gate * v_reset
         if folded:
-            highest = h if rebound else torch.where(h > threshold, threshold, h)
-            return s, after, (1 - gate) * contribute(highest) + gate * contribute(v_reset)
+            return s, after, (1 - gate) * contribute(highest(h, threshold, rebound)) + gate * contribute(v_reset)
         return s, after, contribute(after)
 
     start = initial(v, x_seq, dtype)
