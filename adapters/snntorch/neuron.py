@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cached_property, wraps
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import snntorch as snn
 import torch
@@ -196,6 +196,14 @@ class QIF(Parameters, snn.Leaky):
         return not self.state_quant
 
     # -- running ---------------------------------------------------------------------------------
+
+    if TYPE_CHECKING:
+
+        @overload
+        def __call__(self, input_: Tensor, mem: Tensor) -> tuple[Tensor, Tensor]: ...
+        @overload
+        def __call__(self, input_: Tensor, mem: None = None) -> Any: ...
+        def __call__(self, input_: Tensor, mem: Tensor | None = None) -> Any: ...
 
     def forward(self, input_: Tensor, mem: Tensor | None = None) -> Any:
         """One time step.

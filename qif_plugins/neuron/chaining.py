@@ -9,7 +9,7 @@ of calls through the membrane after its reset cannot give. So the membrane befor
 from __future__ import annotations
 
 import sys
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -67,6 +67,10 @@ class ChainedSteps(QIFLayer):
     def _implementation(self, x: Tensor) -> BackendName:
         """The back end for this input."""
         raise NotImplementedError
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor: ...
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """One time step or all of them, as the host's base class decides.

@@ -25,7 +25,7 @@ from __future__ import annotations
 import sys
 import warnings
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -43,6 +43,21 @@ from .surrogate import WINDOWS, FusedSurrogate, Surrogate
 __all__ = ["available_backends", "check_spread", "qif_multi_step", "qif_step"]
 
 
+@overload
+def qif_step(
+    x: Tensor, v: Tensor | float, params: QIFParameters, surrogate: Surrogate, detach_reset: bool = ...,
+    *, backend: BackendName = ..., store_h: Literal[False] = ..., pre_reset: bool = ...,
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+@overload
+def qif_step(
+    x: Tensor, v: Tensor | float, params: QIFParameters, surrogate: Surrogate, detach_reset: bool = ...,
+    *, backend: BackendName = ..., store_h: Literal[True], pre_reset: bool = ...,
+) -> tuple[Tensor, Tensor, Tensor]: ...  # fmt: skip
+@overload
+def qif_step(
+    x: Tensor, v: Tensor | float, params: QIFParameters, surrogate: Surrogate, detach_reset: bool = ...,
+    *, backend: BackendName = ..., store_h: bool, pre_reset: bool = ...,
+) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]: ...  # fmt: skip
 def qif_step(
     x: Tensor,
     v: Tensor | float,
@@ -84,6 +99,21 @@ def qif_step(
     return (spike_seq.squeeze(0), v_next, *[h.squeeze(0).clone() for h in h_seq])
 
 
+@overload
+def qif_multi_step(
+    x_seq: Tensor, v: Tensor | float, params: QIFParameters, surrogate: Surrogate, detach_reset: bool = ...,
+    store_v_seq: bool = ..., backend: BackendName = ..., *, store_h_seq: Literal[False] = ..., pre_reset: bool = ...,
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+@overload
+def qif_multi_step(
+    x_seq: Tensor, v: Tensor | float, params: QIFParameters, surrogate: Surrogate, detach_reset: bool = ...,
+    store_v_seq: bool = ..., backend: BackendName = ..., *, store_h_seq: Literal[True], pre_reset: bool = ...,
+) -> tuple[Tensor, Tensor, Tensor]: ...  # fmt: skip
+@overload
+def qif_multi_step(
+    x_seq: Tensor, v: Tensor | float, params: QIFParameters, surrogate: Surrogate, detach_reset: bool = ...,
+    store_v_seq: bool = ..., backend: BackendName = ..., *, store_h_seq: bool, pre_reset: bool = ...,
+) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]: ...  # fmt: skip
 def qif_multi_step(
     x_seq: Tensor,
     v: Tensor | float,
