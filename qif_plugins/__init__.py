@@ -17,33 +17,19 @@ if TYPE_CHECKING:
     from .diagnostics.calibration import calibrate
     from .diagnostics.health import health
     from .diagnostics.initialisation import initialise
-    from .neuron.functional import available_backends, qif_multi_step, qif_step
+    from .neuron.functional import qif_multi_step, qif_step
     from .neuron.moments import MomentClosureError, firing_rate, membrane_moments
     from .neuron.parameters import QIFParameters
     from .neuron.surrogate import ATan, FastSigmoid, Gaussian, Sigmoid, Window
+    from .ops.backends import available_backends
 
 __version__ = "1.0.0"
 
 __all__ = [
-    "ATan",
-    "FastSigmoid",
-    "Gaussian",
-    "MomentClosureError",
-    "QIFParameters",
-    "Sigmoid",
-    "Window",
-    "available_backends",
-    "calibrate",
-    "firing_rate",
-    "health",
-    "initialise",
-    "membrane_moments",
-    "qif_multi_step",
-    "qif_step",
-    "register",
-    "swap",
-    "unregister",
-]
+    "ATan", "FastSigmoid", "Gaussian", "MomentClosureError", "QIFParameters", "Sigmoid", "Window", "available_backends",
+    "calibrate", "firing_rate", "health", "initialise", "membrane_moments", "qif_multi_step", "qif_step", "register",
+    "swap", "unregister",
+]  # fmt: skip
 
 _HOMES = {
     ".convert": ("swap",),
@@ -51,10 +37,11 @@ _HOMES = {
     ".diagnostics.calibration": ("calibrate",),
     ".diagnostics.health": ("health",),
     ".diagnostics.initialisation": ("initialise",),
-    ".neuron.functional": ("available_backends", "qif_multi_step", "qif_step"),
+    ".neuron.functional": ("qif_multi_step", "qif_step"),
     ".neuron.moments": ("MomentClosureError", "firing_rate", "membrane_moments"),
     ".neuron.parameters": ("QIFParameters",),
     ".neuron.surrogate": ("ATan", "FastSigmoid", "Gaussian", "Sigmoid", "Window"),
+    ".ops.backends": ("available_backends",),
 }
 """The module of each public name."""
 

@@ -17,8 +17,6 @@ from typing import Any, NoReturn
 
 from . import __version__
 
-__all__ = ["COMMANDS", "main"]
-
 COMMANDS = {
     "compare": "train one network with LIF and with QIF in every installed host, and compare",
     "run": "run an unmodified program whose LIF classes build QIF neurons",

@@ -24,10 +24,10 @@ from torch import distributed, nn
 from qif_plugins.cli import main
 from qif_plugins.experiments.bench.peers import OURS
 from qif_plugins.experiments.bench.runner import PASSES
-from qif_plugins.neuron.functional import available_backends, qif_multi_step
+from qif_plugins.neuron.functional import qif_multi_step
 from qif_plugins.neuron.parameters import QIFParameters
 from qif_plugins.neuron.surrogate import ATan, FastSigmoid, Sigmoid, Window
-from qif_plugins.ops.backends import implementation, unavailable_reason
+from qif_plugins.ops.backends import available_backends, implementation, unavailable_reason
 from qif_plugins.ops.contract import Coefficient, Coefficients, Kind, Shape
 from qif_plugins.ops.library import multi_step
 

@@ -8,8 +8,6 @@ from typing import Any
 
 import snntorch as snn
 
-__all__ = ["enter"]
-
 
 class _Collector:
     """Record whether the garbage collector is running. It may start while the host loops over the list."""

@@ -19,13 +19,13 @@ import snntorch as snn
 import torch
 from torch import Tensor
 
-from qif_plugins.neuron.arguments import DEFAULT_BETA, MAP, DynamicsName, MapArguments, build_parameters
+from qif_plugins.neuron.arguments import MapArguments, build_parameters
 from qif_plugins.neuron.following import WindowMemory, versions
 from qif_plugins.neuron.functional import check_spread, qif_multi_step, qif_step
 from qif_plugins.neuron.module import chosen_window
-from qif_plugins.neuron.names import MATCHED
+from qif_plugins.neuron.names import DEFAULT_BETA, DEFAULT_WINDOW, MAP, MATCHED, DynamicsName, WindowName
 from qif_plugins.neuron.parameters import Number, QIFParameters
-from qif_plugins.neuron.surrogate import DEFAULT_WINDOW, ATan, FusedSurrogate, Window, WindowName, spike
+from qif_plugins.neuron.surrogate import ATan, FusedSurrogate, Window, spike
 from qif_plugins.ops.backends import BackendName
 from qif_plugins.support.names import unknown
 from qif_plugins.support.numbers import number
@@ -33,8 +33,6 @@ from qif_plugins.support.numbers import number
 from .instances import enter
 from .parameters import Neuron, Parameters, check_leak, checked_argument, detached, reset_of
 from .surrogate import Heaviside
-
-__all__ = ["QIF"]
 
 ResetMechanism = Literal["zero", "subtract", "none"]
 

@@ -11,8 +11,6 @@ from qif_plugins.neuron.module import NO_NIR
 
 from .neuron import QIF
 
-__all__ = ["refuse_export"]
-
 
 def refuse_export() -> None:
     """snnTorch would export a QIF as the LIF neuron that it inherits from, without a word; make it raise."""

@@ -10,17 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from qif_plugins.neuron.arguments import DEFAULT_BETA, MAP, MAX_BETA, MapArguments, build_parameters
+from qif_plugins.neuron.arguments import MAX_BETA, MapArguments, build_parameters
 from qif_plugins.neuron.following import has_storage, same_versions, versions
 from qif_plugins.neuron.module import QIFLayer, check_surrogate, checked_window, on_device, undone_on_error
-from qif_plugins.neuron.names import MATCHED
+from qif_plugins.neuron.names import DEFAULT_BETA, MAP, MATCHED, WindowName
 from qif_plugins.neuron.parameters import Number, QIFParameters
-from qif_plugins.neuron.surrogate import Gaussian, Surrogate, Window, WindowName
+from qif_plugins.neuron.surrogate import Gaussian, Surrogate, Window
 from qif_plugins.support.numbers import checked_number
 
 from .surrogate import SpikeGradient, recognised, shifted
-
-__all__ = ["Neuron", "Parameters", "check_leak", "checked_argument", "detached", "reset_of"]
 
 NUMBERS = ("beta", "threshold")
 ASSIGNED = frozenset({*NUMBERS, *MAP, "dynamics", "curvature"})

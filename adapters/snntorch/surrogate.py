@@ -8,19 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from qif_plugins.neuron.module import checked_window
+from qif_plugins.neuron.names import DEFAULT_WINDOW, WindowName
 from qif_plugins.neuron.parameters import Number, QIFParameters
-from qif_plugins.neuron.surrogate import (
-    DEFAULT_WINDOW,
-    ATan,
-    FastSigmoid,
-    FusedSurrogate,
-    Sigmoid,
-    Window,
-    WindowName,
-    spike,
-)
-
-__all__ = ["Heaviside", "SpikeGradient", "analytic_window", "recognised", "shifted"]
+from qif_plugins.neuron.surrogate import ATan, FastSigmoid, FusedSurrogate, Sigmoid, Window, spike
 
 HOST_SURROGATES: dict[str, tuple[str, type[Any]]] = {
     "atan.<locals>.inner": ("alpha", ATan),

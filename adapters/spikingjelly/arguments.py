@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
 
 from torch import Tensor, nn
 
-from qif_plugins.neuron.arguments import MAP, DynamicsName, MapArguments, NodeArguments
+from qif_plugins.neuron.arguments import MapArguments, NodeArguments
+from qif_plugins.neuron.names import MAP, DynamicsName
 from qif_plugins.support.numbers import checked_number
 
 if TYPE_CHECKING:
-    from qif_plugins.neuron.surrogate import Window, WindowName
-
-__all__ = ["NodeOptions", "StepMode", "checked_assignment", "learns", "node_arguments", "show_options"]
+    from qif_plugins.neuron.names import WindowName
+    from qif_plugins.neuron.surrogate import Window
 
 StepMode = Literal["s", "m"]
 

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from qif_plugins.ops.backends import BackendName
 
-__all__ = ["AnalyticGaussian", "AnalyticWindow", "MultiStepQIFNode", "QIFNode"]
-
 
 class AnalyticWindow(CudaText, AnalyticWindowBase, surrogate.MultiArgsSurrogateFunctionBase):
     """The rectangular window as a ``clock_driven`` surrogate, with the arguments of :class:`..v2.AnalyticWindow`."""

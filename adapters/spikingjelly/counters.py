@@ -19,9 +19,6 @@ from qif_plugins.neuron.module import QIFLayer
 from qif_plugins.ops.library import multi_step, multi_step_backward
 from qif_plugins.ops.operations import given, work
 
-__all__ = ["teach_counters"]
-
-
 _ON_STATE = {
     False: {"state_adds": 5, "state_muls": 3, "state_reset_ops": 2, "spike_triggered_ops": 2},
     True: {"state_adds": 5, "state_muls": 2, "state_reset_ops": 1, "spike_triggered_ops": 1},

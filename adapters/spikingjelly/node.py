@@ -9,26 +9,19 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from qif_plugins.neuron.arguments import MAP, NodeArguments, one_number
+from qif_plugins.neuron.arguments import NodeArguments, one_number
 from qif_plugins.neuron.chaining import ChainedSteps
 from qif_plugins.neuron.following import WindowMemory, has_storage, same_versions, versions
 from qif_plugins.neuron.functional import check_spread
 from qif_plugins.neuron.module import check_surrogate, checked_window, chosen_window, on_device
-from qif_plugins.neuron.names import MATCHED
+from qif_plugins.neuron.names import MAP, MATCHED, WindowName
 from qif_plugins.neuron.parameters import QIFParameters
-from qif_plugins.neuron.surrogate import (
-    Gaussian,
-    Surrogate,
-    Window,
-    WindowName,
-)
+from qif_plugins.neuron.surrogate import Gaussian, Surrogate, Window
 from qif_plugins.ops.backends import BACKENDS, BackendName
 from qif_plugins.support.numbers import number
 
 from .arguments import NodeOptions, checked_assignment, constructor_number, learns, node_arguments
 from .surrogate import AnalyticBase, fused
-
-__all__ = ["QIFNeuron", "broadcast", "overridden"]
 
 ASSIGNED = frozenset(
     {"v_threshold", "v_reset", "tau", "decay_input", "input_gain", *MAP, "dynamics", "window", "surrogate_function"}

@@ -12,14 +12,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from qif_plugins.neuron.names import WindowName
 from qif_plugins.neuron.parameters import Number, QIFParameters
 from qif_plugins.neuron.reparametrization import constrained, unconstrained
-from qif_plugins.neuron.surrogate import Gaussian, Surrogate, Window, WindowName
+from qif_plugins.neuron.surrogate import Gaussian, Surrogate, Window
 
 from .arguments import checked_assignment, learns
 from .node import RESOLVED, QIFNeuron
-
-__all__ = ["LearnedMap", "ParametricQIFNeuron"]
 
 LEARNED = ("a", "u1", "u2")
 

@@ -13,11 +13,10 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from qif_plugins.neuron.names import WindowName
 from qif_plugins.neuron.parameters import Number, QIFParameters, holds_everywhere
-from qif_plugins.neuron.surrogate import ATan, Gaussian, Sigmoid, Surrogate, Window, WindowName, spike
+from qif_plugins.neuron.surrogate import ATan, Gaussian, Sigmoid, Surrogate, Window, spike
 from qif_plugins.support.numbers import number
-
-__all__ = ["AnalyticBase", "AnalyticGaussianBase", "AnalyticWindowBase", "CudaText", "fused"]
 
 Self = TypeVar("Self", bound="AnalyticBase")
 

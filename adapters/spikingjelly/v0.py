@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from qif_plugins.ops.backends import BackendName
 
-__all__ = ["AnalyticGaussian", "AnalyticWindow", "ParametricQIFNode", "QIFNode"]
-
 HOOKS = ("neuronal_charge", "neuronal_fire", "neuronal_reset")
 
 

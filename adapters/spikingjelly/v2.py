@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from qif_plugins.ops.backends import BackendName
 
-__all__ = ["AnalyticGaussian", "AnalyticWindow", "ParametricQIFNode", "QIFNode"]
-
 
 class AnalyticWindow(AnalyticWindowBase, surrogate.SurrogateFunctionBase):
     """The rectangular window as a SpikingJelly surrogate, for our nodes and the host's alike.

@@ -16,8 +16,6 @@ from ..experiments.bench.peers import OURS, PEERS
 from ..support.names import unknown
 from .objects import device
 
-__all__ = ["run"]
-
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print each size as it is done, and write the results."""

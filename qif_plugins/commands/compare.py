@@ -27,8 +27,6 @@ from ..neuron.names import WINDOWS
 from ..support.files import occupied, read_json
 from .objects import device, one_of
 
-__all__ = ["run"]
-
 Key = tuple[str, str | None, int]
 """A training of the plan: host, window of QIF or ``None`` for LIF, seed."""
 

@@ -17,8 +17,6 @@ from ..experiments.training.augmentation import event_transform, image_transform
 from ..experiments.training.config import DataConfig, load_config
 from ..experiments.training.data import DURATIONS, IMAGENET_STATISTICS, expected_shape, sound_of
 
-__all__ = ["run"]
-
 _NAMES = {".wav": "spoken_digits", ".bin": "nmnist", ".bs2": "nmnist", ".h5": "shd", ".hdf5": "shd"}
 """Configurations for the kinds of files; that of images is the one for all others."""
 

@@ -23,8 +23,6 @@ from ..ops.shortcuts.memory import uses_huge_pages
 from ..ops.shortcuts.openmp import uses_openmp
 from ..ops.threads import which_threads
 
-__all__ = ["run"]
-
 OPTIONAL = {
     "numba": ("numba",),
     "triton": ("triton", "triton-windows"),

@@ -14,16 +14,14 @@ import torch
 from torch import nn
 
 from .. import __version__
+from ..convert.trial import reset_state
 from ..diagnostics.energy.costs import LIF_UPDATES, MEMORIES, Costs, Energy, Traffic, memory_traffic
 from ..diagnostics.energy.counting import Operations, count_operations
 from ..diagnostics.energy.rates import StepCount, count_at_rate
-from ..diagnostics.running import reset_state
 from ..experiments.figures import plot_overhead, require_matplotlib
 from ..experiments.names import SEQUENCES, SHAPES
 from ..support.files import check_target, write_json
 from ..support.text import percent, text_table
-
-__all__ = ["run"]
 
 PAPER = 0.0094, 0.0323
 """The overhead that arXiv 2510.05168 reports, from the least to the most."""

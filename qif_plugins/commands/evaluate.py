@@ -10,8 +10,6 @@ from ..experiments.training.config import Config, from_dict
 from ..experiments.training.session import make_trainer, on_other_data, prepare
 from ..support.text import text_table
 
-__all__ = ["run"]
-
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate on the test samples, and print."""

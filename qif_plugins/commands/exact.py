@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ..exact.functional import EventBudgetError
+from ..exact.adjoint import EventBudgetError
 from ..experiments.checkpoints import EXACT, EXACT_NETWORK, Checkpoints, differences, load_checkpoint, save_checkpoint
 from ..experiments.exact.data import load
 from ..experiments.exact.demo import DEMOS
@@ -19,8 +19,6 @@ from ..experiments.records import Trial
 from ..support.files import finite, occupied, write_json
 from ..support.names import unknown
 from .options import NUMBERS
-
-__all__ = ["run"]
 
 
 def run(arguments: argparse.Namespace) -> int:

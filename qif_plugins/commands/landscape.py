@@ -32,8 +32,6 @@ from ..experiments.landscape.subjects import Subject, load_subject
 from ..support.files import occupied, write_json
 from ..support.text import mean_pm, text_table
 
-__all__ = ["run"]
-
 _BEYOND = 0.25
 """Reach of a line beyond the two networks that it joins, in units of their distance."""
 

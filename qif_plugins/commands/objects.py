@@ -11,8 +11,6 @@ from ..neuron.names import DEFAULT_BETA, MAP
 from ..neuron.parameters import QIFParameters
 from ..support.names import unknown
 
-__all__ = ["describe", "device", "neuron", "one_of"]
-
 
 def neuron(arguments: argparse.Namespace) -> QIFParameters:
     """Build the neuron that the options of ``qif window`` and ``qif phase`` ask for.

@@ -25,8 +25,6 @@ from ..experiments.names import DATA_SETS, FIGURES, HOSTS, IMAGES, SHAPES, confi
 from ..experiments.studies import STUDIES
 from ..neuron.names import CLOSURES, DEFAULT_BETA, DYNAMICS, PAPER, WINDOWS
 
-__all__ = ["NOTHING_BUILT", "NUMBERS"]
-
 NOTHING_BUILT = 3
 """Exit status of ``qif run`` for a program that succeeded without running a QIF neuron."""
 

@@ -10,8 +10,6 @@ from ..neuron.parameters import QIFParameters
 from ..neuron.phase import fixed_points, regions
 from .objects import describe, neuron
 
-__all__ = ["run"]
-
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the fixed points and regions, and write the figure."""

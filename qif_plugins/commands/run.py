@@ -20,8 +20,6 @@ from ..convert.standins import NAMES
 from ..convert.watch import Rate
 from .options import NOTHING_BUILT
 
-__all__ = ["run"]
-
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the program and return its exit status."""

@@ -17,8 +17,6 @@ from ..support.names import unknown
 if TYPE_CHECKING:
     from ..experiments.studies.runner import Progress
 
-__all__ = ["run"]
-
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the trials that are not recorded yet, and write the page."""

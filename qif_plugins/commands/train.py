@@ -24,8 +24,6 @@ from ..experiments.training.session import follow_schedule, make_trainer, prepar
 from ..support.checkpoints import load_weights
 from ..support.files import occupied
 
-__all__ = ["run"]
-
 MAY_CHANGE = ("data.folder", "data.download", "data.workers", "training.save_every")
 """Keys that a resumed run may change, since no result depends on them."""
 EPOCHS = "training.epochs"

@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 
-from ..neuron.moments import CLOSURES, ClosureName, MomentClosureError, firing_rate, membrane_moments
+from ..neuron.moments import MomentClosureError, firing_rate, membrane_moments
+from ..neuron.names import CLOSURES, WINDOWS, ClosureName, WindowName
 from ..neuron.parameters import Number, QIFParameters
 from ..neuron.simulate import MembraneStatistics, simulate_membrane
-from ..neuron.surrogate import WINDOWS, Gaussian, Window, WindowName
+from ..neuron.surrogate import Gaussian, Window
 from .objects import describe, neuron
-
-__all__ = ["run"]
 
 
 def run(arguments: argparse.Namespace) -> int:

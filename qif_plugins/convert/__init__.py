@@ -14,15 +14,16 @@ from typing import Any, Literal
 from torch import nn
 
 from ..neuron.module import OTHERS
-from ..neuron.names import DYNAMICS, DynamicsName
-from ..neuron.surrogate import WINDOWS, Window, WindowName
+from ..neuron.names import DYNAMICS, WINDOWS, DynamicsName, WindowName
+from ..neuron.surrogate import Window
 from ..support.names import unknown
-from .find import Site, Survey, survey
+from .find import Survey, survey
 from .hosts import HOSTS, Host, Plan, Request, loaded_hosts
 from .norms import convert_norms
 from .rates import FACTOR, Expected, compared, expected, measured_rates
 from .rebuild import rebuild, replaced, restore
 from .report import Row, SwapReport
+from .walk import Site
 
 __all__ = ["Row", "SwapReport", "swap"]
 

@@ -19,8 +19,6 @@ from .order import place
 from .trial import Call
 from .walk import NORMS, Site, neurons, walk
 
-__all__ = ["Call", "Site", "Survey", "neurons", "survey"]
-
 _LIKE_A_NEURON = re.compile(r"LIF|IF(?![a-z])|[Ss]pik(e|ing)|[Nn]euron")
 
 

@@ -17,8 +17,6 @@ from .rebuild import rebuild
 from .trial import Call, trial
 from .walk import NEURON, NORM, OTHER, WEIGHT, Site, kind_of, walk
 
-__all__ = ["trace"]
-
 _TRIAL = Request("lif", parameters={"backend": "auto"})
 _PARAMETER = ("parameter", "")
 _INPUT = ("input", "")

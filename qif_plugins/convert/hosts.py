@@ -18,11 +18,6 @@ from ..neuron.surrogate import Window
 if TYPE_CHECKING:
     from .rates import Dynamics
 
-__all__ = [
-    "HOSTS", "NO_LEAK_BETA", "Host", "Neuron", "Plan", "Request", "Snapshot", "check_arguments", "loaded_hosts",
-    "never_fires", "no_leak",
-]  # fmt: skip
-
 HOSTS = {
     "spikingjelly": "qif_plugins.convert.spikingjelly",
     "snntorch": "qif_plugins.convert.snntorch",

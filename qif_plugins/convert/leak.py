@@ -17,8 +17,6 @@ from ..neuron.arguments import NodeArguments
 from ..neuron.module import undone_on_error
 from ..neuron.parameters import QIFParameters
 
-__all__ = ["LeakQIFNode", "LearnedLeak"]
-
 MIN_LEAK = 1e-4
 """Distance that a learned leak keeps from 0 and from 1: the matched map needs both apart, and float32 some distance."""
 

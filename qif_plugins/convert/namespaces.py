@@ -25,8 +25,6 @@ from typing import Any, NamedTuple
 
 from ..support.names import unknown
 
-__all__ = ["register", "unregister"]
-
 logger = logging.getLogger("qif_plugins")
 
 

@@ -19,8 +19,6 @@ from .hosts import Host
 from .rebuild import undoing
 from .report import Row
 
-__all__ = ["convert_norms", "is_tdbn"]
-
 
 class TokenTDBatchNorm1d(TDBatchNorm1d):
     """tdBN in the place of :class:`torch.nn.BatchNorm1d`, whose three-dimensional input is ``[N, C, L]``.

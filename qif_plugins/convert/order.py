@@ -16,8 +16,6 @@ from torch import nn
 from .hosts import Host
 from .walk import NEURON, NORM, OTHER, WEIGHT, Site, kind_of, walk
 
-__all__ = ["place"]
-
 BLOCK = "block"
 _UNKNOWN = "the registration order does not tell which neuron reads out"
 _NORMS_UNKNOWN = "the registration order does not tell which normalization feeds which neuron"

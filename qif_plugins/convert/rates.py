@@ -24,8 +24,6 @@ from .hosts import Host
 from .trial import reset_state, trial
 from .walk import Site, neurons
 
-__all__ = ["FACTOR", "Dynamics", "compared", "expected", "leaky", "mean_of", "measured_rates", "quadratic"]
-
 STEPS, NEURONS = 16, 4096
 FACTOR = 2.0
 """A firing rate that changes by more than this is told."""

@@ -16,8 +16,6 @@ from torch import Tensor, nn
 
 from .hosts import Host, Neuron, Plan
 
-__all__ = ["classify", "extended", "own_code", "rebuild", "replaced", "resolve", "restore", "undoing"]
-
 _HELD = frozenset({"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"})
 _GENERIC = frozenset(vars(nn.Module())) - _HELD
 """The other attributes that every module has: training mode and hooks."""

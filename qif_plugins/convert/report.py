@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 from ..support.text import text_table
 
-__all__ = ["Row", "SwapReport"]
-
 
 @dataclass(frozen=True)
 class Row:

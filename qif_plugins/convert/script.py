@@ -21,14 +21,13 @@ from torch.utils.weak import WeakIdKeyDictionary
 from ..neuron.surrogate import Window
 from ..support.randomness import unchanged_randomness
 from . import SwapReport, check_swappable, swap_found
-from .find import Call, Site, Survey, neurons, survey
+from .find import Survey, survey
 from .hosts import Host, Request
 from .rebuild import replaced
 from .standins import StandIns
-from .trial import on_trial, unwrapped
+from .trial import Call, on_trial, unwrapped
+from .walk import Site, neurons
 from .watch import Watch
-
-__all__ = ["Patch"]
 
 _DECIDED = "_qif_run_decided"
 """Attribute of a LIF neuron that is to stay one: the number of modules of the network for which that was decided. In a

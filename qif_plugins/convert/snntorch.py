@@ -18,8 +18,6 @@ from .hosts import NO_LEAK_BETA, Neuron, Plan, Request, Snapshot, check_argument
 from .rates import Dynamics, leaky, quadratic
 from .rebuild import classify, extended, own_code
 
-__all__ = ["HOST", "TARGETS", "LapicqueQIF", "RecurrentQIF"]
-
 
 class LapicqueQIF(QIF):
     """QIF in the place of ``snn.Lapicque``, whose leak is 1 - Δt/RC and whose input is scaled by Δt/C."""

@@ -23,8 +23,6 @@ from .leak import LeakQIFNode, LearnedLeak
 from .rates import Dynamics, leaky, mean_of, quadratic
 from .rebuild import classify, extended, own_code
 
-__all__ = ["HOST", "TARGETS"]
-
 TARGETS: dict[type[Any], type[Any]] = {
     neuron.IFNode: QIFNode,
     neuron.LIFNode: QIFNode,

@@ -18,8 +18,6 @@ from torch import nn
 from .hosts import HOSTS, Host
 from .rebuild import replaced, resolve
 
-__all__ = ["NAMES", "StandIns"]
-
 NAMES = {
     "spikingjelly.activation_based.neuron": ("IFNode", "LIFNode", "ParametricLIFNode"),
     "spikingjelly.clock_driven.neuron": (

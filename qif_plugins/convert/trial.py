@@ -20,8 +20,6 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ..support.randomness import unchanged_randomness
 from .hosts import Host
 
-__all__ = ["Call", "on_trial", "reset_state", "trial", "unwrapped"]
-
 
 @dataclass(frozen=True)
 class Call:

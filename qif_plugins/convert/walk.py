@@ -11,8 +11,6 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from .hosts import Host, Neuron
 
-__all__ = ["NEURON", "NORM", "NORMS", "OTHER", "WEIGHT", "Site", "kind_of", "neurons", "walk"]
-
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, *filter(None, [getattr(nn, "RMSNorm", None)]))
 
 NEURON, NORM, WEIGHT, OTHER = "neuron", "norm", "weight", "other"

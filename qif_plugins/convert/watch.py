@@ -14,8 +14,6 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ..neuron.observe import fired
 
-__all__ = ["Rate", "Watch"]
-
 STRIDE = 17
 """One call in this many is looked at. A prime, so that a loop over time does not show one and the same step."""
 FIRST, LAST = 4, 32

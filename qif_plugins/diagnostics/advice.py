@@ -26,11 +26,6 @@ from .statistics import average
 if TYPE_CHECKING:
     from .health import LayerHealth
 
-__all__ = [
-    "CAUSES", "ONE_STEP", "REACH", "Cause", "InputPlace", "advise", "advise_network", "derives", "input_places",
-    "on_runaway", "surrogate_with_tails",
-]  # fmt: skip
-
 ONE_STEP = "measured over one time step; pass steps=T or a callable that runs the model over all its steps"
 """Advice on a layer whose membrane had no time to leave rest: its spikes and gradient may mislead."""
 

@@ -14,12 +14,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..convert.trial import unwrapped
 from ..neuron.module import QIFLayer
 from ..neuron.moments import MomentClosureError, firing_rate, membrane_moments
 from ..support.names import unknown
 from ..support.text import plus_minus, text_table
 from .advice import ONE_STEP, REACH, derives, input_places, on_runaway, surrogate_with_tails
-from .running import Batches, check_steps, run_all, unwrapped
+from .running import Batches, check_steps, run_all
 from .spiking import LayerStatistics, MeasuredLayer, measured, qif_layers
 from .statistics import Moments, average
 

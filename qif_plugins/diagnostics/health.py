@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..convert.trial import Call
+from ..convert.trial import Call, unwrapped
 from ..neuron.module import QIFLayer
 from ..neuron.moments import MomentClosureError
 from ..neuron.observe import Observation
@@ -20,7 +20,7 @@ from ..neuron.parameters import Number, QIFParameters
 from ..neuron.surrogate import FusedSurrogate
 from ..support.text import percent, text_table
 from .advice import Cause, InputPlace, advise, advise_network, input_places
-from .running import check_steps, input_of, run_on, unwrapped
+from .running import check_steps, input_of, run_on
 from .spiking import LayerStatistics, MeasuredLayer, measured, qif_layers
 from .statistics import average, effective_input
 

@@ -19,17 +19,17 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from ..convert.find import Call, Site, survey
-from ..convert.find import neurons as find_neurons
+from ..convert.find import survey
 from ..convert.hosts import loaded_hosts
 from ..convert.rates import Dynamics
+from ..convert.trial import Call, unwrapped
+from ..convert.walk import Site
+from ..convert.walk import neurons as find_neurons
 from ..neuron.module import QIFLayer
 from ..neuron.observe import Seen, watching
 from ..support.text import plus_minus, text_table
-from .running import check_steps, input_of, preserved, run_on, unwrapped
+from .running import check_steps, input_of, preserved, run_on
 from .statistics import Moments
-
-__all__ = ["InitialisationReport", "InitialisedLayer", "initialise"]
 
 TOLERANCE = 0.01
 """Relative distance from the threshold at which the deviation of an input is taken as reached."""

@@ -10,10 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..convert.trial import reset_state, unwrapped
+from ..convert.trial import reset_state
 from ..support.randomness import unchanged_randomness
-
-__all__ = ["Batches", "check_steps", "input_of", "preserved", "reset_state", "run_all", "run_on", "unwrapped"]
 
 Batches = Iterable[Any] | Tensor | Callable[[nn.Module], Any]
 

@@ -7,8 +7,6 @@ from torch import Tensor
 
 from ..neuron.parameters import Number, QIFParameters
 
-__all__ = ["Moments", "average", "effective_input"]
-
 
 class Moments:
     """Count, mean and central moments up to the fourth of the values of a stream, for each group of them.

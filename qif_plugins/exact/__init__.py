@@ -10,8 +10,9 @@ try:
 except ImportError as error:
     raise ImportError("qif_plugins.exact needs Numba: pip install 'qif-plugins[cpu]'") from error
 
+from .adjoint import EventBudgetError
 from .encoders import encode_images, pad_events
-from .functional import EndState, EventBudgetError, LayerOutput, spiking_layer
+from .functional import EndState, LayerOutput, spiking_layer
 from .initialisation import initialise
 from .layers import LIFLayer, QIFLayer, SpikingLayer, ThetaLayer
 from .losses import count_cross_entropy, first_spike_cross_entropy, spike_count_loss, spike_time_loss

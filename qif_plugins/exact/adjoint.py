@@ -13,8 +13,6 @@ from ..ops.threads import for_each_chunk
 from . import engine
 from .padding import padded
 
-__all__ = ["MODELS", "EventBudgetError", "Layer"]
-
 MODELS = {"lif": engine.LIF, "qif": engine.QIF, "theta": engine.THETA}
 """The engine's number for each neuron, by name."""
 

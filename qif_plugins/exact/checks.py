@@ -11,8 +11,6 @@ from ..support.names import unknown
 from .adjoint import MODELS
 from .padding import first_fault
 
-__all__ = ["check_model", "check_spikes", "check_tensors"]
-
 LARGEST = 1e100
 """Largest size of weights, states, currents and duration / tau. The engine squares them; larger numbers could overflow
 float64 in the sum over all events, and spikes would then be missing without an error."""

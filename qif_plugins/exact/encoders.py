@@ -11,8 +11,6 @@ from torch import Tensor
 
 from .spikes import Spikes
 
-__all__ = ["encode_images", "pad_events"]
-
 
 def encode_images(images: Tensor, latest: float, threshold: float = 0.1, dtype: torch.dtype = torch.float64) -> Spikes:
     """Encode intensities as spike times: a pixel of intensity x >= ``threshold`` spikes once, at latest · (1 - x).

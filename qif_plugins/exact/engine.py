@@ -32,8 +32,6 @@ import math
 import numpy as np
 from numba import njit
 
-__all__ = ["LIF", "QIF", "THETA", "backward", "forward"]
-
 LIF, QIF, THETA = 0, 1, 2
 
 _LIMIT = 0.5

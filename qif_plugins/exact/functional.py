@@ -15,8 +15,6 @@ from torch import Tensor
 from .adjoint import MODELS, EventBudgetError, Layer
 from .checks import check_model, check_spikes, check_tensors
 
-__all__ = ["EndState", "EventBudgetError", "LayerOutput", "spiking_layer"]
-
 MAX_SPIKES = 1 << 20
 """Default limit of a layer's output spikes in one sample."""
 

@@ -9,11 +9,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .functional import EventBudgetError
+from .adjoint import EventBudgetError
 from .layers import SpikingLayer
 from .spikes import Spikes
-
-__all__ = ["InactiveError", "initialise"]
 
 
 class InactiveError(ValueError):

@@ -23,8 +23,6 @@ from torch.nn import functional as F
 from .functional import MAX_SPIKES, EndState, spiking_layer
 from .spikes import Spikes
 
-__all__ = ["LIFLayer", "QIFLayer", "SpikingLayer", "ThetaLayer"]
-
 
 class SpikingLayer(nn.Module):
     """Base class of :class:`QIFLayer`, :class:`ThetaLayer` and :class:`LIFLayer`.

@@ -8,8 +8,6 @@ from torch.nn import functional as F
 
 from .spikes import Spikes
 
-__all__ = ["count_cross_entropy", "first_spike_cross_entropy", "spike_count_loss", "spike_time_loss"]
-
 
 def first_spike_cross_entropy(spikes: Spikes, labels: Tensor, scale: float, regularisation: float = 1e-2) -> Tensor:
     """Compute the cross-entropy with the logits -t/scale of the times t to first spike: the first to spike wins.

@@ -8,8 +8,6 @@ import math
 import numpy as np
 from numba import njit
 
-__all__ = ["first_fault", "padded", "places"]
-
 _jit = njit(cache=True, nogil=True)
 
 

@@ -16,8 +16,6 @@ from torch import Tensor
 
 from .padding import places
 
-__all__ = ["Spikes"]
-
 
 @dataclass(frozen=True, eq=False)
 class Spikes:

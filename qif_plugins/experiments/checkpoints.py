@@ -24,10 +24,6 @@ from .training.state import check_progress
 if TYPE_CHECKING:
     from .training.engine import Trainer
 
-__all__ = [
-    "COMPARE", "EXACT", "EXACT_NETWORK", "TRAIN", "Checkpoints", "differences", "load_checkpoint", "save_checkpoint",
-]  # fmt: skip
-
 FORMAT = "qif-plugins training checkpoint 1"
 TRAIN, EXACT, COMPARE, EXACT_NETWORK = "qif train", "qif exact train", "qif compare --save", "qif exact train: exact.pt"
 _SPIKE_TRAINS = {"name": str, "root": (str, type(None)), "limit": (int, type(None))}

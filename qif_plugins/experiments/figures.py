@@ -15,11 +15,6 @@ from ..neuron.parameters import QIFParameters
 from ..neuron.phase import fixed_points, regions, trajectory
 from ..support.files import replacing
 
-__all__ = [
-    "COLOURS", "MARKERS", "Curve", "colours_of", "deviation", "errorbars", "figure", "integer_ticks", "legend_below",
-    "plot_curves", "plot_overhead", "plot_phase", "plot_sample", "require_matplotlib",
-]  # fmt: skip
-
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Colours that stay apart for colour-blind readers and in grey (Okabe and Ito). LIF has the first, QIF the second."""
 MARKERS = "osD^vP*"

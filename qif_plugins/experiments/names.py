@@ -4,11 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = [
-    "BUNDLED", "CONFIGURATIONS", "DATA_SETS", "ENCODERS", "FIGURES", "HOSTS", "IMAGES", "IN_MEMORY", "SEQUENCES",
-    "SHAPES", "SOUNDS", "SPLITS", "configurations",
-]  # fmt: skip
-
 HOSTS = ("spikingjelly", "snntorch")
 """Hosts by the name of their package."""
 BUNDLED = ("digits", "mnist5k")

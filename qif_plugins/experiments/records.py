@@ -13,8 +13,6 @@ import torch
 from ..support.files import finite, read_json, replacing
 from .bench.machine import installed, machine
 
-__all__ = ["Records", "Result", "Setting", "Trial", "by_seed", "key_of"]
-
 PACKAGES = ("qif-plugins", "torch", "numba", "spikingjelly")
 Setting = dict[str, Any]
 Result = dict[str, Any]

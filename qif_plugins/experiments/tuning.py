@@ -10,8 +10,6 @@ from .records import Records, Setting
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-__all__ = ["search"]
-
 
 def search(
     distributions: Mapping[str, BaseDistribution], common: Setting, entries: Callable[[dict[str, Any]], Setting],

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from .parts import Neurons, QIFNode, SpikingModel, conv, layer, linear, norm2d
 
-__all__ = ["PlainNet", "vggsnn"]
-
 VGGSNN = (64, 128, "pool", 256, 256, "pool", 512, 512, "pool", 512, 512, "pool")
 
 

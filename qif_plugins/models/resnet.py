@@ -21,8 +21,6 @@ from torch import Tensor, nn
 
 from .parts import Neurons, QIFNode, SpikingModel, conv, layer, linear, norm1d, norm2d
 
-__all__ = ["ResNet", "resnet19", "resnet34"]
-
 BRANCH_ALPHA = 1 / math.sqrt(2)
 
 

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from .parts import Neurons, QIFNode, SpikingModel, linear, norm1d
 from .plain import PlainNet
 
-__all__ = ["Perceptron", "convnet", "perceptron"]
-
 
 class Perceptron(SpikingModel):
     """Network of linear layers with neurons between them; see :func:`perceptron`."""

@@ -23,21 +23,8 @@ from torch import Tensor
 
 from ..support.names import unknown
 from ..support.numbers import number
-from .names import DEFAULT_BETA, DYNAMICS, MAP, MATCHED, PAPER, DynamicsName
+from .names import DYNAMICS, MAP, MATCHED, PAPER
 from .parameters import Number, QIFParameters, holds_everywhere, is_finite
-
-__all__ = [
-    "DEFAULT_BETA",
-    "DEFAULT_TAU",
-    "DYNAMICS",
-    "MAP",
-    "MAX_BETA",
-    "DynamicsName",
-    "MapArguments",
-    "NodeArguments",
-    "build_parameters",
-    "one_number",
-]
 
 MIN_DISTANCE = 1e-6
 """Least distance of a matched neuron's learned threshold from the resting point, which it must lie above."""

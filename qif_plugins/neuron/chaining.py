@@ -20,8 +20,6 @@ from .following import has_storage
 from .functional import qif_multi_step, qif_step
 from .module import NO_NIR, QIFLayer
 
-__all__ = ["ChainedSteps"]
-
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
 
 

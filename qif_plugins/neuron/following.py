@@ -26,8 +26,6 @@ from .moments import closure_step, newton_step
 from .parameters import Number, QIFParameters
 from .surrogate import Gaussian, Window, isometric_gaussian, unbiased_window
 
-__all__ = ["WindowMemory", "followed_moments", "has_storage", "same_versions", "versions", "window_of_moments"]
-
 _ITERATIONS = 4
 _NEWTON_STEPS = 12
 """Enough for every leak up to 0.9999 and inputs down to a hundredth of the threshold."""

@@ -30,17 +30,16 @@ from typing import Any, Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 
-from ..ops.backends import BackendName, available_backends, choose_backend
+from ..ops.backends import BackendName, choose_backend
 from ..ops.contract import LEARNABLE, Kind
 from ..ops.layout import in_layout_of, wider
 from ..ops.library import multi_step
 from ..ops.shortcuts import eager
 from ..ops.unfused import autograd_multi_step, composed_multi_step, name_of
+from .names import WINDOWS
 from .observe import Observation, observers
 from .parameters import QIFParameters
-from .surrogate import WINDOWS, FusedSurrogate, Surrogate
-
-__all__ = ["available_backends", "check_spread", "qif_multi_step", "qif_step"]
+from .surrogate import FusedSurrogate, Surrogate
 
 
 @overload

@@ -29,8 +29,6 @@ from torch import Tensor
 from .moments import membrane_memory
 from .parameters import Number, QIFParameters
 
-__all__ = ["gaussian_width", "rectangle_width", "relative_mean_square"]
-
 LEAST = math.log(math.pi / 2)
 _STEPS = 10
 """The last changes less than 1e-10 of the width for thresholds up to 1,000 deviations from the mean."""

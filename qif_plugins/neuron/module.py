@@ -22,11 +22,10 @@ from ..support.names import unknown
 from .arguments import one_number
 from .following import WindowMemory, followed_moments, window_of_moments
 from .moments import membrane_moments
+from .names import DEFAULT_WINDOW, WINDOWS, WindowName
 from .observe import watchable
 from .parameters import Number, QIFParameters
-from .surrogate import DEFAULT_WINDOW, WINDOWS, FusedSurrogate, Gaussian, Window, WindowName
-
-__all__ = ["NO_NIR", "QIFLayer", "check_surrogate", "checked_window", "chosen_window", "on_device", "undone_on_error"]
+from .surrogate import FusedSurrogate, Gaussian, Window
 
 KINDS = ("input", "membrane")
 _REGISTERS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")

@@ -30,17 +30,6 @@ from ..support.numbers import checked_number
 from .names import CLOSURES, ClosureName
 from .parameters import Number, QIFParameters
 
-__all__ = [
-    "CLOSURES",
-    "ClosureName",
-    "MomentClosureError",
-    "closure_step",
-    "firing_rate",
-    "membrane_memory",
-    "membrane_moments",
-    "newton_step",
-]
-
 _MAX_ITERATIONS = 500
 _MAX_NEWTON_STEPS = 50
 _MOMENTS = (1.0, 0.0, 1.0, 0.0, 3.0)

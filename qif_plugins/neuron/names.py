@@ -4,11 +4,6 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-__all__ = [
-    "CLOSURES", "DEFAULT_BETA", "DEFAULT_WINDOW", "DYNAMICS", "MAP", "MATCHED", "PAPER", "WINDOWS", "ClosureName",
-    "DynamicsName", "WindowName",
-]  # fmt: skip
-
 WindowName = Literal["isometric", "unbiased", "paper", "heuristic"]
 WINDOWS: tuple[WindowName, ...] = get_args(WindowName)
 DEFAULT_WINDOW: WindowName = "isometric"

@@ -19,8 +19,6 @@ from torch import Tensor
 from .parameters import QIFParameters
 from .surrogate import Surrogate
 
-__all__ = ["Observation", "Seen", "fired", "observers", "observing", "watchable", "watching"]
-
 
 class Observation(NamedTuple):
     """One call of the operator: input, neuron, surrogate, and the spikes and pre-reset membranes of every step."""

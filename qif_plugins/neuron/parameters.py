@@ -27,8 +27,6 @@ from ..ops.torch_backend import charge, slope
 from ..support.names import unknown
 from ..support.numbers import checked_number, number
 
-__all__ = ["Number", "QIFParameters", "holds_everywhere", "is_finite", "same_number"]
-
 Number = float | Tensor
 """A float, or a tensor that broadcasts to one time step of the input (per channel, per neuron)."""
 

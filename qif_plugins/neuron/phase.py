@@ -11,8 +11,6 @@ from dataclasses import dataclass
 
 from .parameters import QIFParameters
 
-__all__ = ["fixed_points", "regions", "trajectory"]
-
 
 @dataclass(frozen=True)
 class FixedPoint:

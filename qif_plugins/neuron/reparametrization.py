@@ -27,8 +27,6 @@ from torch import Tensor
 from ..support.numbers import number
 from .parameters import QIFParameters
 
-__all__ = ["constrained", "unconstrained"]
-
 REACH = 14.0
 """M: |u| stays below θ sinh(14), about 6·10⁵ θ, far from float32's limits."""
 MARGIN = 1e-5

@@ -12,8 +12,6 @@ from .functional import qif_multi_step
 from .parameters import QIFParameters
 from .surrogate import FusedSurrogate, Window
 
-__all__ = ["MembraneStatistics", "simulate_membrane"]
-
 _CHUNK = 2**16
 
 

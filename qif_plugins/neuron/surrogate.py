@@ -30,22 +30,8 @@ from ..support.names import unknown
 from ..support.numbers import checked_number
 from .isometry import gaussian_width, rectangle_width, relative_mean_square
 from .moments import membrane_moments
-from .names import DEFAULT_WINDOW, WINDOWS, ClosureName, WindowName
+from .names import WINDOWS, ClosureName, WindowName
 from .parameters import Number, QIFParameters, holds_everywhere, is_finite, same_number
-
-__all__ = [
-    "DEFAULT_WINDOW",
-    "WINDOWS",
-    "ATan",
-    "FastSigmoid",
-    "FusedSurrogate",
-    "Gaussian",
-    "Sigmoid",
-    "Surrogate",
-    "Window",
-    "WindowName",
-    "spike",
-]
 
 
 class FusedSurrogate:

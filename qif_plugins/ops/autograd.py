@@ -29,8 +29,6 @@ try:
 except ImportError:
     TAKES_TRANSFORMS = False
 
-__all__ = ["make_differentiable"]
-
 INPUTS = 22
 """Number of inputs of ``qif::multi_step``."""
 SAVE_H = 20

@@ -10,8 +10,6 @@ from typing import Literal
 
 import torch
 
-__all__ = ["BACKENDS", "BackendName", "available_backends", "choose_backend", "implementation", "unavailable_reason"]
-
 logger = logging.getLogger("qif_plugins")
 
 BackendName = Literal["auto", "numba", "triton", "cupy", "torch"]

@@ -16,8 +16,6 @@ from torch import Tensor
 
 from . import composed
 
-__all__ = ["register"]
-
 
 def register(library: torch.library.Library) -> None:
     """Register the rules of both operators of ``library``."""

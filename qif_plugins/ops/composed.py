@@ -17,8 +17,6 @@ from torch import Tensor
 from . import torch_backend
 from .contract import LEARNABLE, Kind, Shape
 
-__all__ = ["multi_step_backward"]
-
 
 def multi_step_backward(
     grad_spike: Tensor | None, grad_v: Tensor | None, grad_h: Tensor | None, h_seq: Tensor, v: Tensor | None,

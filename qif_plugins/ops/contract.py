@@ -72,8 +72,6 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["COEFFICIENT_NAMES", "LEARNABLE", "Coefficient", "Coefficients", "Kind", "Shape"]
-
 
 class Coefficient(NamedTuple):
     """One number of the kernel: neuron n has ``values[(n // inner) % len(values)]``.

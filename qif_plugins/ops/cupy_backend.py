@@ -21,8 +21,6 @@ from torch import Tensor
 from .contract import Coefficient, Coefficients, Kind
 from .sums import finish, partials, programs
 
-__all__ = ["OPTIONS", "SOURCE", "backward", "compile_kernel", "forward", "unavailable", "width"]
-
 SOURCE = Path(__file__).with_name("qif.cu")
 OPTIONS = ("-std=c++17", "--fmad=false")
 """Options of NVRTC, whose defaults keep subnormal numbers and round divisions correctly."""

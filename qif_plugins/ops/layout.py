@@ -16,11 +16,6 @@ from torch import Tensor
 
 from .contract import Coefficient
 
-__all__ = [
-    "coefficient", "coefficient_gradient", "empty_like", "flatten", "give_back", "in_layout_of", "make_room",
-    "memory_order", "wider",
-]  # fmt: skip
-
 
 def wider(a: torch.dtype, b: torch.dtype) -> torch.dtype:
     """Return the floating-point dtype that holds the values of both, without calling an operator of PyTorch."""

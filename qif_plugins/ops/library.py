@@ -22,8 +22,6 @@ from .contract import Coefficient, Coefficients, Kind, Shape
 from .layout import coefficient, coefficient_gradient, empty_like, flatten, give_back, make_room, memory_order
 from .shortcuts.memory import on_huge_pages
 
-__all__ = ["multi_step"]
-
 _NUMBERS = "Tensor? a, Tensor? u1, Tensor? u2, Tensor? v_threshold, Tensor? v_reset, Tensor? input_gain"
 _SURROGATE = "Tensor? s0, Tensor? s1, Tensor? s2"
 _KIND = "bool soft, bool detach_reset, bool strict, int shape, bool pre_reset, bool rebound"

@@ -18,8 +18,6 @@ from torch import Tensor
 from .contract import Coefficients, Kind
 from .threads import for_each_chunk
 
-__all__ = ["Table", "backward", "forward", "tabulate", "unavailable"]
-
 SHARE = 1 << 16
 """Smallest number of neuron-steps that a thread takes at a time."""
 STREAMED = 1 << 20

@@ -25,8 +25,6 @@ from numba import carray, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = ["BFLOAT", "BURST", "CHUNK", "FLOAT", "HALF", "NONE", "RUN", "backward_kernel", "forward_kernel", "total"]
-
 BLOCK = 2048
 """Neurons at a time: their rows fit into the first-level cache, and are long enough to prefetch."""
 CHUNK = 16384

@@ -23,8 +23,6 @@ from torch import Tensor
 from .contract import Shape
 from .library import multi_step
 
-__all__ = ["Work", "given", "work"]
-
 
 class Work(NamedTuple):
     """Numbers of elementwise operations."""

@@ -17,8 +17,6 @@ from torch import Tensor
 
 from .contract import Coefficient
 
-__all__ = ["finish", "partials", "programs"]
-
 TARGET = 2**20
 """Neurons in flight: enough for every thread that a large GPU holds at four neurons each."""
 

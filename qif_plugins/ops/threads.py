@@ -20,8 +20,6 @@ import torch
 
 from .shortcuts import openmp
 
-__all__ = ["for_each_chunk", "which_threads"]
-
 SMALL = 1 << 18
 """Neuron-steps below which waking a thread takes longer than it saves: some 50 microseconds."""
 PARTS = 4

@@ -14,11 +14,6 @@ from torch import Tensor
 
 from .contract import Coefficient, Coefficients, Kind, Shape
 
-__all__ = [
-    "backward", "bent", "charge", "compute_dtype", "derivative", "forward", "highest", "initial", "slope", "steps",
-    "unavailable",
-]  # fmt: skip
-
 
 def unavailable(device: torch.device) -> str | None:
     """Say why this machine lacks ``device``; the reference runs wherever PyTorch does."""

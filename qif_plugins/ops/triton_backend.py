@@ -17,8 +17,6 @@ from torch import Tensor
 from .contract import Coefficient, Coefficients, Kind
 from .sums import finish, partials, programs
 
-__all__ = ["backward", "forward", "unavailable"]
-
 # Four neurons a thread, hence 16 bytes an access in float32. Small inputs take small blocks, which
 # spread over more of the GPU.
 _LARGE, _SMALL = 1024, 256

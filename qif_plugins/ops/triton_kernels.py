@@ -18,8 +18,6 @@ import triton.language as tl
 
 from .contract import Shape
 
-__all__ = ["FLOAT", "NEURON", "backward", "forward"]
-
 # How a coefficient is given, two bits each in LAYOUTS: a float, a pointer to one number, to one for
 # each neuron, to values[(n // inner) % count].
 FLOAT, SINGLE, NEURON, PERIODIC = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)

@@ -15,8 +15,6 @@ from torch import Tensor
 from .contract import Kind
 from .torch_backend import charge, compute_dtype, highest, initial, steps
 
-__all__ = ["autograd_multi_step", "composed_multi_step", "name_of"]
-
 
 def autograd_multi_step(
     x_seq: Tensor, v: Tensor | float, numbers: Sequence[Tensor | float], soft: bool,

@@ -15,8 +15,6 @@ from torch import Tensor, nn
 
 from .files import check_parts, replacing
 
-__all__ = ["check_content", "check_tensors", "load", "load_weights", "save"]
-
 
 def save(path: Path, content: Any) -> None:
     """Write ``content`` as :func:`torch.save` does; afterwards the file is complete on the disk, or unchanged.

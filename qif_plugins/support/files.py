@@ -20,8 +20,6 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-__all__ = ["check_parts", "check_target", "finite", "occupied", "read_json", "replacing", "write_json"]
-
 _KINDS = {
     dict: "a table", list: "a list", tuple: "a list", str: "text", bool: "true or false", int: "a whole number",
     float: "a number", type(None): "nothing",

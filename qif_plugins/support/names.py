@@ -8,8 +8,6 @@ from typing import Any
 
 from .text import shown
 
-__all__ = ["unknown"]
-
 
 def unknown(kind: str, value: Any, known: Iterable[Any], otherwise: str = "") -> str:
     """Write the message for a name that does not exist: the nearest one that does, and all of them.

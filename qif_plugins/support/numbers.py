@@ -6,8 +6,6 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["checked_number", "number"]
-
 
 def checked_number(name: str, value: Any, allowed: str = "a number or a tensor") -> Any:
     """Return ``value`` as a float, or as it is if it is a tensor.

@@ -7,8 +7,6 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["mean_pm", "percent", "plus_minus", "shown", "text_table"]
-
 
 def percent(share: float, form: str = ".1f") -> str:
     """Format a share of 1 in percent; a dash for NaN, a share that is not known."""

@@ -24,7 +24,7 @@ from qif_plugins.experiments.compare.report import summarise
 from qif_plugins.experiments.compare.training import Epoch, Training
 from qif_plugins.experiments.data.images import load_images
 from qif_plugins.experiments.names import HOSTS, IMAGES
-from qif_plugins.neuron.surrogate import WINDOWS
+from qif_plugins.neuron.names import WINDOWS
 
 QUICK = ["--seeds", "1", "--epochs", "1", "--steps", "2", "--batch-size", "128"]
 

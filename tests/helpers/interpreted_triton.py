@@ -10,11 +10,12 @@ import torch
 from hypothesis import given, settings
 from kernel_cases import cases, check_against_reference
 
-from qif_plugins.neuron.functional import available_backends, qif_multi_step
+from qif_plugins.neuron.functional import qif_multi_step
 from qif_plugins.neuron.parameters import QIFParameters
 from qif_plugins.neuron.surrogate import ATan
 from qif_plugins.ops import sums
 from qif_plugins.ops import triton_backend as triton
+from qif_plugins.ops.backends import available_backends
 
 # NaN and overflow are among the cases; the interpreter is NumPy.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")

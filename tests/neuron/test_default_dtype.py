@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from qif_plugins import QIFParameters, Window, calibrate, health, qif_multi_step, qif_step, swap
-from qif_plugins.neuron.functional import available_backends
 from qif_plugins.neuron.surrogate import ATan
+from qif_plugins.ops.backends import available_backends
 
 DTYPES = [torch.float64, torch.bfloat16, torch.float16]
 

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qif_plugins import MomentClosureError, QIFParameters, firing_rate, membrane_moments, qif_multi_step
-from qif_plugins.neuron.moments import CLOSURES, closure_step, membrane_memory
+from qif_plugins.neuron.moments import closure_step, membrane_memory
+from qif_plugins.neuron.names import CLOSURES
 from qif_plugins.neuron.surrogate import Window
 
 pytestmark = pytest.mark.host_independent

@@ -9,10 +9,10 @@ import forked
 import pytest
 import torch
 
-from qif_plugins.neuron.functional import available_backends, qif_multi_step
+from qif_plugins.neuron.functional import qif_multi_step
 from qif_plugins.neuron.parameters import QIFParameters
 from qif_plugins.neuron.surrogate import Window
-from qif_plugins.ops.backends import BACKENDS, choose_backend, unavailable_reason
+from qif_plugins.ops.backends import BACKENDS, available_backends, choose_backend, unavailable_reason
 
 pytestmark = pytest.mark.host_independent
 

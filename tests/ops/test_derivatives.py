@@ -10,10 +10,11 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
-from qif_plugins.neuron.functional import available_backends, qif_multi_step, qif_step
+from qif_plugins.neuron.functional import qif_multi_step, qif_step
 from qif_plugins.neuron.parameters import QIFParameters
 from qif_plugins.neuron.surrogate import ATan, FastSigmoid, Gaussian, Sigmoid, Window
 from qif_plugins.ops import composed
+from qif_plugins.ops.backends import available_backends
 from qif_plugins.ops.library import multi_step, multi_step_backward
 
 pytestmark = [pytest.mark.host_independent, pytest.mark.filterwarnings("ignore:`torch.jit")]

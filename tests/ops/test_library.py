@@ -8,9 +8,10 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from qif_plugins.neuron.functional import available_backends, qif_multi_step, qif_step
+from qif_plugins.neuron.functional import qif_multi_step, qif_step
 from qif_plugins.neuron.parameters import QIFParameters
 from qif_plugins.neuron.surrogate import ATan, Window
+from qif_plugins.ops.backends import available_backends
 from qif_plugins.ops.library import multi_step
 
 pytestmark = pytest.mark.host_independent

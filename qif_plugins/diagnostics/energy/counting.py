@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
-from ...convert.find import neurons
 from ...convert.hosts import loaded_hosts
+from ...convert.trial import unwrapped
+from ...convert.walk import neurons
 from ...neuron.observe import Seen, watching
-from ..running import Batches, check_steps, preserved, run_all, unwrapped
+from ..running import Batches, check_steps, preserved, run_all
 
 __all__ = ["LayerCount", "NeuronCount", "Operations", "count_operations"]
 

@@ -10,12 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...convert.find import neurons
 from ...convert.hosts import loaded_hosts
+from ...convert.walk import neurons
 from .costs import Costs, Energy, Traffic, memory_traffic
 from .counting import Operations, count_operations
-
-__all__ = ["StepCount", "count_at_rate"]
 
 _BISECTIONS = 12
 

@@ -28,11 +28,6 @@ from .old_host import OldHost, OldRunner
 from .peers import OURS, draw, dtype_name, moved_bytes, peers_for
 from .runner import PASSES, Runner, Times, release
 
-__all__ = [
-    "BOOK", "FULL", "LEAST", "QUICK", "QUICK_GPU", "Book", "complete", "format_case", "measure", "one_line",
-    "read_results", "run", "write",
-]  # fmt: skip
-
 QUICK = (
     (4, 2**10), (4, 2**14), (4, 2**18), (4, 2**21), (1, 2**21), (16, 2**10), (16, 2**15), (16, 2**19), (64, 2**17),
 )  # fmt: skip

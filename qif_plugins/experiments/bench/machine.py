@@ -12,9 +12,7 @@ from typing import Any
 import torch
 
 from ... import __version__
-from ...neuron.functional import available_backends
-
-__all__ = ["installed", "machine", "machine_name"]
+from ...ops.backends import available_backends
 
 
 def installed(package: str) -> str | None:

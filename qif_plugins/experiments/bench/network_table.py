@@ -9,8 +9,6 @@ from typing import Any, NamedTuple
 from ...support.text import text_table
 from .harness import Book
 
-__all__ = ["BOOK", "EAGER", "HEADER", "IDENTITY", "LIF", "QIF", "Case", "compared", "rows"]
-
 LIF, QIF, IDENTITY, EAGER = "lif", "qif", "identity", "qif, eager"
 """The peers; the last one, the swapped network without ``torch.compile``, runs beside the compiled ones."""
 TARGETS = {"m": 0.25, "s": 0.7}

@@ -28,15 +28,13 @@ import torch
 from torch import Tensor, nn
 
 from ...convert import swap
-from ...diagnostics.running import reset_state
+from ...convert.trial import reset_state
 from ..studies import networks as published
 from ..studies.networks import Network
 from .harness import LEAST, complete, one_line
 from .network_table import BOOK, EAGER, IDENTITY, LIF, QIF, Case, compared
 from .peers import dtype_name
 from .runner import peak_bytes, release
-
-__all__ = ["NETWORKS", "measure", "peers", "run"]
 
 _IMAGES: dict[str, Any] = {"sequence": published.repeated(4, 3, 32, 32), "batch": 8, "lr": 1e-3}
 NETWORKS: dict[str, tuple[int, Network, str]] = {

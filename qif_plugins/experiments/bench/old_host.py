@@ -18,8 +18,6 @@ from .machine import installed
 from .peers import draw
 from .runner import Runner, Times, release
 
-__all__ = ["OldHost", "OldRunner"]
-
 SETTLE = 0.02
 """Seconds after which OpenMP threads without work no longer take a core from the next peer."""
 

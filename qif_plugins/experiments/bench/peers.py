@@ -18,8 +18,6 @@ from ...neuron.parameters import QIFParameters
 from ...neuron.surrogate import Window
 from ...ops.backends import BackendName, available_backends
 
-__all__ = ["FLOORS", "FLOOR_NEW", "FLOOR_THERE", "OURS", "PEERS", "draw", "dtype_name", "moved_bytes", "peers_for"]
-
 Call = Callable[[Tensor], Any]
 
 

@@ -21,8 +21,6 @@ from torch import Tensor
 
 from .peers import FLOORS, PEERS
 
-__all__ = ["PASSES", "Runner", "Times", "peak_bytes", "release"]
-
 PASSES = ("forward", "backward", "both")
 Times = dict[str, dict[str, float]]
 """Seconds by clock (``"call"``, and on a GPU ``"device"``) and pass. On a GPU also ``"queued"``: 1 where the whole pass

@@ -25,8 +25,6 @@ from ..bench.machine import installed
 from ..data.images import Images
 from ..names import HOSTS
 
-__all__ = ["BETA", "LAYERS", "build", "host_version", "installed_hosts", "rebuild"]
-
 BETA = 0.5
 WIDTHS = (16, 32, 32)
 

@@ -13,8 +13,6 @@ from ...support.text import text_table
 from ..figures import Curve, deviation, plot_curves
 from .training import Training
 
-__all__ = ["print_table", "summarise", "write_figure", "write_json"]
-
 GOAL = 0.9
 """Test accuracy; the first epoch that reaches it is reported."""
 

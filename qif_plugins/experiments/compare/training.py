@@ -16,8 +16,6 @@ from ..data.images import Images
 from ..training.firing import FiringRates
 from .hosts import LAYERS, build
 
-__all__ = ["Epoch", "Hyperparameters", "Training", "encoder", "save", "train"]
-
 
 @dataclass(frozen=True)
 class Hyperparameters:

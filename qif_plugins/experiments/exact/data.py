@@ -16,8 +16,6 @@ from ..data.images import bundled_images
 from ..data.spikingjelly import HEIDELBERG_CHANNELS, heidelberg_events
 from .settings import DATA_SETS
 
-__all__ = ["SpikeData", "load", "load_shd", "select"]
-
 SHD_CLASSES = 20
 
 

@@ -17,8 +17,6 @@ from .data import load
 from .settings import DEMONSTRATIONS, Settings
 from .train import build, fit
 
-__all__ = ["DEMOS", "count_spikes", "learn_from_silence", "move_spikes"]
-
 DURATION = 6.0
 
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ...exact.functional import EventBudgetError
+from ...exact.adjoint import EventBudgetError
 from ...exact.initialisation import InactiveError
 from ..figures import colours_of, deviation, figure, integer_ticks, legend_below
 from ..records import Records, Result, Setting, Trial
@@ -38,8 +38,6 @@ from .train import build, fit
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
-
-__all__ = ["Comparison", "Runs", "compare", "draw", "space", "summarise", "validation_split"]
 
 MOST_SPIKES = 200
 """Spikes in a sample, for each neuron of the largest hidden layer, at which a run counts as failed."""

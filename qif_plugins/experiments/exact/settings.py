@@ -7,8 +7,6 @@ from typing import Any
 
 from ..names import BUNDLED
 
-__all__ = ["DATA_SETS", "DEFAULTS", "DEMONSTRATIONS", "LIF_IMAGES", "LOSSES", "NEURONS", "PARTS", "Settings"]
-
 NEURONS = ("lif", "qif", "theta")
 LOSSES = ("first", "count")
 DATA_SETS = (*BUNDLED, "shd")

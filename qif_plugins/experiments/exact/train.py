@@ -18,8 +18,6 @@ from ..training import Batches, Trainer
 from .data import SpikeData, select
 from .settings import NEURONS, Settings
 
-__all__ = ["LAYERS", "build", "classification_loss", "fit"]
-
 LAYERS: dict[str, type[SpikingLayer]] = dict(zip(NEURONS, (LIFLayer, QIFLayer, ThetaLayer), strict=True))
 
 

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from .lines import Direction, Loss, moving
 
-__all__ = ["between", "gradient_direction", "random_direction"]
-
 
 def random_direction(network: nn.Module, seed: int) -> dict[str, Tensor]:
     """Draw a filter-normalised random direction (Li et al., *Visualizing the Loss Landscape of Neural Nets*, 2018).

@@ -14,8 +14,6 @@ from .jumps import EVENTS, Jump
 from .lines import Line, Plane
 from .numbers import candidates
 
-__all__ = ["Column", "draw_lines", "draw_planes"]
-
 _MARKERS = dict(zip(EVENTS, "os^x", strict=True))
 
 

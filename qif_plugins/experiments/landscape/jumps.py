@@ -15,8 +15,6 @@ from ...neuron.observe import Seen, watching
 from .lines import Direction, Line, Loss, moving, slope_along
 from .numbers import candidates
 
-__all__ = ["EVENTS", "Jump", "locate_jumps"]
-
 EVENTS = ("number of spikes", "order of spikes", "time of spikes", "none")
 """Events in the first layer whose spikes differ between the two sides of a jump, the first that applies: a neuron gains
 or loses spikes; the order of the layer's spikes changes (exact networks only); spikes move further than the distance

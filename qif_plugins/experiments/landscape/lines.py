@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ...diagnostics.running import preserved, reset_state
-
-__all__ = ["Direction", "Line", "Loss", "Plane", "along", "moving", "over_plane"]
+from ...convert.trial import reset_state
+from ...diagnostics.running import preserved
 
 Loss = Callable[[], Tensor]
 Direction = Mapping[str, Tensor]

@@ -8,8 +8,6 @@ import torch
 
 from .lines import Line, Plane
 
-__all__ = ["candidates", "fragmentation", "plane_angle"]
-
 REFINE = 4
 """Steps of the fine grid to one of the coarse grid."""
 _WINDOW = 9

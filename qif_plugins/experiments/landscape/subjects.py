@@ -20,8 +20,6 @@ from ..compare.hosts import rebuild
 from ..compare.training import encoder
 from ..data.images import load_images
 
-__all__ = ["Subject", "load_subject"]
-
 ADVICE = "pass --data-folder where they lie"
 _FORMS = (
     "a folder that 'qif exact train' or 'qif train' wrote, a file of 'qif compare --save' or of 'qif train', or "
@@ -80,7 +78,7 @@ def load_subject(source: str, data_folder: Path | None = None) -> Subject:
 
 
 def _exact(source: str, path: Path, content: dict[str, Any], data_folder: Path | None) -> Subject:
-    from ...exact.functional import EventBudgetError
+    from ...exact.adjoint import EventBudgetError
     from ..exact.data import load, select
     from ..exact.settings import Settings
     from ..exact.train import build, classification_loss

@@ -21,8 +21,6 @@ try:
 except ImportError as error:
     raise ImportError("the budget study needs optuna: pip install 'qif-plugins[study]'") from error
 
-__all__ = ["QUESTION", "TITLE", "plan", "report", "run"]
-
 TITLE = "LIF against QIF at equal budget"
 QUESTION = (
     "Both neurons are tuned alike, with the same number of trials over the same ranges; the best setting of each is "

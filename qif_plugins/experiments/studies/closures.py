@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ...diagnostics.spiking import LayerStatistics, measured, qif_layers
-from ...neuron.moments import CLOSURES, ClosureName, MomentClosureError, firing_rate, membrane_moments
+from ...neuron.moments import MomentClosureError, firing_rate, membrane_moments
+from ...neuron.names import CLOSURES, ClosureName
 from ...neuron.observe import Observation
 from ...neuron.parameters import QIFParameters
 from ...support.text import mean_pm, percent
@@ -22,8 +23,6 @@ from ..records import Records, Result, Setting, Trial
 from .page import Body, table
 from .runner import Options
 from .trial import LEARNING, data_of, outputs, perceptrons, train
-
-__all__ = ["QUESTION", "TITLE", "plan", "report", "run"]
 
 TITLE = "Moment closures"
 QUESTION = (

@@ -22,8 +22,6 @@ from .mismatch import SmoothedLoss, agreement
 from .page import table
 from .trial import data_of, make, outputs, train
 
-__all__ = ["METHOD", "NEURONS", "NOISES", "SURROGATES", "Comparisons", "compare_gradients", "mean_of"]
-
 SURROGATES = {
     "paper": ("paper", 1.0),
     "unbiased": ("unbiased", 1.0),

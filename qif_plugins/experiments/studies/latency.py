@@ -16,8 +16,6 @@ from ..records import Records, Result, Setting, Trial
 from .page import Body, table
 from .runner import Options
 
-__all__ = ["QUESTION", "TITLE", "plan", "report", "run"]
-
 TITLE = "Latency"
 QUESTION = (
     "The second open question of [J] (arXiv 2510.05168): what does a QIF layer cost in time where there was a LIF "

@@ -22,8 +22,6 @@ from .stats import LEVEL, Interval, ends, in_common, paired, sign
 from .trial import LEARNING as TRAINING
 from .trial import perceptrons, train
 
-__all__ = ["QUESTION", "TITLE", "plan", "report", "run"]
-
 TITLE = "Learnable a, u1 and u2"
 QUESTION = (
     "The third open question of [J] (arXiv 2510.05168): what does a network learn if the three parameters of its QIF "

@@ -32,8 +32,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["SmoothedLoss", "agreement"]
-
 Forward = Callable[[Tensor], Tensor]
 """Samples ``[N, ...]`` to outputs ``[N, classes]``, from membranes at rest."""
 SampleLoss = Callable[[Tensor, Tensor], Tensor]

@@ -11,8 +11,6 @@ from ...support.files import replacing
 from ..records import Records, Trial
 from . import STUDIES
 
-__all__ = ["Body", "table", "write_index", "write_page"]
-
 LONGEST = 20
 """Lines of the longest table that the index repeats."""
 

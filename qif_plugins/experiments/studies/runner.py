@@ -20,8 +20,6 @@ from ..records import Records, Result, Setting, key_of
 from . import STUDIES
 from .page import write_index, write_page
 
-__all__ = ["Options", "Progress", "run_study"]
-
 
 @dataclass(frozen=True)
 class Options:

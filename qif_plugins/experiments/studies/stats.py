@@ -8,10 +8,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = [
-    "LEVEL", "Interval", "ends", "holm", "in_common", "interval", "p_value", "paired", "sign", "welch",
-]  # fmt: skip
-
 LEVEL = 0.95
 """Share of all intervals that cover the true difference."""
 Interval = tuple[float, float, float]

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ...convert import swap
-from ...diagnostics.running import preserved, reset_state
+from ...convert.trial import reset_state
+from ...diagnostics.running import preserved
 from ...diagnostics.spiking import spiking_layers
 from ...support.names import unknown
 from ...support.text import mean_pm
@@ -23,8 +24,6 @@ from . import networks
 from .page import Body, table
 from .runner import Options
 from .stats import LEVEL, Interval, ends, holm, in_common, interval, p_value, paired
-
-__all__ = ["ARMS", "QUESTION", "TITLE", "plan", "report", "run"]
 
 TITLE = "Swapped networks"
 QUESTION = (

@@ -28,10 +28,6 @@ except ImportError as error:
 _adapter: Any = importlib.import_module("qif_plugins.adapters.spikingjelly")
 AnalyticWindow, QIFNode = _adapter.AnalyticWindow, _adapter.QIFNode
 
-__all__ = [
-    "GOAL", "LEARNING", "data_of", "make", "outputs", "perceptrons", "surrogate_named", "train",
-]  # fmt: skip
-
 GOAL = 0.9
 """Accuracy whose first epoch is recorded."""
 LIF_TAU = 2.0

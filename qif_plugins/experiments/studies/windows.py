@@ -16,8 +16,6 @@ from .runner import Options
 from .stats import Interval, ends, in_common, paired, sign
 from .trial import GOAL, perceptrons, train
 
-__all__ = ["QUESTION", "TITLE", "plan", "report", "run"]
-
 TITLE = "Surrogate windows"
 QUESTION = (
     "Which surrogate trains a spiking network best, LIF or QIF, shallow or deep, under Adam or SGD, with the reset "

@@ -11,8 +11,6 @@ from typing import Any
 from ...support.text import shown
 from .config import COUNT, LARGEST, of_type, unknown_key
 
-__all__ = ["arguments_of", "checked"]
-
 LAYERS = 1000
 FROM_DATA = ("in_features", "in_channels", "classes", "size", "spiking_neuron")
 """Arguments of the models that come from the data instead."""

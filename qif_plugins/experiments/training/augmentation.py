@@ -12,8 +12,6 @@ from torch.utils.data import Dataset
 
 from .batches import seed_of
 
-__all__ = ["EVENT_AUGMENTATIONS", "IMAGE_AUGMENTATIONS", "Augmented", "cutout", "event_transform", "image_transform"]
-
 IMAGE_AUGMENTATIONS = ("crop", "resized_crop", "flip", "autoaugment", "cutout")
 EVENT_AUGMENTATIONS = ("flip", "roll")
 

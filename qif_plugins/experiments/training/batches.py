@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Batches", "seed_of"]
-
 _MASK = (1 << 64) - 1
 
 

@@ -28,8 +28,6 @@ else:
             "configurations need tomli with Python 3.10; install it with: pip install 'qif-plugins[train]'"
         ) from None
 
-__all__ = ["COUNT", "LARGEST", "Config", "from_dict", "load_config"]
-
 COUNT, WORKERS, SEED = 2**31 - 1, 1024, 2**63 - 1
 """The largest count, number of processes or threads, and seed (PyTorch's generators take int64)."""
 LARGEST = 3.4028234663852886e38

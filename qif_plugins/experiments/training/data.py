@@ -23,8 +23,6 @@ from .augmentation import Augmented, event_transform, image_transform
 from .batches import Batches, seed_of
 from .config import DataConfig
 
-__all__ = ["ADVICE", "Advice", "Task", "expected_shape", "load_task", "samples_of", "sound_of", "split_per_class"]
-
 CIFAR10_STATISTICS = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 CIFAR100_STATISTICS = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 IMAGENET_STATISTICS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

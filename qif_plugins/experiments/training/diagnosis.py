@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from ...diagnostics.health import health
 from ...neuron.module import QIFLayer
 
-__all__ = ["NonFiniteError", "non_finite_error"]
-
 ADVICE = "Lower the learning rate, or scale large gradients down to a smaller norm."
 HEALTH = "qif_plugins.health(model, batch) shows membranes, rates and windows layer by layer and says what to change."
 MOST_ADVICE = 3

@@ -30,8 +30,6 @@ from .processes import accelerate, gather, prepare, share
 from .randomness import random_state, set_random_state, set_torch_random, torch_random
 from .state import check_state
 
-__all__ = ["Store", "Trainer"]
-
 Loss = Callable[[nn.Module, Any], Any]
 
 

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from ...neuron.observe import Seen, watching
 
-__all__ = ["FiringRates"]
-
 
 class FiringRates:
     """Spikes per neuron and time step of each layer, counted over the calls inside :meth:`measuring`.

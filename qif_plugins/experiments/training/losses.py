@@ -17,8 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["LOSSES", "SequenceLoss", "mean_cross_entropy", "tet"]
-
 LOSSES = ("tet", "mean")
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["Means"]
-
 
 class Means:
     """Running means by name, each over the samples that it was measured on."""

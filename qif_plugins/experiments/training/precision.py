@@ -12,8 +12,6 @@ from torch import nn
 
 from .processes import accelerate
 
-__all__ = ["PRECISIONS", "autocast_forward"]
-
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Types of autocast by name."""
 

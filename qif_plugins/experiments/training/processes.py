@@ -11,8 +11,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-__all__ = ["accelerate", "gather", "main_process_first", "prepare", "share"]
-
 
 def accelerate() -> Any:
     """Import Hugging Face Accelerate.

@@ -10,8 +10,6 @@ from typing import Any
 
 from .engine import Trainer
 
-__all__ = ["Progress", "tensorboard_writer"]
-
 REFRESH = 0.5
 """Seconds between two readings of loss, accuracy and rate, each of which waits for the GPU."""
 

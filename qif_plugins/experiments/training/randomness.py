@@ -10,8 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["random_state", "set_random_state", "set_torch_random", "torch_random"]
-
 
 def torch_random(device: torch.device) -> list[Tensor]:
     """Return the states of PyTorch's generators: that of the CPU, and that of ``device`` if it is a GPU."""

@@ -35,11 +35,6 @@ except ImportError as error:
 from ...models import MODELS, NEURONS, build
 from ...support.text import shown
 
-__all__ = [
-    "build_model", "follow_schedule", "make_loss", "make_optimizer", "make_schedule", "make_trainer", "on_other_data",
-    "prepare",
-]  # fmt: skip
-
 
 def build_model(config: Config, shape: tuple[int, int, int], classes: int) -> nn.Module:
     """Build the model of a configuration, with weights drawn from its seed.

@@ -15,8 +15,6 @@ from torch import Tensor, nn
 
 from ...diagnostics.spiking import spiking_layers
 
-__all__ = ["activations", "check_memory", "memory_here", "weights"]
-
 _CONTAINER = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 

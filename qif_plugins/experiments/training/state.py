@@ -10,8 +10,6 @@ from torch import Tensor
 
 from ...support.files import check_parts
 
-__all__ = ["PARTS", "check_progress", "check_state"]
-
 PARTS: dict[Any, Any] = {
     "model": {str: object},
     "optimizer": {"state": dict, "param_groups": [{"params": [int], "lr": (float, Tensor)}]},

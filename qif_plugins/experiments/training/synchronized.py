@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from ...neuron.norm import TDBatchNorm1d, TDBatchNorm2d, TDBatchNorm3d
 
-__all__ = ["synchronize_batch_norm"]
-
 
 def synchronize_batch_norm(model: nn.Module) -> nn.Module:
     """Make every tdBN of a model, in place, compute its training statistics over all processes.

@@ -21,8 +21,6 @@ from ..library import multi_step_backward
 from . import ENABLED
 from .memory import on_huge_pages
 
-__all__ = ["applies", "is_plain", "job", "multi_step"]
-
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _NONE_NEEDED = (False,) * 6
 _TYPES = (Tensor, nn.Parameter)

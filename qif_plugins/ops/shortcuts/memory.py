@@ -16,8 +16,6 @@ from torch import Tensor
 
 from . import ENABLED
 
-__all__ = ["on_huge_pages", "uses_huge_pages"]
-
 LARGE = 1 << 22
 """Bytes from which a tensor is worth the call: two huge pages on most machines, and NumPy's own limit."""
 

@@ -19,8 +19,6 @@ import torch
 
 from . import ENABLED
 
-__all__ = ["is_ready", "run", "uses_openmp"]
-
 LATE = 1e-3
 """Seconds that the caller may wait for its team, beyond the time that it worked itself, before the team is late."""
 PAUSE = 1.0
