@@ -21,8 +21,8 @@ from ..experiments.exact.settings import (
     NEURONS,
     Settings,
 )
-from ..experiments.names import DATA_SETS, FIGURES, HOSTS, IMAGES, SHAPES, configurations
-from ..experiments.studies import STUDIES
+from ..experiments.names import DATA_SETS, FIGURES, HOSTS, IMAGES, SHAPES, STUDIED, configurations
+from ..experiments.studies import OF_FOLDERS, STUDIES
 from ..neuron.names import CLOSURES, DEFAULT_BETA, DYNAMICS, PAPER, WINDOWS
 
 NOTHING_BUILT = 3
@@ -72,6 +72,16 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
+def _named_folder(text: str) -> tuple[str, Path]:
+    """Convert an argument ``NAME=FOLDER``, as an argparse type."""
+    name, equals, folder = text.partition("=")
+    if not (equals and folder) or name not in STUDIED:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not of the form NAME=FOLDER with one of the names {', '.join(STUDIED)}"
+        )
+    return name, Path(folder)
 
 
 # -- subcommands -------------------------------------------------------------------------------------------------------
@@ -402,6 +412,8 @@ def study(parser: ArgumentParser) -> None:
     add("--arms", nargs="+", help=text)
     text = "for the study swap: factors on each network's own learning rate, such as 0.333 1 3 (default: 1)"
     add("--rates", nargs="+", type=positive, help=text)
+    text = f"for the studies {' and '.join(OF_FOLDERS)}: folders of data that you have, of {', '.join(STUDIED)}"
+    add("--data-folder", nargs="+", type=_named_folder, metavar="NAME=FOLDER", help=text)
     add("--out", type=Path, help="folder of records and pages (default: docs/studies; quick: runs/studies)")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..experiments.figures import require_matplotlib
-from ..experiments.studies import STUDIES
+from ..experiments.studies import OF_FOLDERS, STUDIES
 from ..support.names import unknown
 
 if TYPE_CHECKING:
@@ -27,12 +27,16 @@ def run(arguments: argparse.Namespace) -> int:
     names = list(STUDIES) if arguments.name == "all" else [arguments.name]
     if names[0] not in STUDIES:
         raise ValueError(unknown("study", names[0], (*STUDIES, "all")))
+    if len(names) > 1 and not (arguments.data_folder or arguments.quick):
+        names = [name for name in names if name not in OF_FOLDERS]
+        print(f"without --data-folder, which they need, {' and '.join(OF_FOLDERS)} are left out")
     require_matplotlib()  # before hours of training, not after
     from ..experiments.studies.runner import Options, run_study
 
     out = arguments.out or Path("runs/studies" if arguments.quick else "docs/studies")
     sizes = {"networks": arguments.networks, "arms": arguments.arms, "factors": arguments.rates}
     given: dict[str, Any] = {name: tuple(values) for name, values in sizes.items() if values}
+    given["folders"] = dict(arguments.data_folder or ())
     options = Options(arguments.quick, arguments.seeds, arguments.results, **given)
     for name in names:
         words = ["qif", "study", name, *(["--quick"] if arguments.quick else [])]

@@ -1,7 +1,6 @@
 """Data as users have them, in small files of the real formats: images by class, WAV files, N-MNIST, SHD and SSC."""
 
 import itertools
-import wave
 
 import numpy
 import pytest
@@ -11,6 +10,7 @@ pytest.importorskip("accelerate")
 pytest.importorskip("spikingjelly")
 pytest.importorskip("torchvision")
 
+from data_files import tone, write_nmnist, write_wav
 from PIL import Image
 from shd_files import write_shd
 
@@ -23,8 +23,6 @@ from qif_plugins.experiments.training.data import load_task
 
 pytestmark = pytest.mark.host_independent
 
-RATE = 8000
-
 
 def write_images(folder, parts, classes, size=(32, 32), number=2):
     random = numpy.random.RandomState(0)
@@ -33,20 +31,6 @@ def write_images(folder, parts, classes, size=(32, 32), number=2):
         for index in range(number):
             pixels = random.randint(0, 256, (*size, 3), dtype=numpy.uint8)
             Image.fromarray(pixels).save(folder / part / label / f"{index}.png")
-
-
-def write_wav(path, samples, rate=RATE):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(rate)
-        file.writeframes((numpy.asarray(samples) * 20_000).astype("<i2").tobytes())
-
-
-def tone(frequency, seconds=0.3, start=0.1):
-    t = numpy.arange(int(RATE * (start + seconds))) / RATE
-    return numpy.where(t >= start, numpy.sin(2 * numpy.pi * frequency * t), 0)
 
 
 @pytest.fixture
@@ -203,12 +187,6 @@ def test_other_recordings_are_refused(tmp_path):
 
 
 # -- events ------------------------------------------------------------------------------------------------------------
-
-
-def write_nmnist(path, events):
-    """Events ``(t, x, y, p)`` of 40 bits: x, y, polarity and 23 bits of microseconds, big-endian."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"".join(bytes([x, y]) + (p << 23 | t).to_bytes(3, "big") for t, x, y, p in events))
 
 
 def test_nmnist_from_its_own_files(tmp_path):

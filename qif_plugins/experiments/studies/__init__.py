@@ -10,6 +10,8 @@ A study is a module of this package, listed in :data:`STUDIES`, with
 - A *setting* is a dictionary of plain JSON values with everything that decides the outcome, the seed included: it
   identifies the trial. A *result* is one too. ``run`` is called in another process where trials run in parallel, so it
   takes nothing but the setting.
+  A study of data that users have lists their names in ``FOLDERS``; its ``run(setting, folders)`` gets the folders by
+  name, which are no part of the setting.
 - ``plan`` gets the command's :class:`~.runner.Options` and the finished trials, as
   :class:`~qif_plugins.experiments.records.Records`. It is called again after its settings have run, until it names no
   new one; a search can thus name its next trial from the results of those before. Settings that come first run first:
@@ -24,7 +26,7 @@ on where it was.
 
 from __future__ import annotations
 
-__all__ = ["STUDIES"]
+__all__ = ["OF_FOLDERS", "STUDIES"]
 
 STUDIES = {
     "windows": "which surrogate window trains best, and how far its gradient is from the true one",
@@ -33,5 +35,9 @@ STUDIES = {
     "latency": "time of a QIF layer over a LIF layer, per backend, from the files of qif bench",
     "budget": "LIF against QIF after the same number of trials of the same search",
     "swap": "small published LIF networks of both hosts, each against the same network after swap",
+    "sequences": "LIF, parametric LIF and QIF on spoken digits and N-MNIST, from folders of yours",
+    "spikes": "accuracy against synaptic operations and energy, firing penalized or thresholds raised",
 }
 """Studies by the name of their module, with the question of each."""
+OF_FOLDERS = ("sequences", "spikes")
+"""Studies of data that the package neither ships nor downloads."""

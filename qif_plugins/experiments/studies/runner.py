@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class Options:
         networks: Names of the networks, for ``swap``; empty (default) means all.
         arms: Names of what LIF is compared with, for ``swap``. Default: swapped with the defaults.
         factors: Factors on each network's learning rate, for ``swap``. Default 1 alone.
+        folders: Folders by the name of the data in them, for the studies that have ``FOLDERS``.
     """
 
     quick: bool = False
@@ -40,6 +41,7 @@ class Options:
     networks: tuple[str, ...] = ()
     arms: tuple[str, ...] = ("default",)
     factors: tuple[float, ...] = (1.0,)
+    folders: Mapping[str, Path] = field(default_factory=dict)
 
     def seeds_of(self, own: int, quick: int = 1) -> range:
         """Return the seeds to run: as many as were asked for, or ``own``, or ``quick`` in the tiny version."""
@@ -98,7 +100,7 @@ def run_study(
         records = Records(out / f"{name}.json")
         while train and (missing := _missing(study, options, records)):
             total = len(records) + len(missing)
-            for setting, result, seconds in _finished(name, missing, jobs, threads):
+            for setting, result, seconds in _finished(name, missing, jobs, threads, options.folders):
                 records.add(setting, result, seconds)
                 say(Progress(len(records), total, setting, seconds))
         with _reading(records):
@@ -109,6 +111,8 @@ def run_study(
         page = out / f"{name}.md"
         with _reading(records):
             body = study.report(options, trials, page.with_suffix(".png"))
+        if names := {trial.setting["data"] for trial in trials}.intersection(getattr(study, "FOLDERS", ())):
+            command += f" --data-folder {' '.join(f'{each}=FOLDER' for each in sorted(names, reverse=True))}"
         write_page(page, study.TITLE, study.QUESTION, body, trials, records, command)
         write_index(out)
         return page
@@ -133,7 +137,7 @@ def _missing(study: Any, options: Options, records: Records) -> list[Setting]:
 
 
 def _finished(
-    name: str, settings: Sequence[Setting], jobs: int, threads: int
+    name: str, settings: Sequence[Setting], jobs: int, threads: int, folders: Mapping[str, Path]
 ) -> Iterator[tuple[Setting, Result, float]]:
     """Run trials, and yield each with its result and CPU time when it has finished."""
     if jobs == 1:
@@ -141,13 +145,13 @@ def _finished(
         torch.set_num_threads(threads)
         try:
             for setting in settings:
-                yield setting, *_run(name, setting)
+                yield setting, *_run(name, setting, folders)
         finally:
             torch.set_num_threads(before)
         return
     context = multiprocessing.get_context("spawn")  # a fork would copy the locks of PyTorch's threads
     with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (threads,)) as pool:
-        waiting = {pool.submit(_run, name, setting): setting for setting in settings}
+        waiting = {pool.submit(_run, name, setting, folders): setting for setting in settings}
         try:
             for future in as_completed(waiting):
                 yield waiting[future], *future.result()
@@ -155,7 +159,8 @@ def _finished(
             pool.shutdown(cancel_futures=True)
 
 
-def _run(name: str, setting: Setting) -> tuple[Result, float]:
+def _run(name: str, setting: Setting, folders: Mapping[str, Path]) -> tuple[Result, float]:
+    study: Any = importlib.import_module(f".{name}", __package__)
     began = time.process_time()
-    result: Result = importlib.import_module(f".{name}", __package__).run(setting)
+    result: Result = study.run(setting, folders) if hasattr(study, "FOLDERS") else study.run(setting)
     return result, time.process_time() - began

@@ -187,13 +187,8 @@ def train(setting: dict[str, Any], observe: Observer | None = None, model: nn.Mo
 
     batches = Batches.of(data.x, data.y, batch_size=setting["batch_size"], seed=setting["seed"])
     test = Batches.of(data.test_x, data.test_y, batch_size=500, shuffle=False)
-    kind = "sgd" if setting["optimizer"] == "sgd" else "adamw"
-    optimizer = make_optimizer(
-        OptimizerConfig(kind, setting["lr"], weight_decay=setting.get("weight_decay", 0.0)), model
-    )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, setting["epochs"] * len(batches))
-    trainer = Trainer(
-        model, optimizer, loss, batches, test=test, scheduler=schedule, epochs=setting["epochs"], train_rates=False,
+    trainer = trainer_of(
+        setting, model, loss, batches, test=test,
         on_epoch=None if observe is None else lambda trainer, row: observe(trainer.model, int(row["epoch"])),
     )  # fmt: skip
     if observe is not None:
@@ -210,3 +205,26 @@ def train(setting: dict[str, Any], observe: Observer | None = None, model: nn.Mo
         "rate": rows[-1]["test_rate"],
         "epochs_to_goal": next((epoch for epoch, value in enumerate(accuracies, 1) if value >= GOAL), None),
     }
+
+
+def trainer_of(
+    setting: Setting, model: nn.Module, loss: Callable[[nn.Module, Any], Any], batches: Batches, **options: Any
+) -> Trainer:
+    """Make the trainer of a setting: its optimizer, and a cosine that takes the learning rate to 0.
+
+    Args:
+        setting: ``lr``, ``epochs``, and unless they are Adam and 0, ``optimizer`` and ``weight_decay``; see
+            :func:`train`.
+        model: The network.
+        loss: See :class:`~qif_plugins.experiments.training.Trainer`.
+        batches: Training batches.
+        options: Further arguments of the trainer.
+    """
+    kind = "sgd" if setting.get("optimizer") == "sgd" else "adamw"
+    optimizer = make_optimizer(
+        OptimizerConfig(kind, setting["lr"], weight_decay=setting.get("weight_decay", 0.0)), model
+    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, setting["epochs"] * len(batches))
+    return Trainer(
+        model, optimizer, loss, batches, scheduler=schedule, epochs=setting["epochs"], train_rates=False, **options
+    )

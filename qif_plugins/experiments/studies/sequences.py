@@ -1,0 +1,473 @@
+"""Study 7: LIF, parametric LIF and QIF on sequences that users have: spoken digits and N-MNIST."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...convert import swap
+from ...diagnostics.energy.costs import Costs, Energy
+from ...diagnostics.energy.counting import count_operations
+from ...diagnostics.spiking import spiking_layers
+from ...neuron.observe import watching
+from ...support.text import mean_pm
+from ..figures import COLOURS, figure, legend_below
+from ..names import STUDIED
+from ..records import Records, Result, Setting, Trial, by_seed
+from ..training.batches import Batches
+from ..training.config import DataConfig
+from ..training.data import load_task
+from ..training.diagnosis import NonFiniteError
+from ..training.losses import mean_cross_entropy
+from .networks import CLASSES, multi, rows
+from .page import Body, table
+from .runner import Options
+from .stats import Interval, ends, holm, in_common, p_value, paired, sign
+from .trial import data_of, trainer_of
+
+try:
+    from spikingjelly.activation_based import functional, layer, neuron, surrogate
+except ImportError as error:
+    raise ImportError("the studies train SpikingJelly's layers: pip install 'qif-plugins[study]'") from error
+
+TITLE = "Speech and events"
+QUESTION = (
+    "Is QIF more accurate than LIF on data whose time matters? LIF, parametric LIF and QIF neurons with surrogate "
+    "gradients learn spoken digits of speakers that the test alone has, and the events of N-MNIST."
+)
+FOLDERS = STUDIED
+"""Data sets that the study reads from folders of the user's."""
+
+ARMS: dict[str, dict[str, Any] | None] = {
+    "LIF": None,
+    "PLIF": None,
+    "QIF, paper's parameters": {"dynamics": "paper", "window": "keep"},
+    "QIF, parabola": {"dynamics": "lif", "window": "keep"},
+    "QIF, LIF's surrogate": {"window": "keep"},
+    "QIF, swap": {},
+}
+"""Arguments of ``swap`` by arm; ``None`` swaps nothing."""
+DEFAULT = "QIF, swap"
+SAME = "QIF, LIF's surrogate"
+"""Without a norm before the neurons, ``swap`` keeps LIF's surrogate anyway."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Networks and training for a data set.
+
+    Attributes:
+        name: Name in the tables.
+        steps: T.
+        widths: Neurons of each layer, or its channels where ``kernel`` is not 0.
+        kernel: Side of the convolutions' kernels, with a stride of 2; 0 for linear layers.
+        tau: Time constant of LIF, in steps: a leak of 1 - 1/tau.
+        epochs: Passes over the training samples.
+        seeds: Number of seeds.
+        recurrent: The two numbers for networks whose layers feed themselves; ``None`` for no such networks.
+    """
+
+    name: str
+    steps: int
+    widths: tuple[int, ...]
+    kernel: int
+    tau: float
+    epochs: int
+    seeds: int
+    recurrent: tuple[int, int] | None = None
+
+
+KINDS = {
+    "spoken-digits": Kind("speech", 60, (128, 128), 0, 10.0, 8, 5, (6, 3)),
+    "nmnist": Kind("N-MNIST", 10, (8, 16, 32), 3, 2.0, 6, 3),
+    "digits": Kind("rows of digits", 8, (16,), 0, 10.0, 1, 1, (1, 1)),
+}
+"""By name of the data; ``"digits"`` are scikit-learn's, row by row, for the tiny version."""
+TEST_BATCH = 100
+
+Condition = tuple[str, bool, str | None]
+"""Data, whether the layers feed themselves, and the norm."""
+Results = dict[tuple[Condition, str], dict[int, Result]]
+"""By condition and arm, then by seed."""
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Sequences ``[N, T, C, H, W]`` with their classes."""
+
+    x: Tensor
+    y: Tensor
+    test_x: Tensor
+    test_y: Tensor
+
+
+@lru_cache(maxsize=2)
+def _data(name: str, folder: Path | None, steps: int) -> Data:
+    if name == "digits":
+        images, by_row = data_of(name), rows(8)
+        x, test_x = (by_row(part).transpose(0, 1)[:, :, None, None] for part in (images.x, images.test_x))
+        return Data(x[:200], images.y[:200], test_x[:100], images.test_y[:100])
+    task = load_task(
+        DataConfig(name, folder=str(folder), steps=steps), 1000, 0, advice=(f"pass --data-folder {name}=FOLDER", "")
+    )
+    parts = [list(part.epoch(0)) for part in (task.train, task.test)]
+    return Data(*(torch.cat([batch[i] for batch in part]) for part in parts for i in (0, 1)))
+
+
+# -- one network -------------------------------------------------------------------------------------------------------
+
+
+class Recurrent(nn.Module):
+    """Neurons that feed one another: their input is what the layer gets plus their weighted spikes of the step before.
+
+    Args:
+        cell: The neurons, in single-step mode.
+        width: Their number.
+    """
+
+    cell: Any
+
+    def __init__(self, cell: nn.Module, width: int) -> None:
+        super().__init__()
+        self.cell, self.weights = cell, nn.Linear(width, width, bias=False)
+
+    def forward(self, x_seq: Tensor) -> Tensor:
+        """Map ``[T, N, width]`` to spikes of that shape."""
+        spikes = [self.cell(x_seq[0])]
+        for x in x_seq[1:]:
+            spikes.append(self.cell(x + self.weights(spikes[-1])))
+        return torch.stack(spikes)
+
+
+def make(setting: Setting, example: Tensor) -> nn.Module:
+    """Build the LIF network of a setting, with weights drawn from its seed, and swap its neurons as its arm says.
+
+    Args:
+        setting: See :func:`run`.
+        example: Some sequences ``[T, N, C, H, W]``.
+    """
+    torch.manual_seed(setting["seed"])
+    kernel, normed = setting["kernel"], setting["norm"] is not None
+    features, channels, side = example[0, 0].numel(), example.shape[2], example.shape[3]
+    made: list[nn.Module] = [] if kernel else [layer.Flatten()]
+    for width in setting["widths"]:
+        if kernel:
+            side = (side + 1) // 2
+            made.append(layer.Conv2d(channels, width, kernel, 2, kernel // 2, bias=not normed))
+            made += [layer.BatchNorm2d(width)] if normed else []
+            features, channels = width * side**2, width
+        else:
+            made.append(layer.Linear(features, width, bias=not normed))
+            made += [layer.BatchNorm1d(width)] if normed else []
+            features = width
+        made.append(Recurrent(_neurons(setting), width) if setting["recurrent"] else _neurons(setting))
+    model = multi(*made, *([layer.Flatten()] if kernel else []), layer.Linear(features, CLASSES))
+    for module in model.modules():
+        if isinstance(module, Recurrent):
+            module.cell.step_mode = "s"
+    arguments = ARMS[setting["arm"]]
+    if arguments is not None:
+        swap(model, example_input=example, **arguments)
+    return model
+
+
+def _neurons(setting: Setting) -> Any:
+    numbers = {"v_threshold": setting["threshold"], "decay_input": False, "surrogate_function": surrogate.ATan()}
+    if setting["arm"] == "PLIF":
+        return neuron.ParametricLIFNode(init_tau=setting["tau"], **numbers)
+    return neuron.LIFNode(tau=setting["tau"], **numbers)
+
+
+def run(setting: Setting, folders: Mapping[str, Path]) -> Result:
+    """Train and test one network.
+
+    Args:
+        setting: ``data``, of :data:`KINDS`, and the attributes ``steps``, ``widths``, ``kernel``, ``tau`` and
+            ``epochs`` of its kind; ``recurrent`` (a bool) and ``norm`` (``"batch"`` or ``None``); ``arm``, of
+            :data:`ARMS`; ``threshold`` of the LIF neurons, which ``swap`` keeps; ``penalty``, what a spike per
+            neuron-step, the mean over layers, adds to the cross-entropy; ``lr``, which a cosine takes to 0,
+            ``batch_size``, ``seed``.
+        folders: Folders by the name of the data in them.
+
+    Returns:
+        ``samples``, numbers to train and to test on; ``accuracy`` on the test samples after the last epoch; ``rate`` in
+        spikes a neuron-step; ``synops``, ``macs`` and ``picojoules`` per test sample, see :mod:`~qif_plugins.
+        diagnostics.energy.costs`. ``diverged`` in place of all but the accuracy, that of guessing, where a value
+        stopped being finite.
+    """
+    data = _data(setting["data"], folders.get(setting["data"]), setting["steps"])
+    samples = [len(data.x), len(data.test_x)]
+    model = make(setting, data.x[:8].transpose(0, 1))
+    layers = spiking_layers(model)
+
+    def loss(model: nn.Module, batch: Sequence[Tensor]) -> Tensor:
+        x, labels = batch
+        rates: list[Tensor] = []
+        with watching(layers if setting["penalty"] else {}, lambda seen: rates.append(seen.spikes.mean())):
+            logits = model(x.transpose(0, 1))
+        penalty = setting["penalty"] * torch.stack(rates).mean() if rates else 0.0
+        return mean_cross_entropy(logits, labels) + penalty
+
+    batches = Batches.of(data.x, data.y, batch_size=setting["batch_size"], seed=setting["seed"])
+    try:
+        trainer_of(setting, model, loss, batches, reset=functional.reset_net).fit()
+    except NonFiniteError as error:
+        return {"samples": samples, "accuracy": 1 / CLASSES, "diverged": error.layer}
+    correct = 0
+
+    def drive(model: nn.Module) -> None:
+        nonlocal correct
+        for x, labels in zip(data.test_x.split(TEST_BATCH), data.test_y.split(TEST_BATCH), strict=True):
+            functional.reset_net(model)
+            correct += int((model(x.transpose(0, 1)).mean(0).argmax(1) == labels).sum())
+
+    counts = count_operations(model, drive)
+    energy = Energy.of(counts.macs, counts.synops, counts.neuron_steps, Costs())
+    joules = energy.total_lif if ARMS[setting["arm"]] is None else energy.total_qif
+    return {
+        "samples": samples, "accuracy": correct / samples[1], "rate": counts.firing_rate,
+        "synops": counts.synops / samples[1], "macs": counts.macs / samples[1], "picojoules": joules / samples[1],
+    }  # fmt: skip
+
+
+# -- the study ---------------------------------------------------------------------------------------------------------
+
+
+def settings_of(data: str, recurrent: bool = False, **entries: Any) -> Setting:
+    """Return the entries of a setting of :func:`run` that the kind of data decides, and those given.
+
+    Args:
+        data: One of :data:`KINDS`.
+        recurrent: Whether the layers feed themselves. Default False.
+        entries: Further entries, ``arm`` and ``seed`` among them.
+    """
+    kind = KINDS[data]
+    epochs = kind.recurrent[0] if recurrent and kind.recurrent else kind.epochs
+    return {
+        "data": data, "steps": kind.steps, "widths": list(kind.widths), "kernel": kind.kernel, "tau": kind.tau,
+        "epochs": epochs, "lr": 2e-3, "batch_size": 64, "recurrent": recurrent, "norm": "batch", "threshold": 1.0,
+        "penalty": 0.0, **entries,
+    }  # fmt: skip
+
+
+def available(settings: Sequence[Setting], options: Options, done: Records) -> list[Setting]:
+    """Choose the settings whose data have a folder, and those that are finished.
+
+    Raises:
+        ValueError: There are none.
+    """
+    found = [s for s in settings if s["data"] == "digits" or s["data"] in options.folders or s in done]
+    if not found:
+        names = dict.fromkeys(setting["data"] for setting in settings)
+        raise ValueError(
+            f"this study reads {' and '.join(names)} from folders of yours; pass --data-folder "
+            f"{' '.join(f'{name}=FOLDER' for name in names)}, or one of them (docs/training.md says what they hold)"
+        )
+    return found
+
+
+def plan(options: Options, done: Records) -> list[Setting]:
+    """Name a training for every seed, condition and arm, recurrent networks last.
+
+    Raises:
+        ValueError: There is neither a folder of data nor a finished trial.
+    """
+    wanted = [
+        (recurrent, seed, name)
+        for name in (("digits",) if options.quick else FOLDERS)
+        for recurrent in (False, True)
+        if (kind := KINDS[name]).recurrent or not recurrent
+        for seed in options.seeds_of(kind.recurrent[1] if recurrent and kind.recurrent else kind.seeds)
+    ]
+    settings = [
+        settings_of(name, recurrent, norm=norm, arm=arm, seed=seed)
+        for recurrent, seed, name in sorted(wanted, key=lambda trial: trial[:2])
+        for norm in ("batch", None)
+        for arm in ARMS
+        if norm or arm != SAME
+    ]
+    return available(settings, options, done)
+
+
+def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
+    """Write up the differences from LIF with their intervals, accuracies, spikes and energy, and draw the differences.
+
+    Raises:
+        ValueError: The trials are of several numbers of samples, and so of several folders of data.
+    """
+    results: Results = by_seed(trials, lambda setting: (_condition(setting), setting["arm"]))
+    conditions = list(dict.fromkeys(condition for condition, _ in results))
+    differences = {
+        key: (paired(first, second), p_value(first, second))
+        for key in results
+        if key[1] != "LIF" and (pair := in_common(results.get((key[0], "LIF"), {}), results[key]))[0]
+        for first, second in (pair,)
+    }
+    adjusted = dict(zip(differences, holm([p for _, p in differences.values()]), strict=True))
+    others = [arm for arm in ARMS if any((condition, arm) in differences for condition in conditions)]
+    _draw({key: found for key, (found, _) in differences.items()}, conditions, others, picture)
+    first = table(
+        ["", "LIF, %", *others],
+        [
+            [
+                _label(condition), mean_pm(_values(results, condition, "LIF", "accuracy"), ".1f", 100),
+                *(_difference(differences.get((condition, arm))) for arm in others),
+            ]
+            for condition in conditions
+        ],
+    )  # fmt: skip
+    header = [
+        "", "", "seeds", "accuracy, %", "p (Holm)", "spikes a neuron-step", "SynOps a sample", "MACs a sample",
+        "nJ a sample",
+    ]  # fmt: skip
+    rows = [
+        [
+            _label(condition), arm, str(len(results[condition, arm])),
+            mean_pm(_values(results, condition, arm, "accuracy"), ".1f", 100), _p(adjusted.get((condition, arm))),
+            *costs_of(list(results[condition, arm].values())),
+        ]
+        for condition in conditions
+        for arm in ARMS
+        if (condition, arm) in results
+    ]  # fmt: skip
+    method = (
+        f"{described(trials)} With a norm it is batch norm over batch, time and space before each layer of neurons; "
+        "a recurrent layer adds the weighted spikes of its own neurons of the step before. Every arm of a seed starts "
+        "from the same LIF network, with `decay_input=False` and ATan as surrogate, and sees the same batches. `PLIF` "
+        f"learns the leak; the QIF arms are `swap`'s with {'; '.join(_arguments(arm) for arm in others if ARMS[arm])}; "
+        f"`{DEFAULT}` has the defaults, which with a norm are the map without rebound and the isometric surrogate. "
+        "Differences are paired by seed with Student's intervals, each for itself; p is adjusted by Holm for all "
+        f"{len(differences)} comparisons. {COUNTED}"
+    )
+    return Body(_finding(differences, adjusted, conditions), [first, table(header, rows, 2)], method)
+
+
+COUNTED = (
+    "Spikes, operations and energy are those of the trained network on the test samples, as `qif energy` counts them: "
+    "an input that is not 0 or 1 costs multiplications (MACs), as the counts of N-MNIST's frames do."
+)
+
+
+def described(trials: Sequence[Trial]) -> str:
+    """Describe the data, networks and training of each kind in the trials.
+
+    Raises:
+        ValueError: The trials of one kind are of several numbers of samples.
+    """
+    sentences = []
+    for name in dict.fromkeys(trial.setting["data"] for trial in trials):
+        of_kind = [trial for trial in trials if trial.setting["data"] == name]
+        sizes = {tuple(trial.result["samples"]) for trial in of_kind}
+        if len(sizes) > 1:
+            raise ValueError(
+                f"the trials of {name} are of {' and '.join(map(str, sorted(sizes)))} samples to train and test, so of "
+                "several folders; move the record away to start anew with one of them"
+            )
+        ((train, test),) = sizes
+        setting, kind = of_kind[0].setting, KINDS[name]
+        widths = " and ".join(map(str, setting["widths"]))
+        layers = f"convolutions of {widths} channels with a stride of 2" if kind.kernel else f"layers of {widths}"
+        epochs = sorted({trial.setting["epochs"] for trial in of_kind}, reverse=True)
+        sentences.append(
+            f"{kind.name[0].upper()}{kind.name[1:]}: {train:,} samples to train and {test:,} to test, T = "
+            f"{setting['steps']}, {layers} neurons, a leak of {1 - 1 / setting['tau']:g} and a linear readout whose "
+            f"mean over time decides, {' and (recurrent) '.join(map(str, epochs))} epochs."
+        )
+    setting = trials[0].setting
+    return (
+        f"{' '.join(sentences)} Spoken digits are divided by speaker and become onset events in 40 mel bands; N-MNIST "
+        "becomes frames of equal event counts; both as `qif train` has them. Adam at "
+        f"{setting['lr']:g}, which a cosine takes to 0, in batches of {setting['batch_size']}; cross-entropy of the "
+        "mean output."
+    )
+
+
+def costs_of(found: Sequence[Result]) -> list[str]:
+    """Format the mean rate, SynOps, MACs and nanojoules of some results."""
+    known = [result for result in found if "rate" in result]
+    if not known:
+        return ["–"] * 4
+    rate, synops, macs, energy = (fmean(r[name] for r in known) for name in ("rate", "synops", "macs", "picojoules"))
+    return [f"{rate:.3f}", f"{synops:,.0f}", f"{macs:,.0f}", f"{energy / 1000:,.0f}"]
+
+
+def _condition(setting: Setting) -> Condition:
+    return setting["data"], setting["recurrent"], setting["norm"]
+
+
+def _label(condition: Condition) -> str:
+    data, recurrent, norm = condition
+    return f"{KINDS[data].name}{', recurrent' if recurrent else ''}, {'batch norm' if norm else 'no norm'}"
+
+
+def _values(results: Results, condition: Condition, arm: str, name: str) -> list[float]:
+    return [result[name] for result in results.get((condition, arm), {}).values()]
+
+
+def _difference(found: tuple[Interval, float] | None) -> str:
+    return "–" if found is None else f"{100 * found[0][0]:+.1f} ({ends(found[0], 1)})"
+
+
+def _p(value: float | None) -> str:
+    return "–" if value is None or math.isnan(value) else f"{value:.2g}"
+
+
+def _arguments(arm: str) -> str:
+    return f"`{', '.join(f'{name}={value!r}' for name, value in (ARMS[arm] or {}).items())}` ({arm})"
+
+
+def _finding(
+    differences: Mapping[tuple[Condition, str], tuple[Interval, float]],
+    adjusted: Mapping[tuple[Condition, str], float], conditions: Sequence[Condition],
+) -> str:  # fmt: skip
+    own = {condition: found for (condition, arm), (found, _) in differences.items() if arm == DEFAULT}
+    if not own:
+        return "The study is under way: no QIF network has finished beside its LIF network yet."
+    significant = {key: math.copysign(1, differences[key][0][0]) for key, p in adjusted.items() if p < 0.05}
+    counts = [
+        f"{arm} in {better} and {worse}"
+        for arm in ARMS
+        if (better := sum(key[1] == arm and value > 0 for key, value in significant.items()))
+        + (worse := sum(key[1] == arm and value < 0 for key, value in significant.items()))
+    ]
+    alone = [sign(found) for found in own.values()]
+    return (
+        f"QIF as `swap` gives it less LIF: {'; '.join(f'{_label(c)} {_difference((own[c], 0.0))}' for c in own)} "
+        f"points (95 % intervals, each for itself: above 0 in {alone.count(1)} of {len(own)} cases, below in "
+        f"{alone.count(-1)}). Significantly more and less accurate than LIF after Holm's adjustment over all "
+        f"{len(differences)} comparisons: {'; '.join(counts) or 'no arm in any'}."
+    )
+
+
+def _draw(
+    differences: Mapping[tuple[Condition, str], Interval], conditions: Sequence[Condition], arms: Sequence[str],
+    path: Path,
+) -> None:  # fmt: skip
+    """Draw the difference from LIF of every condition and arm, with its interval."""
+    with figure(path, (8, 1.8 + 0.8 * len(conditions)), dpi=110) as drawn:
+        axes = drawn.subplots()
+        for index, arm in enumerate(arms):
+            found = {c: differences[c, arm] for c in conditions if (c, arm) in differences}
+            places = [conditions.index(condition) + 0.14 * (index - (len(arms) - 1) / 2) for condition in found]
+            points = [100 * mean for mean, _, _ in found.values()]
+            sides = [(mean - low, high - mean) for mean, low, high in found.values()]
+            spread = [[100 * max(0.0, side) for side in each] for each in zip(*sides, strict=True)]  # max of a NaN is 0
+            colour = COLOURS[1] if arm == DEFAULT else [c for c in COLOURS if c != COLOURS[1]][1 + index]
+            axes.errorbar(
+                points, places, xerr=spread, linestyle="", marker="o", markersize=4, capsize=2, color=colour, label=arm
+            )
+        axes.axvline(0, color=COLOURS[0], linewidth=1)
+        axes.set_yticks(range(len(conditions)), [_label(condition) for condition in conditions])
+        axes.invert_yaxis()
+        axes.set_xlabel("accuracy less LIF's (points)")
+        axes.grid(alpha=0.3)
+        if arms:
+            legend_below(drawn, axes, 3)

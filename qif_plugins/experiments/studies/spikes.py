@@ -1,0 +1,201 @@
+"""Study 8: accuracy against synaptic operations and energy, LIF beside QIF, on sequences that users have."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy
+
+from ...support.text import mean_pm
+from ..figures import COLOURS, deviation, figure, legend_below
+from ..records import Records, Result, Setting, Trial, by_seed
+from . import sequences
+from .page import Body, table
+from .runner import Options
+from .sequences import COUNTED, KINDS, available, costs_of, described, settings_of
+from .stats import Interval, ends, paired
+
+TITLE = "Accuracy against spikes"
+QUESTION = (
+    "Which accuracy does a LIF and a QIF network reach at the same number of synaptic operations, and at the same "
+    "energy? Two ways to save spikes, a penalty on firing and a higher threshold, show whether a difference is QIF's "
+    "or its threshold's."
+)
+FOLDERS = ("spoken-digits",)
+"""Data sets that the study reads from folders of the user's."""
+
+ARMS = ("LIF", "QIF, swap")
+"""Arms of the study of sequences."""
+PENALTIES = (0.3, 1.0, 3.0, 10.0, 30.0)
+THRESHOLDS = (0.5, 2.0, 4.0)
+PLACES = 20
+"""Places, evenly spaced on a logarithmic axis, at which two curves are compared."""
+SWEEPS = {"penalty": "penalty on firing", "threshold": "threshold"}
+COSTS = {"synops": "SynOps", "picojoules": "energy"}
+
+Key = tuple[str, str, float, float]
+"""Data, arm, penalty and threshold."""
+Results = dict[Key, dict[int, Result]]
+
+
+def plan(options: Options, done: Records) -> list[Setting]:
+    """Name a training for every seed, penalty or threshold, and neuron.
+
+    Raises:
+        ValueError: There is neither a folder of data nor a finished trial.
+    """
+    sweep: list[dict[str, Any]] = [{}, *({"penalty": p} for p in PENALTIES), *({"threshold": t} for t in THRESHOLDS)]
+    settings = [
+        settings_of(name, arm=arm, seed=seed, **entries)
+        for seed in options.seeds_of(3)
+        for name in (("digits",) if options.quick else FOLDERS)
+        for entries in sweep
+        for arm in ARMS
+    ]
+    return available(settings, options, done)
+
+
+def run(setting: Setting, folders: Mapping[str, Path]) -> Result:
+    """Train and test one network, as in the study of sequences."""
+    return sequences.run(setting, folders)
+
+
+def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
+    """Write up the differences at equal cost and the costs of every setting, and draw accuracy against both costs."""
+    results: Results = by_seed(
+        trials, lambda setting: (setting["data"], setting["arm"], setting["penalty"], setting["threshold"])
+    )
+    names = list(dict.fromkeys(key[0] for key in results))
+    found = {
+        (name, sweep, cost): _at_equal_cost(results, name, sweep, cost)
+        for name in names
+        for sweep in SWEEPS
+        for cost in COSTS
+    }
+    _draw(results, names, picture)
+    rows = [
+        [
+            f"{KINDS[name].name}, {SWEEPS[sweep]}",
+            *(cell for cost in COSTS for cell in _cells(found[name, sweep, cost], cost)),
+        ]
+        for name in names
+        for sweep in SWEEPS
+    ]
+    header = [""]
+    for what in COSTS.values():
+        header += [f"QIF less LIF at equal {what}, points", "95 % interval", f"over {what} a sample"]
+    costs = [
+        [
+            KINDS[name].name, arm, f"{penalty:g}", f"{threshold:g}", str(len(results[name, arm, penalty, threshold])),
+            mean_pm([result["accuracy"] for result in results[name, arm, penalty, threshold].values()], ".1f", 100),
+            *costs_of(list(results[name, arm, penalty, threshold].values())),
+        ]
+        for name, arm, penalty, threshold in sorted(results, key=lambda key: (names.index(key[0]), *key[1:]))
+    ]  # fmt: skip
+    header_of_costs = [
+        "", "", "penalty", "threshold", "seeds", "accuracy, %", "spikes a neuron-step", "SynOps a sample",
+        "MACs a sample", "nJ a sample",
+    ]  # fmt: skip
+    method = (
+        f"{described(trials)} Feed-forward with batch norm before the neurons; QIF is what `swap` with its defaults "
+        "makes of the LIF network, from the same weights. The penalty is the given number times the mean over layers "
+        "of the spikes a neuron-step, added to the cross-entropy; the threshold is that of the LIF neurons, which "
+        "`swap` keeps, with the surrogate at it. For every seed the accuracy of each neuron is interpolated between "
+        "its settings over the logarithm of the cost, and the difference averaged over the range of costs that both "
+        f"have; intervals are Student's over the seeds. {COUNTED}"
+    )
+    return Body(_finding(found), [table(header, rows), table(header_of_costs, costs, 2)], method)
+
+
+def _swept(results: Results, name: str, arm: str, sweep: str) -> list[dict[int, Result]]:
+    """List the results of one sweep, the setting without penalty and of threshold 1 among them."""
+    return [
+        found
+        for (data, of_arm, penalty, threshold), found in sorted(results.items())
+        if (data, of_arm) == (name, arm) and (threshold == 1 if sweep == "penalty" else penalty == 0)
+    ]
+
+
+def _at_equal_cost(results: Results, name: str, sweep: str, cost: str) -> tuple[Interval, tuple[float, float]] | None:
+    """Difference of QIF from LIF over the costs that both reach, with its interval, and these costs over all seeds."""
+    differences, ranges = [], []
+    lif, qif = (_swept(results, name, arm, sweep) for arm in ARMS)
+    for seed in sorted({seed for found in lif for seed in found}):
+        curves = [
+            sorted((math.log(r[cost]), r["accuracy"]) for found in of_arm if (r := found.get(seed)) and r.get(cost))
+            for of_arm in (lif, qif)
+        ]
+        if min(map(len, curves)) < 2:
+            continue
+        low, high = max(curve[0][0] for curve in curves), min(curve[-1][0] for curve in curves)
+        if low < high:
+            places = [low + (high - low) * place / (PLACES - 1) for place in range(PLACES)]
+            differences.append(fmean(_at(curves[1], place) - _at(curves[0], place) for place in places))
+            ranges.append((math.exp(low), math.exp(high)))
+    if not differences:
+        return None
+    return paired([0.0] * len(differences), differences), (min(r[0] for r in ranges), max(r[1] for r in ranges))
+
+
+def _at(curve: Sequence[tuple[float, float]], place: float) -> float:
+    """Interpolate a curve linearly."""
+    costs, values = zip(*curve, strict=True)
+    return float(numpy.interp(place, costs, values))
+
+
+def _cells(found: tuple[Interval, tuple[float, float]] | None, cost: str) -> list[str]:
+    if found is None:
+        return ["–"] * 3
+    difference, (low, high) = found
+    over = f"{low:,.0f} to {high:,.0f}" if cost == "synops" else f"{low / 1000:,.0f} to {high / 1000:,.0f} nJ"
+    return [f"{100 * difference[0]:+.1f}", ends(difference, 1), over]
+
+
+def _finding(found: Mapping[tuple[str, str, str], tuple[Interval, tuple[float, float]] | None]) -> str:
+    sentences = [
+        "QIF less LIF at equal "
+        + f"{what}: "
+        + "; ".join(
+            f"{KINDS[name].name}, {SWEEPS[sweep]} {100 * each[0][0]:+.1f} ({ends(each[0], 1)})"
+            for (name, sweep, of_cost), each in found.items()
+            if of_cost == cost and each is not None
+        )
+        + " points."
+        for cost, what in COSTS.items()
+        if any(each for (_, _, of_cost), each in found.items() if of_cost == cost)
+    ]
+    return " ".join(sentences) or "The study is under way: no two curves can be compared yet."
+
+
+def _draw(results: Results, names: Sequence[str], path: Path) -> None:
+    """Draw accuracy against SynOps on the left and against energy on the right, a row for each data set."""
+    with figure(path, (10, 1 + 3.8 * len(names)), dpi=110) as drawn:
+        all_axes = drawn.subplots(len(names), 2, squeeze=False)
+        for name, row in zip(names, all_axes, strict=True):
+            for axes, (cost, what) in zip(row, COSTS.items(), strict=True):
+                for arm, colour in zip(ARMS, COLOURS, strict=False):
+                    for sweep, style in zip(SWEEPS, ("o-", "s--"), strict=True):
+                        points = [
+                            (
+                                fmean(r[cost] for r in known) / (1 if cost == "synops" else 1000),
+                                100 * fmean(r["accuracy"] for r in known),
+                                100 * deviation([r["accuracy"] for r in known]),
+                            )
+                            for found in _swept(results, name, arm, sweep)
+                            if (known := [r for r in found.values() if cost in r])
+                        ]
+                        if points:
+                            x, y, spread = zip(*sorted(points), strict=True)
+                            axes.errorbar(
+                                x, y, spread, fmt=style, color=colour, markersize=4, capsize=2, linewidth=1,
+                                label=f"{'LIF' if arm == 'LIF' else 'QIF'}, {SWEEPS[sweep]}",
+                            )  # fmt: skip
+                axes.set_xscale("log" if cost == "synops" else "linear")
+                axes.set_xlabel(f"{what} a test sample{'' if cost == 'synops' else ' (nJ)'}")
+                axes.set_ylabel(f"{KINDS[name].name}: test accuracy (%)")
+                axes.grid(alpha=0.3, which="both")
+        legend_below(drawn, all_axes[0][0])
