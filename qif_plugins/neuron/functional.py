@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from ..ops.backends import BackendName, choose_backend
+from ..ops.compiled import compiled_multi_step
 from ..ops.contract import LEARNABLE, Kind
 from ..ops.layout import in_layout_of, wider
 from ..ops.library import multi_step
@@ -272,7 +273,8 @@ def _run_operator(
     floats.append(0.0 if isinstance(v, Tensor) else float(v))
     # Not whether any of them requires a gradient, which torch.func's transforms and torch.vmap hide.
     save_h = torch.is_grad_enabled() or store_h_seq or bool(observers)
-    spike_seq, v_out, h_seq = multi_step(
+    operator = compiled_multi_step if _is_compiled() else multi_step
+    spike_seq, v_out, h_seq = operator(
         wide, state, *tensors, floats, v_dtype, params.reset == "soft", detach_reset, surrogate.strict,
         int(surrogate.shape), pre_reset, params.rebound, store_v_seq, save_h, backend,
     )  # fmt: skip
@@ -289,6 +291,12 @@ def _is_exported_to_onnx() -> bool:
     """Tell whether the call is traced for ONNX, which lacks the operator; its exporter does not use TorchDynamo."""
     # PyTorch imports torch.onnx when it is first asked for, which takes a while.
     return not torch.compiler.is_dynamo_compiling() and "torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export()
+
+
+def _is_compiled() -> bool:
+    """Tell whether the call is traced for ``torch.compile``; an exported program keeps the operator."""
+    exporting: Any = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+    return torch.compiler.is_compiling() and not exporting()
 
 
 def _check_tensor(name: str, x: Any) -> None:

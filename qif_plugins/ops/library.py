@@ -28,15 +28,16 @@ _KIND = "bool soft, bool detach_reset, bool strict, int shape, bool pre_reset, b
 
 # Defined through Library: torch.library.custom_op takes several times as long a call, which is most of what a
 # small input costs.
-_library = torch.library.Library("qif", "DEF")
+library = torch.library.Library("qif", "DEF")
 # Inductor takes convolutions to channels-last on a GPU; without the second tag it would copy their outputs back for us.
 _tags = [getattr(torch.Tag, name) for name in ("pt2_compliant_tag", "flexible_layout") if hasattr(torch.Tag, name)]
-_library.define(
-    f"multi_step(Tensor x_seq, Tensor? v, {_NUMBERS}, {_SURROGATE}, float[] numbers, ScalarType v_dtype, {_KIND}, "
-    "bool store_v_seq, bool save_h, str backend) -> (Tensor, Tensor, Tensor)",
-    tags=_tags,
+SIGNATURE = (
+    f"(Tensor x_seq, Tensor? v, {_NUMBERS}, {_SURROGATE}, float[] numbers, ScalarType v_dtype, {_KIND}, "
+    "bool store_v_seq, bool save_h, str backend) -> (Tensor, Tensor, Tensor)"
 )
-_library.define(
+"""Arguments and results of ``qif::multi_step``."""
+library.define(f"multi_step{SIGNATURE}", tags=_tags)
+library.define(
     "multi_step_backward(Tensor? grad_spike, Tensor? grad_v, Tensor? grad_h, Tensor h_seq, Tensor? v, Tensor? x_seq, "
     f"{_NUMBERS}, {_SURROGATE}, float[] numbers, ScalarType x_dtype, {_KIND}, bool needs_v, bool[] needs, str backend)"
     " -> Tensor[]",
@@ -211,7 +212,7 @@ for _name, _kernel, _fake in (
     ("multi_step", _forward, _forward_fake),
     ("multi_step_backward", _backward, _backward_fake),
 ):
-    _library.impl(_name, _kernel, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"qif::{_name}", _fake, lib=_library)
-make_differentiable(_library)
-batching.register(_library)
+    library.impl(_name, _kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"qif::{_name}", _fake, lib=library)
+make_differentiable(library)
+batching.register(library)

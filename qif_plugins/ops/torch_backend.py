@@ -1,6 +1,7 @@
 """Reference implementation in PyTorch, for any device and dtype; the others reproduce its bits.
 
-It follows :mod:`.contract` operation by operation.
+It follows :mod:`.contract` operation by operation. :mod:`.compiled` traces it, with time steps of any shape, and
+with lists of them in place of the tensors [T, N] that results are written to.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def forward(
 ) -> None:  # fmt: skip
     """See :mod:`.contract`."""
     dtype = compute_dtype(x)
-    numbers = _spread(c, x.shape[1], dtype, x.device)[:6]
+    numbers = _spread(c, x[0].numel(), dtype, x.device)[:6]
     for t, (membrane, fired, v) in enumerate(steps(x, initial(v0, x, dtype), numbers, kind)):
         spike[t] = fired
         if h is not None:
@@ -45,7 +46,7 @@ def backward(
 ) -> list[Tensor | None]:  # fmt: skip
     """See :mod:`.contract`."""
     dtype, last = h.dtype, h.shape[0] - 1
-    a, u1, u2, threshold, v_reset, gain, s0, s1, s2 = _spread(c, h.shape[1], dtype, h.device)
+    a, u1, u2, threshold, v_reset, gain, s0, s1, s2 = _spread(c, h[0].numel(), dtype, h.device)
     zero = torch.zeros_like(h[0])
     # Apple's GPUs have no float64.
     wide = torch.float32 if h.device.type == "mps" else torch.float64
@@ -54,14 +55,14 @@ def backward(
     start = initial(v0, h, dtype)
 
     def incoming(gradient: Tensor | None, t: int) -> Tensor:
-        if gradient is None or t < 0 or (gradient.dim() == 1 and t != last):
+        if gradient is None or t < 0 or (gradient.dim() < h.dim() and t != last):
             return zero
-        return (gradient if gradient.dim() == 1 else gradient[t]).to(dtype)
+        return (gradient if gradient.dim() < h.dim() else gradient[t]).to(dtype)
 
     back = k0 = zero
     for t in range(last, -2 if kind.pre_reset else -1, -1):
         membrane = h[t] if t >= 0 else start
-        fired, v = _fire_and_reset(membrane, threshold, v_reset, kind)
+        fired, v = _fire_and_reset(membrane, threshold, v_reset, kind, again=True)
         gs, gv, gh = (incoming(gradient, t) for gradient in (grad_spike, grad_v, grad_h))
         w = derivative(kind.shape, membrane, threshold, s0, s1, s2)
         if kind.soft:
@@ -85,7 +86,7 @@ def backward(
             if any(needs[:3]):
                 before = h[t - 1] if t else start
                 if t or kind.pre_reset:
-                    _, before = _fire_and_reset(before, threshold, v_reset, kind)
+                    _, before = _fire_and_reset(before, threshold, v_reset, kind, again=True)
                 _add_charge(sums, needs, grad, before, a, u1, u2, kind.rebound)
             if needs[5] and x is not None:
                 sums[5] += grad * x[t].to(dtype)
@@ -166,8 +167,14 @@ def steps(x_seq: Tensor, v: Tensor, numbers: Sequence[Any], kind: Kind) -> Itera
         yield h, fired, v
 
 
-def _fire_and_reset(h: Tensor, threshold: Any, v_reset: Any, kind: Kind) -> tuple[Tensor, Tensor]:
-    fired = h > threshold if kind.strict else h >= threshold
+def _fire_and_reset(h: Tensor, threshold: Any, v_reset: Any, kind: Kind, again: bool = False) -> tuple[Tensor, Tensor]:
+    """Return the spike and the membrane after the reset; ``again`` in a backward pass."""
+    if again:
+        # Another operator with the same result: Inductor would keep the bool tensor of the forward pass for this one,
+        # and takes some 30 ns to write an entry of it.
+        fired = threshold < h if kind.strict else threshold <= h
+    else:
+        fired = h > threshold if kind.strict else h >= threshold
     return fired, torch.where(fired, h - threshold if kind.soft else v_reset, h)
 
 

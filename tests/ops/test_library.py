@@ -6,11 +6,13 @@ import socket
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
 from torch.utils.checkpoint import checkpoint
 
 from qif_plugins.neuron.functional import qif_multi_step, qif_step
 from qif_plugins.neuron.parameters import QIFParameters
-from qif_plugins.neuron.surrogate import ATan, Window
+from qif_plugins.neuron.surrogate import ATan, FastSigmoid, Gaussian, Sigmoid, Window
 from qif_plugins.ops.backends import available_backends
 from qif_plugins.ops.library import multi_step
 
@@ -120,6 +122,64 @@ def test_compile_without_graph_breaks(options):
     inputs = torch.randn(4, 3, 5), torch.randn(3, 5), torch.rand(5) / 4
     compiled = torch.compile(sequence, fullgraph=True, **options)
     assert_same(gradients(compiled, *inputs), gradients(sequence, *inputs))
+
+
+def compiled_with_graphs(function):
+    """``function`` compiled, and a list of the operators in its graphs, which grows as they are compiled."""
+    operators = []
+
+    def keep(graph, inputs):
+        operators.extend(node.target for node in graph.graph.nodes)
+        return make_boxed_func(graph.forward)
+
+    torch._dynamo.reset()
+    return torch.compile(function, fullgraph=True, backend=aot_autograd(fw_compiler=keep)), operators
+
+
+@pytest.mark.parametrize(
+    ("options", "surrogate", "dtype"),
+    [
+        ({}, WINDOW, torch.float32),
+        ({"store_v_seq": True}, Gaussian.isometric(PARAMS), torch.float32),
+        ({"pre_reset": True, "store_h_seq": True}, ATan(strict=True), torch.float32),
+        ({"pre_reset": True, "detach_reset": True}, Sigmoid(), torch.bfloat16),
+        ({"soft": True, "pre_reset": True}, FastSigmoid(), torch.float32),
+        ({"rebound": False}, Gaussian.isometric(PARAMS), torch.bfloat16),
+    ],
+)
+def test_compiled_equations_have_the_bits_of_the_kernels(options, surrogate, dtype):
+    """A graph whose numbers are no tensors holds PyTorch's operators in place of ours."""
+    options = dict(options)
+    reset, rebound = "soft" if options.pop("soft", False) else "hard", options.pop("rebound", True)
+    params = QIFParameters.matching_lif(0.5, reset=reset, rebound=rebound, input_gain=0.5)
+
+    def sequence(x, v):
+        return qif_multi_step(x, v, params, surrogate, **options)
+
+    compiled, operators = compiled_with_graphs(sequence)
+    inputs = 4 * torch.randn(3, 4, 5).to(dtype).transpose(1, 2), torch.randn(4, 5).T
+    for got, wanted in zip(gradients(compiled, *inputs), gradients(sequence, *inputs), strict=True):
+        assert got.dtype == wanted.dtype
+        assert torch.equal(got, wanted)
+        assert got.stride() == wanted.stride()
+    assert operators
+    assert not [operator for operator in operators if "qif" in str(operator)]
+
+
+def test_many_time_steps_keep_the_operator():
+    compiled, operators = compiled_with_graphs(lambda x: qif_multi_step(x, 0.0, PARAMS, WINDOW))
+    x = torch.randn(40, 5)
+    assert_same(compiled(x), qif_multi_step(x, 0.0, PARAMS, WINDOW))
+    assert multi_step in operators
+
+
+def test_compiled_equations_in_inductor():
+    def sequence(x):
+        return qif_multi_step(x, 0.1, PARAMS, ATan())
+
+    x = 3 * torch.randn(2, 3, 32)
+    compiled = torch.compile(sequence, fullgraph=True, options={"cpp.simdlen": 1})
+    assert_same(gradients(compiled, x), gradients(sequence, x))
 
 
 def test_compile_steps():
