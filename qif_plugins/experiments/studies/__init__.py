@@ -37,6 +37,7 @@ STUDIES = {
     "swap": "small published LIF networks of both hosts, each against the same network after swap",
     "sequences": "LIF, parametric LIF and QIF on spoken digits and N-MNIST, from folders of yours",
     "spikes": "accuracy against synaptic operations and energy, firing penalized or thresholds raised",
+    "depth": "norm of the gradient by layer in deep perceptrons, predicted and measured, for every window",
 }
 """Studies by the name of their module, with the question of each."""
 OF_FOLDERS = ("sequences", "spikes")
