@@ -18,7 +18,7 @@ from qif_plugins.neuron.parameters import Number, QIFParameters
 from qif_plugins.neuron.surrogate import Gaussian, Surrogate, Window
 from qif_plugins.support.numbers import checked_number
 
-from .surrogate import SpikeGradient, recognised, shifted
+from .surrogate import SpikeGradient, recognised
 
 NUMBERS = ("beta", "threshold")
 ASSIGNED = frozenset({*NUMBERS, *MAP, "dynamics", "curvature"})
@@ -140,7 +140,7 @@ class Parameters(QIFLayer):
         if callable(self._spike_grad):
             return self._spike_grad
         neuron = self._neuron()
-        return SpikeGradient(shifted(neuron.surrogate, neuron.params.v_threshold, -1))
+        return SpikeGradient(neuron.surrogate.shifted(-neuron.params.v_threshold))
 
     @spike_grad.setter
     def spike_grad(self, value: Any) -> None:
@@ -213,7 +213,7 @@ class Parameters(QIFLayer):
     def _follow(self) -> Window | Gaussian:
         params = self._params(*self._numbers(self._current.constants))
         if self.derived_window is None:
-            return shifted(self._spike_grad.surrogate, params.v_threshold, 1)
+            return self._spike_grad.surrogate.shifted(params.v_threshold)
         return self.followed_window(self.derived_window, params)
 
     def _refresh(self) -> None:
@@ -235,7 +235,7 @@ class Parameters(QIFLayer):
         graded = isinstance(factor, nn.Parameter) or not has_storage(factor) or bool((factor != 1).any())
         surrogate = self._window if self._spike_grad is None else self._spike_grad
         if isinstance(surrogate, SpikeGradient):
-            surrogate = shifted(surrogate.surrogate, params.v_threshold, 1)
+            surrogate = surrogate.surrogate.shifted(params.v_threshold)
         elif self.derived_window is not None and not self.learns_window:
             near_one = beta.clamp(max=MAX_BETA) if isinstance(beta, Tensor) else min(beta, MAX_BETA)
             surrogate = self.derive_window(self.derived_window, self._params(near_one, threshold))
@@ -318,13 +318,7 @@ def check_leak(chosen: MapArguments, learn_beta: bool) -> None:
     Raises:
         ValueError: No leak is matched.
     """
-    if chosen.matches_leak and "beta" not in chosen.leak and not chosen.left_open:
-        what = (
-            f"dynamics={chosen.dynamics!r} matches a leak"
-            if chosen.dynamics
-            else "curvature shapes the map that beta matches"
-        )
-        raise ValueError(f"{what}: pass beta (QIF() alone matches {DEFAULT_BETA:g})")
+    chosen.check_beta(f"pass beta (QIF() alone matches {DEFAULT_BETA:g})")
     if learn_beta and not chosen.matches_leak:
         raise ValueError(
             "learn_beta learns the leak that the neuron matches, and this neuron has "

@@ -77,7 +77,7 @@ def analytic_window(
         raise TypeError(f"params must be QIFParameters, got {params!r}; a window by name is window=")
     window = checked_window(window)
     derived = Window.named(window, params, input_std, **options) if isinstance(window, str) else window
-    return SpikeGradient(shifted(derived, params.v_threshold, -1))
+    return SpikeGradient(derived.shifted(-params.v_threshold))
 
 
 def recognised(spike_grad: Any) -> Any:
@@ -89,10 +89,3 @@ def recognised(spike_grad: Any) -> Any:
         if isinstance(value, (int, float)) and value > 0:
             return SpikeGradient(kind(value, strict=True))
     return spike_grad
-
-
-def shifted(surrogate: Any, threshold: Any, sign: int) -> Any:
-    """A window moved by the threshold; other surrogates are relative to it anyway."""
-    if not isinstance(surrogate, Window):
-        return surrogate
-    return Window.unchecked(surrogate.lo + sign * threshold, surrogate.hi + sign * threshold, surrogate.height)

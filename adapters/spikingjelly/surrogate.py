@@ -40,10 +40,18 @@ class AnalyticBase:
         """Θ(x) forward, the surrogate of these numbers backward."""
         return spike(x, 0.0, cls.core.unchecked(*numbers, **by_name))
 
-    @staticmethod
-    def relative(surrogate: Any, v_threshold: Number) -> dict[str, Number]:
+    @classmethod
+    def relative(cls, surrogate: Any, v_threshold: Number) -> dict[str, Number]:
         """The constructor's numbers for a surrogate in units of the membrane."""
-        raise NotImplementedError
+        placed = surrogate.shifted(-v_threshold)
+        return {name: getattr(placed, name) for name in cls.names}
+
+    def window(self, v_threshold: Number) -> Any:
+        """This surrogate as the core's, in units of the membrane of a neuron with threshold ``v_threshold``."""
+        return self.core.unchecked(*self._numbers()).shifted(v_threshold)
+
+    def _numbers(self) -> list[Any]:
+        return [getattr(self, name) for name in self.names]
 
     def _construct(self, spiking: bool, **numbers: Any) -> None:
         """Construct the module with these numbers; where none was passed, with those of the paper's parameters.
@@ -93,7 +101,7 @@ class AnalyticBase:
 
     def forward(self, x: Tensor) -> Tensor:
         function = self.spiking_function if self.spiking else self.primitive_function
-        spikes: Tensor = function(x, *(getattr(self, name) for name in self.names))
+        spikes: Tensor = function(x, *self._numbers())
         return spikes
 
 
@@ -133,14 +141,6 @@ class AnalyticWindowBase(AnalyticBase):
         return cls.from_window(Window.heuristic(params, alpha), params.v_threshold)
 
     @staticmethod
-    def relative(surrogate: Any, v_threshold: Number) -> dict[str, Number]:
-        return {"lo": surrogate.lo - v_threshold, "hi": surrogate.hi - v_threshold, "height": surrogate.height}
-
-    def window(self, v_threshold: Number) -> Window:
-        """This window in units of the membrane of a neuron with threshold ``v_threshold``."""
-        return Window.unchecked(v_threshold + self.lo, v_threshold + self.hi, self.height)
-
-    @staticmethod
     def primitive_function(x: Tensor, lo: Any, hi: Any, height: Number) -> Tensor:
         """The integral of the window from -∞ to x."""
         return height * (torch.clamp(x, lo, hi) - lo)
@@ -163,19 +163,15 @@ class AnalyticGaussianBase(AnalyticBase):
         """The surrogate of :meth:`qif_plugins.Gaussian.isometric`, with its arguments."""
         return cls.from_window(Gaussian.isometric(params, input_std, **options), params.v_threshold)
 
-    @staticmethod
-    def relative(surrogate: Any, v_threshold: Number) -> dict[str, Number]:
+    @classmethod
+    def relative(cls, surrogate: Any, v_threshold: Number) -> dict[str, Number]:
         if surrogate.strict or not holds_everywhere(surrogate.offset, lambda offset: offset == 0):
             raise ValueError(
                 "an AnalyticGaussian has its peak at the threshold and fires there, got "
                 f"offset={surrogate.offset}, strict={surrogate.strict}; a QIFNode takes the Gaussian itself, "
                 "surrogate_function=Gaussian(...)"
             )
-        return {"height": surrogate.height, "width": surrogate.width}
-
-    def window(self, v_threshold: Number) -> Gaussian:
-        """This surrogate as the core takes it, which has it relative to the threshold, too."""
-        return Gaussian.unchecked(self.height, self.width)
+        return super().relative(surrogate, v_threshold)
 
     @staticmethod
     def primitive_function(x: Tensor, height: Number, width: Number) -> Tensor:
@@ -220,7 +216,7 @@ class CudaText(AnalyticBase):
         if dtype not in ("float", "half2"):
             raise NotImplementedError(f"no CUDA code for dtype {dtype!r}; there is one for 'float' and for 'half2'")
         half = dtype == "half2"
-        numbers = [getattr(self, name) for name in self.names]
+        numbers = self._numbers()
         if self.core is Window:
             lo, hi, height = (_literal(value, half) for value in numbers)
             value = f"(({x}) >= {lo} && ({x}) <= {hi}) ? {height} : 0.0f"

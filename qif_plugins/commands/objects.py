@@ -19,14 +19,11 @@ def neuron(arguments: argparse.Namespace) -> QIFParameters:
         ValueError: Contradicting options, or parameters that :class:`QIFParameters` refuses.
     """
     chosen = _map_arguments(arguments)
-    beta = DEFAULT_BETA if chosen.left_open else arguments.beta
-    if chosen.decided == "lif" and beta is None:
-        what = "--dynamics lif matches a leak" if chosen.dynamics else "--curvature shapes the map that --beta matches"
-        raise ValueError(
-            f"{what}; pass --beta too, or --a instead (without any of these options the leak is {DEFAULT_BETA:g})"
-        )
-    curvature = {} if arguments.curvature is None else {"curvature": arguments.curvature}
-    return build_parameters(chosen.roots, arguments.threshold, beta=beta, v_reset=arguments.v_reset, **curvature)
+    chosen.check_beta(f"pass --beta too, or --a instead (without any of these options the leak is {DEFAULT_BETA:g})")
+    return build_parameters(
+        chosen.roots, arguments.threshold, v_reset=arguments.v_reset, rebound=chosen.rebound,
+        **{"beta": DEFAULT_BETA, **chosen.leak},
+    )  # fmt: skip
 
 
 def _map_arguments(arguments: argparse.Namespace) -> MapArguments:

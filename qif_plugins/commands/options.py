@@ -10,17 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..diagnostics.energy.costs import LIF_UPDATES, Costs
-from ..experiments.exact.settings import (
-    DATA_SETS as SPIKE_TRAINS,
-)  # fmt: skip
-from ..experiments.exact.settings import (
-    DEFAULTS,
-    DEMONSTRATIONS,
-    LIF_IMAGES,
-    LOSSES,
-    NEURONS,
-    Settings,
-)
+from ..experiments.exact.settings import DATA_SETS as SPIKE_TRAINS
+from ..experiments.exact.settings import DEFAULTS, DEMONSTRATIONS, LIF_IMAGES, LOSSES, NEURONS, Settings
 from ..experiments.names import DATA_SETS, FIGURES, HOSTS, IMAGES, SHAPES, STUDIED, configurations
 from ..experiments.studies import OF_FOLDERS, STUDIES
 from ..neuron.names import CLOSURES, DEFAULT_BETA, DYNAMICS, PAPER, WINDOWS

@@ -97,6 +97,19 @@ class MapArguments:
         """The leak that was passed and does not decide."""
         return {} if self.matches_leak else dict(self.leak)
 
+    def check_beta(self, way_out: str) -> None:
+        """Refuse to match a leak where the argument of the leak, ``beta``, was not passed and is needed.
+
+        Args:
+            way_out: What to do, for the message.
+
+        Raises:
+            ValueError: It was not, and is.
+        """
+        if self.matches_leak and "beta" not in self.leak and not self.left_open:
+            matches, shapes = f"dynamics={self.dynamics!r} matches a leak", "curvature shapes the map that beta matches"
+            raise ValueError(f"{matches if self.dynamics else shapes}: {way_out}")
+
     def describe_set_aside(self) -> str:
         """Describe the leak that was set aside, if any, for ``repr``."""
         shown = ", ".join(f"{name}={number(value)}" for name, value in self.set_aside.items())

@@ -68,6 +68,14 @@ class FusedSurrogate:
         """
         raise NotImplementedError
 
+    def shifted(self, distance: Number) -> Any:
+        """This surrogate with a window's ends moved; all but windows are relative to the threshold, and stay.
+
+        Args:
+            distance: How far, such as -θ, which makes a window's ends relative to the threshold.
+        """
+        return self
+
     def mapped(self, function: Callable[[Any], Number]) -> Any:
         """A copy with ``function`` of each of its numbers, unchecked.
 
@@ -255,6 +263,9 @@ class Window(FusedSurrogate):
 
     def coefficients(self) -> tuple[Number, Number, Number]:
         return self.lo, self.hi, self.height
+
+    def shifted(self, distance: Number) -> Window:
+        return Window.unchecked(self.lo + distance, self.hi + distance, self.height)
 
     def span(self, v_threshold: Number) -> tuple[Number, Number]:
         """From where to where it reaches, in units of the membrane."""

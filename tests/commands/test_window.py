@@ -138,6 +138,7 @@ def test_command_matches_a_lif_neuron(capsys):
         (["--beta", "0.9", "--curvature", "0.3"], {"beta": 0.9, "curvature": 0.3}),
         (["--beta", "0.9", "--a", "0.3"], {"beta": 0.9, "a": 0.3}),
         (["--beta", "0.9", "--dynamics", "paper"], {"beta": 0.9, "dynamics": "paper"}),
+        (["--beta", "0.9", "--dynamics", "monotone"], {"beta": 0.9, "dynamics": "monotone"}),
         (["--u2", "0.4", "--curvature", "0.3"], {"u2": 0.4, "curvature": 0.3}),
     ],
     ids=str,
@@ -152,10 +153,21 @@ def test_what_decides_the_map_is_what_decides_it_in_a_neuron(words, arguments, c
     assert re.findall(r"(\w+=\S+)(?=[^=]*set aside)", line) == re.findall(r"(\w+=\S+)(?=[^=]*set aside)", repr(neuron))
 
 
+def test_command_takes_the_map_without_rebound(capsys):
+    words = ["--dynamics", "monotone", "--beta", "0.9", "--input-mean", "-0.5", "--neurons", "4096"]
+    assert main(["window", *words]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("reset closure"))
+    printed = tuple(map(float, line.split()[2:4]))
+    without, parabola = (QIFParameters.matching_lif(0.9, rebound=rebound) for rebound in (False, True))
+    assert printed == pytest.approx(membrane_moments(without, 1.0, -0.5), abs=1e-5)
+    assert printed != pytest.approx(membrane_moments(parabola, 1.0, -0.5), abs=0.1)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--dynamics", "paper", "--a", "1"], "both decide the map"),
+        (["--dynamics", "monotone"], "pass --beta too"),
         (["--dynamics", "lif"], "pass --beta too, or --a instead (without any of these options the leak is 0.5)"),
         (["--beta", "0.9", "--threshold", "inf"], "v_threshold must be finite, got inf"),
         (["--curvature", "0.4"], "pass --beta too"),
