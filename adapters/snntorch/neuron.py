@@ -21,7 +21,7 @@ from torch import Tensor
 
 from qif_plugins.neuron.arguments import MapArguments, build_parameters
 from qif_plugins.neuron.following import WindowMemory, versions
-from qif_plugins.neuron.functional import check_spread, qif_multi_step, qif_step
+from qif_plugins.neuron.functional import check_spread, qif_multi_step, uncopied_step
 from qif_plugins.neuron.module import chosen_window
 from qif_plugins.neuron.names import DEFAULT_BETA, DEFAULT_WINDOW, MAP, MATCHED, DynamicsName, WindowName
 from qif_plugins.neuron.parameters import Number, QIFParameters
@@ -180,6 +180,8 @@ class QIF(Parameters, snn.Leaky):
         self._choose(chosen)
         self._window, self._window_memory, self._seen = window, WindowMemory(), None
         self._mem_before: tuple[Tensor, Any, Neuron] | None = None
+        self._twin: tuple[Tensor, Any, Tensor] | None = None
+        """The last membrane returned, its version, and what it is a copy of, which the backward pass reads."""
         self.spike_grad = Heaviside() if surrogate_disable else spike_grad
         try:
             self._window_changed()
@@ -331,10 +333,14 @@ class QIF(Parameters, snn.Leaky):
             spk_seq, h_seq = self._charge(x.unsqueeze(0), mem, neuron)
             # A copy: the host detaches mem in place, which a view does not allow.
             return spk_seq.squeeze(0), h_seq.squeeze(0).clone()
-        spk, _, h = qif_step(
-            x, mem, neuron.params, neuron.surrogate, True, backend=self.backend, store_h=True, pre_reset=True
-        )
-        return spk, h
+        traced = torch.compiler.is_compiling()
+        twin = None
+        if self._twin is not None and not traced and mem is self._twin[0] and versions([mem])[0][1:] == self._twin[1]:
+            twin = self._twin[2]
+        spk, _, h = uncopied_step(x, mem, neuron.params, neuron.surrogate, True, self.backend, True, True, twin)
+        mem = h.clone()  # which the user may change in place
+        self._twin = (mem, versions([mem])[0][1:], h) if h.requires_grad and not traced else None
+        return spk, mem
 
     def _fire(self, h: Tensor, neuron: Neuron) -> Tensor:
         threshold = neuron.params.v_threshold
@@ -348,7 +354,7 @@ class QIF(Parameters, snn.Leaky):
     # -- copies and checkpoints ------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__ | {"_seen": None, "_current": None, "_mem_before": None}
+        state = self.__dict__ | {"_seen": None, "_current": None, "_mem_before": None, "_twin": None}
         state["_buffers"] = self._buffers | {"mem": self.mem.detach()}  # a copy does not share the graph
         return state
 

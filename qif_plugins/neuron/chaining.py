@@ -17,7 +17,7 @@ from torch import Tensor
 from ..ops.backends import BackendName
 from ..ops.layout import wider
 from .following import has_storage
-from .functional import qif_multi_step, qif_step
+from .functional import qif_multi_step, uncopied_step
 from .module import NO_NIR, QIFLayer
 
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
@@ -108,9 +108,7 @@ class ChainedSteps(QIFLayer):
         pre_reset = link is not None and link.pre_reset
         backend = self._implementation(x)
         if single:
-            spikes, exact, *h = qif_step(
-                x, start, params, surrogate, self.detach_reset, backend=backend, store_h=keep, pre_reset=pre_reset
-            )
+            spikes, exact, *h = uncopied_step(x, start, params, surrogate, self.detach_reset, backend, keep, pre_reset)
         else:
             spikes, exact, *h = qif_multi_step(
                 x, start, params, surrogate, self.detach_reset, store_v_seq, backend, store_h_seq=keep,

@@ -90,13 +90,27 @@ def qif_step(
         ValueError: As :func:`qif_multi_step`.
         RuntimeError: As :func:`qif_multi_step`.
     """
+    results = uncopied_step(x, v, params, surrogate, detach_reset, backend, store_h, pre_reset)
+    return (*results[:2], *[h.clone() for h in results[2:]])
+
+
+def uncopied_step(
+    x: Tensor, v: Tensor | float, params: QIFParameters, surrogate: Surrogate, detach_reset: bool,
+    backend: BackendName, store_h: bool, pre_reset: bool, twin: Tensor | None = None,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Compute :func:`qif_step`, where the membrane before the reset is what the backward pass reads: not to be changed.
+
+    The arguments and the errors are those of :func:`qif_step`. ``twin``, if given, is such a membrane with the values
+    of ``v``: the backward pass reads it in place of ``v``, so that the copy in ``v`` need not stay in memory.
+    """
     _check_tensor("x", x)
     call = _check(x, v, params, surrogate, backend, x.shape)
     options = (detach_reset, False, store_h, pre_reset)
     if not observers and _is_plain(x, v, call):
-        return _run_directly(x, v, params, surrogate, call, *options, single=True)
+        direct: tuple[Tensor, ...] = _run_directly(x, v, params, surrogate, call, *options, True, twin)
+        return direct
     spike_seq, v_next, *h_seq = _run_operator(x.unsqueeze(0), v, params, surrogate, call, *options)
-    return (spike_seq.squeeze(0), v_next, *[h.squeeze(0).clone() for h in h_seq])
+    return (spike_seq.squeeze(0), v_next, *[h.squeeze(0) for h in h_seq])
 
 
 @overload
@@ -223,18 +237,17 @@ def _is_plain(x: Tensor, v: Tensor | float, call: _Call) -> bool:
 
 def _run_directly(
     x: Tensor, v: Tensor | float, params: QIFParameters, surrogate: Any, call: _Call, detach_reset: bool,
-    store_v_seq: bool, store_h: bool, pre_reset: bool, single: bool = False,
+    store_v_seq: bool, store_h: bool, pre_reset: bool, single: bool = False, twin: Tensor | None = None,
 ) -> Any:  # fmt: skip
     job = eager.job(
         call.numbers, params.reset == "soft", detach_reset, surrogate.strict, surrogate.shape, pre_reset,
         params.rebound, store_v_seq, store_h or bool(observers), single,
     )  # fmt: skip
-    spikes, v_out, h = eager.multi_step(x, v, call.v_dtype, job)
+    spikes, v_out, h = eager.multi_step(x, v, call.v_dtype, job, twin)
     for observe in observers:
         observe(Observation(x, params, surrogate, spikes, h))
     if not store_h:
         return spikes, v_out
-    h = h.clone() if single else h
     return spikes, v_out, h if h.dtype == call.v_dtype else h.to(call.v_dtype)
 
 

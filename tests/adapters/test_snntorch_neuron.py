@@ -18,6 +18,7 @@ from snntorch.functional import quant  # noqa: E402
 
 from qif_plugins import ATan, FastSigmoid, Gaussian, QIFParameters, Sigmoid, Window  # noqa: E402
 from qif_plugins.neuron.surrogate import spike  # noqa: E402
+from qif_plugins.ops.shortcuts import ENABLED  # noqa: E402
 
 pytestmark = pytest.mark.host_independent
 
@@ -652,3 +653,38 @@ def test_a_batch_first_view_keeps_its_layout(spike_grad):
     x_seq = torch.randn(N, T, FEATURES).transpose(0, 1)
     spk, mem = QIF(spike_grad=spike_grad).forward_sequence(x_seq)
     assert spk.stride() == mem.stride() == x_seq.stride()
+
+
+class TestMembraneHandedOut:
+    """The membrane that forward returns is a copy; the backward pass reads what it was copied from."""
+
+    def test_one_tensor_a_step_is_saved(self):
+        if not ENABLED:
+            pytest.skip("the operator saves the copies, too")
+        neuron, saved = QIF(beta=0.9), set()
+        x, mem = torch.randn(6, 3, 5, requires_grad=True), neuron.init_leaky()
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.add(t.data_ptr()) or t, lambda t: t):
+            for current in x:
+                _, mem = neuron(current, mem)
+        assert len(saved) == 6
+
+    @pytest.mark.parametrize("change", ["none", "in place", "replaced"])
+    def test_gradients_are_those_of_the_membrane_that_was_passed(self, change):
+        def gradients(backend):
+            neuron, total = QIF(beta=0.9, spike_grad=ATan(), backend=backend), 0.0
+            x, mem, mems = inputs.clone().requires_grad_(), neuron.init_leaky(), []
+            for current in x:
+                spk, mem = neuron(current, mem)
+                if change == "in place":
+                    mem *= 0.5
+                elif change == "replaced":
+                    mem = 0.5 * mem
+                mems.append(mem)
+                total = total + (spk * current).sum()
+            first = torch.autograd.grad(total, [x, mems[1]], create_graph=True)
+            return first, torch.autograd.grad(sum((g * g).sum() for g in first), [x, mems[1]])
+
+        inputs = 2 * torch.randn(4, 3, 5)
+        for got, wanted in zip(gradients("auto"), gradients("torch"), strict=True):
+            for one, other in zip(got, wanted, strict=True):
+                torch.testing.assert_close(one, other)

@@ -8,6 +8,7 @@ with tensors of other kinds and layouts, with numbers that are tensors, and on o
 
 from __future__ import annotations
 
+import weakref
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -103,10 +104,16 @@ def is_plain(*tensors: Any) -> bool:
     )
 
 
-def multi_step(x: Tensor, v: Tensor | float, v_dtype: torch.dtype, job: Job) -> tuple[Tensor, Tensor, Any]:
-    """Compute ``qif::multi_step``: ``(spike_seq, v_last or v_seq, h_seq)``, with ``None`` for an h_seq nobody needs."""
+def multi_step(
+    x: Tensor, v: Tensor | float, v_dtype: torch.dtype, job: Job, twin: Tensor | None = None
+) -> tuple[Tensor, Tensor, Any]:
+    """Compute ``qif::multi_step``: ``(spike_seq, v_last or v_seq, h_seq)``, with ``None`` for an h_seq nobody needs.
+
+    ``twin`` has the values of ``v``, and is saved for the backward pass in its place.
+    """
     if torch.is_grad_enabled() and (x.requires_grad or (isinstance(v, Tensor) and v.requires_grad)):
-        outputs: tuple[Tensor, Tensor, Any] = _MultiStep.apply(x, v, v_dtype, job)
+        # In a tuple, so that autograd does not count it among the inputs.
+        outputs: tuple[Tensor, Tensor, Any] = _MultiStep.apply(x, v, v_dtype, job, None if twin is None else (twin,))
         return outputs
     return _forward(x, v, v_dtype, job, job.return_h)
 
@@ -125,11 +132,15 @@ def _forward(
 
 class _MultiStep(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, v: Any, v_dtype: torch.dtype, job: Job) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any, x: Tensor, v: Any, v_dtype: torch.dtype, job: Job, twin: tuple[Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         spike, v_out, h = _forward(x, v, v_dtype, job, True)
         assert h is not None
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(h, v if ctx.needs_input_grad[1] else None)
+        needed = ctx.needs_input_grad[1]
+        ctx.save_for_backward(h, None if not needed else v if twin is None else twin[0])
+        ctx.original = None if not needed or twin is None else (weakref.ref(v), v._version)
         ctx.start = 0.0 if isinstance(v, Tensor) else v
         ctx.job, ctx.x_dtype = job, x.dtype
         return spike, v_out, h  # also where nobody asks for h, so that a second derivative finds the way through it
@@ -137,11 +148,11 @@ class _MultiStep(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
         if all(gradient is None for gradient in gradients):
-            return (None,) * 4
+            return (None,) * 5
         h, v = ctx.saved_tensors
         job: Job = ctx.job
         if torch.is_grad_enabled() or not is_plain(h, *gradients):
-            return (*_by_operator(ctx, gradients, h, v), None, None)
+            return (*_by_operator(ctx, gradients, h, v), None, None, None)
         grad_spike, grad_v, grad_h = (None if gradient is None else gradient.contiguous() for gradient in gradients)
         grad_x = on_huge_pages(torch.empty_like(h, dtype=ctx.x_dtype))
         grad_v0 = None if v is None else torch.empty_like(v)
@@ -150,13 +161,17 @@ class _MultiStep(torch.autograd.Function):
             grad_spike, grad_v, grad_h, h, ctx.start if v is None else v, None, job.table, job.kind, grad_x, grad_v0,
             _NONE_NEEDED, steps,
         )  # fmt: skip
-        return grad_x, grad_v0, None, None
+        return grad_x, grad_v0, None, None, None
 
 
 def _by_operator(ctx: Any, gradients: Any, h: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Compute the gradients by the operator, for a backward pass that is observed or differentiated itself."""
     job: Job = ctx.job
     grad_spike, grad_v, grad_h = gradients
+    if ctx.original is not None:  # where v is still there, a second derivative may be asked with respect to it
+        v_ref, version = ctx.original
+        original = v_ref()
+        v = v if original is None or original._version != version else original
     if job.single:
         h = h.unsqueeze(0)
         grad_spike, grad_h = (None if tensor is None else tensor.unsqueeze(0) for tensor in (grad_spike, grad_h))
