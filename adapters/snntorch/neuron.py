@@ -24,7 +24,7 @@ from qif_plugins.neuron.following import WindowMemory, versions
 from qif_plugins.neuron.functional import check_spread, qif_multi_step, uncopied_step
 from qif_plugins.neuron.module import chosen_window
 from qif_plugins.neuron.names import DEFAULT_BETA, DEFAULT_WINDOW, MAP, MATCHED, DynamicsName, WindowName
-from qif_plugins.neuron.parameters import Number, QIFParameters
+from qif_plugins.neuron.parameters import Number
 from qif_plugins.neuron.surrogate import ATan, FusedSurrogate, Window, spike
 from qif_plugins.ops.backends import BackendName
 from qif_plugins.support.names import unknown
@@ -96,6 +96,7 @@ class QIF(Parameters, snn.Leaky):
         u2: Second root of f. Any of a, u1, u2 passed decides the dynamics, the others default to the paper's.
         dynamics: ``"paper"``, ``"lif"`` (matched to beta) or ``"monotone"`` (matched by a map that below rest is
             LIF's); default by what else is passed. A beta that does not decide is set aside.
+        input_gain: Factor on the input, one number. Default 1, Leaky's.
         curvature: For the matched neuron, where θ lies between the resting (0) and the unstable point (1).
             Left out: 0.5.
         window: ``"isometric"`` (left out), ``"unbiased"``, ``"paper"``, ``"heuristic"``, or a
@@ -138,6 +139,7 @@ class QIF(Parameters, snn.Leaky):
         u2: Number | None = None,
         dynamics: DynamicsName | None = None,
         curvature: float | None = None,
+        input_gain: float = 1.0,
         window: WindowName | Window | None = None,
         backend: BackendName = "auto",
     ) -> None:
@@ -160,12 +162,14 @@ class QIF(Parameters, snn.Leaky):
         window = chosen_window(window, spike_grad, "spike_grad") or DEFAULT_WINDOW
         self.backend = backend
         curvature = given.get("curvature", _CURVATURE)
+        self._input_gain = checked_argument("input_gain", input_gain)
         params = build_parameters(
             chosen.roots,
             detached(threshold),
             beta=detached(beta),
             curvature=curvature,
             reset=reset_of(reset_mechanism),
+            input_gain=self._input_gain,
             rebound=chosen.rebound,
         )
         if beta is None:
@@ -319,7 +323,7 @@ class QIF(Parameters, snn.Leaky):
     def _charge(self, x_seq: Tensor, mem: Tensor, neuron: Neuron) -> tuple[Tensor, Tensor]:
         """Spikes and membranes of a sequence, graded_spikes_factor aside."""
         if self._reset_mechanism == "none":
-            unlimited = QIFParameters.unchecked(**neuron.params.numbers() | {"v_threshold": math.inf})
+            unlimited = neuron.params.with_numbers(v_threshold=math.inf)
             *_, h_seq = qif_multi_step(x_seq, mem, unlimited, _NEVER, True, backend=self.backend, store_h_seq=True)
             return self._fire(h_seq, neuron), h_seq
         spk_seq, _, h_seq = qif_multi_step(
@@ -368,9 +372,10 @@ class QIF(Parameters, snn.Leaky):
             f"{name}={number(getattr(params, name), '.4g')}" for name in ("a", "u1", "u2", "v_threshold")
         )
         leak = f", beta={number(self.beta, '.4g')}" if self._decided in MATCHED else ""
+        gain = "" if self.input_gain == 1 else f", input_gain={number(self.input_gain, '.4g')}"
         window = self._window if self._spike_grad is None else self._spike_grad
         return (
-            f"dynamics={self.dynamics}{leak}, {numbers}, reset_mechanism={self._reset_mechanism}, "
+            f"dynamics={self.dynamics}{leak}, {numbers}{gain}, reset_mechanism={self._reset_mechanism}, "
             f"{'window' if self._spike_grad is None else 'spike_grad'}={window}, backend={self.backend}"
             f"{self._chosen().describe_set_aside()}"
         )

@@ -54,6 +54,7 @@ class Parameters(QIFLayer):
     _buffers: dict[str, Any]
     _parameters: dict[str, Any]
     _reset_mechanism: str
+    _input_gain: float
     _given: dict[str, Any]
     """beta and threshold as they were passed, before ``half()`` rounded them."""
     _choice: tuple[Any, tuple[str, ...], tuple[str, ...], bool]
@@ -126,6 +127,18 @@ class Parameters(QIFLayer):
     def dynamics(self) -> str:
         """The rule that decided the map: ``"paper"``, ``"explicit"``, or one that matches beta."""
         return self._decided
+
+    @property
+    def input_gain(self) -> float:
+        """Factor on the input."""
+        return self._input_gain
+
+    @input_gain.setter
+    def input_gain(self, value: float) -> None:
+        with undone_on_error(self):
+            self._input_gain = checked_argument("input_gain", value)
+            self._params(detached(self.beta), detached(self.threshold), checked=True)
+            self._window_changed()
 
     # -- the surrogate ---------------------------------------------------------------------------
 
@@ -250,7 +263,7 @@ class Parameters(QIFLayer):
         """The parameters; unless they are checked, a learned threshold is kept where the membrane is stable."""
         return build_parameters(
             {name: getattr(self, name) for name in self._root_names}, threshold, beta=beta, curvature=self.curvature,
-            reset=reset_of(self._reset_mechanism), rebound=self._rebound, checked=checked,
+            reset=reset_of(self._reset_mechanism), input_gain=self._input_gain, rebound=self._rebound, checked=checked,
             learned_threshold=not checked and self._learns("threshold"),
         )  # fmt: skip
 
@@ -344,9 +357,9 @@ def checked_argument(name: str, value: Any) -> Any:
     value = value if type(value) is int else checked_number(name, value)  # the host keeps an integer as one
     if isinstance(value, Tensor) and value.is_complex():
         raise TypeError(f"{name} must be real, got {value!r}")
-    if name == "curvature":
-        if isinstance(value, Tensor) and value.numel() != 1:
-            raise ValueError(f"curvature must be one number, got a tensor of shape {list(value.shape)}")
+    if name in ("curvature", "input_gain"):
+        if isinstance(value, Tensor) and (value.numel() != 1 or value.requires_grad):
+            raise ValueError(f"{name} must be one number that is not learned, got {value!r}")
         return float(value)
     if name in MAP and isinstance(value, Tensor):
         if value.requires_grad:

@@ -73,7 +73,8 @@ class LearnedMap(QIFNeuron):
         if any(getattr(self._params, key) != new for key, new in changes.items()):
             self._replace(**changes)
             self._link = None
-        store(value)
+        if name not in RESOLVED:  # input_gain is read as part of params
+            store(value)
 
     # -- window ----------------------------------------------------------------------------------
 

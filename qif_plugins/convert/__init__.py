@@ -7,6 +7,7 @@ The modules change in place, so that everything that refers to them goes on doin
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -14,13 +15,14 @@ from typing import Any, Literal
 from torch import nn
 
 from ..neuron.module import OTHERS
+from ..neuron.moments import MomentClosureError
 from ..neuron.names import DYNAMICS, WINDOWS, DynamicsName, WindowName
 from ..neuron.surrogate import Window
 from ..support.names import unknown
 from .find import Survey, survey
 from .hosts import HOSTS, Host, Plan, Request, loaded_hosts
 from .norms import convert_norms
-from .rates import FACTOR, Expected, compared, expected, measured_rates
+from .rates import FACTOR, Expected, compared, expected, mean_of, measured_rates
 from .rebuild import rebuild, replaced, restore
 from .report import Row, SwapReport
 from .walk import Site
@@ -150,6 +152,7 @@ def swap_found(
     Raises:
         ValueError: As ``refuse`` says.
     """
+    request = dataclasses.replace(request, depth=found.depth)
     undo: list[Callable[[], None]] = []
     rates = measured_rates(found, hosts)
     lif = [expected(site, found.norms, rates) if site.neuron == ("lif", "") else None for site in found.sites]
@@ -244,6 +247,10 @@ def _swap_site(site: Site, request: Request, readout: str, undo: list[Callable[[
             return _left(site, f"QIF cannot take its place: {error}")
         raise type(error)(f"{site.name or was}: {error}") from error
     undo.append(rebuild(site.module, site.host, plan))
+    gain = abs(mean_of(site.module.qif_parameters.input_gain))
+    if site.norms and gain > 1:  # the norm's scale is the threshold's
+        with contextlib.suppress(MomentClosureError):  # the parabola's, for large inputs
+            site.module.window_scale = gain
     return Row(site.name, was, type(site.module).__name__, _why(site, plan), changed=True)
 
 

@@ -42,6 +42,11 @@ class Survey:
     handwritten: Sequence[str] = ()
     example: tuple[nn.Module, Call] | None = None
 
+    @property
+    def depth(self) -> int:
+        """Largest number of neurons in a row, shortcuts taken; 0 where it is not known."""
+        return max((site.depth for site in self.sites), default=0)
+
 
 def survey(model: nn.Module, hosts: Sequence[Host], example_input: Any = None) -> Survey:
     """Find the neurons and their places.

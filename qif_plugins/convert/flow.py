@@ -33,6 +33,8 @@ class _Flow(TorchDispatchMode):
     """Every tensor's sources: the neurons, norms and weight layers that it was made from without another between.
 
     Attributes:
+        sources: Tensor -> where it comes from.
+        depths: Tensor -> the number of neurons in a row that it went through, over the way with the fewest.
         feeding: The neurons that feed a weight or another neuron.
         behind: Norm -> the neurons that feed it, with no weight between.
         within: The neuron that is running, whose own recurrence says nothing about its place.
@@ -41,6 +43,7 @@ class _Flow(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.sources: Any = WeakTensorKeyDictionary()
+        self.depths: Any = WeakTensorKeyDictionary()
         self.feeding: set[str] = set()
         self.behind: dict[str, set[str]] = {}
         self.within = ""
@@ -63,27 +66,34 @@ class _Flow(TorchDispatchMode):
                 found |= self.sources.get(tensor, frozenset())
         return found
 
-    def mark(self, values: Any, sources: frozenset[Source]) -> None:
+    def depth_of(self, values: Any) -> int | None:
+        """The depth of what was made of ``values``; ``None`` where no input went into them."""
+        tensors = (value for value in tree_leaves(values) if isinstance(value, Tensor))
+        return min((depth for t in tensors if (depth := self.depths.get(t)) is not None), default=None)
+
+    def mark(self, values: Any, sources: frozenset[Source], depth: int | None = None) -> None:
         for tensor in tree_leaves(values):
             if isinstance(tensor, Tensor) and not isinstance(tensor, nn.Parameter):
                 self.sources[tensor] = sources
+                if depth is not None:
+                    self.depths[tensor] = depth
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        sources = self.of((args, kwargs))
+        sources, depth = self.of((args, kwargs)), self.depth_of((args, kwargs))
         out = func(*args, **kwargs)
         name = func.overloadpacket.__name__
         if name.endswith("_like") or name.startswith("new_"):
-            sources = frozenset()  # its shape, not its values
+            sources, depth = frozenset(), None  # its shape, not its values
         elif _PARAMETER in sources and name in _MIXING:
             self.feed(sources)
             sources = frozenset({(WEIGHT, f"aten.{name}")})
-        self.mark(out, sources)
+        self.mark(out, sources, depth)
         for argument, value in zip(func._schema.arguments, args, strict=False):
             base = getattr(value, "_base", None)
             if base is not None and argument.alias_info is not None and argument.alias_info.is_write:
                 # record[t] = spikes: what the whole holds comes from there, too.
-                self.mark(base, sources | self.of(base))
+                self.mark(base, sources | self.of(base), self.depth_of((base, *args)))
         return out
 
 
@@ -99,7 +109,7 @@ def trace(model: nn.Module, hosts: Sequence[Host], sites: list[Site], example: C
     Raises:
         ValueError: The model does not run on the example, or its copy cannot be made.
     """
-    flow, fed, counts = _Flow(), {}, {}  # type: ignore[var-annotated]
+    flow, fed, counts, depths = _Flow(), {}, {}, {}  # type: ignore[var-annotated]
     with trial(model, hosts) as twin, torch.no_grad():
         for name, module, found in walk(twin, hosts):
             kind = kind_of(module, found)
@@ -109,11 +119,11 @@ def trace(model: nn.Module, hosts: Sequence[Host], sites: list[Site], example: C
                 # QIF runs wherever the example is, unlike a LIF neuron that was set to a GPU's backend.
                 with contextlib.suppress(ValueError):
                     rebuild(module, found[0], found[0].plan(module, _TRIAL, normalized=False))
-            entering = {NEURON: _into_neuron(flow, name, fed, counts), NORM: _into_norm(flow, name)}
+            entering = {NEURON: _into_neuron(flow, name, fed, counts, depths), NORM: _into_norm(flow, name)}
             module.register_forward_pre_hook(entering.get(kind, _into_weight(flow)), with_kwargs=True)
-            module.register_forward_hook(_out_of(flow, kind, name), with_kwargs=True)
+            module.register_forward_hook(_out_of(flow, kind, name, depths), with_kwargs=True)
         call = example.copied()
-        flow.mark((call.args, dict(call.kwargs)), frozenset({_INPUT}))
+        flow.mark((call.args, dict(call.kwargs)), frozenset({_INPUT}), 0)
         try:
             with flow:
                 out = call.run(twin)
@@ -127,6 +137,7 @@ def trace(model: nn.Module, hosts: Sequence[Host], sites: list[Site], example: C
         site.norms = sorted(name for kind, name in fed.get(site.name, ()) if kind == NORM)
         site.weights = sorted(name for kind, name in fed.get(site.name, ()) if kind == WEIGHT)
         site.direct = sorted(name or kind for kind, name in fed.get(site.name, ()) if kind not in (NORM, WEIGHT))
+        site.depth = depths.get(site.name, 0)
         site.sources = max(counts.get(site.name, 1), 1)
         site.norms_known = site.name in fed
         site.reads_out = site.name in last
@@ -136,12 +147,17 @@ def trace(model: nn.Module, hosts: Sequence[Host], sites: list[Site], example: C
 Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
 
 
-def _into_neuron(flow: _Flow, name: str, fed: dict[str, set[Source]], counts: dict[str, int]) -> Hook:
+def _into_neuron(
+    flow: _Flow, name: str, fed: dict[str, set[Source]], counts: dict[str, int], depths: dict[str, int]
+) -> Hook:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         current = args[:1] or list(kwargs.values())[:1]  # the others are its state
         sources = flow.of(current) - {_PARAMETER}
         fed.setdefault(name, set()).update(sources)
         counts[name] = max(counts.get(name, 0), len(sources))
+        depth = flow.depth_of(current)
+        if depth is not None:
+            depths[name] = min(depths.get(name, depth + 1), depth + 1)
         flow.feed(sources)
         flow.within = name
 
@@ -162,17 +178,17 @@ def _into_weight(flow: _Flow) -> Hook:
     return hook
 
 
-def _out_of(flow: _Flow, kind: str, name: str) -> Callable[..., None]:
+def _out_of(flow: _Flow, kind: str, name: str, depths: dict[str, int]) -> Callable[..., None]:
     sources = frozenset({(kind, name)})
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        flow.mark(out, sources)
+        flow.mark(out, sources, depths.get(name))
         if kind != NEURON:
             return
         flow.within = ""
         # Its state, which is read by name in place of what it returns; not the input, should it have kept that.
         given = {id(value) for value in tree_leaves((args, kwargs))}
         state = {key: value for key, value in vars(module).items() if key not in ("_modules", "_parameters")}
-        flow.mark([value for value in tree_leaves(state) if id(value) not in given], sources)
+        flow.mark([value for value in tree_leaves(state) if id(value) not in given], sources, depths.get(name))
 
     return hook

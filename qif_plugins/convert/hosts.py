@@ -27,6 +27,10 @@ HOSTS = {
 NO_LEAK_BETA = 0.95
 """Leak that a neuron without one gets: a QIF map needs a resting point, which no leak at all does not give."""
 
+SHALLOW, EACH_MORE, LARGEST_GAIN = 12, 0.1, 3.0
+"""Number of neurons in a row up to which the gain under a norm is 1, its growth with each more, and its limit. The
+measurement is in docs/does-not-learn.md, "More than twelve layers in a row"."""
+
 SWAP_OPTIONS = ("dynamics", "window", "norm", "readout", "to", "example_input")
 """Arguments of :func:`~qif_plugins.swap` itself; it passes the others on."""
 
@@ -35,7 +39,7 @@ class Choice(NamedTuple):
     """What is chosen for a neuron where the user leaves it open. The leak is matched in any case.
 
     Attributes:
-        unit_gain: Whether the input gain is 1, instead of the LIF neuron's.
+        unit_gain: Whether the input gain is 1, or larger in a deep network, instead of the LIF neuron's.
         window: A window's name, or ``"keep"`` for the LIF neuron's surrogate.
     """
 
@@ -55,11 +59,13 @@ class Request:
         dynamics: ``"auto"`` or one of :data:`~qif_plugins.neuron.names.DYNAMICS`.
         window: A window's name, a Window, ``"keep"`` for the surrogate that the LIF neuron has, or ``"auto"``.
         parameters: Arguments of the QIF neurons, over everything else.
+        depth: Largest number of neurons in a row, see :attr:`~qif_plugins.convert.walk.Site.depth`.
     """
 
     dynamics: str = "auto"
     window: str | Window = "auto"
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    depth: int = 0
 
     @property
     def chooses_map(self) -> bool:
@@ -78,14 +84,26 @@ class Request:
             return self.dynamics
         return "monotone" if isinstance(v_rest, (int, float)) and v_rest >= 0 else "lif"
 
-    def unit_gain(self, normalized: bool, gain_arguments: frozenset[str]) -> bool:
-        """Whether the input gain becomes 1.
+    def gain(self, normalized: bool, gain_arguments: frozenset[str], notes: list[str]) -> float | None:
+        """Choose the input gain, ``None`` where the host's arguments give it, and note one above 1.
+
+        It is 1 under a norm, and more in a network of more than 12 neurons in a row: each layer of spikes passes on
+        less of its input than it got, and one that spikes more often loses less.
 
         Args:
             normalized: Whether a normalization feeds the neuron.
             gain_arguments: The host's arguments that give a gain; one that was passed decides.
+            notes: Receives the note.
         """
-        return self.chooses_map and CHOICE[normalized].unit_gain and not self.parameters.keys() & gain_arguments
+        if not (self.chooses_map and CHOICE[normalized].unit_gain) or self.parameters.keys() & gain_arguments:
+            return None
+        gain = min(max(1 + EACH_MORE * (self.depth - SHALLOW), 1.0), LARGEST_GAIN)
+        if gain > 1:
+            notes.append(
+                f"input gain {gain:.3g}, so that {self.depth} neurons in a row pass the input on; input_gain=1 keeps "
+                "the norm's scale"
+            )
+        return gain
 
     def surrogate(self, normalized: bool, own: Mapping[str, Any], name: str, notes: list[str]) -> dict[str, Any]:
         """Choose the QIF neuron's argument for its surrogate, and note the choice.

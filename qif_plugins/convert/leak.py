@@ -26,14 +26,14 @@ class LearnedLeak(LearnedMap):
 
     Its one parameter is that of ``ParametricLIFNode``: sigmoid(w) = 1/tau. The map matches the leak 1 - sigmoid(w)
     at every step, see :meth:`qif_plugins.QIFParameters.matching_lif`, and the window follows. Where
-    ``decay_input`` scales the input by 1/tau, that is learned with it.
+    ``decay_input`` scales the input by 1/tau, that is learned with it, unless ``input_gain`` is given.
     """
 
     w: nn.Parameter
     _params: QIFParameters
     _arguments: NodeArguments
     raw_names = ("w",)
-    fixed = ("v_threshold", "v_reset")
+    fixed = ("v_threshold", "v_reset", "input_gain")
     unassigned = "the leak is learned: tau is 1/sigmoid(w), and the map follows w"
 
     def __init__(self, tau: float = 2.0, decay_input: bool = True, **arguments: Any) -> None:
@@ -50,10 +50,12 @@ class LearnedLeak(LearnedMap):
         return self._matched(torch.sigmoid(w).clamp(MIN_LEAK, 1 - MIN_LEAK), self._params)
 
     def _matched(self, rate: Any, fixed: QIFParameters, checked: bool = False) -> QIFParameters:
+        follows = 1.0 if self.decay_input is False else rate
+        gain = self._arguments.input_gain
         return QIFParameters.matching_lif(
             1 - rate,
             fixed.v_threshold,
-            input_gain=1.0 if self.decay_input is False else rate,
+            input_gain=follows if gain is None else gain,
             v_rest=0.0 if fixed.reset == "soft" else fixed.v_reset,  # type: ignore[arg-type]
             reset=fixed.reset,
             rebound=self._arguments.map.rebound,
@@ -72,6 +74,8 @@ class LearnedLeak(LearnedMap):
         """Assign threshold or reset; the map goes on matching the leak."""
         fixed = dataclasses.replace(self._params, **changes)
         self._arguments = self._arguments.resting_at(changes.get("v_reset"), self._open_to_leak)
+        if "input_gain" in changes:
+            self._arguments = dataclasses.replace(self._arguments, input_gain=changes["input_gain"])
         self._params = self._matched(torch.sigmoid(self.w.detach().double()).item(), fixed, checked=True)
         self._window_changed()
 

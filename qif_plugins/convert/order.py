@@ -58,6 +58,9 @@ def place(model: nn.Module, hosts: Sequence[Host], sites: list[Site]) -> tuple[s
             "neurons in plain Python lists or dicts are not registered, so the order does not tell which one reads out"
         )
         return unknown, _norms(sites, kinds, None)
+    depths = _depths(model, kinds)
+    for site in sites:
+        site.depth = depths.get(site.name, 0)
     line = _line(model, kinds)
     fed = _fed_in_chain(line) if runs_in_order else _fed_by_order(line)
     try:
@@ -106,6 +109,31 @@ def _line(module: nn.Module, kinds: dict[int, tuple[str, str]]) -> list[tuple[st
     for item in _items(module, kinds):
         line += _line(item.module, kinds) if item.kind == BLOCK else [(item.name, item.kind)]
     return line
+
+
+def _depths(model: nn.Module, kinds: dict[int, tuple[str, str]]) -> dict[str, int]:
+    """Count the neurons in a row up to each neuron.
+
+    A block that has a forward of its own and several neurons may have a shortcut past them, so that what follows it is
+    no deeper than the block itself, unless it has every neuron of the model.
+    """
+    depths: dict[str, int] = {}
+
+    def visit(module: nn.Module, depth: int) -> int:
+        items = _items(module, kinds)
+        blocks = [item for item in items if item.kind == BLOCK]
+        for item in items:
+            if item.kind == NEURON:
+                depth += 1
+                depths.setdefault(item.name, depth)
+            elif item.kind == BLOCK:
+                inside = visit(item.module, depth)
+                alone = len(blocks) == 1 and all(other.kind != NEURON for other in items)
+                depth = inside if alone or inside == depth + 1 else depth
+        return depth
+
+    visit(model, 0)
+    return depths
 
 
 # -- the readout ------------------------------------------------------------------------------------------------------

@@ -108,6 +108,7 @@ TARGETS: dict[type[Any], type[Any]] = {snn.Leaky: QIF, snn.Lapicque: LapicqueQIF
 
 NEURONS = (snn.SpikingNeuron, snn.LeakyParallel)
 CARRIED = ("init_hidden", "inhibition", "surrogate_disable", "reset_mechanism", "state_quant", "output", "reset_delay")
+GAIN_ARGUMENTS = frozenset({"input_gain"})
 PARAMETERS = frozenset(inspect.signature(QIF).parameters) - {"window", "dynamics"}
 RECURRENT = ("all_to_all", "learn_recurrent", "linear_features", "kernel_size", "conv2d_channels")
 """RLeaky's attributes for its recurrent layer."""
@@ -162,6 +163,8 @@ class _SnnTorch:
         if learns_leak:
             learned = "its leak beta goes on being learned" + ("" if module.beta.requires_grad else " (frozen)")
             notes.append("beta is kept and not used" if idle else learned)
+        gain = request.gain(normalized and known is not snn.Lapicque, GAIN_ARGUMENTS, notes)
+        arguments |= {} if gain is None else {"input_gain": gain}
         arguments |= request.parameters
         with self.unlisted():
             QIF(**arguments)  # refuses before anything has changed

@@ -112,15 +112,16 @@ class _SpikingJelly:
             cls = cls.__bases__[1]
         notes: list[str] = []
         arguments = _carried(module, request, normalized, notes) | _dynamics(module, dynamics, notes)
-        if request.unit_gain(normalized, GAIN_ARGUMENTS):
-            arguments["decay_input"] = False
+        gain = request.gain(normalized, GAIN_ARGUMENTS, notes)
+        if gain is not None:
+            arguments |= {"decay_input": False} | ({"input_gain": gain} if gain != 1 else {})
         if learns_leak:
             learned = "its leak w goes on being learned" + ("" if module.w.requires_grad else " (frozen)")
             notes.append(learned if dynamics in MATCHED else "w is kept and not used")
         check_arguments(cls, request.parameters, _arguments(cls) - {"window", "dynamics"})
         given = dict(request.parameters)
         if issubclass(cls, LearnedLeak):
-            notes += [f"{name} not used, as it follows w" for name in ("tau", "input_gain") if given.pop(name, None)]
+            notes += ["tau not used, as it follows w"] if given.pop("tau", None) else []
         arguments |= given
         arguments = {name: value for name, value in arguments.items() if name in _arguments(cls)}
         cls(**arguments)  # refuses before anything has changed

@@ -32,6 +32,8 @@ class Site:
         weights: Names of the weight layers that feed it with no norm between; ``aten.`` and an operator's name for a
             parameter that a function uses. Known by data flow only, as is ``direct``.
         direct: Names of the neurons that feed it with no weight or norm between, and ``"input"`` for the model's input.
+        depth: Number of neurons in a row from the model's input to its output, itself included, over the way with the
+            fewest of them, such as that through shortcuts; 0 where that is not known.
         sources: Number of paths that its input comes over, where that is known, else 1.
         reads_out: Whether it feeds the model's output, with no weight between, or nothing at all, so that only its
             state can be what is read.
@@ -47,6 +49,7 @@ class Site:
     norms_known: bool = True
     weights: list[str] = field(default_factory=list)
     direct: list[str] = field(default_factory=list)
+    depth: int = 0
     sources: int = 1
     reads_out: bool = False
     how: str = ""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from ..ops.backends import BACKENDS, BackendName
 from ..support.names import unknown
+from ..support.numbers import checked_number
 from .arguments import one_number
 from .following import WindowMemory, followed_moments, window_of_moments
 from .moments import membrane_moments
@@ -44,6 +46,7 @@ class QIFLayer:
     """A spiking QIF module of any host; adapters mix it in before the host's base class."""
 
     _measured: Mapping[str, Tensor] = {}
+    _window_scale: float = 1.0
     _open_to_leak: bool = False
     """Whether swap chose the map and the user has not changed it, so that an assigned leak is matched."""
     _window_memory: WindowMemory
@@ -135,14 +138,38 @@ class QIFLayer:
             return None
         return one_number(self._measured[f"{kind}_mean"]), one_number(self._measured[f"{kind}_std"])
 
+    @property
+    def window_scale(self) -> float:
+        """Deviation of g·x, in thresholds, that the window is derived for where nothing was measured.
+
+        Default 1, that of tdBN before a neuron with an input gain of 1. :func:`~qif_plugins.swap` sets it beside a
+        larger gain. Not part of the ``state_dict``.
+
+        Raises:
+            ValueError: Assigned a number that is not positive and finite.
+        """
+        return self._window_scale
+
+    @window_scale.setter
+    def window_scale(self, scale: float) -> None:
+        scale = float(checked_number("window_scale", scale))
+        if not 0 < scale < math.inf:
+            raise ValueError(f"window_scale must be positive and finite, got {scale:g}; the default is 1")
+        with undone_on_error(self):
+            self._window_scale = scale
+            self._window_changed()
+
     def input_moments(self, params: QIFParameters | None = None) -> tuple[Number, Number]:
-        """Mean and deviation of g·x that the window assumes: measured, or those of tdBN, 0 and θ.
+        """Mean and deviation of g·x that the window assumes: measured, or 0 and θ times :attr:`window_scale`.
 
         Args:
             params: The neuron. Default: the module's own parameters.
         """
-        assumed = 0.0, (self.qif_parameters if params is None else params).v_threshold
-        return self._measured_of("input") or assumed
+        measured = self._measured_of("input")
+        if measured is not None:
+            return measured
+        threshold = (self.qif_parameters if params is None else params).v_threshold
+        return 0.0, threshold if self._window_scale == 1 else self._window_scale * threshold
 
     def derive_window(self, name: WindowName, params: QIFParameters) -> Window | Gaussian:
         """The window called ``name`` for the moments that were measured, or else assumed.
@@ -160,7 +187,7 @@ class QIFLayer:
             ValueError: Unknown name.
             MomentClosureError: The closure does not converge.
         """
-        if name == "heuristic" or not self._measured:
+        if name == "heuristic" or (not self._measured and self._window_scale == 1):
             return Window.named(name, params)
         membrane = self._measured_of("membrane")
         if membrane is not None:

@@ -688,3 +688,27 @@ class TestMembraneHandedOut:
         for got, wanted in zip(gradients("auto"), gradients("torch"), strict=True):
             for one, other in zip(got, wanted, strict=True):
                 torch.testing.assert_close(one, other)
+
+
+def test_the_input_gain_scales_the_input_and_is_one_number():
+    x = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(0))
+    node, plain = QIF(beta=0.8, input_gain=2.0), QIF(beta=0.8)
+    for got, expected in zip(node.forward_sequence(x), plain.forward_sequence(2 * x), strict=True):
+        assert torch.equal(got, expected)
+    node.input_gain = torch.tensor(0.5)
+    assert node.input_gain == 0.5
+    assert node.qif_parameters.input_gain == 0.5
+    assert torch.equal(copy.deepcopy(node).forward_sequence(x)[0], QIF(beta=0.8).forward_sequence(0.5 * x)[0])
+    for wrong in (torch.ones(2), torch.ones((), requires_grad=True)):
+        with pytest.raises(ValueError, match="input_gain must be one number that is not learned"):
+            node.input_gain = wrong
+    with pytest.raises(ValueError, match="input_gain"):
+        node.input_gain = float("nan")
+    assert node.input_gain == 0.5
+
+
+def test_without_reset_the_map_without_rebound_stays_without():
+    x = torch.full((4, 2), -3.0)
+    node = QIF(beta=0.5, dynamics="monotone", reset_mechanism="none")
+    mem = node.forward_sequence(x)[1]
+    assert (mem[1:] < mem[:-1]).all()  # LIF's below rest: it goes on falling, and does not rebound

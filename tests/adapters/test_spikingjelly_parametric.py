@@ -266,3 +266,11 @@ def test_parameters_and_raw_parameters_are_inverse(r, w1, w2, threshold):
 def test_a_map_of_another_form_is_refused():
     with pytest.raises(ValueError, match="learns a, u1 and u2 of a parabola"):
         ParametricQIFNode(dynamics="monotone")
+
+
+def test_an_assigned_gain_scales_the_input_of_a_node_that_learns_its_map():
+    node = ParametricQIFNode(step_mode="m")
+    node.input_gain = 2.0
+    assert node.input_gain == node.params.input_gain == 2
+    x = torch.rand(4, 3, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(node(x), ParametricQIFNode(step_mode="m")(2 * x))

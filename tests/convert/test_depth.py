@@ -1,0 +1,152 @@
+"""The input gain that ``swap`` chooses under norms in networks of many neurons in a row."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("spikingjelly")
+
+from qif_plugins.adapters.spikingjelly import QIFNode
+from spikingjelly.activation_based import functional, layer, neuron
+
+from qif_plugins import Gaussian, swap
+
+
+def same_surrogate(node, expected):
+    """Whether the node's surrogate is ``expected``, to rounding."""
+    found = node.surrogate_function.window(node.v_threshold)
+    return torch.allclose(
+        torch.tensor([float(v) for v in found.coefficients()]),
+        torch.tensor([float(v) for v in expected.coefficients()]),
+        rtol=1e-4,
+    )
+
+
+class _Shortcut(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(*_row(2))
+
+    def forward(self, x):
+        return x + self.body(x)
+
+
+class _Listed(nn.Module):
+    """Layers in a list, run in a loop, as many people write it."""
+
+    def __init__(self, layers):
+        super().__init__()
+        self.layers = nn.ModuleList(_row(layers))
+        self.out = layer.Linear(4, 2)
+
+    def forward(self, x):
+        for module in self.layers:
+            x = module(x)
+        return self.out(x)
+
+
+class _Wrapped(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x)
+
+
+def _row(layers, lif=neuron.LIFNode):
+    return [m for _ in range(layers) for m in (layer.Linear(4, 4), layer.BatchNorm1d(4), lif())]
+
+
+def _deep(build):
+    model = build()
+    functional.set_step_mode(model, "m")
+    return model
+
+
+@pytest.mark.parametrize("example", [None, torch.rand(2, 3, 4)], ids=["by order", "by data flow"])
+@pytest.mark.parametrize(
+    ("build", "depth"),
+    [
+        (lambda: nn.Sequential(*_row(32), layer.Linear(4, 2)), 32),
+        (lambda: _Listed(22), 22),
+        (lambda: _Wrapped(_Listed(22)), 22),
+        (lambda: nn.Sequential(*(_Wrapped(nn.Sequential(*_row(1))) for _ in range(16)), layer.Linear(4, 2)), 16),
+        (lambda: nn.Sequential(*_row(12), layer.Linear(4, 2)), 12),
+        (lambda: nn.Sequential(*_row(3), *(_Shortcut() for _ in range(15)), layer.Linear(4, 2)), 5),
+    ],
+)
+def test_the_gain_under_norms_grows_with_the_neurons_in_a_row_shortcuts_taken(build, depth, example):
+    model = _deep(build)
+    report = swap(model, example_input=example)
+    nodes = [m for m in model.modules() if isinstance(m, QIFNode)]
+    gain = min(max(1 + 0.1 * (depth - 12), 1), 3)
+    assert len(nodes) == len(report.changed) > 0
+    for node in nodes:
+        assert node.input_gain == pytest.approx(gain)
+        assert node.window_scale == node.input_gain
+        assert same_surrogate(node, Gaussian.isometric(node.qif_parameters, node.input_gain))
+    assert (f"{depth} neurons in a row" in str(report)) == (gain > 1)
+
+
+def test_a_gain_that_is_passed_decides_and_the_window_goes_with_it():
+    model = _deep(lambda: nn.Sequential(*_row(20), layer.Linear(4, 2), neuron.ParametricLIFNode()))
+    swap(model, input_gain=1.5, readout="swap")
+    assert {m.input_gain for m in model.modules() if isinstance(m, QIFNode)} == {1.5}
+    assert model[2].window_scale == 1.5
+    assert model[-1].window_scale == 1  # no norm before it, so that nothing is known of its input
+    learned = _deep(lambda: nn.Sequential(*_row(30, neuron.ParametricLIFNode), layer.Linear(4, 2)))
+    swap(learned)
+    assert learned[2].input_gain == learned[2].window_scale == pytest.approx(2.8)
+    learned[2].input_gain = 2.0
+    assert learned[2].params.input_gain == 2
+    learned(torch.rand(2, 3, 4)).sum().backward()
+    assert torch.isfinite(learned[2].w.grad)
+
+
+def test_the_scale_of_the_window_goes_with_copies_and_stays_out_of_the_checkpoint():
+    model = _deep(lambda: nn.Sequential(*_row(30), layer.Linear(4, 2)))
+    names = set(model.state_dict())
+    swap(model)
+    assert set(model.state_dict()) == names
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert copied[2].window_scale == pytest.approx(2.8)
+        copied[2].v_threshold = 2.0  # derives the window anew
+        assert same_surrogate(copied[2], Gaussian.isometric(copied[2].qif_parameters, 2 * copied[2].window_scale))
+    with pytest.raises(ValueError, match="window_scale must be positive and finite, got 0"):
+        model[2].window_scale = 0
+    assert model[2].window_scale == pytest.approx(2.8)
+    swap(model, to="lif")
+    assert type(model[2]) is neuron.LIFNode
+    swap(model, dynamics="lif")
+    assert model[2].window_scale == 1
+
+
+def test_snntorch_neurons_get_the_gain_as_well():
+    snn = pytest.importorskip("snntorch")
+    from qif_plugins.adapters.snntorch import QIF
+
+    layers = [m for _ in range(24) for m in (nn.Linear(4, 4), nn.BatchNorm1d(4), snn.Leaky(beta=0.5, init_hidden=True))]
+    model = nn.Sequential(*layers, nn.Linear(4, 2))
+    swap(model)
+    node = model[2]
+    assert node.input_gain == node.window_scale == pytest.approx(2.2)
+    expected = Gaussian.isometric(node.qif_parameters, 2.2)
+    assert float(node.surrogate.width) == pytest.approx(float(expected.width))
+    x = torch.rand(3, 4)
+    other = QIF(beta=0.5, dynamics="monotone", init_hidden=True)
+    assert torch.equal(node(x), other(2.2 * x))
+    assert "input_gain=2.2" in repr(node)
+
+
+def test_lapicque_keeps_the_gain_of_its_circuit():
+    snn = pytest.importorskip("snntorch")
+    layers = [
+        m for _ in range(24) for m in (nn.Linear(4, 4), nn.BatchNorm1d(4), snn.Lapicque(beta=0.9, init_hidden=True))
+    ]
+    model = nn.Sequential(*layers, nn.Linear(4, 2))
+    swap(model)
+    assert model[2].input_gain == 1
