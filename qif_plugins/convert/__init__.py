@@ -247,10 +247,11 @@ def _swap_site(site: Site, request: Request, readout: str, undo: list[Callable[[
             return _left(site, f"QIF cannot take its place: {error}")
         raise type(error)(f"{site.name or was}: {error}") from error
     undo.append(rebuild(site.module, site.host, plan))
-    gain = abs(mean_of(site.module.qif_parameters.input_gain))
+    neuron: Any = site.module
+    gain = abs(mean_of(neuron.qif_parameters.input_gain))
     if site.norms and gain > 1:  # the norm's scale is the threshold's
         with contextlib.suppress(MomentClosureError):  # the parabola's, for large inputs
-            site.module.window_scale = gain
+            neuron.window_scale = gain
     return Row(site.name, was, type(site.module).__name__, _why(site, plan), changed=True)
 
 

@@ -97,7 +97,7 @@ class Request:
         """
         if not (self.chooses_map and CHOICE[normalized].unit_gain) or self.parameters.keys() & gain_arguments:
             return None
-        gain = min(max(1 + EACH_MORE * (self.depth - SHALLOW), 1.0), LARGEST_GAIN)
+        gain = gain_in_a_row(self.depth)
         if gain > 1:
             notes.append(
                 f"input gain {gain:.3g}, so that {self.depth} neurons in a row pass the input on; input_gain=1 keeps "
@@ -220,6 +220,11 @@ class Host(Protocol):
         Raises:
             ValueError: It cannot become one, for the reason given.
         """
+
+
+def gain_in_a_row(depth: int) -> float:
+    """Return the input gain under a norm for a network of ``depth`` neurons in a row."""
+    return min(max(1 + EACH_MORE * (depth - SHALLOW), 1.0), LARGEST_GAIN)
 
 
 def check_arguments(cls: type[Any], given: Iterable[str], accepted: Iterable[str]) -> None:

@@ -1,4 +1,5 @@
 import copy
+import itertools
 
 import pytest
 import torch
@@ -136,6 +137,78 @@ def test_the_gradient_reaches_the_first_of_twenty_layers_without_norm():
     assert all(row.rate > 0.1 for row in report.layers)
     norms = gradients(model)
     assert all(1e-3 < norm / norms[-2] < 10 for norm in norms[:-1])
+
+
+def _row_of(layers, width=64, bias=True):
+    QIFNode, functional, *_ = spikingjelly()
+    torch.manual_seed(0)
+    made = [m for _ in range(layers) for m in (nn.Linear(width, width, bias=bias), QIFNode(dynamics="monotone"))]
+    model = nn.Sequential(*made, nn.Linear(width, 10))
+    functional.set_step_mode(model, "m")
+    return model
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_in_a_long_row_every_neuron_starts_as_a_copy_of_one_before_it(bias):
+    _, functional, *_ = spikingjelly()
+    model = _row_of(40, bias=bias)
+    x = torch.rand(4, 32, 64)
+    report = initialise(model, x)
+    assert [row.identity for row in report.layers] == [0] + [0.965] * 39
+    assert all(row.input_std == pytest.approx(3, rel=0.01) for row in report.layers)  # the gain of so deep a network
+    assert all(module.window_scale == 3 for module in model if hasattr(module, "window_scale"))
+    assert all(0.25 < row.rate < 0.5 for row in report.layers)
+    first, *_ = spikes = [model[:2](x)]
+    functional.reset_net(model)
+    spikes.append(model[:-1](x))
+    assert (spikes[1] == first).float().mean() > 0.75  # forty layers on; independent spikes would agree in half
+    weight = model[40].weight
+    assert torch.allclose(weight.sum(1), torch.zeros(64), atol=1e-4)
+    own = _row_of(40, bias=bias)[40].weight
+    off_diagonal = ~torch.eye(64, dtype=torch.bool)
+    correlation = torch.corrcoef(torch.stack([weight[off_diagonal], (own - own.mean(1, keepdim=True))[off_diagonal]]))
+    assert correlation[0, 1] > 0.99  # what is not copied are the neuron's own weights
+
+
+def test_an_identity_between_layers_of_different_widths_copies_all_neurons():
+    QIFNode, functional, *_ = spikingjelly()
+    widths = [16, 24, 12, 12, 30]
+    made = [m for a, b in itertools.pairwise(widths) for m in (nn.Linear(a, b), QIFNode())]
+    model = nn.Sequential(*made)
+    functional.set_step_mode(model, "m")
+    initialise(model, torch.rand(4, 32, 16), identity=0.999)
+    for index, (before, after) in enumerate(itertools.pairwise(widths)):
+        if index == 0:
+            continue
+        weight = model[2 * index].weight
+        least = min(before, after)
+        copied = (torch.arange(after)[:, None] - torch.arange(before)) % least == 0
+        assert (weight[copied] > 0).all()
+        assert weight[copied].abs().min() > 2 * weight[~copied].abs().max()
+
+
+def test_an_identity_in_convolutions_is_at_the_centre_and_within_groups():
+    QIFNode, functional, layer, *_ = spikingjelly()
+    convolutions = [layer.Conv2d(4, 8, 3, padding=1), layer.Conv2d(8, 8, 3, padding=1, groups=2, bias=False)]
+    model = nn.Sequential(*(m for conv in convolutions for m in (conv, QIFNode())))
+    functional.set_step_mode(model, "m")
+    initialise(model, torch.rand(4, 8, 4, 6, 6), identity=0.99)
+    weight = model[2].weight  # [8, 4, 3, 3]
+    centre = weight[:, :, 1, 1].clone()
+    assert (centre.argmax(1) == torch.arange(8) % 4).all()
+    assert centre.amax() > 5 * weight.flatten(2)[:, :, [0, 1, 2, 3, 5, 6, 7, 8]].abs().amax()
+
+
+def test_a_short_row_and_an_identity_of_0_keep_the_draws():
+    for layers, options in ((12, {}), (14, {"identity": 0.0})):
+        model, own = _row_of(layers), _row_of(layers)
+        report = initialise(model, torch.rand(4, 32, 64), **options)
+        for index, row in enumerate(report.layers):
+            assert row.identity == 0
+            assert torch.allclose(model[2 * index].weight, row.factor * own[2 * index].weight, rtol=1e-4)
+    for wrong in (-0.1, 1.0, float("nan")):
+        with pytest.raises(ValueError, match="identity must be at least 0 and below 1"):
+            initialise(_row_of(2), torch.rand(4, 32, 64), identity=wrong)
 
 
 def test_layers_that_a_norm_feeds_and_layers_without_a_weight_are_left():
