@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..neuron.module import OTHERS
 from ..neuron.moments import MomentClosureError
@@ -248,8 +248,9 @@ def _swap_site(site: Site, request: Request, readout: str, undo: list[Callable[[
         raise type(error)(f"{site.name or was}: {error}") from error
     undo.append(rebuild(site.module, site.host, plan))
     neuron: Any = site.module
-    gain = abs(mean_of(neuron.qif_parameters.input_gain))
-    if site.norms and gain > 1:  # the norm's scale is the threshold's
+    gain = neuron.qif_parameters.input_gain
+    has_value = not (isinstance(gain, Tensor) and gain.is_meta)
+    if site.norms and has_value and (gain := abs(mean_of(gain))) > 1:  # the norm's scale is the threshold's
         with contextlib.suppress(MomentClosureError):  # the parabola's, for large inputs
             neuron.window_scale = gain
     return Row(site.name, was, type(site.module).__name__, _why(site, plan), changed=True)

@@ -698,6 +698,7 @@ def test_the_input_gain_scales_the_input_and_is_one_number():
     node.input_gain = torch.tensor(0.5)
     assert node.input_gain == 0.5
     assert node.qif_parameters.input_gain == 0.5
+    node.reset_mem()
     assert torch.equal(copy.deepcopy(node).forward_sequence(x)[0], QIF(beta=0.8).forward_sequence(0.5 * x)[0])
     for wrong in (torch.ones(2), torch.ones((), requires_grad=True)):
         with pytest.raises(ValueError, match="input_gain must be one number that is not learned"):

@@ -184,6 +184,19 @@ def prenorm(channels: int) -> nn.Module:
     return multi(*made, layer.AvgPool2d(2), layer.Flatten(), layer.Linear(channels * 16, CLASSES))
 
 
+def convolutions(layers: int, channels: int) -> nn.Module:
+    """Convolutions with batch norm, one after the other without shortcuts."""
+    made: list[nn.Module] = []
+    before = 1
+    for _ in range(layers):
+        made += [
+            layer.Conv2d(before, channels, 3, padding=1, bias=False), layer.BatchNorm2d(channels),
+            LIF(decay_input=False),
+        ]  # fmt: skip
+        before = channels
+    return multi(*made, layer.AdaptiveAvgPool2d((2, 2)), layer.Flatten(), layer.Linear(4 * channels, CLASSES))
+
+
 def vgg(norm: bool, **node: Any) -> nn.Module:
     """SpikingJelly's VGG with fewer channels."""
     model: Any = spiking_vgg.SpikingVGG(
@@ -352,6 +365,7 @@ NETWORKS = {
     ),
     "SpikingJelly tutorial, convolution": Network(partial(csnn, 16), IMAGE, epochs=12, loss=rate_loss),
     "norm before the convolution": Network(partial(prenorm, 16), IMAGE),
+    "20 convolutions, batch norm": Network(partial(convolutions, 20, 16), IMAGE, epochs=6),
     "VGG, batch norm, decayed input": Network(partial(vgg, True), IMAGE),
     "VGG, batch norm": Network(partial(vgg, True, decay_input=False), IMAGE),
     "VGG, no norm": Network(partial(vgg, False, decay_input=False), IMAGE),
