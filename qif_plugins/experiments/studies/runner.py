@@ -111,7 +111,7 @@ def run_study(
         page = out / f"{name}.md"
         with _reading(records):
             body = study.report(options, trials, page.with_suffix(".png"))
-        if names := {trial.setting.get("data") for trial in trials}.intersection(getattr(study, "FOLDERS", ())):
+        if names := {trial.setting.get("data", "") for trial in trials}.intersection(getattr(study, "FOLDERS", ())):
             command += f" --data-folder {' '.join(f'{each}=FOLDER' for each in sorted(names, reverse=True))}"
         write_page(page, study.TITLE, study.QUESTION, body, trials, records, command)
         write_index(out)
