@@ -229,7 +229,10 @@ class QIF(Parameters, snn.Leaky):
         self._forget_reset()
         # Without the graph behind the membrane; a compiler traces no versions.
         traced = torch.compiler.is_compiling()
-        self._mem_before = None if traced else (before.detach(), *versions([before])[0][1:], neuron)
+        if traced:
+            self._mem_before = None
+        else:  # past the module's __setattr__, which takes a twentieth of a small step
+            self.__dict__["_mem_before"] = before.detach(), versions([before])[0][1], neuron
         spk, mem = self._charge_step(input_, before, neuron)
         if self.state_quant:
             mem = self.state_quant(mem)
@@ -339,11 +342,12 @@ class QIF(Parameters, snn.Leaky):
             return spk_seq.squeeze(0), h_seq.squeeze(0).clone()
         traced = torch.compiler.is_compiling()
         twin = None
-        if self._twin is not None and not traced and mem is self._twin[0] and versions([mem])[0][1:] == self._twin[1]:
+        if self._twin is not None and not traced and mem is self._twin[0] and versions([mem])[0][1] == self._twin[1]:
             twin = self._twin[2]
         spk, _, h = uncopied_step(x, mem, neuron.params, neuron.surrogate, True, self.backend, True, True, twin)
         mem = h.clone()  # which the user may change in place
-        self._twin = (mem, versions([mem])[0][1:], h) if h.requires_grad and not traced else None
+        if not traced:
+            self.__dict__["_twin"] = (mem, versions([mem])[0][1], h) if h.requires_grad else None
         return spk, mem
 
     def _fire(self, h: Tensor, neuron: Neuron) -> Tensor:

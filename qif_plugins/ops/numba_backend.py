@@ -35,6 +35,14 @@ def unavailable(device: torch.device) -> str | None:
     return None
 
 
+@lru_cache(maxsize=1)
+def _kernels() -> Any:
+    """Import Numba and the kernels, at the first call: an import statement costs a microsecond at every other one."""
+    from . import numba_kernels
+
+    return numba_kernels
+
+
 class Table(NamedTuple):
     """Coefficients in the form that the kernels take.
 
@@ -54,8 +62,7 @@ def forward(
     v_seq: Tensor | None, h: Tensor | None, steps: int | None = None,
 ) -> None:  # fmt: skip
     """See :mod:`.contract`; given ``steps``, the contiguous tensors may have any shape."""
-    from . import numba_kernels as kernels
-
+    kernels = _kernels()
     steps, neurons = _sizes(x, steps)
     table = c if isinstance(c, Table) else tabulate(c, neurons)
     v_out = v_seq if v_last is None else v_last
@@ -74,8 +81,7 @@ def backward(
     needs: tuple[bool, ...], steps: int | None = None,
 ) -> list[Tensor | None]:  # fmt: skip
     """See :mod:`.contract`; given ``steps``, the contiguous tensors may have any shape."""
-    from . import numba_kernels as kernels
-
+    kernels = _kernels()
     steps, neurons = _sizes(h, steps)
     table = c if isinstance(c, Table) else tabulate(c, neurons)
     sums = _sums(table.rows, needs, neurons, kernels.CHUNK) if any(needs) else _NO_SUMS
@@ -98,8 +104,6 @@ def backward(
 
 def tabulate(c: Coefficients, neurons: int) -> Table:
     """Make the table of the coefficients of ``neurons`` neurons; it is valid as long as they are."""
-    from .numba_kernels import RUN
-
     if c.is_uniform:
         return _uniform(c)
     kept = [entry.values if isinstance(entry.values, Tensor) else _one(entry.values) for entry in c]
@@ -107,7 +111,7 @@ def tabulate(c: Coefficients, neurons: int) -> Table:
         (values.data_ptr(), values.numel(), neurons if values.numel() == 1 else entry.inner)
         for values, entry in zip(kept, c, strict=True)
     ]
-    spread = any(inner < min(RUN, neurons) for _, _, inner in rows)
+    spread = any(inner < min(_kernels().RUN, neurons) for _, _, inner in rows)
     return Table(np.array(rows, np.int64), spread, kept)
 
 
@@ -151,18 +155,15 @@ def _start(v0: Tensor | float) -> tuple[int, int, Any]:
 
 def _streams(spike: Tensor, h: Tensor | None, steps: int, neurons: int) -> bool:
     """Whether to write spikes and h past the caches, because they are too large for them."""
-    from .numba_kernels import BURST, VECTOR
-
-    if h is None or spike.dtype != torch.float32 or steps * neurons < STREAMED or neurons % BURST:
+    if h is None or spike.dtype != torch.float32 or steps * neurons < STREAMED or neurons % _kernels().BURST:
         return False
-    return (spike.data_ptr() | h.data_ptr()) % (4 * VECTOR) == 0
+    return (spike.data_ptr() | h.data_ptr()) % (4 * _kernels().VECTOR) == 0
 
 
 def _share(steps: int) -> int:
     """Return the smallest number of neurons for a thread, in whole blocks; for passes without sums over neurons."""
-    from .numba_kernels import BLOCK
-
-    return -(-SHARE // (steps * BLOCK)) * BLOCK
+    block = _kernels().BLOCK
+    return -(-SHARE // (steps * block)) * block
 
 
 def _sizes(x: Tensor, steps: int | None) -> tuple[int, int]:

@@ -99,9 +99,14 @@ def is_plain(*tensors: Any) -> bool:
         return False
     if _state().raw_repr() not in _STATES or _function_modes() or forward_ad._current_level >= 0:
         return False
-    return all(
-        type(tensor) in _TYPES and _keys(tensor).raw_repr() in _KEYS for tensor in tensors if isinstance(tensor, Tensor)
-    )
+    for tensor in tensors:  # a loop, which takes half the time of all()
+        kind = type(tensor)
+        if kind in _TYPES:
+            if _keys(tensor).raw_repr() not in _KEYS:
+                return False
+        elif isinstance(tensor, Tensor):
+            return False
+    return True
 
 
 def multi_step(
