@@ -385,6 +385,7 @@ def _networks_page(results: dict[str, Any]) -> str:
         f"## Whole networks: {_machine(results)}", "",
         f"{results['date']}; load average {machine['load']} at the start; `{results['command']}`.", "",
         *([results["note"], ""] if "note" in results else []), *networks(results["networks"]),
+        *([results["details"], ""] if "details" in results else []),
     ])  # fmt: skip
 
 

@@ -166,7 +166,7 @@ def test_compiled_equations_have_the_bits_of_the_kernels(options, surrogate, dty
     assert not [operator for operator in operators if "qif" in str(operator)]
 
 
-def test_many_time_steps_keep_the_operator():
+def test_compiled_calls_of_many_time_steps_keep_the_operator():
     compiled, operators = compiled_with_graphs(lambda x: qif_multi_step(x, 0.0, PARAMS, WINDOW))
     x = torch.randn(40, 5)
     assert_same(compiled(x), qif_multi_step(x, 0.0, PARAMS, WINDOW))

@@ -435,6 +435,6 @@ def test_the_kernel_tests_pass_with_every_shortcut_off():
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
 
 
-SLOW = "switch equations compile processes export folder fork 31_elements private_names many_chunks opcheck"
+SLOW = "switch equations compile processes export folder fork 31_elements private_names for_vmap many_chunks opcheck"
 NOT_AGAIN = " and ".join(f"not {name}" for name in SLOW.split())
 """What takes long and meets no shortcut."""
