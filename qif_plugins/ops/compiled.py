@@ -8,6 +8,7 @@ number of time steps, which the graph would repeat one by one, and for numbers t
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import zlib
 from typing import Any
@@ -32,7 +33,8 @@ def _revision() -> str:
     digest = 0
     for name in (__name__, torch_backend.__name__):
         spec: Any = sys.modules[name].__spec__
-        digest = zlib.crc32(spec.loader.get_data(spec.origin), digest)
+        with contextlib.suppress(OSError, AttributeError):  # a frozen program may have no such file
+            digest = zlib.crc32(spec.loader.get_data(spec.origin), digest)
     return f"{digest:08x}"
 
 
