@@ -26,6 +26,8 @@ _ON_STATE = {
 for _counts in _ON_STATE.values():
     _counts |= {"state_comps": 1, "timestep_dense_ops": 6, "state_nonlinear_ops": 0, "state_select_ops": 0}
 """The operations of a step on the membrane, as the host's counter of states divides them: not g x, s v_reset, 1 - s."""
+_BEND = "state_comps", "state_select_ops", "timestep_dense_ops"
+"""Of these one more where the map has no rebound, v < u1 ? u1 : v."""
 
 
 def _bytes(args: Any, kwargs: Any, out: Any) -> int:
@@ -91,7 +93,10 @@ def _teach_states(counter_type: Any, node_type: Any) -> None:
         # The bytes as for the host's own fused neurons: every step reads the state once and writes it once.
         metrics = dict.fromkeys(("state_reads", "state_writes"), x_seq.numel() * element)
         metrics["neuron_logical_steps"] = x_seq.numel()
-        metrics |= {name: times * x_seq.numel() for name, times in _ON_STATE[bool(values["soft"])].items()}
+        bend = () if values["rebound"] else _BEND
+        metrics |= {
+            name: (times + (name in bend)) * x_seq.numel() for name, times in _ON_STATE[bool(values["soft"])].items()
+        }
         return int(counter._store_breakdown(metrics, state_buffer_bytes=x_seq[0].numel() * element))
 
     counter_type.count = count_ours
@@ -108,6 +113,7 @@ def _teach_neuromc(neuromc: Any) -> None:
         def make_and_mark(self: Any, stage: Any, module: Any, *args: Any) -> Any:
             fragment = make(self, stage, module, *args)
             fragment.is_qif = isinstance(module, QIFLayer)
+            fragment.bends = fragment.is_qif and not module.qif_parameters.rebound
             return fragment
 
         return make_and_mark
@@ -119,6 +125,7 @@ def _teach_neuromc(neuromc: Any) -> None:
             # (a v + b) v for β v, and in the backward pass its slope, which is no constant.
             for name in ("add", "mul"):
                 counts[name] += fragment.output_numel
+            counts["comp"] += fragment.output_numel * fragment.bends  # the map without rebound, forward and backward
         return counts
 
     profiler._make_soma_forward_fragment = marking(profiler._make_soma_forward_fragment)

@@ -327,6 +327,7 @@ class QIFNeuron(ChainedSteps):
         names = ("a", "u1", "u2", "v_threshold", "v_reset", "input_gain")
         numbers = ", ".join(f"{name}={number(getattr(self, name, None))}" for name in names)
         leak = "" if self.dynamics not in MATCHED else f", tau={number(self._matched_tau())}"
+        leak += ", rebound=False" if self.dynamics == "explicit" and not self._arguments.map.rebound else ""
         window = "" if self.derived_window is None else f", window={self.derived_window}"
         step_mode = f", step_mode={self.step_mode}" if hasattr(self, "step_mode") else ""
         return (

@@ -17,7 +17,7 @@ import torch
 
 from .. import __version__
 from ..experiments.checkpoints import COMPARE, load_checkpoint
-from ..experiments.compare.hosts import BETA, WIDTHS, host_version, installed_hosts
+from ..experiments.compare.hosts import BETA, DYNAMICS, WIDTHS, host_version, installed_hosts
 from ..experiments.compare.report import print_table, summarise, write_figure, write_json
 from ..experiments.compare.training import Epoch, Hyperparameters, Training, save, train
 from ..experiments.data.images import load_images
@@ -209,6 +209,7 @@ def _header(arguments: argparse.Namespace, hosts: tuple[str, ...], windows: tupl
             "threads": arguments.threads,
             "widths": WIDTHS,
             "lif_beta": BETA,
+            "qif_dynamics": DYNAMICS,
         },
     }
 

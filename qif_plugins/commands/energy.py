@@ -20,6 +20,7 @@ from ..diagnostics.energy.counting import Operations, count_operations
 from ..diagnostics.energy.rates import StepCount, count_at_rate
 from ..experiments.figures import plot_overhead, require_matplotlib
 from ..experiments.names import SEQUENCES, SHAPES
+from ..neuron.module import QIFLayer
 from ..support.files import check_target, write_json
 from ..support.text import percent, text_table
 
@@ -33,7 +34,8 @@ CLASSES = {"resnet34": 1000}
 
 def run(arguments: argparse.Namespace) -> int:
     """Count, print the tables, write the files asked for."""
-    costs = Costs(arguments.mac, arguments.ac, arguments.mult, arguments.add, arguments.lif_update)
+    qif_map = arguments.qif_map or Costs.qif_map
+    costs = Costs(arguments.mac, arguments.ac, arguments.mult, arguments.add, arguments.lif_update, qif_map)
     if not costs.ac:
         raise ValueError("with --ac 0 the overhead does not depend on the firing rate; give accumulates an energy")
     given = [f"--{name}" for name in arguments.sweep if getattr(arguments, name) is not None]
@@ -51,7 +53,6 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.out:
         content = {
             "versions": {"qif-plugins": __version__, "python": platform.python_version(), "torch": torch.__version__},
-            "costs_pj": asdict(costs),
             "memory_pj_per_word": MEMORIES,
             **content,
         }
@@ -71,6 +72,7 @@ def _sweep(arguments: argparse.Namespace, costs: Costs) -> dict[str, Any]:
     rates = sorted(arguments.rates or (0.05, 0.1, 0.15, 0.2, 0.3, 0.4))
     torch.manual_seed(seed)
     model = build(name, shape, CLASSES.get(name, 10), kind)
+    costs = _with_map_of(model, costs, arguments.qif_map)
     step = StepCount.of(count_at_rate(model, shape, 1, 0.2, seed))
     print(
         f"{name}, {kind} neurons, input {list(shape)}: {step.weights:,} weights, {step.neurons:,} neurons\n"
@@ -89,6 +91,7 @@ def _sweep(arguments: argparse.Namespace, costs: Costs) -> dict[str, Any]:
     if arguments.plot:
         _draw(arguments.plot, f"{name}, input {list(shape)}", step, counted, costs)
     return {
+        "costs_pj": asdict(costs),
         "config": {"model": name, "neuron": kind, "shape": list(shape), "seed": seed},
         "time_step": asdict(step),
         "measured": [{"steps": T, "rate": rate, **_counts(operations, costs)} for T, rate, operations in counted],
@@ -108,6 +111,7 @@ def _trained(arguments: argparse.Namespace, costs: Costs) -> dict[str, Any]:
     record = checkpoint["data"] if config.data.name == trained.data.name else None
     model, task = prepare(config, record, ("pass --data-folder where they lie", ""), train=False)
     load_weights(model, checkpoint["state"]["model"], str(arguments.checkpoint))
+    costs = _with_map_of(model, costs, arguments.qif_map)
     # prepare may have set another number.
     torch.set_num_threads(arguments.threads)
     static, T = config.data.name not in SEQUENCES, config.data.steps
@@ -140,11 +144,19 @@ def _trained(arguments: argparse.Namespace, costs: Costs) -> dict[str, Any]:
     used, updates = (operations.macs + operations.synops) / samples, operations.neuron_steps / samples
     _print_memory(energy, lambda reuse: memory_traffic(used, operations.weights * T, updates, reuse))
     return {
+        "costs_pj": asdict(costs),
         "config": config.to_dict(),
         "samples": samples,
         "accuracy": correct / samples,
         "measured": {"steps": T, **_counts(operations, costs)},
     }
+
+
+def _with_map_of(model: nn.Module, costs: Costs, given: str | None) -> Costs:
+    """Price the map that the model's QIF neurons have, unless the user gave one."""
+    layers = [module for module in model.modules() if isinstance(module, QIFLayer)]
+    bends = any(not layer.qif_parameters.rebound for layer in layers)
+    return replace(costs, qif_map="monotone") if bends and given is None else costs
 
 
 def _print_layers(operations: Operations, samples: int) -> None:
@@ -192,7 +204,7 @@ def _counts(operations: Operations, costs: Costs) -> dict[str, Any]:
 def _describe(costs: Costs) -> str:
     return (
         f"pJ: MAC {costs.mac:g}, AC {costs.ac:g}, multiplication {costs.mult:g}, addition {costs.add:g}; "
-        f"a neuron-step of LIF {costs.lif:g}, of QIF {costs.lif + costs.qif_extra:g}"
+        f"a neuron-step of LIF {costs.lif:g}, of QIF ({costs.qif_map}) {costs.lif + costs.qif_extra:g}"
     )
 
 

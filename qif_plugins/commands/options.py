@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..diagnostics.energy.costs import LIF_UPDATES, Costs
+from ..diagnostics.energy.costs import LIF_UPDATES, QIF_MAPS, Costs
 from ..experiments.exact.settings import DATA_SETS as SPIKE_TRAINS
 from ..experiments.exact.settings import DEFAULTS, DEMONSTRATIONS, LIF_IMAGES, LOSSES, NEURONS, Settings
 from ..experiments.names import DATA_SETS, FIGURES, HOSTS, IMAGES, SHAPES, STUDIED, configurations
@@ -272,6 +272,11 @@ def energy(parser: ArgumentParser) -> None:
     add(
         "--lif-update", choices=LIF_UPDATES, default=Costs.lif_update,
         help="operations of a LIF update: none, multiplication and addition, or the comparison, too",
+    )  # fmt: skip
+    add(
+        "--qif-map", choices=QIF_MAPS,
+        help="QIF's map; monotone, that of swap, costs a comparison more (default: that of the model's QIF neurons, "
+        "parabola where it has none)",
     )  # fmt: skip
     for name, text in (("mac", "a multiply-accumulate"), ("ac", "an accumulate"), ("mult", "a multiplication"),
                        ("add", "an addition")):  # fmt: skip

@@ -180,7 +180,7 @@ def _with_rates(rows: list[Row], found: Survey, lif: list[Expected | None], meas
     rated, rates_change = [], False
     for row, site, before, now in zip(rows, found.sites, lif, after, strict=False):
         if row.changed or site.name in measured:
-            rate, said = compared(before, now, bool(site.norms), row.changed, gain_changed)
+            rate, said = compared(before, now, site, row.changed, gain_changed)
             if rates_change and not site.norms and rate is not None and site.name not in measured:
                 said.append(
                     "the rates of neurons before it change, and with them its input: example_input=... shows it"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..neuron.arguments import map_resting_at
 from ..neuron.surrogate import Window
 
 if TYPE_CHECKING:
@@ -76,13 +77,11 @@ class Request:
         """Name the dynamics, ``"explicit"`` where a, u1 or u2 decide.
 
         Args:
-            v_rest: The potential that the LIF neuron leaks to. Below 0 only the parabola matches a leak.
+            v_rest: The potential that the LIF neuron leaks to; ``None`` for 0.
         """
         if self.parameters.keys() & {"a", "u1", "u2"}:
             return "explicit"
-        if self.dynamics != "auto":
-            return self.dynamics
-        return "monotone" if isinstance(v_rest, (int, float)) and v_rest >= 0 else "lif"
+        return map_resting_at(v_rest) if self.dynamics == "auto" else self.dynamics
 
     def gain(self, normalized: bool, gain_arguments: frozenset[str], notes: list[str]) -> float | None:
         """Choose the input gain, ``None`` where the host's arguments give it, and note one above 1.

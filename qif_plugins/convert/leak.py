@@ -73,7 +73,8 @@ class LearnedLeak(LearnedMap):
     def _replace(self, **changes: Any) -> None:
         """Assign threshold or reset; the map goes on matching the leak."""
         fixed = dataclasses.replace(self._params, **changes)
-        self._arguments = self._arguments.resting_at(changes.get("v_reset"), self._open_to_leak)
+        rest = None if fixed.reset == "soft" else fixed.v_reset
+        self._arguments = self._arguments.resting_at(rest, self._open_to_leak)
         if "input_gain" in changes:
             self._arguments = dataclasses.replace(self._arguments, input_gain=changes["input_gain"])
         self._params = self._matched(torch.sigmoid(self.w.detach().double()).item(), fixed, checked=True)

@@ -116,9 +116,9 @@ def measured_rates(found: Survey, hosts: Sequence[Host]) -> dict[str, float]:
         hosts: Whose neurons it has.
 
     Returns:
-        Spikes per neuron and step, by the neuron's name. Empty without an example, or where the model does not run as
-        it is: its neurons are set to a GPU's backend and the example is not there, or the example has one sample, which
-        a norm cannot normalize.
+        Spikes per neuron and step, by the neuron's name; NaN where its input has NaN or infinite values. Empty without
+        an example, or where the model does not run as it is: its neurons are set to a GPU's backend and the example is
+        not there, or the example has one sample, which a norm cannot normalize.
     """
     if found.example is None:
         return {}
@@ -130,6 +130,12 @@ def measured_rates(found: Survey, hosts: Sequence[Host]) -> dict[str, float]:
         spikes[seen.name] = spikes.get(seen.name, 0) + int(seen.spikes.count_nonzero())
 
     spikes: dict[str, int] = {}
+    broken: set[str] = set()
+
+    def look(name: str, args: tuple[Any, ...]) -> None:
+        if args and isinstance(args[0], Tensor) and not bool(args[0].isfinite().all()):
+            broken.add(name)
+
     try:
         with trial(model, hosts) as twin, torch.no_grad():
             reset_state(twin)
@@ -137,6 +143,8 @@ def measured_rates(found: Survey, hosts: Sequence[Host]) -> dict[str, float]:
                 if isinstance(module, _NormBase) and module.num_batches_tracked is not None:
                     module.train(not bool(module.num_batches_tracked))
             sites = neurons(twin, hosts)
+            for site in sites:
+                site.module.register_forward_pre_hook(lambda _, args, name=site.name: look(name, args))
             with watching({site.name: site.module for site in sites}, see):
                 call.copied().run(twin)
                 if all(len(sizes) == 1 for sizes in counts.values()):
@@ -145,7 +153,7 @@ def measured_rates(found: Survey, hosts: Sequence[Host]) -> dict[str, float]:
                         call.copied().run(twin)
     except Exception:  # whatever a user's model raises; the report says what the rates rest on
         return {}
-    return {name: spikes[name] / max(sum(sizes), 1) for name, sizes in counts.items()}
+    return {name: math.nan if name in broken else spikes[name] / max(sum(sizes), 1) for name, sizes in counts.items()}
 
 
 @dataclass(frozen=True)
@@ -157,12 +165,14 @@ class Expected:
         rate: Spikes per neuron and step; NaN where the currents are not finite.
         source: The measurement or assumption behind the rate.
         currents: ``[T, N]`` that it was computed from; ``None`` where it was measured.
+        assumed: Whether the currents are assumed, as nothing is known of the neuron's input. Default False.
     """
 
     gain: float
     rate: float
     source: str
     currents: Tensor | None = None
+    assumed: bool = False
 
 
 def expected(
@@ -185,35 +195,37 @@ def expected(
         return Expected(dynamics.gain, measured[site.name], "measured on example_input")
     moments = [_moments(norms[name]) for name in site.norms]
     known = [both for both in moments if both is not None]
+    assumed = False
     if known and len(known) == len(moments):
         others = [*site.weights, *site.direct, *(["its recurrent input"] if hasattr(site.module, "recurrent") else [])]
         without = f", without what {', '.join(others)} adds" if others else ""
         currents, source = _normal(known), f"at the moments of {', '.join(site.norms)}{without}"
     elif before is not None and before.currents is not None:
-        currents, source = before.currents, before.source
+        currents, source, assumed = before.currents, before.source, before.assumed
     else:
+        assumed = True
         scale = torch.tensor([dynamics.threshold / (dynamics.gain or 1.0)], dtype=torch.float32, device="cpu")
         currents = _normal([(torch.zeros_like(scale), scale.abs())])
         source = "under a current of mean 0 whose deviation is the threshold; example_input=... measures it"
     rate = dynamics.rate(currents) if bool(currents.isfinite().all()) else math.nan
-    return Expected(dynamics.gain, rate, source, currents)
+    return Expected(dynamics.gain, rate, source, currents, assumed)
 
 
 def compared(
-    before: Expected | None, after: Expected | None, normed: bool, swapped: bool, gain_changed: bool
+    before: Expected | None, after: Expected | None, site: Site, swapped: bool, gain_changed: bool
 ) -> tuple[tuple[float, float] | None, list[str]]:
     """Compare a neuron before and after the swap.
 
     Args:
         before: The LIF neuron; ``None`` where its numbers have no values yet, or it is no LIF neuron.
         after: The neuron in its place.
-        normed: Whether a norm feeds it.
+        site: Its place. Of one that reads out, which may be decoded by its membrane, silence is not told.
         swapped: Whether it is another neuron now.
         gain_changed: Whether any neuron of the model has another input gain now.
 
     Returns:
         The rates before and after, spikes a neuron and step, and what there is to say about gain and rates: a gain that
-        changed, a rate that changed by more than a factor of two, a layer that saturates or falls silent.
+        changed, a rate that changed by more than a factor of two, a layer that saturates, falls silent or was silent.
     """
     if before is None or after is None:
         return None, []
@@ -235,7 +247,7 @@ def compared(
             said.append(
                 "intended: with an input gain of 1 the norm's scale reaches the neuron; swap(model, "
                 "dynamics='monotone') keeps LIF's gain"
-                if normed and after.gain == 1
+                if site.norms and after.gain == 1
                 else f"pass input_gain={before.gain:.4g} to keep LIF's"
             )
         elif not own_gain_changed and gain_changed and after.currents is None:
@@ -255,7 +267,12 @@ def compared(
             "WARNING: silent, hardly a neuron spikes; a norm before it brings its input to the threshold's scale, a "
             "lower v_threshold raises the rate"
         )
-    if said and not swapped:
+    if max(was, now) < SILENT and not (site.reads_out or after.assumed):
+        said.append(
+            f"silent with LIF, too ({was:.2g} and {now:.2g} spikes a step, {after.source}): hardly a neuron spikes, "
+            "with LIF or QIF, so that little reaches the layers after it; health(model, batch) says what to do"
+        )
+    elif said and not swapped:
         said[0] = f"its input changed: {said[0]}"
     return (was, now), said
 

@@ -107,7 +107,7 @@ class _SpikingJelly:
         assert known is not None
         learns_leak = issubclass(TARGETS[known], LearnedLeak)
         v_rest = request.parameters.get("v_reset", module.v_reset)
-        dynamics, cls = request.map(0.0 if v_rest is None else v_rest), TARGETS[known]
+        dynamics, cls = request.map(v_rest), TARGETS[known]
         if learns_leak and dynamics not in MATCHED:
             cls = cls.__bases__[1]
         notes: list[str] = []

@@ -36,6 +36,9 @@ DEAD = 0.9
 """A layer is dead when this share of its neurons or more is silent."""
 SATURATED = 0.5
 """A layer is saturated when this share of its neurons or more is."""
+LARGE = 30.0
+"""An input is too large from this many distances between rest and threshold in its deviation on. On scikit-learn's
+digits a network without norm has 93.6 % at 0.6 and 6, 91.0 at 56, 89.9 at 560; LIF 91.6 and 94.8, 92.3, 90.3."""
 STARVED = 0.02
 """A layer is starved when less than this share of its membranes, or of its gradient, is inside the window."""
 REBOUND = 0.1
@@ -89,7 +92,7 @@ def advise(row: LayerHealth, layer: QIFLayer, place: InputPlace, *, one_step: bo
         the other measurements mean nothing then.
     """
     not_finite: list[Advice] = [(None, sentence) for sentence in _not_finite(row, layer)]
-    return not_finite or _causes(row, layer, place.cure, one_step)
+    return not_finite or _causes(row, layer, place, one_step)
 
 
 def advise_network(
@@ -182,11 +185,13 @@ def _not_finite(row: LayerHealth, layer: QIFLayer) -> list[str]:
     return found
 
 
-def _causes(row: LayerHealth, layer: QIFLayer, scale_input: str, one_step: bool) -> list[Advice]:
-    threshold = average(layer.qif_parameters.v_threshold)
+def _causes(row: LayerHealth, layer: QIFLayer, place: InputPlace, one_step: bool) -> list[Advice]:
+    threshold, scale_input = average(layer.qif_parameters.v_threshold), place.cure
+    reach = threshold - average(layer.qif_parameters.fixed_points()[0])
     scale = f"its input is {row.input} and its threshold {threshold:.3g}"
     dead = row.silent >= DEAD and not one_step
     saturated = row.saturated >= SATURATED
+    large = row.input_std >= LARGE * reach
     rebounds = row.rebound >= REBOUND or row.rebound_spikes >= REBOUND_SPIKES
     found: list[Advice] = []
 
@@ -195,19 +200,33 @@ def _causes(row: LayerHealth, layer: QIFLayer, scale_input: str, one_step: bool)
 
     if one_step:
         tell(None, f"{ONE_STEP}.")
-    if dead:
-        gain = f", take a gain {threshold / row.input_std:.3g} times as large" if row.input_std > 0 else ""
+    if dead and row.input_mean < -max(row.input_std, reach):
+        tell(
+            "input's scale",
+            f"dead: {percent(row.silent)} of its neurons never spike; {scale}. Inhibition holds it down: raise the "
+            f"mean of its input, by the bias of what feeds it, or {scale_input}.",
+        )
+    elif dead:
+        gain = f", take a gain {reach / row.input_std:.3g} times as large" if row.input_std > 0 else ""
         tell(
             "input's scale",
             f"dead: {percent(row.silent)} of its neurons never spike; {scale}. Bring the input to the threshold's "
             f"scale: {scale_input}{gain}, or lower v_threshold{surrogate_with_tails(layer)}.",
         )
     if saturated:
+        own_gain = " or LIF's own gain (swap(model, dynamics='monotone'))" if place.normed else ""
         tell(
             "input's scale",
             f"saturated: {percent(row.saturated)} of its neurons spike at nearly every step; {scale}. Reduce the "
-            f"input: {scale_input}, take smaller weights or LIF's own gain (swap(model, dynamics='monotone')), or "
-            "raise v_threshold.",
+            f"input: {scale_input}, take smaller weights{own_gain}, or raise v_threshold.",
+        )
+    elif large:
+        tell(
+            "input's scale",
+            f"too large: {scale}, so that its deviation is {row.input_std / reach:.3g} times the distance from rest to "
+            f"threshold. The sign of a step's input decides whether a neuron spikes, and {percent(row.near)} of its "
+            "membranes are as near to the threshold as rest is, where the surrogate gradient is large. Reduce the "
+            f"input: scale the data, {scale_input}, or take a gain {reach / row.input_std:.3g} times as large.",
         )
     if rebounds:
         tell(
@@ -223,7 +242,7 @@ def _causes(row: LayerHealth, layer: QIFLayer, scale_input: str, one_step: bool)
         return found
     starved = row.window_share < STARVED or row.gradient_share < STARVED
     if starved:
-        by_input = dead or saturated
+        by_input = dead or saturated or large
         tell(
             "input's scale" if by_input else "window's scale",
             f"starved: {percent(row.window_share)} of its membranes and {percent(row.gradient_share)} of its gradient "
@@ -233,7 +252,7 @@ def _causes(row: LayerHealth, layer: QIFLayer, scale_input: str, one_step: bool)
         tell(None, "no gradient arrives: nothing after it passes one back, or the output does not depend on it.")
     # No window helps where the input is the problem, or the threshold out of reach: calibrate leaves it there.
     within_reach = abs(threshold - row.membrane_mean) <= REACH * row.membrane_std
-    if derives(layer) and _misses(row) and within_reach and not (dead or starved or rebounds):
+    if derives(layer) and _misses(row) and within_reach and not (dead or starved or rebounds or large):
         tell(
             "window's scale",
             f"window's scale: its window assumes a membrane of {row.predicted}, and it is {row.membrane}: "

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -21,7 +22,7 @@ from ..neuron.surrogate import FusedSurrogate
 from ..support.text import percent, text_table
 from .advice import Cause, InputPlace, advise, advise_network, input_places
 from .running import check_steps, input_of, run_on
-from .spiking import LayerStatistics, MeasuredLayer, measured, qif_layers
+from .spiking import LayerStatistics, MeasuredLayer, by_kind, measured, qif_layers
 from .statistics import average, effective_input
 
 __all__ = ["HealthReport", "LayerHealth", "health"]
@@ -32,15 +33,19 @@ SATURATED_RATE = 0.95
 
 @dataclass(frozen=True, kw_only=True)
 class LayerHealth(MeasuredLayer):
-    """Measurements and advice of one layer on one batch; predicted is the membrane that its window assumes.
+    """Measurements and advice of one layer on one batch.
+
+    Predicted is the membrane that the surrogate was derived for; NaN where the surrogate was given.
 
     Attributes:
+        steps: Number of time steps, of all calls together.
         window_share: Share of neuron-steps whose membrane lies where the surrogate is not 0.
         gradient_share: Share of the gradient (sum of absolute values) that arrives at the spikes where the surrogate
             is not 0; NaN where no gradient arrives.
         gradient: Mean absolute gradient that arrives at a spike.
         silent: Share of neurons without a spike in the batch.
         saturated: Share of neurons that spike in 95 % of their steps or more.
+        near: Share of neuron-steps whose membrane is at most as far from the threshold as the resting point is.
         rebound: Share of neuron-steps whose membrane lies so far below rest that the parabola is above the threshold
             again: the neuron spikes at the next step without further input.
         rebound_spikes: Share of spikes that only the parabola's rise below its vertex causes: were the map held at its
@@ -56,11 +61,13 @@ class LayerHealth(MeasuredLayer):
             ``"input's scale"``, ``"rebound"``.
     """
 
+    steps: int = 0
     window_share: float = math.nan
     gradient_share: float = math.nan
     gradient: float = math.nan
     silent: float = math.nan
     saturated: float = math.nan
+    near: float = math.nan
     rebound: float = math.nan
     rebound_spikes: float = math.nan
     memory: float = math.nan
@@ -80,11 +87,13 @@ class HealthReport:
         layers: One entry for each layer, in the model's order.
         advice: What keeps the network as a whole from training, each with its cure.
         causes: The causes that the advice on the network and on its layers names, as in :class:`LayerHealth`.
+        batched: Whether the input of the layers had a batch dimension.
     """
 
     layers: tuple[LayerHealth, ...]
     advice: tuple[str, ...] = ()
     causes: tuple[Cause, ...] = ()
+    batched: bool = True
 
     @property
     def healthy(self) -> bool:
@@ -106,8 +115,18 @@ class HealthReport:
             )
             for row in self.layers
         ]  # fmt: skip
-        advice = [*self.advice, *(f"{row.name}: {sentence}" for row in self.layers for sentence in row.advice)]
-        return "\n".join([text_table(header, rows), "", *(advice or ["Nothing stands out."])])
+        advice = [*self.advice, *by_kind((row.name, sentence) for row in self.layers for sentence in row.advice)]
+        return "\n".join([text_table(header, rows), self._measured(), "", *(advice or ["Nothing stands out."])])
+
+    def _measured(self) -> str:
+        steps = sorted({row.steps for row in self.layers if row.steps})
+        times = f"{' to '.join(map(str, {steps[0]: 0, steps[-1]: 0}))} time step{'s' * (steps != [1])}" if steps else ""
+        if self.batched:
+            return f"Measured over {times}." if steps else "Nothing was measured."
+        return (
+            f"Measured over {times} of one sample: the neurons received no batch dimension. If the first dimension of "
+            "the input is the batch, pass a sequence [T, N, ...]."
+        )
 
 
 class _Statistics(LayerStatistics):
@@ -116,6 +135,7 @@ class _Statistics(LayerStatistics):
     def __init__(self) -> None:
         super().__init__()
         self.counts: Tensor | None = None
+        self.batched = True
         self.neuron_steps = 0
         self.sums: defaultdict[str, float] = defaultdict(float)
         self.before: tuple[Tensor, Tensor, Tensor] | None = None
@@ -127,13 +147,14 @@ class _Statistics(LayerStatistics):
         super().add(seen)
         h, spikes, params = seen.h_seq.detach(), seen.spike_seq.detach() != 0, seen.params
         per_neuron = spikes.sum(0, dtype=torch.float64)
-        batched = per_neuron.dim() > 1
+        batched = self.batched = per_neuron.dim() > 1
         counts = (per_neuron.sum(0) if batched else per_neuron).cpu()
         if self.counts is None or self.counts.shape != counts.shape:
             self.counts, self.neuron_steps = torch.zeros_like(counts), 0
         self.counts += counts
         self.neuron_steps += h.shape[0] * (h.shape[1] if batched else 1)
         w = _derivative(seen.surrogate, h, params.v_threshold)
+        self._sum("near", (h - params.v_threshold).abs() <= params.v_threshold - params.fixed_points()[0])
         falls = params.map_derivative(h) < 0
         self._sum("window", w != 0)
         self._sum("surrogate", w.double().square())
@@ -174,7 +195,9 @@ class _Statistics(LayerStatistics):
         spread = rate * (1 - rate)
         params = layer.qif_parameters
         return {
+            "steps": self.steps,
             "window_share": sums["window"] / n,
+            "near": sums["near"] / n,
             "rebound": sums["rebound"] / n,
             "rebound_spikes": _share(sums["rebound spikes"], sums["spikes after"]),
             "memory": average(params.map_derivative(params.fixed_points()[0])),
@@ -251,15 +274,33 @@ def health(
     flow = None if callable(batch) else Call((input_of(inner, batch),), drive=lambda one, x: run_on(one, x, steps))
     places = input_places(inner, layers, flow)
     rows = tuple(_row(name, layers[name], statistics[name], gradients[name], places[name]) for name in layers)
+    batched = all(s.batched for s in statistics.values())
+    broken = [row for row in rows if row.steps and not math.isfinite(row.membrane_std)]
+    if broken:
+        # What is measured of the other layers follows from it.
+        rows = tuple(row if row in broken else replace(row, advice=(), causes=()) for row in rows)
+        return HealthReport(rows, tuple(_not_finite_values(inner, batch)), (), batched)
     found = advise_network(rows, layers, places)
     causes = dict.fromkeys([cause for cause, _ in found] + [cause for row in rows for cause in row.causes])
-    return HealthReport(rows, tuple(sentence for _, sentence in found), tuple(causes))
+    return HealthReport(rows, tuple(sentence for _, sentence in found), tuple(causes), batched)
+
+
+def _not_finite_values(model: nn.Module, batch: Any) -> Iterator[str]:
+    """Name the parameters, buffers and parts of the batch with NaN or infinite values."""
+    values = [*model.named_parameters(), *model.named_buffers()]
+    values += [("the batch", value) for value in tree_leaves(batch) if isinstance(value, Tensor)]
+    for name, value in values:
+        count = int((~value.detach().isfinite()).sum())
+        if count:
+            yield f"{name}: {count} of its {value.numel()} values are NaN or infinite, and so is what follows."
 
 
 def _run(model: nn.Module, batch: Any, steps: int) -> tuple[Any, Any]:
     if callable(batch) and not isinstance(batch, Tensor):
         return batch(model), None
-    if isinstance(batch, Iterable) and not isinstance(batch, Tensor | Mapping | tuple | list):
+    if isinstance(batch, Iterable) and not (
+        isinstance(batch, Tensor | Mapping | tuple | list) or hasattr(batch, "__array__")
+    ):
         raise TypeError(f"health looks at one batch, got {type(batch).__name__}; pass one batch: next(iter(loader))")
     x = input_of(model, batch)
     if x.is_floating_point():
@@ -346,10 +387,10 @@ def _row(name: str, layer: QIFLayer, seen: _Statistics, grads: list[Tensor | Non
         advice = ("the batch did not reach it, or a subclass computes its own steps: nothing was measured.",)
         return LayerHealth(name=name, advice=advice)
     gradient_share, gradient, squares = seen.gradient(grads)
-    try:
-        predicted = tuple(average(moment) for moment in layer.window_moments())
-    except MomentClosureError:
-        predicted = (math.nan, math.nan)
+    predicted: tuple[float, ...] = (math.nan, math.nan)
+    if layer.derived_window is not None:
+        with contextlib.suppress(MomentClosureError):
+            predicted = tuple(average(moment) for moment in layer.window_moments())
     row = LayerHealth(
         name=name, **seen.moments(), predicted_mean=predicted[0], predicted_std=predicted[1], **seen.shares(layer),
         gradient_share=gradient_share, gradient=gradient, gradient_square=squares,

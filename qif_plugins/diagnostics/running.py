@@ -87,7 +87,10 @@ def run_all(model: nn.Module, batches: Batches, steps: int, purpose: str) -> int
     if callable(batches) and not isinstance(batches, nn.Module):
         batches(model)
         return 1
-    count = sum(bool(run_on(model, input_of(model, batch), steps)) for batch in batches_of(batches))
+    count = 0
+    for batch in batches_of(batches):
+        run_on(model, input_of(model, batch), steps, f"batch {count}")
+        count += 1
     if not count:
         raise ValueError(f"there is no batch to {purpose} on; an exhausted iterator has none either")
     return count
@@ -100,19 +103,32 @@ def _is_pair(batch: Any) -> bool:
     return batch[0].is_floating_point() and not batch[1].is_floating_point()
 
 
-def run_on(model: nn.Module, x: Tensor, steps: int) -> list[Any]:
+def run_on(model: nn.Module, x: Tensor, steps: int, which: str = "the batch") -> list[Any]:
     """Reset the state, call the model ``steps`` times on ``x``, and return the outputs.
+
+    Args:
+        model: The model.
+        x: Its input.
+        steps: How often to call it.
+        which: Name of the batch that ``x`` is from, for errors. Default ``"the batch"``.
 
     Raises:
         TypeError: The model cannot be called on ``x`` alone.
+        ValueError, RuntimeError, IndexError: The model's own, with the shape, the dtype and the device of ``x``.
     """
     reset_state(model)
     try:
         return [model(x) for _ in range(steps)]
-    except TypeError as error:
-        raise TypeError(
-            f"calling the model on the batch's input, its first tensor, failed: {error}. If the model takes more than "
-            "that, pass a callable that takes the model and runs it, such as lambda model: model(a, b)."
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+        if type(error) not in (TypeError, ValueError, RuntimeError, IndexError):
+            raise  # one of a kind that says more, such as too little memory
+        dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
+        cast = f" The model's parameters are {dtypes.pop()}." if len(dtypes - {x.dtype}) == len(dtypes) == 1 else ""
+        raise type(error)(
+            f"calling the model on the input of {which}, a tensor {list(x.shape)} of {x.dtype} on {x.device}, failed: "
+            f"{str(error).rstrip('.')}.{cast} A sequence has its time steps in dimension 0, [T, N, ...]. If the model "
+            "takes more than one argument, pass a callable that takes the model and runs it, such as "
+            "lambda model: model(a, b)."
         ) from error
 
 
@@ -121,13 +137,19 @@ def input_of(model: nn.Module, batch: Any) -> Tensor:
 
     Raises:
         TypeError: The batch is neither a tensor nor a tuple or list that begins with one.
+        ValueError: It is on the meta device.
     """
     x = batch[0] if isinstance(batch, tuple | list) and batch else batch
     if not isinstance(x, Tensor):
+        first = f" that begins with a {type(x).__name__}" if x is not batch else ""
+        first += "; torch.as_tensor(array) makes one" if hasattr(x, "__array__") else ""
         raise TypeError(
-            f"a batch must be a tensor, or a tuple or list that begins with one, got {type(batch).__name__}. For "
-            "anything else pass a callable that takes the model and runs it, such as lambda model: model(**inputs)."
+            f"a batch must be a tensor, or a tuple or list that begins with one, got a {type(batch).__name__}{first}. "
+            "For anything else pass a callable that takes the model and runs it, such as "
+            "lambda model: model(**inputs)."
         )
+    if x.is_meta:
+        raise ValueError("the batch is on the meta device and has no values; pass one with values")
     device = next((t.device for t in (*model.parameters(), *model.buffers())), x.device)
     return x.to(device)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from ..support.text import plus_minus
 from .running import preserved
 from .statistics import Moments, effective_input
 
-__all__ = ["LayerStatistics", "MeasuredLayer", "measured", "qif_layers", "spiking_layers"]
+__all__ = ["LayerStatistics", "MeasuredLayer", "by_kind", "measured", "qif_layers", "spiking_layers"]
 
 _BASES = (
     ("spikingjelly.activation_based.base", "MemoryModule"),
@@ -107,8 +107,30 @@ class MeasuredLayer:
 
     @property
     def predicted(self) -> str:
-        """Mean ± deviation of the predicted membrane, as text."""
-        return plus_minus(self.predicted_mean, self.predicted_std)
+        """Mean ± deviation of the predicted membrane, as text; a dash where nothing is predicted."""
+        return "–" if math.isnan(self.predicted_mean) else plus_minus(self.predicted_mean, self.predicted_std)
+
+
+def by_kind(notes: Iterable[tuple[str, str]]) -> list[str]:
+    """Write what there is to say of each layer, once for all layers of which the same is said.
+
+    Args:
+        notes: Name of a layer, and a sentence that says what is the case before its first colon.
+
+    Returns:
+        A line for the first layer of which something is said, and one that names the others, if any.
+    """
+    kinds: dict[str, list[tuple[str, str]]] = {}
+    for name, sentence in notes:
+        kinds.setdefault(sentence.partition(":")[0], []).append((name, sentence))
+    lines = []
+    for (name, sentence), *others in kinds.values():
+        lines.append(f"{name}: {sentence}")
+        if others:
+            names = ", ".join(other for other, _ in others)
+            first = f" Cure {name} first: what it gives decides what they get." if ":" in sentence else ""
+            lines.append(f"    The same is true of {names}.{first}")
+    return lines
 
 
 class LayerStatistics:

@@ -34,8 +34,8 @@ KINDS: dict[str, dict[str, Any]] = {
         "data": {"source": _SPIKE_TRAINS, "before": {"epoch": float, "accuracy": float, str: float}},
     },
     COMPARE: {
-        "host": str, "neuron": str, "window": str, "seed": int, "epochs": int, "steps": int, "data": str,
-        "shape": {"channels": int, "size": int, "classes": int},
+        "host": str, "neuron": str, "window": str, "qif_dynamics": str, "seed": int, "epochs": int, "steps": int,
+        "data": str, "shape": {"channels": int, "size": int, "classes": int},
         "last_epoch": {"loss": float, "accuracy": float, "spikes": float}, "network": {str: Tensor},
     },
     EXACT_NETWORK: {"settings": PARTS, "data": _SPIKE_TRAINS, "network": {str: Tensor}},

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..support.names import unknown
 from ..support.numbers import number
-from .names import DYNAMICS, MAP, MATCHED, PAPER
+from .names import DYNAMICS, MAP, MATCHED, PAPER, DynamicsName
 from .parameters import Number, QIFParameters, holds_everywhere, is_finite
 
 MIN_DISTANCE = 1e-6
@@ -193,6 +193,18 @@ def build_parameters(
     return make(**roots, v_threshold=v_threshold, **others)
 
 
+def map_resting_at(v_rest: Any) -> DynamicsName:
+    """Choose the map that matches a leak where :func:`~qif_plugins.swap` chooses: below 0 only the parabola does.
+
+    Args:
+        v_rest: The potential that the neuron leaks to; ``None`` for 0.
+    """
+    if v_rest is None:
+        return "monotone"
+    known = isinstance(v_rest, int | float | Tensor) and not (isinstance(v_rest, Tensor) and v_rest.is_meta)
+    return "monotone" if known and holds_everywhere(v_rest, lambda rest: rest >= 0) else "lif"
+
+
 @dataclass(frozen=True, eq=False)
 class NodeArguments:
     """The numbers that SpikingJelly's nodes are given, except for the threshold, which may be a module's parameter.
@@ -225,16 +237,15 @@ class NodeArguments:
         return dataclasses.replace(self, map=decides, kept_gain=current.input_gain if matched else self.kept_gain)
 
     def resting_at(self, v_rest: Any, open_to_leak: bool) -> NodeArguments:
-        """The arguments for another potential to leak to: below 0 only the parabola matches a leak.
+        """The arguments for another potential to leak to, see :func:`map_resting_at`.
 
         Args:
-            v_rest: The potential.
+            v_rest: The potential; ``None`` for 0.
             open_to_leak: Whether :func:`~qif_plugins.swap` chose the map, and may choose another.
         """
-        below = v_rest is not None and not holds_everywhere(v_rest, lambda rest: rest >= 0)
-        if not (below and open_to_leak and self.map.decided == "monotone"):
+        if not (open_to_leak and self.map.matches_leak):
             return self
-        return dataclasses.replace(self, map=dataclasses.replace(self.map, dynamics="lif"))
+        return dataclasses.replace(self, map=dataclasses.replace(self.map, dynamics=map_resting_at(v_rest)))
 
     @property
     def decays_input(self) -> bool:

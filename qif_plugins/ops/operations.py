@@ -3,15 +3,17 @@
 ==========  =====================================  =========  ========  ===========
 a step      written out                            additions  products  comparisons
 ==========  =====================================  =========  ========  ===========
-charge      h = (a (v - u1)) (v - u2) + g x        3          3
+charge      h = (a (v - u1)) (m - u2) + g x        3          3
+bend        m = v < u1 ? u1 : v                                          1
 fire        s = h - θ >= 0                         1                    1
 hard reset  v = s v_reset + (1 - s) h              2          2
 soft reset  v = h - s θ                            1          1
 ==========  =====================================  =========  ========  ===========
 
-A subtraction counts as an addition, a division as a product. The charge has two operations more than LIF's
-v + (x - (v - v_reset)) / τ. The backward pass is counted as :mod:`.contract` writes it. A step that starts from the
-membrane before its reset (``pre_reset``) repeats a reset that was counted before.
+The bend is that of a map without rebound; with rebound m is v and costs nothing. A subtraction counts as an addition, a
+division as a product, a selection as nothing. The charge has two operations more than LIF's
+v + (x - (v - v_reset)) / τ, without rebound three. The backward pass is counted as :mod:`.contract` writes it. A step
+that starts from the membrane before its reset (``pre_reset``) repeats a reset that was counted before.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ class Work(NamedTuple):
 
 
 _CHARGE_AND_FIRE = Work(4, 3, 1)
+_BEND = Work(0, 0, 1)
 _RESET = {False: Work(2, 2), True: Work(1, 1)}
 """The resets, by whether they are soft."""
 _BACKWARD = {False: Work(6, 4, 2), True: Work(7, 4, 2)}
@@ -58,20 +61,28 @@ _NUMBERS = {
 """The gradients of a, u1, u2, v_threshold, v_reset and input_gain, summed over the steps."""
 _INITIAL = Work(3, 2)
 """The gradient of the membrane before the first step."""
+_BENT_U1 = Work(2)
+"""The gradient of u1 without rebound has (m - u2) + (m - v) for v - u2."""
 
 
 def work(operator: Any, args: Any, kwargs: Any) -> Work:
     """Count the operations of a call of the operator or of its backward pass."""
     values = given(operator, args, kwargs)
     soft = bool(values["soft"])
+    bend = Work() if values["rebound"] else _BEND
     if operator is multi_step:
-        return (_CHARGE_AND_FIRE + _RESET[soft]) * values["x_seq"].numel()
+        return (_CHARGE_AND_FIRE + bend + _RESET[soft]) * values["x_seq"].numel()
     h_seq: Tensor = values["h_seq"]
-    step = _BACKWARD[soft] + _SURROGATE[Shape(values["shape"])]
+    step = _BACKWARD[soft] + bend + _SURROGATE[Shape(values["shape"])]
     if not values["detach_reset"]:
-        step += _THROUGH_RESET[soft]
+        # Of a hard reset the map at h, which without rebound counts as the threshold where it is above that.
+        step += _THROUGH_RESET[soft] + (Work() if soft else bend * 2)
     neurons = h_seq.numel() // max(h_seq.shape[0], 1)
-    once = _INITIAL if values["needs_v"] else Work()
+    once = _INITIAL + bend if values["needs_v"] else Work()
+    if any(values["needs"][:2]):
+        step += bend
+    if values["needs"][1] and not values["rebound"]:
+        step += _BENT_U1
     for cost, needed in zip(_NUMBERS[soft], values["needs"], strict=True):
         if needed and any(cost):
             step += cost

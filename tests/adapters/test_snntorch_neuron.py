@@ -713,3 +713,11 @@ def test_without_reset_the_map_without_rebound_stays_without():
     node = QIF(beta=0.5, dynamics="monotone", reset_mechanism="none")
     mem = node.forward_sequence(x)[1]
     assert (mem[1:] < mem[:-1]).all()  # LIF's below rest: it goes on falling, and does not rebound
+
+
+def test_repr_shows_a_given_map_without_rebound():
+    neuron = QIF(beta=0.5, dynamics="monotone")
+    neuron.dynamics = "explicit"
+    assert not neuron.qif_parameters.rebound
+    assert "dynamics=explicit, rebound=False, a=" in repr(neuron)
+    assert "rebound" not in repr(QIF(a=0.25)) + repr(QIF(beta=0.5, dynamics="monotone"))

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -243,13 +244,15 @@ def counted(counters, run, strict=False):
     return counters
 
 
-def written_out(v_reset):
+def written_out(v_reset, dynamics="lif"):
     """The default QIF neuron as a node of the host's own, in PyTorch's operators."""
     from spikingjelly.activation_based.functional.neuron import voltage_reset
 
     class WrittenOut(neuron.BaseNode):
         def single_step_functional_forward(self, inputs, states, **_):
-            h = (0.25 * (states[0] - 0.0)) * (states[0] - 0.5) + 1.0 * inputs[0]
+            v = states[0]
+            m = v if dynamics == "lif" else torch.where(v < 0.0, 0.0, v)
+            h = (0.25 * (v - 0.0)) * (m - 0.5) + 1.0 * inputs[0]
             spike = self.surrogate_function(h - self.v_threshold)
             return (spike,), (voltage_reset(h, spike, self.v_threshold, self.v_reset, self.detach_reset),)
 
@@ -259,7 +262,8 @@ def written_out(v_reset):
 @only_new
 @pytest.mark.parametrize("step_mode", ["s", "m"])
 @pytest.mark.parametrize("v_reset", [0.0, None])
-def test_op_counter(x, v_reset, step_mode):
+@pytest.mark.parametrize(("dynamics", "qif_map"), [("lif", "parabola"), ("monotone", "monotone")])
+def test_op_counter(x, dynamics, qif_map, v_reset, step_mode):
     """A QIF neuron costs what it would as one of the host's nodes, and more than LIF by what ``qif energy`` says."""
     from spikingjelly.activation_based import op_counter
 
@@ -276,10 +280,10 @@ def test_op_counter(x, v_reset, step_mode):
         counted(counters, lambda: node(x) if step_mode == "m" else [node(step) for step in x])
         return [counter.get_total() for counter in counters]
 
-    ours = count(QIFNode(v_reset=v_reset))
-    assert ours == count(written_out(v_reset))
+    ours = count(QIFNode(v_reset=v_reset, dynamics=dynamics))
+    assert ours == count(written_out(v_reset, dynamics))
     lif = count(neuron.LIFNode(v_reset=v_reset))
-    assert ours[0] - lif[0] == Costs(mult=1, add=1).qif_extra * x.numel()
+    assert ours[0] - lif[0] == Costs(mult=1, add=1, qif_map=qif_map).qif_extra * x.numel()
     assert ours[1:] == lif[1:]
 
 
@@ -296,11 +300,12 @@ def test_op_counter_with_a_rule_of_ones_own(x):
 @only_new
 @pytest.mark.parametrize("watched_forward", [False, True])
 @pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("rebound", [True, False])
 @pytest.mark.parametrize(("reset", "detach_reset"), [("hard", False), ("hard", True), ("soft", False), ("soft", True)])
 @pytest.mark.parametrize(
     "shape", [Window(0.5, 1.5), ATan(), Sigmoid(), FastSigmoid(), Gaussian(0.5, 0.4)], ids=lambda s: type(s).__name__
 )
-def test_op_counter_backward(shape, reset, detach_reset, learned, watched_forward):
+def test_op_counter_backward(shape, reset, detach_reset, rebound, learned, watched_forward):
     """The backward pass costs what the reference's does, which PyTorch's operators write out."""
     from spikingjelly.activation_based import op_counter
 
@@ -310,10 +315,11 @@ def test_op_counter_backward(shape, reset, detach_reset, learned, watched_forwar
 
     steps, neurons = 3, 500
     x = torch.rand(steps, neurons, dtype=torch.float64)
-    numbers = {"a": 0.25, "u1": 0.0, "u2": 0.5, "v_threshold": 1.0, "v_reset": 0.0, "input_gain": 1.0}
+    numbers = {"a": 0.25, "u1": 0.0, "u2": -2.0, "v_threshold": 1.0, "v_reset": 0.0, "input_gain": 1.0}
     if learned:
         numbers = {name: torch.full((neurons,), value, requires_grad=True) for name, value in numbers.items()}
-    call = x.clone().requires_grad_(), 0.1, QIFParameters(**numbers, reset=reset), shape, detach_reset
+    params = QIFParameters(**numbers, reset=reset, rebound=rebound)
+    call = x.clone().requires_grad_(), 0.1, params, shape, detach_reset
 
     def forward():
         spikes, v = qif_multi_step(*call)
@@ -327,7 +333,7 @@ def test_op_counter_backward(shape, reset, detach_reset, learned, watched_forwar
     assert (torch.ops.qif.multi_step.default in counts) == watched_forward
 
     c = Coefficients(*(Coefficient(getattr(n, "data", n)) for n in (*numbers.values(), *shape.coefficients())))
-    kind = Kind(reset == "soft", detach_reset, False, shape.shape, False)
+    kind = Kind(reset == "soft", detach_reset, False, shape.shape, False, rebound)
     needs = (learned, learned, learned, learned, learned and reset == "hard", learned)
     gradients = torch.ones_like(x), torch.ones_like(x[0]), None
     [expected] = counted(
@@ -339,7 +345,8 @@ def test_op_counter_backward(shape, reset, detach_reset, learned, watched_forwar
         # The reference resets the membrane again for the gradients of a, u1 and u2, in all steps but the first. It
         # computes f(v_reset), and the slope there at every step, of each neuron, all of which have their own numbers
         # here. And so it adds nothing up over the neurons.
-        there -= (1 + kind.soft) * (steps - 1) / steps + 4 / steps + (0 if kind.soft else 4)
+        bend = 0 if rebound else 1
+        there -= (1 + kind.soft) * (steps - 1) / steps + (4 + bend) / steps + (0 if kind.soft else 4 + bend)
         there += sum(needs) / steps
     # Besides there are a few operations on single numbers.
     assert counts[torch.ops.qif.multi_step_backward.default] / x.numel() == pytest.approx(there, abs=0.05)
@@ -380,7 +387,8 @@ def test_memory_access_counter(x):
 @only_new
 @pytest.mark.parametrize("step_mode", ["s", "m"])
 @pytest.mark.parametrize("v_reset", [0.0, None])
-def test_neuron_state_counter(x, v_reset, step_mode):
+@pytest.mark.parametrize("dynamics", ["lif", "monotone"])
+def test_neuron_state_counter(x, dynamics, v_reset, step_mode):
     from spikingjelly.activation_based import op_counter
 
     def count(node):
@@ -389,14 +397,18 @@ def test_neuron_state_counter(x, v_reset, step_mode):
         [counter] = counted([op_counter.NeuronStateCounter(strict=True)], run)
         return counter.get_metric_counts()[type(node).__name__]
 
-    ours, theirs = count(QIFNode(v_reset=v_reset)), count(written_out(v_reset))
+    ours, theirs = count(QIFNode(v_reset=v_reset, dynamics=dynamics)), count(written_out(v_reset, dynamics))
+    if dynamics == "monotone":  # The host takes every selection that it sees written out for one by a spike.
+        for name, change in (("state_reset_ops", -1), ("spike_triggered_ops", -1), ("timestep_dense_ops", 1)):
+            theirs[name] += change * x.numel()
     # In bytes each step of a fused neuron reads and writes its state once, as the host counts its own.
     moved = {"state_reads": 4 * x.numel(), "state_writes": 4 * x.numel(), "neuron_logical_steps": x.numel()}
     assert ours == theirs | moved
 
 
 @only_new
-def test_neuromc(x):
+@pytest.mark.parametrize("dynamics", ["lif", "monotone"])
+def test_neuromc(x, dynamics):
     """The estimator's update of a neuron plus what ``qif energy`` says that QIF adds; backward, its slope."""
     from spikingjelly.activation_based import op_counter
 
@@ -411,9 +423,10 @@ def test_neuromc(x):
         return op_counter.estimate_neuromc_runtime_energy(model, (x > 0.5).float().requires_grad_(), **arguments)
 
     # It has one cost for every neuron of the host's, of which it cannot take LIF backward.
-    ours, theirs = estimate(QIFNode), estimate(neuron.IFNode)
+    ours, theirs = estimate(partial(QIFNode, dynamics=dynamics)), estimate(neuron.IFNode)
     assert ours.warnings == []
-    extra = Costs(mult=0.812, add=0.548).qif_extra * T * N * 64  # its own prices
+    comparison = 0.056 if dynamics == "monotone" else 0.0
+    extra = (Costs(mult=0.812, add=0.548).qif_extra + comparison) * T * N * 64  # its own prices
     for stage in ("soma.forward", "soma.backward"):
         assert ours.energy_by_op[stage] - theirs.energy_by_op[stage] == pytest.approx(extra)
 

@@ -1227,3 +1227,11 @@ def test_repr_names_the_window_only_while_it_is_used():
     assert "window=isometric" in repr(node)
     node.surrogate_function = surrogate.ATan()
     assert "window=isometric" not in repr(node)
+
+
+def test_repr_shows_a_given_map_without_rebound():
+    node = QIFNode(tau=2.0, dynamics="monotone")
+    node.dynamics = "explicit"
+    assert not node.params.rebound
+    assert "dynamics=explicit, rebound=False, a=" in repr(node)
+    assert "rebound" not in repr(QIFNode(a=0.25)) + repr(QIFNode(dynamics="monotone"))

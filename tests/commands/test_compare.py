@@ -17,6 +17,7 @@ pytest.importorskip("snntorch")
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 
+from qif_plugins import swap
 from qif_plugins.cli import main
 from qif_plugins.commands import compare as command
 from qif_plugins.experiments.compare.hosts import LAYERS, build, host_version
@@ -206,6 +207,18 @@ def test_the_neuron_is_the_one_argument(name, window):
     assert torch.equal(first, network(x_seq))
     spikes = spiking[0](torch.randn(4, 3, 16, 8, 8) * 2)
     assert set(spikes.unique().tolist()) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_the_neuron_is_what_swap_puts_in_the_place_of_lif(name):
+    host = LAYERS[name]()
+    network, spiking = build(host, host.lif(), 1, 8, 10)
+    swap(network)
+    expected = build(host, host.qif("isometric"), 1, 8, 10)[1]
+    for one, other in zip(spiking, expected, strict=True):
+        ours, theirs = (getattr(layer, "neuron", layer) for layer in (one, other))
+        assert repr(ours) == repr(theirs)
+        assert "dynamics=monotone" in repr(ours)
 
 
 def _training(seed, *accuracies):

@@ -1,6 +1,7 @@
 """``qif_plugins.swap`` on snnTorch networks, against the host's own neurons."""
 
 import copy
+import math
 import pickle
 
 import pytest
@@ -473,6 +474,36 @@ def test_rates_are_those_of_the_network_recurrent_input_included():
     assert [row.name for row in report.changed] == ["rec", "lif"]
     for row in report.rows:
         assert row.rate == pytest.approx((before[row.name], after[row.name]))
+
+
+def test_a_layer_that_was_silent_with_leaky_is_told_of_and_a_readout_decoded_by_its_membrane_is_not():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1, self.lif1 = nn.Linear(6, 8), snn.Leaky(0.9)
+            self.fc2, self.lif2 = nn.Linear(8, 3), snn.Leaky(0.9)
+
+        def forward(self, x_seq):
+            mem1, mem2, mems = self.lif1.reset_mem(), self.lif2.reset_mem(), []
+            for x in x_seq:
+                spikes, mem1 = self.lif1(self.fc1(x), mem1)
+                _, mem2 = self.lif2(self.fc2(spikes), mem2)
+                mems.append(mem2)
+            return torch.stack(mems)
+
+    net, x = Net(), 0.01 * torch.randn(4, 5, 6)
+    nn.init.zeros_(net.fc1.bias), nn.init.zeros_(net.fc2.bias)
+    hidden, readout = swap(net, example_input=x).rows
+    assert hidden.rate == (0, 0)
+    assert "silent with LIF, too (0 and 0 spikes a step, measured on example_input)" in hidden.why
+    assert (readout.changed, readout.rate) == (False, (0, 0))
+    assert "silent" not in readout.why
+    with torch.no_grad():
+        net.fc1.weight.fill_(math.nan)
+    swap(net, to="lif")
+    row = swap(net, example_input=x).rows[0]
+    assert row.rate is None
+    assert "WARNING: its input has NaN or infinite values" in row.why
 
 
 def test_rates_without_an_example_say_what_they_leave_out():

@@ -1275,10 +1275,67 @@ class TestTheReportOfTheRates:
         assert "its input changed: expected firing rate" in row.why
         assert "WARNING: silent" in row.why
 
+    def test_tell_of_layers_that_were_silent_already_and_of_no_readout(self):
+        net = nn.Sequential(
+            layer.Linear(6, 8), neuron.LIFNode(), layer.Linear(8, 8), neuron.LIFNode(), layer.Linear(8, 3),
+            neuron.LIFNode(),
+        )  # fmt: skip
+        functional.set_step_mode(net, "m")
+        x = 0.01 * torch.randn(4, 5, 6)
+        unmeasured = swap(copy.deepcopy(net))
+        first, second, readout = swap(net, example_input=x).rows
+        for row in (first, second):
+            assert row.rate == (0, 0)
+            assert "silent with LIF, too (0 and 0 spikes a step, measured on example_input)" in row.why
+            assert "WARNING" not in row.why
+        assert (readout.changed, readout.rate) == (False, (0, 0))
+        assert "silent" not in readout.why + str(unmeasured)
+
+    def test_are_not_expected_behind_weights_that_are_not_finite(self):
+        net = nn.Sequential(layer.Linear(6, 8), neuron.LIFNode(), layer.Linear(8, 8), neuron.LIFNode(), nn.Flatten())
+        functional.set_step_mode(net, "m")
+        with torch.no_grad():
+            net[0].weight[0, 0] = math.nan
+        row = swap(net, readout="swap", example_input=torch.randn(4, 5, 6)).rows[0]
+        assert row.rate is None
+        assert "WARNING: its input has NaN or infinite values" in row.why
+        assert "silent" not in row.why
+
     def test_expects_no_rate_of_an_input_that_is_not_finite(self):
         report, row = self.swapped(math.nan, neuron.LIFNode(2.0))
         assert row.rate is None
         assert "WARNING: its input has NaN or infinite values" in str(report)
+
+
+@pytest.mark.parametrize("lif", [neuron.LIFNode, neuron.ParametricLIFNode])
+def test_a_reset_that_goes_below_zero_and_back_leaves_the_map_without_rebound(lif):
+    net = nn.Sequential(layer.Linear(4, 4), lif(), layer.Linear(4, 2))
+    swap(net)
+    node, before = net[1], repr(net[1])
+    node.v_reset = -0.25
+    assert node.dynamics == "lif"
+    assert node.params.rebound
+    node.v_reset = 0.0
+    assert node.dynamics == "monotone"
+    assert not node.params.rebound
+    assert repr(node) == before
+    if lif is neuron.LIFNode:
+        node.dynamics = "lif"  # the user's choice from now on
+        node.v_reset = -0.25
+        node.v_reset = 0.0
+        assert node.dynamics == "lif"
+
+
+@pytest.mark.parametrize("v_reset", [-0.25, 0.0, 0.1, None])
+def test_the_map_is_chosen_by_the_resting_potential(v_reset):
+    net = nn.Sequential(layer.Linear(2, 2), neuron.LIFNode(v_reset=v_reset), layer.Linear(2, 2))
+    swap(net)
+    assert net[1].dynamics == ("lif" if v_reset == -0.25 else "monotone")
+    later = nn.Sequential(layer.Linear(2, 2), neuron.LIFNode(), layer.Linear(2, 2))
+    swap(later)
+    values = torch.tensor([0.1, 0.0 if v_reset is None else v_reset])
+    later[1].v_reset = values
+    assert later[1].dynamics == net[1].dynamics
 
 
 def test_a_gain_that_was_passed_decides_under_a_norm_too():

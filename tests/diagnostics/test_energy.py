@@ -341,6 +341,19 @@ def test_command(tmp_path, capsys):
         assert energy.total_lif / row["steps"] == pytest.approx(predicted.total_lif)
         assert row["overhead"] == pytest.approx(predicted.overhead)
     assert dataclasses.asdict(Costs()) == content["costs_pj"]
+    assert main([*words, "--qif-map", "monotone", "--out", str(files[0])]) == 0
+    assert "of QIF (monotone) 11" in capsys.readouterr().out
+    bent = json.loads(files[0].read_text())["measured"][0]
+    # One comparison, counted as an addition, on top of a multiplication and an addition.
+    assert bent["overhead"] == pytest.approx(content["measured"][0]["overhead"] * 5.5 / 4.6)
+
+
+def test_a_comparison_costs_an_addition_where_that_of_lif_does():
+    for update, extra in (("compare", 5.5), ("charge", 4.6), ("none", 4.6)):
+        assert Costs(lif_update=update, qif_map="monotone").qif_extra == pytest.approx(extra)
+        assert Costs(lif_update=update).qif_extra == pytest.approx(4.6)
+    with pytest.raises(ValueError, match="unknown qif_map 'cubic'; choose from 'parabola', 'monotone'"):
+        Costs(qif_map="cubic")
 
 
 @independent
@@ -351,6 +364,7 @@ def test_command_on_a_checkpoint(tmp_path, capsys):
     from qif_plugins.experiments.training.engine import Trainer
 
     tables = {"data": {"name": "digits", "steps": 3}, "model": {"name": "perceptron", "width": 16}}
+    tables["neuron"] = {"name": "qif", "dynamics": "monotone"}
     config = from_dict(tables | {"training": {"epochs": 1, "batch_size": 200}})
     model, task = training.prepare(config)
     trainer = training.make_trainer(config, model, task)
@@ -364,6 +378,7 @@ def test_command_on_a_checkpoint(tmp_path, capsys):
     assert main(words) == 0
     content = json.loads(written.read_text())
     counts = content["measured"]
+    assert content["costs_pj"]["qif_map"] == "monotone"
     assert content["samples"] == 600
     assert content["accuracy"] == pytest.approx(trainer.history[-1]["test_accuracy"])
     assert counts["firing_rate"] == pytest.approx(trainer.history[-1]["test_rate"])

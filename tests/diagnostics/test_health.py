@@ -483,3 +483,120 @@ def test_bad_input():
     with pytest.raises(ValueError, match="at least 1"):
         health(node(), torch.randn(3, 2, 2), steps=0)
     assert qif_plugins.health is health
+
+
+class Stepped(nn.Module):
+    """Two hidden layers of snnTorch and a readout that is decoded by its membrane, with the loop over time inside."""
+
+    def __init__(self):
+        super().__init__()
+        snn = pytest.importorskip("snntorch")
+        self.fc1, self.lif1 = nn.Linear(20, 32), snn.Leaky(0.9)
+        self.fc2, self.lif2 = nn.Linear(32, 32), snn.Leaky(0.9)
+        self.fc3, self.readout = nn.Linear(32, 10), snn.Leaky(0.9)
+
+    def forward(self, x_seq):
+        mem1, mem2, mem3 = self.lif1.reset_mem(), self.lif2.reset_mem(), self.readout.reset_mem()
+        mems = []
+        for x in x_seq:
+            spikes, mem1 = self.lif1(self.fc1(x), mem1)
+            spikes, mem2 = self.lif2(self.fc2(spikes), mem2)
+            _, mem3 = self.readout(self.fc3(spikes), mem3)
+            mems.append(mem3)
+        return torch.stack(mems)
+
+
+def swapped(host):
+    """A network without norm of three linear layers, swapped, and a batch of noise for it."""
+    torch.manual_seed(0)
+    x = torch.randn(6, 16, 20)
+    if host == "snntorch":
+        model = Stepped()
+    else:
+        from spikingjelly.activation_based import functional, layer, neuron
+
+        hidden = [layer.Linear(20, 32), neuron.LIFNode(), layer.Linear(32, 32), neuron.LIFNode()]
+        model = nn.Sequential(*hidden, layer.Linear(32, 10))
+        functional.set_step_mode(model, "m")
+    qif_plugins.swap(model, example_input=x)
+    return model, x
+
+
+@HOSTS
+class TestAfterSwap:
+    """What a newcomer does wrong with a network that was swapped by default, without norm, with LIF's surrogate."""
+
+    def test_an_input_that_is_far_too_large(self, host):
+        model, x = swapped(host)
+        report = health(model, 500 * x)
+        first = report.layers[0]
+        assert report.causes == ("input's scale",)
+        assert first.rebound == 0
+        assert first.near < 0.1
+        told = re.search(r"too large: .* is (\S+) times the distance .* take a gain (\S+) times as large", str(report))
+        assert float(told[1]) == pytest.approx(first.input_std, rel=0.01)
+        with torch.no_grad():
+            next(m for m in model.modules() if isinstance(m, nn.Linear)).weight.mul_(float(told[2]))
+        assert "too large" not in str(health(model, 500 * x))
+
+    def test_silent_layers_are_told_of_once(self, host):
+        model, x = swapped(host)
+        names = [name for name, module in model.named_modules() if isinstance(module, QIFLayer)]
+        report = health(model, 0 * x)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.zero_()
+        report = health(model, x)
+        assert all(row.advice[0].startswith("dead") for row in report.layers)
+        assert str(report).count("never spike") == 1
+        assert f"The same is true of {names[1]}. Cure {names[0]} first" in str(report)
+
+    def test_inhibition_asks_for_another_mean_and_no_gain(self, host):
+        model, x = swapped(host)
+        with torch.no_grad():
+            next(m for m in model.modules() if isinstance(m, nn.Linear)).bias.fill_(-20)
+        advice = health(model, x).layers[0].advice[0]
+        assert "raise the mean of its input" in advice
+        assert "gain" not in advice
+
+    def test_nan_is_traced_to_the_weight_and_nothing_else_is_said(self, host):
+        model, x = swapped(host)
+        name = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)][1]
+        with torch.no_grad():
+            model.get_submodule(name).weight[0, 0] = math.nan
+        report = health(model, x)
+        assert not report.healthy
+        assert report.advice == (f"{name}.weight: 1 of its 1024 values are NaN or infinite, and so is what follows.",)
+        assert [bool(row.advice) for row in report.layers] == [False, True]
+        assert "dead" not in str(report)
+        x[0, 0, 0] = math.inf
+        assert "the batch: 1 of its 1920 values" in str(health(swapped(host)[0], x))
+
+    def test_an_input_that_the_model_does_not_take(self, host):
+        model, x = swapped(host)
+        for measure in (health, calibrate):
+            with pytest.raises(RuntimeError, match=r"a tensor \[6, 16, 12\] of torch.float32.*cannot be multiplied"):
+                measure(model, x[..., :12])
+            with pytest.raises(RuntimeError, match=r"of torch.float64.*The model's parameters are torch.float32"):
+                measure(model, x.double())
+            with pytest.raises(ValueError, match="meta device"):
+                measure(model, x.to("meta"))
+            with pytest.raises(TypeError, match=r"torch.as_tensor\(array\) makes one"):
+                measure(model, [x.numpy()])
+        with pytest.raises(RuntimeError, match="the input of batch 1, a tensor"):
+            calibrate(model, [x, x[..., :12]])
+        with pytest.raises(TypeError, match="got a list that begins with a tuple"):
+            health(model, [(x, x)])
+
+    def test_the_number_of_steps_is_told_and_a_missing_one_noticed(self, host):
+        model, x = swapped(host)
+        assert "Measured over 6 time steps.\n" in str(health(model, x))
+        told = str(health(model, x[0]))
+        assert "Measured over 16 time steps of one sample: the neurons received no batch dimension" in told
+
+    def test_nothing_is_predicted_for_a_surrogate_that_was_kept(self, host):
+        model, x = swapped(host)
+        row = health(model, x).layers[0]
+        assert math.isnan(row.predicted_mean)
+        assert row.predicted == "–"
+        assert "nan" not in str(health(model, x))

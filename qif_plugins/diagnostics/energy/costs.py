@@ -4,7 +4,8 @@ Per inference and in the arithmetic alone::
 
     E = MACs · E_MAC + SynOps · E_AC + neuron-steps · E_update
     E_update(LIF) = 1 multiplication + 2 additions: h = β v + x, and the comparison with the threshold
-    E_update(QIF) = E_update(LIF) + 1 multiplication + 1 addition
+    E_update(QIF) = E_update(LIF) + 1 multiplication + 1 addition: h = (a v + b) v + x
+                    + 1 addition without rebound, h = (a max(v, 0) + β) v + x, for the comparison
 
 A MAC is a multiply-accumulate, a SynOp one spike arriving at one target, a neuron-step one neuron updated once; how
 they are counted, see :mod:`.counting`. Default energies are those of 45 nm CMOS at 32 bit floating point: M. Horowitz,
@@ -20,11 +21,15 @@ from dataclasses import dataclass, fields
 
 from ...support.names import unknown
 
-__all__ = ["LIF_UPDATES", "MEMORIES", "Costs", "Energy", "Traffic", "memory_traffic"]
+__all__ = ["LIF_UPDATES", "MEMORIES", "QIF_MAPS", "Costs", "Energy", "Traffic", "memory_traffic"]
 
 LIF_UPDATES = {"none": (0, 0), "charge": (1, 1), "compare": (1, 2)}
 """Multiplications and additions that a LIF update is taken to be. ``"charge"`` is h = β v + x, ``"compare"`` counts
 the comparison with the threshold too, as an addition; a reset to a constant is a selection and costs nothing."""
+
+QIF_MAPS = {"parabola": (1, 1, 0), "monotone": (1, 1, 1)}
+"""Multiplications, additions and comparisons that QIF's map has in addition to LIF's. ``"monotone"`` is the map without
+rebound. A comparison is counted as an addition, if that of LIF with its threshold is counted."""
 
 MEMORIES = {"8 KB SRAM": 5.0, "32 KB SRAM": 10.0, "1 MB SRAM": 50.0, "DRAM": 650.0}
 """pJ for one access to 32 bits. Horowitz gives 10, 20 and 100 pJ for 64 bits of caches of these sizes and 1.3 to
@@ -41,9 +46,10 @@ class Costs:
         mult: A multiplication. Default 3.7.
         add: An addition. Default 0.9.
         lif_update: What a LIF update consists of, of :data:`LIF_UPDATES`. Default ``"compare"``.
+        qif_map: QIF's map, of :data:`QIF_MAPS`. Default ``"parabola"``.
 
     Raises:
-        ValueError: An energy that is negative or not finite, or an unknown update.
+        ValueError: An energy that is negative or not finite, or an unknown update or map.
     """
 
     mac: float = 4.6
@@ -51,14 +57,17 @@ class Costs:
     mult: float = 3.7
     add: float = 0.9
     lif_update: str = "compare"
+    qif_map: str = "parabola"
 
     def __post_init__(self) -> None:
-        for field in fields(self)[:-1]:
+        for field in fields(self)[:-2]:
             value = getattr(self, field.name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"the energy of {field.name} must be finite and not negative, got {value} pJ")
         if self.lif_update not in LIF_UPDATES:
             raise ValueError(unknown("lif_update", self.lif_update, LIF_UPDATES))
+        if self.qif_map not in QIF_MAPS:
+            raise ValueError(unknown("qif_map", self.qif_map, QIF_MAPS))
 
     @property
     def lif(self) -> float:
@@ -69,7 +78,8 @@ class Costs:
     @property
     def qif_extra(self) -> float:
         """pJ that a neuron-step of QIF costs in addition: f(v) = (a v + b) v where LIF has β v."""
-        return self.mult + self.add
+        mults, adds, comparisons = QIF_MAPS[self.qif_map]
+        return mults * self.mult + (adds + comparisons * (self.lif_update == "compare")) * self.add
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@
 applied over time, how a neuron is stepped, and how its state is cleared.
 
 The LIF neurons have the leak β = 1/2 and do not decay their input: tdBN scales the input to the threshold, and with a
-decayed input they would hardly ever fire. Their surrogate and reset are the host's defaults.
+decayed input they would hardly ever fire. Their surrogate and reset are the host's defaults. The QIF neurons are those
+that :func:`~qif_plugins.swap` puts in their place, but for the window, which the comparison varies.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from ..data.images import Images
 from ..names import HOSTS
 
 BETA = 0.5
+DYNAMICS = "monotone"
+"""QIF's map: that of :func:`~qif_plugins.swap`, without rebound."""
 WIDTHS = (16, 32, 32)
 
 
@@ -74,10 +77,10 @@ class SpikingJellyLayers:
         """The host's LIF neuron."""
         return partial(self.neuron.LIFNode, tau=1 / (1 - BETA), decay_input=False)
 
-    def qif(self, window: str) -> Callable[[], nn.Module]:
-        """The QIF neuron of this host's adapter with its default dynamics, which match a leak of 1/2, too."""
+    def qif(self, window: str, dynamics: str = DYNAMICS) -> Callable[[], nn.Module]:
+        """The QIF neuron of this host's adapter with LIF's leak."""
         adapter: Any = importlib.import_module("qif_plugins.adapters.spikingjelly")
-        return partial(adapter.QIFNode, window=window)
+        return partial(adapter.QIFNode, tau=1 / (1 - BETA), decay_input=False, dynamics=dynamics, window=window)
 
 
 class SnnTorchLayers:
@@ -109,9 +112,9 @@ class SnnTorchLayers:
     def lif(self) -> Callable[[], nn.Module]:
         return partial(self.snntorch.Leaky, beta=BETA)
 
-    def qif(self, window: str) -> Callable[[], nn.Module]:
+    def qif(self, window: str, dynamics: str = DYNAMICS) -> Callable[[], nn.Module]:
         adapter: Any = importlib.import_module("qif_plugins.adapters.snntorch")
-        return partial(adapter.QIF, window=window)
+        return partial(adapter.QIF, beta=BETA, dynamics=dynamics, window=window)
 
 
 class _EveryStep(nn.Module):
@@ -200,7 +203,7 @@ def rebuild(path: Path, content: Mapping[str, Any], images: Images) -> tuple[Hos
     if {key: content["shape"][key] for key in shape} != shape:
         raise ValueError(f"{path} is for images of {content['shape']}, and those of {images.name} are {shape}")
     host = LAYERS[name]()
-    neuron = host.lif() if content["neuron"] == "LIF" else host.qif(content["window"])
+    neuron = host.lif() if content["neuron"] == "LIF" else host.qif(content["window"], content["qif_dynamics"])
     network, _ = build(host, neuron, **shape)
     load_weights(network, content["network"], str(path))
     return host, network.eval()

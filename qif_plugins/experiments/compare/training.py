@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..checkpoints import COMPARE, save_checkpoint
 from ..data.images import Images
 from ..training.firing import FiringRates
-from .hosts import LAYERS, build
+from .hosts import DYNAMICS, LAYERS, build
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,7 @@ def save(path: Path, network: nn.Module, training: Training, images: Images, set
         "host": training.host,
         "neuron": training.neuron,
         "window": training.window,
+        "qif_dynamics": DYNAMICS,
         "seed": training.seed,
         "epochs": settings.epochs,
         "steps": settings.steps,
