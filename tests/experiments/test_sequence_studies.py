@@ -162,7 +162,7 @@ def test_accuracy_against_spikes_from_a_folder(folders, small, tmp_path, monkeyp
     text = (tmp_path / "out" / "spikes.md").read_text()
     assert "speech, penalty on firing" in text
     assert "`qif study spikes --seeds 2 --data-folder spoken-digits=FOLDER`" in text
-    assert len(json.loads((tmp_path / "out" / "spikes.json").read_text())["trials"]) == 2 * 4 * 2
+    assert len(json.loads((tmp_path / "out" / "spikes.json").read_text())["trials"]) == 2 * 4 * 3
 
 
 def test_data_that_are_not_there_or_not_the_same_are_refused(folders, small, tmp_path, capsys):
@@ -194,9 +194,13 @@ def test_curves_are_compared_at_equal_cost_over_the_costs_that_both_reach():
             qif = result(cost / 2, 0.1 * math.log10(cost / 2) + gain)
             results.setdefault(("digits", "LIF", penalty, 1.0), {})[seed] = lif
             results.setdefault(("digits", "QIF, swap", penalty, 1.0), {})[seed] = qif
-    (mean, low, high), costs = spikes._at_equal_cost(results, "digits", "penalty", "synops")
+    compared = {
+        (sweep, cost): spikes._at_equal_cost(results, "digits", "QIF, swap", sweep, cost)
+        for sweep, cost in (("penalty", "synops"), ("penalty", "picojoules"), ("threshold", "synops"))
+    }
+    (mean, low, high), costs = compared["penalty", "synops"]
     assert mean == pytest.approx(0.04)
     assert (mean - low) == pytest.approx(high - mean) == pytest.approx(0.01 * 12.706, rel=1e-3)
     assert costs == pytest.approx((10, 500))
-    assert spikes._at_equal_cost(results, "digits", "penalty", "picojoules")[1] == pytest.approx((20, 1000))
-    assert spikes._at_equal_cost(results, "digits", "threshold", "synops") is None  # one point is no curve
+    assert compared["penalty", "picojoules"][1] == pytest.approx((20, 1000))
+    assert compared["threshold", "synops"] is None  # one point is no curve

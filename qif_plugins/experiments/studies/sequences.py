@@ -30,7 +30,7 @@ from ..training.losses import mean_cross_entropy
 from .networks import CLASSES, multi, rows
 from .page import Body, table
 from .runner import Options
-from .stats import Interval, ends, holm, in_common, p_value, paired, sign
+from .stats import LEVEL, Interval, ends, holm, in_common, p_value, paired
 from .trial import data_of, trainer_of
 
 try:
@@ -342,7 +342,7 @@ def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
         f"{described(trials)} With a norm it is batch norm over batch, time and space before each layer of neurons; "
         "a recurrent layer adds the weighted spikes of its own neurons of the step before. Every arm of a seed starts "
         "from the same LIF network, with `decay_input=False` and ATan as surrogate, and sees the same batches. `PLIF` "
-        f"learns the leak; the QIF arms are `swap`'s with {'; '.join(_arguments(arm) for arm in others if ARMS[arm])}; "
+        f"learns the leak; the QIF arms are `swap`'s with {'; '.join(_arguments(arm) for arm in ARMS if ARMS[arm])}; "
         f"`{DEFAULT}` has the defaults, which with a norm are the map without rebound and the isometric surrogate. "
         "Differences are paired by seed with Student's intervals, each for itself; p is adjusted by Holm for all "
         f"{len(differences)} comparisons. {COUNTED}"
@@ -428,22 +428,27 @@ def _finding(
     differences: Mapping[tuple[Condition, str], tuple[Interval, float]],
     adjusted: Mapping[tuple[Condition, str], float], conditions: Sequence[Condition],
 ) -> str:  # fmt: skip
-    own = {condition: found for (condition, arm), (found, _) in differences.items() if arm == DEFAULT}
-    if not own:
-        return "The study is under way: no QIF network has finished beside its LIF network yet."
-    significant = {key: math.copysign(1, differences[key][0][0]) for key, p in adjusted.items() if p < 0.05}
+    if not differences:
+        return "The study is under way: no network has finished beside its LIF network yet."
+    means = []
+    for norm, name in (("batch", "with batch norm"), (None, "without norm")):
+        of_arms = {
+            arm: [found[0] for (condition, of), (found, _) in differences.items() if (condition[2], of) == (norm, arm)]
+            for arm in ARMS
+        }
+        parts = [f"{arm} {100 * fmean(values):+.1f}" for arm, values in of_arms.items() if values]
+        cases = sum(condition[2] == norm for condition in conditions)
+        means += [f"{name} ({cases} case{'s' if cases > 1 else ''}) {', '.join(parts)}"] if parts else []
+    significant = {key: differences[key][0][0] > 0 for key, p in adjusted.items() if p < 1 - LEVEL}
     counts = [
-        f"{arm} in {better} and {worse}"
+        f"{arm} {above} and {len(of_arm) - above}"
         for arm in ARMS
-        if (better := sum(key[1] == arm and value > 0 for key, value in significant.items()))
-        + (worse := sum(key[1] == arm and value < 0 for key, value in significant.items()))
+        if (of_arm := [better for (_, of), better in significant.items() if of == arm])
+        for above in (sum(of_arm),)
     ]
-    alone = [sign(found) for found in own.values()]
     return (
-        f"QIF as `swap` gives it less LIF: {'; '.join(f'{_label(c)} {_difference((own[c], 0.0))}' for c in own)} "
-        f"points (95 % intervals, each for itself: above 0 in {alone.count(1)} of {len(own)} cases, below in "
-        f"{alone.count(-1)}). Significantly more and less accurate than LIF after Holm's adjustment over all "
-        f"{len(differences)} comparisons: {'; '.join(counts) or 'no arm in any'}."
+        f"Points of accuracy less LIF's, on average: {'; '.join(means)}. Significantly above and below LIF after "
+        f"Holm's adjustment for {len(differences)} comparisons: {'; '.join(counts) or 'no arm in any case'}."
     )
 
 

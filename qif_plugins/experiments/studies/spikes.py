@@ -22,14 +22,18 @@ from .stats import Interval, ends, paired
 TITLE = "Accuracy against spikes"
 QUESTION = (
     "Which accuracy does a LIF and a QIF network reach at the same number of synaptic operations, and at the same "
-    "energy? Two ways to save spikes, a penalty on firing and a higher threshold, show whether a difference is QIF's "
-    "or its threshold's."
+    "energy? Two ways to save spikes, a penalty on firing and a higher threshold, and QIF with LIF's surrogate show "
+    "whether a difference is QIF's, its threshold's or its surrogate's."
 )
 FOLDERS = ("spoken-digits",)
 """Data sets that the study reads from folders of the user's."""
 
-ARMS = ("LIF", "QIF, swap")
-"""Arms of the study of sequences."""
+ARMS = {
+    "LIF": "LIF",
+    "QIF, swap": "QIF, as `swap` gives it",
+    "QIF, LIF's surrogate": "QIF with LIF's surrogate",
+}
+"""Arms of the study of sequences, LIF first, with their names here."""
 PENALTIES = (0.3, 1.0, 3.0, 10.0, 30.0)
 THRESHOLDS = (0.5, 2.0, 4.0)
 PLACES = 20
@@ -70,9 +74,11 @@ def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
         trials, lambda setting: (setting["data"], setting["arm"], setting["penalty"], setting["threshold"])
     )
     names = list(dict.fromkeys(key[0] for key in results))
+    _, *others = [arm for arm in ARMS if any(key[1] == arm for key in results)]
     found = {
-        (name, sweep, cost): _at_equal_cost(results, name, sweep, cost)
+        (name, arm, sweep, cost): _at_equal_cost(results, name, arm, sweep, cost)
         for name in names
+        for arm in others
         for sweep in SWEEPS
         for cost in COSTS
     }
@@ -80,21 +86,25 @@ def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
     rows = [
         [
             f"{KINDS[name].name}, {SWEEPS[sweep]}",
-            *(cell for cost in COSTS for cell in _cells(found[name, sweep, cost], cost)),
+            ARMS[arm],
+            *(cell for cost in COSTS for cell in _cells(found[name, arm, sweep, cost], cost)),
         ]
         for name in names
         for sweep in SWEEPS
+        for arm in others
     ]
-    header = [""]
+    header = ["", "less LIF"]
     for what in COSTS.values():
-        header += [f"QIF less LIF at equal {what}, points", "95 % interval", f"over {what} a sample"]
+        header += [f"at equal {what}, points", "95 % interval", f"over {what} a sample"]
     costs = [
         [
-            KINDS[name].name, arm, f"{penalty:g}", f"{threshold:g}", str(len(results[name, arm, penalty, threshold])),
-            mean_pm([result["accuracy"] for result in results[name, arm, penalty, threshold].values()], ".1f", 100),
-            *costs_of(list(results[name, arm, penalty, threshold].values())),
+            KINDS[name].name, ARMS[arm], f"{penalty:g}", f"{threshold:g}", str(len(trained)),
+            mean_pm([result["accuracy"] for result in trained], ".1f", 100), *costs_of(trained),
         ]
-        for name, arm, penalty, threshold in sorted(results, key=lambda key: (names.index(key[0]), *key[1:]))
+        for name, arm, penalty, threshold in sorted(
+            results, key=lambda key: (names.index(key[0]), list(ARMS).index(key[1]), *key[2:])
+        )
+        for trained in (list(results[name, arm, penalty, threshold].values()),)
     ]  # fmt: skip
     header_of_costs = [
         "", "", "penalty", "threshold", "seeds", "accuracy, %", "spikes a neuron-step", "SynOps a sample",
@@ -102,13 +112,14 @@ def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
     ]  # fmt: skip
     method = (
         f"{described(trials)} Feed-forward with batch norm before the neurons; QIF is what `swap` with its defaults "
-        "makes of the LIF network, from the same weights. The penalty is the given number times the mean over layers "
-        "of the spikes a neuron-step, added to the cross-entropy; the threshold is that of the LIF neurons, which "
+        "makes of the LIF network, from the same weights, or with `window='keep'`, which leaves LIF's surrogate, ATan. "
+        "The penalty is the given number times the mean over layers of the spikes a neuron-step, added to the "
+        "cross-entropy; the threshold is that of the LIF neurons, which "
         "`swap` keeps, with the surrogate at it. For every seed the accuracy of each neuron is interpolated between "
         "its settings over the logarithm of the cost, and the difference averaged over the range of costs that both "
         f"have; intervals are Student's over the seeds. {COUNTED}"
     )
-    return Body(_finding(found), [table(header, rows), table(header_of_costs, costs, 2)], method)
+    return Body(_finding(found), [table(header, rows, 2), table(header_of_costs, costs, 2)], method)
 
 
 def _swept(results: Results, name: str, arm: str, sweep: str) -> list[dict[int, Result]]:
@@ -120,10 +131,12 @@ def _swept(results: Results, name: str, arm: str, sweep: str) -> list[dict[int, 
     ]
 
 
-def _at_equal_cost(results: Results, name: str, sweep: str, cost: str) -> tuple[Interval, tuple[float, float]] | None:
-    """Difference of QIF from LIF over the costs that both reach, with its interval, and these costs over all seeds."""
+def _at_equal_cost(
+    results: Results, name: str, other: str, sweep: str, cost: str
+) -> tuple[Interval, tuple[float, float]] | None:
+    """Difference of an arm from LIF over the costs that both reach, with its interval, and the range of these costs."""
     differences, ranges = [], []
-    lif, qif = (_swept(results, name, arm, sweep) for arm in ARMS)
+    lif, qif = (_swept(results, name, arm, sweep) for arm in ("LIF", other))
     for seed in sorted({seed for found in lif for seed in found}):
         curves = [
             sorted((math.log(r[cost]), r["accuracy"]) for found in of_arm if (r := found.get(seed)) and r.get(cost))
@@ -155,19 +168,16 @@ def _cells(found: tuple[Interval, tuple[float, float]] | None, cost: str) -> lis
     return [f"{100 * difference[0]:+.1f}", ends(difference, 1), over]
 
 
-def _finding(found: Mapping[tuple[str, str, str], tuple[Interval, tuple[float, float]] | None]) -> str:
-    sentences = [
-        "QIF less LIF at equal "
-        + f"{what}: "
-        + "; ".join(
-            f"{KINDS[name].name}, {SWEEPS[sweep]} {100 * each[0][0]:+.1f} ({ends(each[0], 1)})"
-            for (name, sweep, of_cost), each in found.items()
-            if of_cost == cost and each is not None
-        )
-        + " points."
-        for cost, what in COSTS.items()
-        if any(each for (_, _, of_cost), each in found.items() if of_cost == cost)
-    ]
+def _finding(found: Mapping[tuple[str, str, str, str], tuple[Interval, tuple[float, float]] | None]) -> str:
+    sentences = []
+    for cost, what in COSTS.items():
+        known = {key[:3]: each[0] for key, each in found.items() if key[3] == cost and each is not None}
+        parts = [
+            f"{ARMS[arm]} {100 * difference[0]:+.1f} ({ends(difference, 1)}; {KINDS[name].name}, {SWEEPS[sweep]})"
+            for (name, arm, sweep), difference in known.items()
+        ]
+        if parts:
+            sentences.append(f"Points above LIF at equal {what}: {'; '.join(parts)}.")
     return " ".join(sentences) or "The study is under way: no two curves can be compared yet."
 
 
@@ -192,10 +202,10 @@ def _draw(results: Results, names: Sequence[str], path: Path) -> None:
                             x, y, spread = zip(*sorted(points), strict=True)
                             axes.errorbar(
                                 x, y, spread, fmt=style, color=colour, markersize=4, capsize=2, linewidth=1,
-                                label=f"{'LIF' if arm == 'LIF' else 'QIF'}, {SWEEPS[sweep]}",
+                                label=f"{ARMS[arm].replace('`', '')}, {SWEEPS[sweep]}",
                             )  # fmt: skip
                 axes.set_xscale("log" if cost == "synops" else "linear")
                 axes.set_xlabel(f"{what} a test sample{'' if cost == 'synops' else ' (nJ)'}")
                 axes.set_ylabel(f"{KINDS[name].name}: test accuracy (%)")
                 axes.grid(alpha=0.3, which="both")
-        legend_below(drawn, all_axes[0][0])
+        legend_below(drawn, all_axes[0][0], 2)
