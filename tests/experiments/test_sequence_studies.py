@@ -136,7 +136,7 @@ def test_speech_and_events_from_folders(folders, small, tmp_path, capsys):
     assert len(lines) == 2 * 11
     text = page.read_text()
     assert "N-MNIST, batch norm" in text
-    assert "10 samples to train and 10 to test, T = 4, convolutions of 2 and 3 channels" in text
+    assert "10 samples to train and 10 to test, T = 4, convolutions of 2, 3 channels" in text
     assert "`qif study sequences --data-folder nmnist=FOLDER`" in text
     assert str(tmp_path) not in (out / "sequences.json").read_text() + text
     # Other data are added to what is there, and the page needs no folder.

@@ -338,14 +338,18 @@ def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
         for arm in ARMS
         if (condition, arm) in results
     ]  # fmt: skip
+    cells = (
+        " A recurrent layer adds the weighted spikes of its own neurons of the step before."
+        if any(recurrent for _, recurrent, _ in conditions)
+        else ""
+    )
     method = (
-        f"{described(trials)} With a norm it is batch norm over batch, time and space before each layer of neurons; "
-        "a recurrent layer adds the weighted spikes of its own neurons of the step before. Every arm of a seed starts "
-        "from the same LIF network, with `decay_input=False` and ATan as surrogate, and sees the same batches. `PLIF` "
-        f"learns the leak; the QIF arms are `swap`'s with {'; '.join(_arguments(arm) for arm in ARMS if ARMS[arm])}; "
-        f"`{DEFAULT}` has the defaults, which with a norm are the map without rebound and the isometric surrogate. "
-        "Differences are paired by seed with Student's intervals, each for itself; p is adjusted by Holm for all "
-        f"{len(differences)} comparisons. {COUNTED}"
+        f"{described(trials)} Batch norm is over batch, time and space, before each layer of neurons.{cells} Every arm "
+        "of a seed starts from the same LIF network, with `decay_input=False` and ATan as surrogate, and sees the same "
+        "batches. `PLIF` learns the leak; the QIF arms are `swap`'s with "
+        f"{'; '.join(_arguments(arm) for arm in ARMS if ARMS[arm])}; `{DEFAULT}` has the defaults, which with a norm "
+        "are the map without rebound and the isometric surrogate. Differences are paired by seed with Student's "
+        f"intervals, each for itself; p is adjusted by Holm for all {len(differences)} comparisons. {COUNTED}"
     )
     return Body(_finding(differences, adjusted, conditions), [first, table(header, rows, 2)], method)
 
@@ -373,12 +377,12 @@ def described(trials: Sequence[Trial]) -> str:
             )
         ((train, test),) = sizes
         setting, kind = of_kind[0].setting, KINDS[name]
-        widths = " and ".join(map(str, setting["widths"]))
-        layers = f"convolutions of {widths} channels with a stride of 2" if kind.kernel else f"layers of {widths}"
+        widths = ", ".join(map(str, setting["widths"]))
+        layers = f"convolutions of {widths} channels and stride 2" if kind.kernel else f"layers of {widths} neurons"
         epochs = sorted({trial.setting["epochs"] for trial in of_kind}, reverse=True)
         sentences.append(
             f"{kind.name[0].upper()}{kind.name[1:]}: {train:,} samples to train and {test:,} to test, T = "
-            f"{setting['steps']}, {layers} neurons, a leak of {1 - 1 / setting['tau']:g} and a linear readout whose "
+            f"{setting['steps']}, {layers}, a leak of {1 - 1 / setting['tau']:g} and a linear readout whose "
             f"mean over time decides, {' and (recurrent) '.join(map(str, epochs))} epochs."
         )
     setting = trials[0].setting
