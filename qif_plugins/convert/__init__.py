@@ -57,7 +57,7 @@ def swap(
     changes besides the map:
 
     * where a normalization feeds the neuron: the input gain, to 1, and the surrogate gradient, to the isometric
-      Gaussian (``window="keep"`` keeps it). Elsewhere both stay LIF's;
+      Gaussian (``window="keep"`` keeps it). Elsewhere both stay LIF's, unless the surrogate has a small area;
     * a reset that subtracts the threshold, to one that sets the membrane to rest: the membrane of a QIF neuron
       is unbounded under the former (``v_reset=None`` or ``reset_mechanism="subtract"`` asks for it all the same);
     * the membrane, which starts at rest.
@@ -72,7 +72,8 @@ def swap(
             ``"monotone"`` is the same map with LIF's gain everywhere, ``"lif"`` the parabola with LIF's gain
             everywhere. A neuron that leaks to below 0, and snnTorch's without leak, get the parabola in place of
             ``"auto"``. ``"paper"`` gives every neuron the paper's parameters.
-        window: ``"auto"`` (default) is ``"isometric"`` where a normalization feeds the neuron and ``"keep"`` elsewhere.
+        window: ``"auto"`` (default) is ``"isometric"`` where a normalization feeds the neuron, or where the area under
+            the neuron's surrogate is below one half, as with snnTorch's ``fast_sigmoid``; ``"keep"`` elsewhere.
             ``"isometric"``, ``"unbiased"``, ``"paper"``, ``"heuristic"`` or a :class:`~qif_plugins.Window` for every
             neuron; ``"keep"`` for each neuron's present surrogate.
         norm: ``"tdbn"`` turns the batch norm that feeds a neuron into tdBN for that neuron's threshold. What a norm

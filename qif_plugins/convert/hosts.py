@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..neuron.arguments import map_resting_at
-from ..neuron.surrogate import Window
+from ..neuron.surrogate import ATan, FastSigmoid, Sigmoid, Window
 
 if TYPE_CHECKING:
     from .rates import Dynamics
@@ -28,6 +28,8 @@ HOSTS = {
 NO_LEAK_BETA = 0.95
 """Leak that a neuron without one gets: a QIF map needs a resting point, which no leak at all does not give."""
 
+LEAST_AREA = 0.5
+"""Area under a surrogate, that of the spike's true derivative being 1, below which it is not kept."""
 SHALLOW, EACH_MORE, LARGEST_GAIN = 12, 0.1, 3.0
 """Number of neurons in a row up to which the gain under a norm is 1, its growth with each more, and its limit. The
 measurement is in docs/does-not-learn.md, "More than twelve layers in a row"."""
@@ -104,16 +106,25 @@ class Request:
             )
         return gain
 
-    def surrogate(self, normalized: bool, own: Mapping[str, Any], name: str, notes: list[str]) -> dict[str, Any]:
+    def surrogate(
+        self, normalized: bool, own: Mapping[str, Any], fused: Any, name: str, notes: list[str]
+    ) -> dict[str, Any]:
         """Choose the QIF neuron's argument for its surrogate, and note the choice.
 
         Args:
             normalized: Whether a normalization feeds the neuron.
             own: The argument that keeps the LIF neuron's surrogate.
+            fused: That surrogate as the core takes it.
             name: That surrogate's name.
             notes: Receives the note.
         """
         window = CHOICE[normalized].window if self.window == "auto" else self.window
+        if window == "keep" and self.window == "auto" and (share := area(fused)) < LEAST_AREA:
+            notes.append(
+                f"surrogate {name} to the isometric window, as it passes {share:.2g} of the gradient on; window='keep' "
+                "keeps it"
+            )
+            return {"window": "isometric"}
         if window == "keep":
             notes += [] if self.window == "keep" else [f"its surrogate {name} stays"]
             return dict(own)
@@ -219,6 +230,21 @@ class Host(Protocol):
         Raises:
             ValueError: It cannot become one, for the reason given.
         """
+
+
+def area(surrogate: Any) -> float:
+    """Integrate a surrogate over the membrane, from 10 below the threshold to 10 above.
+
+    Where the membrane's density changes little over its width, the mean surrogate is the area times the density at the
+    threshold, which alone would be without bias.
+
+    Args:
+        surrogate: One that the core takes; 1 is returned for those that the kernels do not have.
+    """
+    if not isinstance(surrogate, ATan | Sigmoid | FastSigmoid):
+        return 1.0
+    distance = torch.linspace(-10, 10, 20001, dtype=torch.float64, device="cpu")
+    return torch.trapezoid(surrogate.derivative(distance, 0.0), distance).item()
 
 
 def gain_in_a_row(depth: int) -> float:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters.snntorch import QIF
+from ..adapters.snntorch.surrogate import SpikeGradient, recognised
 from ..neuron.names import MATCHED
 from ..neuron.parameters import QIFParameters
 from .hosts import NO_LEAK_BETA, Neuron, Plan, Request, Snapshot, check_arguments, never_fires, no_leak
@@ -280,7 +281,9 @@ def _carried(module: Any, request: Request, normalized: bool, notes: list[str]) 
     if "spike_grad" in request.parameters or module.surrogate_disable:
         return carried
     name = getattr(module.spike_grad, "__qualname__", type(module.spike_grad).__name__).split(".")[0]
-    return carried | request.surrogate(normalized, {"spike_grad": module.spike_grad}, name, notes)
+    core = recognised(module.spike_grad)
+    core = core.surrogate if isinstance(core, SpikeGradient) else core
+    return carried | request.surrogate(normalized, {"spike_grad": module.spike_grad}, core, name, notes)
 
 
 def _dynamics(module: Any, dynamics: str, arguments: dict[str, Any], notes: list[str]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..adapters.spikingjelly import ParametricQIFNode, QIFNode
 from ..adapters.spikingjelly.parametric import LearnedMap
+from ..adapters.spikingjelly.surrogate import fused
 from ..neuron.arguments import DEFAULT_TAU
 from ..neuron.module import QIFLayer
 from ..neuron.names import MATCHED
@@ -261,7 +262,7 @@ def _carried(module: Any, request: Request, normalized: bool, notes: list[str]) 
     if "surrogate_function" in request.parameters:
         return carried
     own, name, said = module.surrogate_function, type(module.surrogate_function).__name__, list[str]()
-    choice = request.surrogate(normalized, {"surrogate_function": own}, name, said)
+    choice = request.surrogate(normalized, {"surrogate_function": own}, fused(own), name, said)
     spiking = getattr(own, "spiking", True)
     if "window" in choice and (not spiking or any(True for _ in (*own.parameters(), *own.buffers()))):
         choice = {"surrogate_function": own}

@@ -604,3 +604,24 @@ def test_what_is_assigned_of_the_leak_after_the_swap_does_not_bring_the_rebound_
     swap(net)
     setattr(net[1], name, value)
     assert net[1].qif_parameters == QIF(**{"beta": 0.5, "dynamics": "monotone", name: value}).qif_parameters
+
+
+def test_a_surrogate_that_passes_little_of_the_gradient_on_is_replaced_without_a_norm_as_well():
+    def swapped(spike_grad, **options):
+        model = nn.Sequential(nn.Linear(8, 8), snn.Leaky(0.9, spike_grad=spike_grad, init_hidden=True), nn.Linear(8, 2))
+        return model[1], str(swap(model, **options))
+
+    node, report = swapped(surrogate.fast_sigmoid(slope=25))
+    assert node.derived_window == "isometric"
+    assert "passes 0.08 of the gradient on; window='keep' keeps it" in report  # 2/25, the area under it
+    assert node.window_scale == 1
+    for kept, options in (
+        (surrogate.fast_sigmoid(slope=25), {"window": "keep"}),
+        (surrogate.fast_sigmoid(slope=3), {}),  # an area of 2/3
+        (surrogate.atan(), {}),
+        (surrogate.sigmoid(slope=25), {}),
+        (surrogate.spike_rate_escape(), {}),  # whose derivative the kernels do not have
+    ):
+        node, _ = swapped(kept, **options)
+        assert node.derived_window is None
+        assert node.spike_grad(torch.zeros(1)).shape == (1,)

@@ -154,7 +154,7 @@ def test_deep_networks_keep_the_size_of_their_gradient(neuron):
     params = NEURONS[neuron]
     for shape in (Gaussian, Window):
         measured, predicted = gradient_growth(params, shape.isometric(params))
-        assert measured == pytest.approx(1.0, abs=0.15)
+        assert measured == pytest.approx(1.0, abs=0.15 if neuron == "monotone" else 0.12)
         assert measured == pytest.approx(predicted, rel=0.03)
     measured, predicted = gradient_growth(params, Window.unbiased(params))
     assert measured > 1.5
@@ -164,4 +164,4 @@ def test_deep_networks_keep_the_size_of_their_gradient(neuron):
 def test_an_input_gain_under_the_norm_is_taken_into_account():
     params = QIFParameters.matching_lif(0.5, input_gain=0.6)
     measured, _ = gradient_growth(params, Gaussian.isometric(params, 0.6))
-    assert measured == pytest.approx(1.0, abs=0.15)
+    assert measured == pytest.approx(1.0, abs=0.12)
