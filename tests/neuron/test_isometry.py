@@ -164,4 +164,4 @@ def test_deep_networks_keep_the_size_of_their_gradient(neuron):
 def test_an_input_gain_under_the_norm_is_taken_into_account():
     params = QIFParameters.matching_lif(0.5, input_gain=0.6)
     measured, _ = gradient_growth(params, Gaussian.isometric(params, 0.6))
-    assert measured == pytest.approx(1.0, abs=0.12)
+    assert measured == pytest.approx(1.0, abs=0.15)
