@@ -12,14 +12,14 @@ except ImportError as error:
 
 from .adjoint import EventBudgetError
 from .encoders import encode_images, pad_events
-from .functional import EndState, LayerOutput, spiking_layer
+from .functional import EndState, LayerOutput, Traces, spiking_layer
 from .initialisation import initialise
-from .layers import LIFLayer, QIFLayer, SpikingLayer, ThetaLayer
+from .layers import LIFLayer, OscillatingLIFLayer, QIFLayer, SpikingLayer, ThetaLayer
 from .losses import count_cross_entropy, first_spike_cross_entropy, spike_count_loss, spike_time_loss
 from .spikes import Spikes
 
 __all__ = [
-    "EndState", "EventBudgetError", "LIFLayer", "LayerOutput", "QIFLayer", "Spikes", "SpikingLayer", "ThetaLayer",
-    "count_cross_entropy", "encode_images", "first_spike_cross_entropy", "initialise", "pad_events", "spike_count_loss",
-    "spike_time_loss", "spiking_layer",
+    "EndState", "EventBudgetError", "LIFLayer", "LayerOutput", "OscillatingLIFLayer", "QIFLayer", "Spikes",
+    "SpikingLayer", "ThetaLayer", "Traces", "count_cross_entropy", "encode_images", "first_spike_cross_entropy",
+    "initialise", "pad_events", "spike_count_loss", "spike_time_loss", "spiking_layer",
 ]  # fmt: skip

@@ -5,6 +5,7 @@ Times are in units of the membrane time constant τ. Per neuron the state is thr
     LIF     (V, I, -)       V' = -V + I + J,        I' = -2I,   an input spike adds w to I;  spike at V = 1, V -> 0
     QIF     (p, q, I)       V = p/q, V' = V(V - 1) + I, I' = -2I, an input spike adds w to I;  spike at q = 0
     THETA   (p, q, -)       V - 1/2 = p/q, V' = V(V - 1) + J,     an input spike adds w to V;  spike at q = 0
+    OLIF    (V, 0, -)       V' = -V + J, J > 1,   an input spike adds w to V, V <= 1;  spike at V = 1, V -> 0
 
 J is constant in time. (p, q) and r(p, q) are the same state, so both are scaled by 1/(|p| + |q|) after each event, and
 q >= 0 is kept by changing both signs at a spike: V = +∞ and V = -∞ are one point and the reset needs no work.
@@ -32,7 +33,7 @@ import math
 import numpy as np
 from numba import njit
 
-LIF, QIF, THETA = 0, 1, 2
+LIF, QIF, THETA, OLIF = 0, 1, 2, 3
 
 _LIMIT = 0.5
 """|x| up to which the polynomials below are exact to rounding (the first omitted term is 3e-19)."""
@@ -45,6 +46,11 @@ _inline = njit(nogil=True, error_model="numpy", fastmath={"contract"}, inline="a
 _C0, _C1, _C2, _C3, _C4, _C5, _C6, _C7, _C8 = [(-1.0) ** n / math.factorial(2 * n) for n in range(9)]
 _S0, _S1, _S2, _S3, _S4, _S5, _S6, _S7, _S8 = [(-1.0) ** n / math.factorial(2 * n + 1) for n in range(9)]
 _D0, _D1, _D2, _D3, _D4, _D5, _D6, _D7 = [(-1.0) ** n * n / math.factorial(2 * n + 1) for n in range(1, 9)]
+
+
+@_inline
+def _is_lif(model):
+    return (model == LIF) | (model == OLIF)
 
 
 @_inline
@@ -200,7 +206,7 @@ def _lif_crossing(v, i, j, v_end, e):
 @_jit
 def _first(model, x, y, n, dt, drive):
     """Find the time from the interval's start to a flagged neuron's first spike, infinite if rounding set the flag."""
-    if model == LIF:
+    if _is_lif(model):
         u = _lif_crossing(x[0, n], x[1, n], drive[n], y[0, n], math.exp(-dt))
         return min(-math.log(u), dt) if u > 0 else math.inf
     i = x[2, n] if model == QIF else drive[0] - 0.25
@@ -213,7 +219,7 @@ def _first(model, x, y, n, dt, drive):
 @_jit
 def _settle(model, x, y, n, count, last, dt, drive):
     """Correct ``y[:, n]``, the state at the interval's end, for ``count`` spikes of neuron n, the last at ``last``."""
-    if model == LIF:
+    if _is_lif(model):
         u, e = math.exp(-last), math.exp(-(dt - last))
         rise = -math.expm1(-(dt - last))
         i = x[1, n] * u * u
@@ -298,7 +304,7 @@ def _resolve(model, x, y, flag, dt, drive, cause, t, interval, found, most, spik
     for n in range(flag.shape[0]):
         if flag[n]:
             before = found
-            if model == LIF:
+            if _is_lif(model):
                 found, last = _resolve_lif(x, n, dt, drive, n == cause, t, interval, found, spikes)
             else:
                 found, last = _resolve_projective(model, x, y, n, dt, drive, n == cause, t, interval, found, spikes)
@@ -344,6 +350,10 @@ def _receive(model, x, row):
         p, q = x[0], x[1]
         for n in range(row.shape[0]):
             p[n] += row[n] * q[n]
+    elif model == OLIF:
+        v = x[0]
+        for n in range(row.shape[0]):
+            v[n] = min(v[n] + row[n], 1.0)
     else:
         current = x[2] if model == QIF else x[1]
         for n in range(row.shape[0]):
@@ -561,12 +571,16 @@ def _projective_spikes(model, x, b, n, t, dt, drive, first, last, spike_t, grad_
 
 
 @_jit
-def _to_time(model, x, a, row):
+def _to_time(model, x, a, row, drive):
     """Compute dL/dt of an event from the states ``x`` and adjoints ``a`` just after it."""
     total = 0.0
     if model == QIF:
         for n in range(row.shape[0]):
             total += row[n] * (2 * a[2, n] - a[0, n] * x[1, n])
+    elif model == OLIF:
+        for n in range(row.shape[0]):
+            # A neuron that is pushed to the threshold spikes at the time of the event, whatever the weight.
+            total += a[0, n] * (row[n] if x[0, n] < 1 else 1 - drive[n])
     elif model == LIF:
         for n in range(row.shape[0]):
             total += row[n] * (2 * a[1, n] - a[0, n])
@@ -584,6 +598,12 @@ def _to_weight(model, x, a, row, grad):
         for n in range(row.shape[0]):
             grad[n] += ap[n] * q[n]
             aq[n] += row[n] * ap[n]
+    elif model == OLIF:
+        v, av = x[0], a[0]
+        for n in range(row.shape[0]):
+            if v[n] >= 1:
+                av[n] = 0.0
+            grad[n] += av[n]
     else:
         current = a[2] if model == QIF else a[1]
         for n in range(row.shape[0]):
@@ -619,7 +639,7 @@ def _replay(
 @_jit
 def _retreat(model, x, a, b, t, dt, drive, begin, left, e, spike_t, spike_n, spike_e, grad_spike, grad_drive):
     """Take the adjoint over interval ``e``, whose spikes are the last before ``left``; returns the first of them."""
-    if model == LIF:
+    if _is_lif(model):
         _lif_retreat(a, b, dt, grad_drive)
     else:
         # A spike changed the signs of p and q.
@@ -636,7 +656,7 @@ def _retreat(model, x, a, b, t, dt, drive, begin, left, e, spike_t, spike_n, spi
         n, last = spike_n[left - 1], left - 1
         while left > begin and spike_e[left - 1] == e and spike_n[left - 1] == n:
             left -= 1
-        if model == LIF:
+        if _is_lif(model):
             _lif_spikes(x, a, b, n, t, dt, drive, left, last, spike_t, grad_spike, grad_drive)
         else:
             _projective_spikes(model, x, b, n, t, dt, drive, left, last, spike_t, grad_spike)
@@ -700,7 +720,7 @@ def backward(
                 if e < intervals - 1:
                     until, source = times[e], sources[e]
                     if needs_time or recurrent:
-                        to_time = _to_time(model, y, a, rows[source])
+                        to_time = _to_time(model, y, a, rows[source], drive)
                         ref = event_ref[first_event[sample] + e] if recurrent else e
                         if source >= n_input:
                             grad_spike[begin + ref] += to_time

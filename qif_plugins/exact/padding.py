@@ -38,6 +38,20 @@ def first_fault(times, indices, n_inputs, end):
 
 
 @_jit
+def first_outside(values, low, high, also):
+    """Find the first of ``values``, [n] float64, that is NaN or outside [low, high] and not ``also``; -1 for none."""
+    faults = 0
+    for n in range(values.shape[0]):
+        # A loop without an exit is several times faster.
+        faults += not (low <= values[n] <= high)
+    if faults > 0:
+        for n in range(values.shape[0]):
+            if not (low <= values[n] <= high or values[n] == also):
+                return n
+    return -1
+
+
+@_jit
 def places(indices, channels, number):
     """Find the positions of each channel's first spikes.
 
@@ -67,20 +81,61 @@ def places(indices, channels, number):
 
 
 @_jit
-def padded(times, neurons, counts, most, unit):
+def nth(times, where, counts, phase, period, duration):
+    """Read the first spikes of each channel, continued by pseudospikes.
+
+    Args:
+        times: [B, K] float64.
+        where: [B, C, number] positions from :func:`places`.
+        counts: [B, C] from there.
+        phase: [B, C].
+        period: [B, C].
+        duration: Trial length; infinite without pseudospikes.
+
+    Returns:
+        [B, C, number] times.
+    """
+    out = np.empty(where.shape)
+    for b in range(where.shape[0]):
+        for c in range(where.shape[1]):
+            for k in range(where.shape[2]):
+                if where[b, c, k] >= 0:
+                    out[b, c, k] = times[b, where[b, c, k]]
+                else:
+                    out[b, c, k] = duration + period[b, c] * (k + 1 - counts[b, c] - phase[b, c])
+    return out
+
+
+@_jit
+def nth_adjoint(grad, where, counts, phase, period, grad_times, grad_phase, grad_period):
+    """Add the gradients of :func:`nth`'s arguments to the last three, given that of its result."""
+    for b in range(where.shape[0]):
+        for c in range(where.shape[1]):
+            for k in range(where.shape[2]):
+                if where[b, c, k] >= 0:
+                    grad_times[b, where[b, c, k]] += grad[b, c, k]
+                else:
+                    grad_phase[b, c] -= period[b, c] * grad[b, c, k]
+                    grad_period[b, c] += (k + 1 - counts[b, c] - phase[b, c]) * grad[b, c, k]
+
+
+@_jit
+def padded(times, neurons, counts, unit):
     """Sort and pad the spikes of each sample.
 
     Args:
         times: Spike times of all samples, one after the other.
         neurons: Neuron of each spike.
         counts: [B] numbers of spikes.
-        most: Maximum of ``counts``.
         unit: Factor of the times.
 
     Returns:
-        [B, most] times, padded with infinity; [B, most] neurons, padded with -1; for each spike, sample by sample and
-        in ascending order, its place in ``times``.
+        [B, K] times, padded with infinity, K the largest of ``counts``; [B, K] neurons, padded with -1; for each spike,
+        sample by sample and in ascending order, its place in ``times``.
     """
+    most = 0
+    for b in range(counts.shape[0]):
+        most = max(most, counts[b])
     out_times = np.full((counts.shape[0], most), math.inf)
     out_neurons = np.full((counts.shape[0], most), -1, np.int64)
     order = np.empty(times.shape[0], np.int64)
@@ -93,3 +148,13 @@ def padded(times, neurons, counts, most, unit):
             out_neurons[b, k] = neurons[order[first + k]]
         first = last
     return out_times, out_neurons, order
+
+
+@_jit
+def padded_adjoint(grad, counts, unit, order, out):
+    """Write the gradient of :func:`padded`'s ``times`` to ``out``, given that of its first result, [B, K]."""
+    s = 0
+    for b in range(counts.shape[0]):
+        for k in range(counts[b]):
+            out[order[s]] = grad[b, k] * unit
+            s += 1

@@ -10,11 +10,36 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .padding import places
+from .once import refuse_twice
+from .padding import nth, nth_adjoint, places
+
+
+class _Nth(torch.autograd.Function):
+    """First spikes, [B, C, number], of times [B, K], phase and period [B, C], all float64."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, times: Tensor, phase: Tensor, period: Tensor, where: np.ndarray, counts: np.ndarray, duration: float
+    ) -> Tensor:
+        arrays = [x.contiguous().numpy() for x in (times, phase, period)]
+        ctx.save_for_backward(times, phase, period)
+        ctx.where, ctx.counts = where, counts
+        return torch.from_numpy(nth(arrays[0], where, counts, *arrays[1:], duration))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        times, phase, period = ctx.saved_tensors
+        results = [np.zeros(tuple(x.shape)) for x in ctx.saved_tensors]
+        numbers = [x.detach().contiguous().numpy() for x in (phase, period)]
+        nth_adjoint(grads[0].detach().contiguous().numpy(), ctx.where, ctx.counts, *numbers, *results)
+        sources = (times, phase, period, *grads)
+        return (*refuse_twice([torch.from_numpy(x) for x in results], sources), None, None, None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,11 +64,11 @@ class Spikes:
 
     def ordinary_counts(self) -> Tensor:
         """Count the spikes within the trial, [B, N] int64."""
-        return self._places(0)[1]
+        return torch.from_numpy(self._places(0)[1])
 
     def counts(self) -> Tensor:
         """Count the spikes within the trial and add ``phase``, [B, N]: continuous in the parameters."""
-        ordinary = self.ordinary_counts().to(self.times.dtype)
+        ordinary = torch.from_numpy(self._places(0)[1]).to(self.times.dtype)
         return ordinary if self.phase is None else ordinary + self.phase
 
     def nth(self, number: int) -> Tensor:
@@ -61,26 +86,23 @@ class Spikes:
         if number < 1:
             raise ValueError(f"the number of spikes must be at least 1, got {number}")
         where, ordinary = self._places(number)
-        k = torch.arange(1, number + 1, device=ordinary.device) - ordinary[..., None]
-        if self.phase is None or self.period is None:
-            later = torch.full(k.shape, math.inf, dtype=self.times.dtype, device=self.times.device)
-        else:
-            later = self.duration + self.period[..., None] * (k - self.phase[..., None])
-        if self.times.shape[1] == 0:
-            return later
-        ordinary_times = self.times.gather(1, where.clamp(min=0).flatten(1)).reshape(where.shape)
-        return torch.where(where >= 0, ordinary_times, later)
+        duration = self.duration
+        phase, period = self.phase, self.period
+        if phase is None or period is None:
+            phase = period = torch.zeros(ordinary.shape, dtype=torch.float64, device="cpu")
+            duration = math.inf
+        times = _Nth.apply(self.times.double(), phase.double(), period.double(), where, ordinary, duration)
+        return times.to(self.times.dtype)
 
     def first(self) -> Tensor:
         """Return the time to each neuron's first spike or pseudospike, [B, N]."""
-        return self.nth(1)[..., 0]
+        return self.nth(1).squeeze(2)
 
-    def _places(self, number: int) -> tuple[Tensor, Tensor]:
+    def _places(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         try:
-            where, counts = places(self.indices.long().contiguous().numpy(), self.channels, number)
+            return places(self.indices.long().contiguous().numpy(), self.channels, number)
         except IndexError:
             raise ValueError(
                 f"spike index {int(self.indices.max())} is not below the number of channels, {self.channels}; number "
                 f"the channels from 0, or pass Spikes more channels"
             ) from None
-        return torch.from_numpy(where), torch.from_numpy(counts)

@@ -9,19 +9,32 @@ import torch
 from exact_oracle import integrate
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from scipy.integrate import solve_ivp
 
-from qif_plugins.exact import EventBudgetError, spiking_layer
+from qif_plugins.exact import (
+    EventBudgetError,
+    LIFLayer,
+    OscillatingLIFLayer,
+    QIFLayer,
+    Spikes,
+    ThetaLayer,
+    spiking_layer,
+)
+from qif_plugins.exact.functional import spiking_traces
 
 pytestmark = pytest.mark.host_independent
 
-MODELS = ["lif", "qif", "theta"]
+MODELS = ["lif", "qif", "theta", "olif"]
+SMALLER = {"theta": 0.5, "olif": 0.2}
+"""Factor of the weights that are added to V, rather than to the current."""
+CONSTANT = {"theta": 1.5, "olif": 1.3}
 
 
 def case(seed, model, neurons=3, inputs=4, events=10, duration=5.0, scale=2.0):
     rng = np.random.default_rng(seed)
     times = np.sort(rng.uniform(0, duration, events))
     sources = rng.integers(0, inputs, events)
-    weight = rng.normal(0.3 * scale, scale, (neurons, inputs)) * (0.5 if model == "theta" else 1.0)
+    weight = rng.normal(0.3 * scale, scale, (neurons, inputs)) * SMALLER.get(model, 1.0)
     return rng, times, sources, weight
 
 
@@ -63,13 +76,13 @@ def assert_same(out, spikes, duration, tolerance=1e-9):
 def test_feed_forward_matches_integration(model, seed, scale, tau):
     rng, times, sources, weight = case(seed, model, scale=scale)
     v0, i0 = rng.uniform(-1, 0.9, 3), rng.normal(0, 2, 3)
-    current = 1.5 if model == "theta" else (rng.normal(0, 1, 3) if model == "lif" else 0.0)
-    start = {"v0": v0} if model == "theta" else {"v0": v0, "i0": i0}
+    current = rng.normal(0, 1, 3) if model == "lif" else CONSTANT.get(model, 0.0)
+    start = {"v0": v0} if model in CONSTANT else {"v0": v0, "i0": i0}
     out, parameter = layer(model, times, sources, weight, 5.0, tau=tau, current=current, **start)
     assume(sensitivity(out, parameter) < 30)
     spikes, end, i = integrate(model, times, sources, weight, 5.0, tau, current=current, **start)
     assert_same(out, spikes, 5.0)
-    if model != "theta":
+    if model not in CONSTANT:
         assert np.abs(out.end.current[0].detach().numpy() - i).max() < 1e-9
     near = np.abs(end) < 5
     assert np.abs(out.end.v[0].detach().numpy() - end)[near].max(initial=0) < 1e-7
@@ -81,15 +94,134 @@ def test_feed_forward_matches_integration(model, seed, scale, tau):
 @given(seed=st.integers(0, 10**6))
 def test_recurrent_matches_integration(model, delay, seed):
     rng, times, sources, weight = case(seed, model, neurons=4, events=6, duration=3.0)
-    recurrent = rng.normal(0, 1.0, (4, 4)) * (0.5 if model == "theta" else 1.0)
+    recurrent = rng.normal(0, 1.0, (4, 4)) * SMALLER.get(model, 1.0)
     delays = delay * rng.uniform(0.5, 1.5, 4)
-    current = 1.5 if model == "theta" else 0.0
+    start = {"current": CONSTANT.get(model, 0.0)}
+    if model == "olif":  # which would otherwise all spike at the same time
+        start["v0"] = rng.uniform(-1, 0.9, 4)
     out, parameter = layer(
-        model, times, sources, weight, 3.0, recurrent_weight=recurrent, recurrent_delay=delays, current=current
+        model, times, sources, weight, 3.0, recurrent_weight=recurrent, recurrent_delay=delays, **start
     )
     assume(sensitivity(out, parameter) < 30)
-    spikes, _, _ = integrate(model, times, sources, weight, 3.0, recurrent=recurrent, delay=delays, current=current)
+    spikes, _, _ = integrate(model, times, sources, weight, 3.0, recurrent=recurrent, delay=delays, **start)
     assert_same(out, spikes, 3.0)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_traces_match_integration(model, recurrent):
+    rng, times, sources, weight = case(11, model, events=6, duration=3.0, scale=6.0 if model == "lif" else 2.0)
+    options = {"current": CONSTANT.get(model, 0.0), "tau": 0.8}
+    if recurrent:
+        options["recurrent_weight"] = rng.normal(0, 1.0, (3, 3)) * SMALLER.get(model, 1.0)
+        options["recurrent_delay"] = rng.uniform(0.1, 0.3, 3)
+    out, parameter = layer(model, times, sources, weight, 3.0, **options)
+    assert sensitivity(out, parameter) < 100
+    at = rng.uniform(0, 3.0, 120)
+    tensors = {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in options.items()}
+    given = torch.tensor(times)[None], torch.tensor(sources)[None], torch.tensor(weight)
+    traces = spiking_traces(model, *given, 3.0, torch.from_numpy(at), **tensors)
+    pieces = []
+    names = {"recurrent_weight": "recurrent", "recurrent_delay": "delay"}
+    integrate(
+        model, times, sources, weight, 3.0, pieces=pieces, **{names.get(k, k): v for k, v in options.items()}
+    )  # fmt: skip
+    assert len(pieces) > 7  # input spikes, and at least one spike
+    true = np.array([next(values(t) for start, end, values in pieces if start <= t < end) for t in at])
+    v, current = true[:, :3], true[:, 3:]
+    near = np.abs(v) < 5
+    assert near.mean() > 0.7
+    assert np.abs(traces.v[0].numpy() - v)[near].max() < 1e-6
+    assert np.abs(traces.current[0].numpy() - current).max() < 1e-8
+
+
+def test_traces_of_layers_end_where_the_trial_does():
+    torch.manual_seed(0)
+    for make in (LIFLayer, QIFLayer, ThetaLayer, OscillatingLIFLayer):
+        for options in ({}, {"delay": 0.1}, {"delay": 0.1, "synaptic_delays": True}, {"recurrent": True}):
+            net = make(3, 4, 3.0, 0.7), make(4, 2, 3.0, 0.7, **options)
+            times = torch.rand(2, 9, dtype=torch.float64).mul(3).sort(1)[0]
+            hidden = net[0](Spikes(times, torch.randint(0, 3, (2, 9)), 3))
+            at = torch.tensor([3.0, 0.0, 1.0], dtype=torch.float64)
+            traces = net[1].traces(hidden, at)
+            given = {"times": hidden.times, "indices": hidden.indices, "duration": 3.0, **net[1]._options()}
+            end = spiking_layer(make.model, **given).end
+            assert traces.v.shape == (2, 3, 2)
+            assert torch.allclose(traces.v[:, 0], end.v, rtol=1e-9)
+            assert torch.allclose(traces.current[:, 0], end.current, atol=1e-12)
+            assert bool((traces.v[:, 1] == (0.5 if make is ThetaLayer else 0.0)).all())
+            assert not traces.v.requires_grad
+
+
+@pytest.mark.parametrize(("model", "period"), [("theta", math.pi), ("olif", math.log(5))])
+def test_the_initial_phase_is_a_share_of_the_period(model, period):
+    phase = torch.tensor([0.0, 0.25, 0.5, 0.9, 1.0], dtype=torch.float64, requires_grad=True)
+    none = torch.zeros(1, 0, dtype=torch.float64), torch.zeros(1, 0, dtype=torch.int64)
+    weight = torch.ones(5, 1, dtype=torch.float64)
+    out = spiking_layer(model, *none, weight, 4.0, current=1.25, phase0=phase)
+    first = Spikes(out.times, out.indices, 5).first()[0]
+    assert (first - period * (1 - phase)).abs().max() < 1e-12
+    (grad,) = torch.autograd.grad(first[1:4].sum(), phase)
+    assert (grad[1:4] + period).abs().max() < 1e-11
+
+
+@pytest.mark.parametrize("make", [ThetaLayer, OscillatingLIFLayer])
+def test_pseudospikes_of_oscillating_neurons_are_the_spikes_of_a_longer_trial(make):
+    times = torch.tensor([[0.3, 0.9, 1.4]], dtype=torch.float64)
+    spikes = Spikes(times, torch.tensor([[0, 1, 0]]), 2)
+    weight = torch.tensor([[0.2, -0.3], [-0.5, 0.3], [0.1, 0.4]], dtype=torch.float64)
+    trains = []
+    for duration in (1.5, 20.0):
+        net = make(2, 3, duration, 0.9)
+        net.weight.data.copy_(weight)
+        trains.append(net(spikes).nth(4))
+    assert bool((trains[0] > 1.5).any())
+    assert (trains[0] - trains[1]).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("make", [QIFLayer, LIFLayer])
+def test_pseudospikes_match_integration_under_a_constant_drive(make):
+    net = make(1, 3, 1.5, 0.9)
+    net.weight.data.copy_(torch.tensor([[1.0], [-2.0], [0.3]]))
+    spikes = Spikes(torch.tensor([[0.3]], dtype=torch.float64), torch.zeros(1, 1, dtype=torch.int64), 1)
+    given = {"times": spikes.times, "indices": spikes.indices, "duration": 1.5, **net._options()}
+    end = spiking_layer(make.model, **given).end
+    later = net(spikes).nth(1)[0, :, 0]
+    for n in range(3):
+        v, scale = float(end.v[0, n].detach()), net.pseudo_scale
+        drive = scale * math.log1p(math.exp(float(end.current[0, n].detach()) / scale))
+
+        def slope(t, x, drive=drive):
+            lif = -x + 1 + drive
+            return (lif if make is LIFLayer else np.cos(x) ** 2 + drive * np.sin(x) ** 2) / 0.9
+
+        def spike(t, x):
+            return x[0] - (1 if make is LIFLayer else math.pi)
+
+        spike.terminal = True
+        start = v if make is LIFLayer else math.atan2(1, 0.5 - v)
+        found = solve_ivp(slope, (1.5, 50), [start], "DOP853", events=spike, rtol=1e-12, atol=1e-13)
+        assert abs(found.t_events[0][0] - float(later[n].detach())) < 1e-9
+
+
+def test_a_graph_of_layers_is_one_layer_with_masks():
+    """Two layers one after the other, in one event loop: the same spikes, and no gradient where nothing connects."""
+    torch.manual_seed(1)
+    stack = torch.nn.Sequential(QIFLayer(3, 4, 4.0), QIFLayer(4, 2, 4.0))
+    inputs, among = torch.zeros(6, 3, dtype=torch.bool), torch.zeros(6, 6, dtype=torch.bool)
+    inputs[:4], among[4:, :4] = True, True
+    graph = QIFLayer(3, 6, 4.0, recurrent=True, mask=inputs, recurrent_mask=among)
+    assert bool((graph.weight[~inputs] == 0).all() and (graph.recurrent_weight[~among] == 0).all())
+    graph.weight.data[:4], graph.recurrent_weight.data[4:, :4] = stack[0].weight.data, stack[1].weight.data
+    times = torch.rand(5, 12, dtype=torch.float64).mul(4).sort(1)[0]
+    spikes = Spikes(times, torch.randint(0, 3, (5, 12)), 3)
+    hidden = stack[0](spikes)
+    one, two = torch.cat([hidden.nth(2), stack[1](hidden).nth(2)], 1), graph(spikes).nth(2)
+    assert (one < 4).sum() > 10
+    assert ((one < 4) == (two < 4)).all()
+    assert (one - two)[one < 4].abs().max() < 1e-12
+    graph(spikes).first().sum().backward()
+    assert bool((graph.weight.grad[~inputs] == 0).all() and (graph.recurrent_weight.grad[~among] == 0).all())
 
 
 def exact_qif(times, weights, duration):
@@ -194,7 +326,7 @@ def test_batch_threads_and_chunks_do_not_matter(model):
     times = torch.from_numpy(np.sort(rng.uniform(0, 5, (64, 40)), axis=1))
     indices = torch.from_numpy(rng.integers(0, 6, (64, 40)))
     weight = torch.from_numpy(rng.normal(0.3, 0.5, (80, 6)))
-    current = 1.25 if model == "theta" else 0.0
+    current = 1.25 if model in CONSTANT else 0.0
     before = torch.get_num_threads()
     try:
         outs = []

@@ -8,12 +8,12 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from qif_plugins.exact import LIFLayer, QIFLayer, Spikes, ThetaLayer, spiking_layer
+from qif_plugins.exact import LIFLayer, OscillatingLIFLayer, QIFLayer, Spikes, ThetaLayer, spiking_layer
 
 pytestmark = pytest.mark.host_independent
 
-MODELS = ["lif", "qif", "theta"]
-LAYERS = {"lif": LIFLayer, "qif": QIFLayer, "theta": ThetaLayer}
+MODELS = ["lif", "qif", "theta", "olif"]
+LAYERS = {"lif": LIFLayer, "qif": QIFLayer, "theta": ThetaLayer, "olif": OscillatingLIFLayer}
 
 
 def problem(model, seed, recurrent=False, delays=None, batch=2, events=8, neurons=3, inputs=4):
@@ -31,10 +31,18 @@ def problem(model, seed, recurrent=False, delays=None, batch=2, events=8, neuron
     }
     if model == "lif":
         parameters["current"] = uniform(neurons, low=-0.5, high=0.5)
-    if model != "theta":
+    if model == "olif":
+        parameters["weight"] = parameters["weight"] * 0.2
+        parameters["current"] = uniform(neurons, low=1.2, high=1.6)
+    if model in ("theta", "olif") and recurrent:
+        del parameters["v0"]
+        parameters["phase0"] = uniform(neurons, low=0.1, high=0.8)
+    if model in ("lif", "qif"):
         parameters["i0"] = uniform(batch, neurons, low=-1, high=2)
     if recurrent:
         parameters["recurrent_weight"] = torch.randn(neurons, neurons, generator=g, dtype=torch.float64) * 0.7
+        if model == "olif":
+            parameters["recurrent_weight"] *= 0.3
         if delays:
             parameters["recurrent_delay"] = uniform(neurons, low=0.1, high=0.5)
     elif delays:
@@ -131,9 +139,11 @@ def test_gradients_across_many_segments():
         assert abs(difference - float(grad[place])) < 1e-6 * max(1, abs(float(grad[place])))
 
 
-def test_a_stack_is_differentiable_through_every_layer():
+@pytest.mark.parametrize("model", MODELS)
+def test_a_stack_is_differentiable_through_every_layer(model):
     torch.manual_seed(3)
-    net = torch.nn.Sequential(QIFLayer(6, 5, 5.0, delay=0.1), QIFLayer(5, 4, 5.0, recurrent=True), QIFLayer(4, 2, 5.0))
+    make = LAYERS[model]
+    net = torch.nn.Sequential(make(6, 5, 5.0, delay=0.1), make(5, 4, 5.0, recurrent=True), make(4, 2, 5.0))
     times = (torch.rand(3, 12, dtype=torch.float64) * 4).sort(1)[0]
     indices = torch.randint(0, 6, (3, 12))
 
@@ -153,6 +163,20 @@ def test_a_stack_is_differentiable_through_every_layer():
             parameter += 1e-6 * direction
         exact = float((grad * direction).sum())
         assert abs((up - down) / 2e-6 - exact) < 1e-6 * max(1, abs(exact))
+
+
+@pytest.mark.parametrize("read", ["times", "first", "counts"])
+def test_second_derivatives_are_refused(read):
+    """Also where they would otherwise only lack the layer's part: the gradient of a sum is a constant."""
+    layer = QIFLayer(1, 2, 4.0)
+    spikes = Spikes(TIMES, torch.zeros(1, 3, dtype=torch.int64), 1)
+    layer.weight.data.fill_(5.0)
+    out = layer(spikes)
+    loss = (out.times if read == "times" else getattr(out, read)()).sum() + layer.weight.square().sum()
+    (grad,) = torch.autograd.grad(loss, layer.weight, create_graph=True)
+    assert torch.isfinite(grad).all()
+    with pytest.raises(NotImplementedError, match=r"no second derivatives: differentiate once; .* two gradients"):
+        torch.autograd.grad(grad.sum(), layer.weight)
 
 
 TIMES = torch.tensor([[0.5, 1.5, 2.5]], dtype=torch.float64)
@@ -187,6 +211,23 @@ def test_lif_spikes_vanish_in_the_midst_of_a_trial():
     assert jumps[1] > 0.9 * jumps[0] > 0.1
 
 
+def test_an_oscillating_lif_neuron_jumps_where_an_input_meets_its_spike():
+    """An input just before a spike is lost in the reset or delays the spike; just after it, it adds to the reset."""
+    period = math.log(5)
+    ends = []
+    for at in (period - 1e-9, period + 1e-9):
+        spikes = Spikes(torch.tensor([[at]], dtype=torch.float64), torch.zeros(1, 1, dtype=torch.int64), 1)
+        layer = OscillatingLIFLayer(1, 2, 4.0)
+        layer.weight.data = torch.tensor([[0.5], [-0.5]], dtype=torch.float64)
+        ends.append(layer(spikes).nth(2)[0].detach())
+    # Membranes after the event: 0 and 0.5 of the first neuron; 0.5 (not yet spiked) and -0.5 of the second.
+    assert (
+        ends[0] - torch.tensor([[period, 2 * period], [period + math.log(3), 2 * period + math.log(3)]])
+    ).abs().max() < 1e-6
+    late = math.log(1.75 / 0.25), math.log(0.75 / 0.25)
+    assert (ends[1] - torch.tensor([[period, period + late[1]], [period, period + late[0]]])).abs().max() < 1e-6
+
+
 def leaving(model):
     """Weights on both sides of the one at which the first spike crosses the trial's end."""
     low, high = -1.0, 4.0
@@ -197,7 +238,7 @@ def leaving(model):
     return low, high
 
 
-@pytest.mark.parametrize("model", ["qif", "theta"])
+@pytest.mark.parametrize("model", ["qif", "theta", "olif"])
 def test_the_derivative_is_continuous_where_a_spike_leaves_the_trial(model):
     low, high = leaving(model)
     values, slopes = sweep(model, torch.tensor([low - 1e-7, high + 1e-7], dtype=torch.float64), 1)
@@ -205,7 +246,7 @@ def test_the_derivative_is_continuous_where_a_spike_leaves_the_trial(model):
     assert abs(float(slopes[0] - slopes[1])) < 1e-4 * abs(float(slopes[0]))
 
 
-@pytest.mark.parametrize("model", ["qif", "theta"])
+@pytest.mark.parametrize("model", ["qif", "theta", "olif"])
 @pytest.mark.parametrize("recurrent", [False, True])
 def test_receivers_do_not_notice_a_spike_that_leaves_the_trial(model, recurrent):
     """Pseudospikes of a neuron are continuous where a spike of the neuron before it crosses the trial's end."""
@@ -216,6 +257,19 @@ def test_receivers_do_not_notice_a_spike_that_leaves_the_trial(model, recurrent)
     for w in (low - 1e-9, high + 1e-9):
         first.weight.data.fill_(w)
         times.append(second(first(Spikes(TIMES, torch.zeros(1, 3, dtype=torch.int64), 1))).nth(2).detach())
+    assert (times[0] - times[1]).abs().max() < 1e-5
+
+
+def test_nobody_in_a_recurrent_layer_notices_a_spike_that_leaves_the_trial():
+    """Neither the neuron that receives it nor the one that receives from that one."""
+    low, high = leaving("qif")
+    layer = QIFLayer(1, 3, 4.0, recurrent=True)
+    layer.recurrent_weight.data = torch.tensor([[0.0, 0, 0], [2, 0, 0], [0, 2, 0]], dtype=torch.float64)
+    times = []
+    for w in (low - 1e-9, high + 1e-9):
+        layer.weight.data = torch.tensor([[w], [0.1], [-0.1]], dtype=torch.float64)
+        times.append(layer(Spikes(TIMES, torch.zeros(1, 3, dtype=torch.int64), 1)).nth(2).detach())
+    assert (times[0] < 4).sum() < (times[1] < 4).sum()
     assert (times[0] - times[1]).abs().max() < 1e-5
 
 
@@ -264,6 +318,10 @@ def test_nth_lists_ordinary_spikes_then_pseudospikes():
         (lambda: LIFLayer(4, 3, 4.0, learn_current=True), "current"),
         (lambda: QIFLayer(4, 3, 4.0, learn_v0=True), "v0"),
         (lambda: ThetaLayer(4, 3, 4.0, learn_v0=True), "v0"),
+        (lambda: QIFLayer(4, 3, 4.0, learn_i0=True), "i0"),
+        (lambda: LIFLayer(4, 3, 4.0, learn_i0=True), "i0"),
+        (lambda: ThetaLayer(4, 3, 4.0, learn_phase=True), "phase0"),
+        (lambda: OscillatingLIFLayer(4, 3, 4.0, learn_phase=True), "phase0"),
         (lambda: QIFLayer(4, 3, 4.0, delay=0.2), "delay"),
         (lambda: QIFLayer(4, 3, 4.0, delay=0.2, synaptic_delays=True), "delay"),
         (lambda: QIFLayer(4, 3, 4.0, recurrent=True, recurrent_delay=0.2), "recurrent_weight"),
@@ -272,7 +330,8 @@ def test_nth_lists_ordinary_spikes_then_pseudospikes():
 def test_what_a_layer_learns_besides_weights(make, name):
     torch.manual_seed(0)
     layer = make()
-    layer.weight.data.abs_()
+    # Small enough that no input makes an oscillating LIF neuron spike at once, whatever its phase.
+    layer.weight.data.abs_().mul_(0.05 if isinstance(layer, OscillatingLIFLayer) else 1.0)
     times = (torch.rand(2, 10, dtype=torch.float64) * 3).sort(1)[0]
     spikes = Spikes(times, torch.randint(0, 4, (2, 10)), 4)
     parameter = getattr(layer, name)

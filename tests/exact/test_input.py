@@ -10,6 +10,7 @@ import torch
 from qif_plugins.exact import (
     EventBudgetError,
     LIFLayer,
+    OscillatingLIFLayer,
     QIFLayer,
     Spikes,
     ThetaLayer,
@@ -69,6 +70,17 @@ WRONG = {
     "model": ({"model": "alif"}, r"unknown neuron 'alif'; did you mean 'lif'\? Choose from 'lif', 'qif', 'theta'"),
     "theta current": ({"model": "theta", "current": 0.25}, r"above 1/4 \(it oscillates\), got 0\.25"),
     "theta i0": ({"model": "theta", "current": 1.0, "i0": one(0.0)}, r"no synaptic current"),
+    "olif current": ({"model": "olif", "current": 1.0}, r"above the threshold 1, got 1\.0"),
+    "olif i0": ({"model": "olif", "current": 1.5, "i0": one(0.0)}, r"oscillating LIF neuron has no synaptic current"),
+    "phase of a neuron without": ({"phase0": one(0.5)}, r"which oscillate without input; use v0 for 'qif'"),
+    "phase and v0": (
+        {"model": "theta", "current": 1.5, "phase0": one(0.5), "v0": one(0.0)},
+        r"v0 and phase0 say the same",
+    ),
+    "phase above 1": (
+        {"model": "theta", "current": 1.5, "phase0": one(1.5)},
+        r"phase0\[0\] is 1\.5; it must be a share of the period, from 0 to 1",
+    ),
     "qif current": ({"current": 0.5}, r"no closed form with a constant current"),
     "NaN current": ({"model": "lif", "current": one(math.nan)}, r"constant current must be finite"),
     "negative delay": ({"delay": torch.tensor([0.0, -1.0])}, r"delay\[1\] is -1\.0; it must be a finite delay >= 0"),
@@ -184,11 +196,32 @@ def test_a_neuron_can_start_just_after_a_spike():
         (lambda: QIFLayer(2, 2, 1.0, delay=-0.1), "delay must be finite and not negative"),
         (lambda: QIFLayer(2, 2, 1.0, synaptic_delays=True), "needs a delay to start from"),
         (lambda: ThetaLayer(2, 2, 1.0, current=0.2), "above 1/4"),
+        (lambda: OscillatingLIFLayer(2, 2, 1.0, current=0.9), r"above 1 \(it oscillates\), got 0\.9"),
+        (lambda: ThetaLayer(2, 2, 1.0, learn_i0=True), "no synaptic current to learn; pass learn_phase"),
+        (lambda: ThetaLayer(2, 2, 1.0, learn_v0=True, learn_phase=True), "learn the same"),
+        (lambda: QIFLayer(2, 3, 1.0, mask=torch.ones(2, 3).bool()), r"mask must be \[3, 2\] bool, got \[2, 3\]"),
+        (lambda: QIFLayer(2, 2, 1.0, mask=torch.ones(2, 2)), r"mask must be \[2, 2\] bool, got \[2, 2\] torch.float"),
+        (lambda: QIFLayer(2, 2, 1.0, recurrent_mask=torch.ones(2, 2).bool()), "pass recurrent=True as well"),
     ],
 )
 def test_wrong_layers_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        (torch.tensor([0.5, 2.0]), r"in \[0, 1\], the trial; got \[2\] in torch.float32, 0.5 to 2"),
+        (torch.tensor([math.nan]), r"in \[0, 1\]"),
+        (torch.tensor([[0.5]]), r"must be \[P\] floats"),
+        (torch.tensor([0, 1]), r"got \[2\] in torch.int64"),
+    ],
+)
+def test_traces_outside_the_trial_are_refused(times, message):
+    spikes = Spikes(torch.zeros(1, 0, dtype=torch.float64), torch.zeros(1, 0, dtype=torch.int64), 2)
+    with pytest.raises(ValueError, match=message):
+        QIFLayer(2, 2, 1.0).traces(spikes, times)
 
 
 def test_layers_refuse_spikes_of_other_sizes():

@@ -7,12 +7,14 @@ from scipy.integrate import solve_ivp
 
 
 def integrate(
-    model, times, sources, weight, duration, tau=1.0, recurrent=None, delay=None, v0=None, i0=None, current=0.0
-):
+    model, times, sources, weight, duration, tau=1.0, recurrent=None, delay=None, v0=None, i0=None, current=0.0,
+    pieces=None,
+):  # fmt: skip
     """All spikes (time, neuron) of one sample, ascending, and the membranes and currents at the end.
 
-    LIF is integrated in V; QIF and theta neurons in the angle ψ = arccot(-(V - 1/2)), which passes π at a spike:
-    τψ' = cos²ψ + (I - 1/4) sin²ψ.
+    ``pieces``, if given, receives (from, to, function of time) for each stretch of the solution: the membranes and then
+    the currents. LIF and oscillating LIF neurons are integrated in V; QIF and theta neurons in the angle
+    ψ = arccot(-(V - 1/2)), which passes π at a spike: τψ' = cos²ψ + (I - 1/4) sin²ψ.
     """
     neurons = len(weight)
     rest = 0.5 if model == "theta" else 0.0
@@ -20,12 +22,13 @@ def integrate(
     i = np.zeros(neurons) if i0 is None else np.asarray(i0, dtype=float)
     constant = np.broadcast_to(np.asarray(current, dtype=float), (neurons,))
     delay = np.zeros(neurons) if delay is None else delay
-    lead = v if model == "lif" else np.arctan2(1.0, -(v - 0.5))
-    threshold = 1.0 if model == "lif" else math.pi
+    in_v = model in ("lif", "olif")
+    lead = v if in_v else np.arctan2(1.0, -(v - 0.5))
+    threshold = 1.0 if in_v else math.pi
 
     def slope(t, state):
         x, drive = state[:neurons], state[neurons:] + constant
-        if model == "lif":
+        if in_v:
             change = -x + drive
         else:
             change = np.cos(x) ** 2 + (drive - 0.25) * np.sin(x) ** 2
@@ -38,6 +41,19 @@ def integrate(
         event.terminal, event.direction = True, 1
         return event
 
+    def membranes_and_currents(solution):
+        def values(t):
+            state = solution(t)
+            return state if in_v else np.concatenate([0.5 - 1 / np.tan(state[:neurons]), state[neurons:]])
+
+        return values
+
+    def emit(n):
+        spikes.append((t, n))
+        state[n] = 0.0
+        if recurrent is not None:
+            pending.append((t + delay[n], recurrent[:, n], False))
+
     pending = [(t, row, True) for t, row in zip(times, weight[:, sources].T, strict=True)]
     spikes = []
     t = 0.0
@@ -49,16 +65,18 @@ def integrate(
         if until > t:
             events = [crossing(n) for n in range(neurons)]
             solution = solve_ivp(
-                slope, (t, until), state, "DOP853", events=events, rtol=1e-13, atol=1e-14, max_step=0.05 * tau
-            )
+                slope, (t, until), state, "DOP853", events=events, rtol=1e-13, atol=1e-14, max_step=0.05 * tau,
+                dense_output=pieces is not None,
+            )  # fmt: skip
+            if pieces is not None:
+                pieces.append((t, solution.t[-1], membranes_and_currents(solution.sol)))
             t, state = solution.t[-1], solution.y[:, -1].copy()
-            crossed = [n for n in range(neurons) if len(solution.t_events[n])]
+            # Neurons that an input has pushed to the threshold together stay together, and one event is reported.
+            close = state[:neurons] > threshold - 1e-11
+            crossed = [n for n in range(neurons) if len(solution.t_events[n]) or (close[n] and t < until)]
         if crossed:
             for n in crossed:
-                spikes.append((t, n))
-                state[n] = 0.0
-                if recurrent is not None:
-                    pending.append((t + delay[n], recurrent[:, n], False))
+                emit(n)
             continue
         if t >= duration and not (pending and pending[0][0] <= duration):
             break
@@ -66,7 +84,11 @@ def integrate(
         if model == "theta":
             potential = 0.5 - 1 / np.tan(np.where(state[:neurons] == 0, 1e-300, state[:neurons])) + row
             state[:neurons] = np.arctan2(1.0, -(potential - 0.5))
+        elif model == "olif":
+            state[:neurons] += row
+            for n in np.flatnonzero(state[:neurons] >= 1):
+                emit(n)
         else:
             state[neurons:] += row
-    end = state[:neurons] if model == "lif" else 0.5 - 1 / np.tan(state[:neurons])
+    end = state[:neurons] if in_v else 0.5 - 1 / np.tan(state[:neurons])
     return sorted(spikes), end, state[neurons:]
