@@ -7,7 +7,6 @@ The modules change in place, so that everything that refers to them goes on doin
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -56,8 +55,9 @@ def swap(
     options, device, dtype, training mode, hooks and parameters stay, and the model's state_dict keeps its keys. What
     changes besides the map:
 
-    * where a normalization feeds the neuron: the input gain, to 1, and the surrogate gradient, to the isometric
-      Gaussian (``window="keep"`` keeps it). Elsewhere both stay LIF's, unless the surrogate has a small area;
+    * where a normalization feeds the neuron: the input gain, to 1, or up to 3 where more than 12 neurons follow one
+      another, and the surrogate gradient, to the isometric Gaussian (``window="keep"`` keeps it). Elsewhere both
+      stay LIF's, unless the surrogate has a small area;
     * a reset that subtracts the threshold, to one that sets the membrane to rest: the membrane of a QIF neuron
       is unbounded under the former (``v_reset=None`` or ``reset_mechanism="subtract"`` asks for it all the same);
     * the membrane, which starts at rest.
@@ -249,12 +249,17 @@ def _swap_site(site: Site, request: Request, readout: str, undo: list[Callable[[
         raise type(error)(f"{site.name or was}: {error}") from error
     undo.append(rebuild(site.module, site.host, plan))
     neuron: Any = site.module
-    gain = neuron.qif_parameters.input_gain
+    gain, why = neuron.qif_parameters.input_gain, _why(site, plan)
     has_value = not (isinstance(gain, Tensor) and gain.is_meta)
     if site.norms and has_value and (gain := abs(mean_of(gain))) > 1:  # the norm's scale is the threshold's
-        with contextlib.suppress(MomentClosureError):  # the parabola's, for large inputs
+        try:
             neuron.window_scale = gain
-    return Row(site.name, was, type(site.module).__name__, _why(site, plan), changed=True)
+        except MomentClosureError:  # the parabola's, for large inputs
+            why += (
+                f"; WARNING: its surrogate is derived for an input gain of 1, as the membrane is not stationary under "
+                f"{gain:.3g}; the default dynamics are, and window='keep' derives none"
+            )
+    return Row(site.name, was, type(site.module).__name__, why, changed=True)
 
 
 def _why(site: Site, plan: Plan) -> str:

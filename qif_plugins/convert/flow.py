@@ -38,6 +38,7 @@ class _Flow(TorchDispatchMode):
         feeding: The neurons that feed a weight or another neuron.
         behind: Norm -> the neurons that feed it, with no weight between.
         within: The neuron that is running, whose own recurrence says nothing about its place.
+        behind_neuron: The depth of what it returns; ``None`` where that is not known.
     """
 
     def __init__(self) -> None:
@@ -47,6 +48,7 @@ class _Flow(TorchDispatchMode):
         self.feeding: set[str] = set()
         self.behind: dict[str, set[str]] = {}
         self.within = ""
+        self.behind_neuron: int | None = None
 
     def feed(self, sources: frozenset[Source]) -> None:
         if not self.within:
@@ -121,7 +123,7 @@ def trace(model: nn.Module, hosts: Sequence[Host], sites: list[Site], example: C
                     rebuild(module, found[0], found[0].plan(module, _TRIAL, normalized=False))
             entering = {NEURON: _into_neuron(flow, name, fed, counts, depths), NORM: _into_norm(flow, name)}
             module.register_forward_pre_hook(entering.get(kind, _into_weight(flow)), with_kwargs=True)
-            module.register_forward_hook(_out_of(flow, kind, name, depths), with_kwargs=True)
+            module.register_forward_hook(_out_of(flow, kind, name), with_kwargs=True)
         call = example.copied()
         flow.mark((call.args, dict(call.kwargs)), frozenset({_INPUT}), 0)
         try:
@@ -156,10 +158,10 @@ def _into_neuron(
         fed.setdefault(name, set()).update(sources)
         counts[name] = max(counts.get(name, 0), len(sources))
         depth = flow.depth_of(current)
-        if depth is not None:
-            depths[name] = min(depths.get(name, depth + 1), depth + 1)
         flow.feed(sources)
-        flow.within = name
+        flow.within, flow.behind_neuron = name, None if depth is None else depth + 1
+        if depth is not None:  # a neuron that is called again and again, by layers that share it, is as many in a row
+            depths[name] = max(depths.get(name, 0), depth + 1)
 
     return hook
 
@@ -178,17 +180,18 @@ def _into_weight(flow: _Flow) -> Hook:
     return hook
 
 
-def _out_of(flow: _Flow, kind: str, name: str, depths: dict[str, int]) -> Callable[..., None]:
+def _out_of(flow: _Flow, kind: str, name: str) -> Callable[..., None]:
     sources = frozenset({(kind, name)})
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        flow.mark(out, sources, depths.get(name))
+        depth = flow.behind_neuron if kind == NEURON else None
+        flow.mark(out, sources, depth)
         if kind != NEURON:
             return
-        flow.within = ""
+        flow.within, flow.behind_neuron = "", None
         # Its state, which is read by name in place of what it returns; not the input, should it have kept that.
         given = {id(value) for value in tree_leaves((args, kwargs))}
         state = {key: value for key, value in vars(module).items() if key not in ("_modules", "_parameters")}
-        flow.mark([value for value in tree_leaves(state) if id(value) not in given], sources, depths.get(name))
+        flow.mark([value for value in tree_leaves(state) if id(value) not in given], sources, depth)
 
     return hook

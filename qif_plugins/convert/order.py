@@ -125,7 +125,7 @@ def _depths(model: nn.Module, kinds: dict[int, tuple[str, str]]) -> dict[str, in
         for item in items:
             if item.kind == NEURON:
                 depth += 1
-                depths.setdefault(item.name, depth)
+                depths[item.name] = max(depths.get(item.name, 0), depth)
             elif item.kind == BLOCK:
                 inside = visit(item.module, depth)
                 alone = len(blocks) == 1 and all(other.kind != NEURON for other in items)

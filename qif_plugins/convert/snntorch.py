@@ -48,8 +48,9 @@ class LapicqueQIF(QIF):
 class RecurrentQIF(QIF, snn.RLeaky):
     """QIF in the place of ``snn.RLeaky``, with its recurrent layer, which feeds the last spikes back::
 
-        mem[t] = f(v[t-1]) + x[t] + V(spk[t-1])
+        mem[t] = f(v[t-1]) + g (x[t] + V(spk[t-1]))
 
+    with the input gain g, 1 unless :func:`qif_plugins.swap` chooses or is given another.
     It has no constructor of its own: :func:`qif_plugins.swap` makes it of a QIF and an RLeaky.
     """
 
@@ -185,7 +186,7 @@ class _SnnTorch:
         names = inspect.signature(snn.Leaky).parameters
         arguments = {name: getattr(module, name) for name in names if hasattr(module, name)}
         arguments |= {f"learn_{n}": isinstance(getattr(module, n), nn.Parameter) for n in LEARNED}
-        notes = []
+        notes = [] if module.input_gain == 1 else [f"input gain 1, LIF's, instead of {module.input_gain:.4g}"]
         if module.derived_window is not None:
             del arguments["spike_grad"]
             notes.append("the host's own surrogate in place of the window")

@@ -19,7 +19,6 @@ shortcuts are Zagoruyko and Komodakis' (*DiracNets*, arXiv 1706.00388).
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -142,8 +141,9 @@ def initialise(model: nn.Module, batch: Any, *, steps: int = 1, identity: float 
 
     In a network of more than 12 neurons in a row, shortcuts taken, weights that follow another neuron are mixed with an
     identity first, and their biases become 0; and the deviation is the threshold times the gain that
-    :func:`~qif_plugins.swap` would choose under norms for so deep a network, up to 3. See
-    :mod:`qif_plugins.diagnostics.initialisation`.
+    :func:`~qif_plugins.swap` would choose under norms for so deep a network, up to 3, which the surrogates of QIF
+    neurons then assume (their ``window_scale``; no ``state_dict`` has it, so set it where one is loaded to train on).
+    See :mod:`qif_plugins.diagnostics.initialisation`.
 
     Nothing else changes: modes, membranes, norm statistics, hooks and random numbers are as before, and on an error the
     weights are, too.
@@ -320,13 +320,13 @@ def _measure(
 
 def _scaled(
     model: nn.Module, neurons: Mapping[str, Site], dynamics: Mapping[str, Dynamics], before: dict[str, _Seen],
-    feeding: Mapping[str, list[str]], left: Mapping[str, str], drive: Any, scale: float, mixed: Mapping[str, float],
+    feeding: Mapping[str, list[str]], left: Mapping[str, str], drive: Any, scale: float, mixed: dict[str, float],
 ) -> InitialisationReport:  # fmt: skip
     """Mix identities in, scale the weights and report.
 
     Args:
         scale: The deviation that the inputs get, in thresholds.
-        mixed: Neuron -> the share of an identity in the weights before it.
+        mixed: Neuron -> the share of an identity in the weights before it, which becomes 0 where they take none.
     """
     modules = dict(model.named_modules())
     parameters = {
@@ -337,6 +337,7 @@ def _scaled(
     layers = [site.module for site in neurons.values() if isinstance(site.module, QIFLayer)]
     assumed = [(layer, layer.window_scale) for layer in layers]
     targets = {name: scale * dynamics[name].threshold for name in feeding}
+    notes = dict(left)
     factors, attempts = dict.fromkeys(feeding, 1.0), Counter[str]()
     # A single call has the whole input, all time steps, so that all of these can be scaled while the batch runs.
     at_once = {n for n in feeding if before[n].calls == 1 and neurons[n].host.takes_sequences(neurons[n].module)}
@@ -358,8 +359,8 @@ def _scaled(
     seen = before
     try:
         for name, share in mixed.items():
-            for weight in feeding[name] if share else ():
-                _mix_identity(modules[weight], share)
+            took = [_mix_identity(modules[weight], share) for weight in feeding[name] if share]
+            mixed[name] = share if any(took) else 0.0
         if any(mixed.values()):
             seen = _measure(model, neurons, dynamics, drive)
         # In the order of the run, as what comes later depends on what came before.
@@ -372,8 +373,13 @@ def _scaled(
             seen = _measure(model, neurons, dynamics, drive)
         for name in feeding:
             if scale > 1 and isinstance(layer := neurons[name].module, QIFLayer):
-                with contextlib.suppress(MomentClosureError):  # the parabola's, for large inputs
+                try:
                     layer.window_scale = scale
+                except MomentClosureError:  # the parabola's, for large inputs
+                    notes[name] = (
+                        f"its surrogate assumes a deviation of one threshold, as its membrane is not stationary under "
+                        f"{scale:.3g}; dynamics='monotone' is"
+                    )
     except BaseException:
         with torch.no_grad():
             for parameter, copy in saved:
@@ -386,7 +392,7 @@ def _scaled(
         InitialisedLayer(name=name, note=left[name])
         if name not in seen
         else _row(
-            name, dynamics[name], before[name], seen[name], feeding.get(name, []), factors.get(name, 1.0), left[name],
+            name, dynamics[name], before[name], seen[name], feeding.get(name, []), factors.get(name, 1.0), notes[name],
             targets.get(name, math.nan), mixed.get(name, 0.0),
         )
         for name in order
@@ -395,19 +401,31 @@ def _scaled(
 
 
 @torch.no_grad()
-def _mix_identity(module: Any, share: float) -> None:
+def _mix_identity(module: Any, share: float) -> bool:
     """Mix an identity into the weight of a linear or convolution module, in place, and set its bias to 0.
 
     The mean square becomes that of rows of length 1. Where inputs and outputs differ in number, each output copies all
-    inputs, or each input goes to all outputs, whose numbers leave the same remainder.
+    inputs, or each input goes to all outputs, whose numbers leave the same remainder. An identity that the weight has
+    already is replaced.
 
     Args:
-        module: The module; transposed convolutions are left as they are.
+        module: The module; transposed convolutions, and those whose outputs have one input each, are left as they are.
         share: ρ², the share of the identity in the mean square.
+
+    Returns:
+        Whether there is an identity in the weight now.
+
+    Raises:
+        ValueError: The weight is no parameter of the module, so that its next call computes it anew.
     """
-    if getattr(module, "transposed", False):
-        return
-    weight = module.weight
+    if getattr(module, "transposed", False) or module.weight[0].numel() == 1:
+        return False
+    if "weight" not in module._parameters:
+        raise ValueError(
+            f"the weight of {module} is computed from other parameters, as under weight_norm, so that no identity can "
+            "be mixed in: initialise before that is applied, or pass identity=0"
+        )
+    weight = module.weight.to(torch.promote_types(module.weight.dtype, torch.float32))
     groups = getattr(module, "groups", 1)
     outputs, inputs = weight.shape[0] // groups, weight.shape[1]
     least = min(outputs, inputs)
@@ -417,14 +435,18 @@ def _mix_identity(module: Any, share: float) -> None:
     identity[(..., *(size // 2 for size in weight.shape[2:]))] = copies
     dims = tuple(range(1, weight.dim()))
     own, identity = (part - part.mean(dims, keepdim=True) for part in (weight, identity))
+    if not identity.any():  # a single output, which would be the mean of all inputs
+        return False
+    own = own - (own * identity).sum() / identity.square().sum() * identity
     fan_in = weight[0].numel()
 
     def unit(part: Tensor) -> Tensor:
         return part / (part.square().mean() * fan_in).sqrt().clamp(min=1e-30)
 
-    weight.copy_(math.sqrt(share) * unit(identity) + math.sqrt(1 - share) * unit(own))
+    module.weight.copy_(math.sqrt(share) * unit(identity) + math.sqrt(1 - share) * unit(own))
     if module.bias is not None:
         module.bias.zero_()
+    return True
 
 
 def _is_off(name: str, std: float, mean: float, target: float) -> bool:
@@ -446,11 +468,10 @@ def _is_off(name: str, std: float, mean: float, target: float) -> bool:
 
 
 def _row(
-    name: str, dynamics: Dynamics, before: _Seen, after: _Seen, weights: list[str], factor: float, left: str,
+    name: str, dynamics: Dynamics, before: _Seen, after: _Seen, weights: list[str], factor: float, note: str,
     target: float, identity: float,
 ) -> InitialisedLayer:  # fmt: skip
     std, mean = after.moments()
-    note = left
     if weights and abs(std / target - 1) > TOLERANCE:
         note = (
             f"its input has a deviation of {std:.3g} instead of {target:.3g}: something between its "

@@ -40,7 +40,7 @@ class _Listed(nn.Module):
     def __init__(self, layers):
         super().__init__()
         self.layers = nn.ModuleList(_row(layers))
-        self.out = layer.Linear(4, 2)
+        self.out = layer.Conv2d(4, 2, 1)
 
     def forward(self, x):
         for module in self.layers:
@@ -57,8 +57,21 @@ class _Wrapped(nn.Module):
         return self.model(x)
 
 
+class _Tied(nn.Module):
+    """The same block again and again."""
+
+    def __init__(self, times):
+        super().__init__()
+        self.block, self.out, self.times = nn.Sequential(*_row(1)), layer.Conv2d(4, 2, 1), times
+
+    def forward(self, x):
+        for _ in range(self.times):
+            x = self.block(x)
+        return self.out(x)
+
+
 def _row(layers, lif=neuron.LIFNode):
-    return [m for _ in range(layers) for m in (layer.Linear(4, 4), layer.BatchNorm1d(4), lif())]
+    return [m for _ in range(layers) for m in (layer.Conv2d(4, 4, 1), layer.BatchNorm2d(4), lif())]
 
 
 def _deep(build):
@@ -67,16 +80,16 @@ def _deep(build):
     return model
 
 
-@pytest.mark.parametrize("example", [None, torch.rand(2, 3, 4)], ids=["by order", "by data flow"])
+@pytest.mark.parametrize("example", [None, torch.rand(2, 3, 4, 1, 1)], ids=["by order", "by data flow"])
 @pytest.mark.parametrize(
     ("build", "depth"),
     [
-        (lambda: nn.Sequential(*_row(32), layer.Linear(4, 2)), 32),
+        (lambda: nn.Sequential(*_row(32), layer.Conv2d(4, 2, 1)), 32),
         (lambda: _Listed(22), 22),
         (lambda: _Wrapped(_Listed(22)), 22),
-        (lambda: nn.Sequential(*(_Wrapped(nn.Sequential(*_row(1))) for _ in range(16)), layer.Linear(4, 2)), 16),
-        (lambda: nn.Sequential(*_row(12), layer.Linear(4, 2)), 12),
-        (lambda: nn.Sequential(*_row(3), *(_Shortcut() for _ in range(15)), layer.Linear(4, 2)), 5),
+        (lambda: nn.Sequential(*(_Wrapped(nn.Sequential(*_row(1))) for _ in range(16)), layer.Conv2d(4, 2, 1)), 16),
+        (lambda: nn.Sequential(*_row(12), layer.Conv2d(4, 2, 1)), 12),
+        (lambda: nn.Sequential(*_row(3), *(_Shortcut() for _ in range(15)), layer.Conv2d(4, 2, 1)), 5),
     ],
 )
 def test_the_gain_under_norms_grows_with_the_neurons_in_a_row_shortcuts_taken(build, depth, example):
@@ -92,23 +105,42 @@ def test_the_gain_under_norms_grows_with_the_neurons_in_a_row_shortcuts_taken(bu
     assert (f"{depth} neurons in a row" in str(report)) == (gain > 1)
 
 
+def test_a_neuron_that_layers_share_counts_once_for_each_call():
+    tied = _deep(lambda: _Tied(20))
+    swap(tied, example_input=torch.rand(2, 3, 4, 1, 1))
+    assert tied.block[2].input_gain == tied.block[2].window_scale == pytest.approx(1.8)
+    block = nn.Sequential(*_row(1))
+    listed = _deep(lambda: nn.Sequential(*[block] * 20, layer.Conv2d(4, 2, 1)))
+    swap(listed)
+    assert block[2].input_gain == pytest.approx(1.8)
+
+
+def test_the_report_says_so_where_no_window_is_derived_for_a_large_gain():
+    model = _deep(lambda: nn.Sequential(*_row(2), layer.Conv2d(4, 2, 1)))
+    report = swap(model, dynamics="lif", input_gain=3.0)
+    assert model[2].window_scale == 1
+    assert all("its surrogate is derived for an input gain of 1" in row.why for row in report.changed)
+    model = _deep(lambda: nn.Sequential(*_row(2), layer.Conv2d(4, 2, 1)))
+    assert "derived for an input gain" not in str(swap(model, input_gain=3.0))
+
+
 def test_a_gain_that_is_passed_decides_and_the_window_goes_with_it():
-    model = _deep(lambda: nn.Sequential(*_row(20), layer.Linear(4, 2), neuron.ParametricLIFNode()))
+    model = _deep(lambda: nn.Sequential(*_row(20), layer.Conv2d(4, 2, 1), neuron.ParametricLIFNode()))
     swap(model, input_gain=1.5, readout="swap")
     assert {m.input_gain for m in model.modules() if isinstance(m, QIFNode)} == {1.5}
     assert model[2].window_scale == 1.5
     assert model[-1].window_scale == 1  # no norm before it, so that nothing is known of its input
-    learned = _deep(lambda: nn.Sequential(*_row(30, neuron.ParametricLIFNode), layer.Linear(4, 2)))
+    learned = _deep(lambda: nn.Sequential(*_row(30, neuron.ParametricLIFNode), layer.Conv2d(4, 2, 1)))
     swap(learned)
     assert learned[2].input_gain == learned[2].window_scale == pytest.approx(2.8)
     learned[2].input_gain = 2.0
     assert learned[2].params.input_gain == 2
-    learned(torch.rand(2, 3, 4)).sum().backward()
+    learned(torch.rand(2, 3, 4, 1, 1)).sum().backward()
     assert torch.isfinite(learned[2].w.grad)
 
 
 def test_the_scale_of_the_window_goes_with_copies_and_stays_out_of_the_checkpoint():
-    model = _deep(lambda: nn.Sequential(*_row(30), layer.Linear(4, 2)))
+    model = _deep(lambda: nn.Sequential(*_row(30), layer.Conv2d(4, 2, 1)))
     names = set(model.state_dict())
     swap(model)
     assert set(model.state_dict()) == names

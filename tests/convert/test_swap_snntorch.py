@@ -572,6 +572,13 @@ def test_a_network_built_with_qif_goes_back_by_its_leak(qif, lif, init_hidden):
     assert type(net[1]) is QIF
 
 
+def test_the_report_names_the_gain_that_a_neuron_built_with_one_loses():
+    net = nn.Sequential(nn.Linear(6, 6), QIF(0.6, input_gain=2.0), nn.Linear(6, 6), QIF(0.6), nn.Linear(6, 3))
+    gained, plain = swap(net, to="lif").rows
+    assert "input gain 1, LIF's, instead of 2" in gained.why
+    assert "gain" not in plain.why
+
+
 def test_neurons_built_without_a_leak_stay_qif_with_the_reason():
     net = nn.Sequential(nn.Linear(6, 6), QIF(dynamics="paper"), nn.Linear(6, 6), QIF(a=0.3), nn.Linear(6, 6), QIF(0.9))
     report = swap(net, to="lif")

@@ -199,6 +199,57 @@ def test_an_identity_in_convolutions_is_at_the_centre_and_within_groups():
     assert centre.amax() > 5 * weight.flatten(2)[:, :, [0, 1, 2, 3, 5, 6, 7, 8]].abs().amax()
 
 
+def test_an_identity_is_mixed_in_once_however_often_initialise_runs():
+    model, x = _row_of(3), torch.rand(4, 32, 64)
+    initialise(model, x, identity=0.9)
+    once = model[2].weight.clone()
+    initialise(model, x, identity=0.9)
+    torch.testing.assert_close(model[2].weight, once, rtol=0.02, atol=1e-4)
+    weight = model[2].weight.detach()
+    identity = torch.eye(64) - 1 / 64
+    share = (weight * identity).sum().square() / (identity.square().sum() * weight.square().sum())
+    assert share == pytest.approx(0.9, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["transposed", "one input each", "one output"])
+def test_a_weight_that_takes_no_identity_keeps_its_draws_and_the_report_says_so(kind):
+    QIFNode, functional, layer, *_ = spikingjelly()
+    torch.manual_seed(0)
+    second = {
+        "transposed": layer.ConvTranspose2d(4, 4, 3),
+        "one input each": layer.Conv2d(4, 4, 1, groups=4),
+        "one output": layer.Conv2d(4, 1, 1),
+    }[kind]
+    own = second.weight.clone()
+    model = nn.Sequential(layer.Conv2d(4, 4, 3), QIFNode(dynamics="monotone"), second, QIFNode(dynamics="monotone"))
+    functional.set_step_mode(model, "m")
+    report = initialise(model, torch.rand(4, 8, 4, 6, 6), identity=0.9)
+    assert [row.identity for row in report.layers] == [0, 0]
+    assert torch.allclose(second.weight, report.layers[1].factor * own, rtol=1e-4)
+
+
+def test_an_identity_in_a_weight_that_is_computed_is_refused_and_in_half_precision_zeros_are_no_nan():
+    model, x = _row_of(3), torch.rand(4, 32, 64)
+    nn.utils.weight_norm(model[2])
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match="is computed from other parameters, as under weight_norm"):
+        initialise(model, x, identity=0.9)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    model = _row_of(3)
+    nn.init.zeros_(model[2].weight)
+    assert initialise(model.half(), x.half(), identity=0.9).layers[1].identity == 0.9
+
+
+def test_the_report_says_so_where_no_surrogate_is_derived_for_a_large_input():
+    QIFNode, *_ = spikingjelly()
+    model = _row_of(33)
+    model[3] = QIFNode(dynamics="lif", step_mode="m")
+    report = initialise(model, torch.rand(4, 32, 64))
+    assert [bool(row.note) for row in report.layers[:3]] == [False, True, False]
+    assert "its surrogate assumes a deviation of one threshold" in report.layers[1].note
+    assert (model[1].window_scale, model[3].window_scale) == (3, 1)
+
+
 def test_a_short_row_and_an_identity_of_0_keep_the_draws():
     for layers, options in ((12, {}), (14, {"identity": 0.0})):
         model, own = _row_of(layers), _row_of(layers)
