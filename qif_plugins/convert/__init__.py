@@ -72,8 +72,9 @@ def swap(
             ``"monotone"`` is the same map with LIF's gain everywhere, ``"lif"`` the parabola with LIF's gain
             everywhere. A neuron that leaks to below 0, and snnTorch's without leak, get the parabola in place of
             ``"auto"``. ``"paper"`` gives every neuron the paper's parameters.
-        window: ``"auto"`` (default) is ``"isometric"`` where a normalization feeds the neuron, or where the area under
-            the neuron's surrogate is below one half, as with snnTorch's ``fast_sigmoid``; ``"keep"`` elsewhere.
+        window: ``"auto"`` (default) is ``"isometric"`` where a normalization feeds the neuron, unless it keeps 0.8 or
+            more of its membrane in a step and at most 12 neurons follow one another; and where the area under the
+            neuron's surrogate is below one half, as with snnTorch's ``fast_sigmoid``. It is ``"keep"`` elsewhere.
             ``"isometric"``, ``"unbiased"``, ``"paper"``, ``"heuristic"`` or a :class:`~qif_plugins.Window` for every
             neuron; ``"keep"`` for each neuron's present surrogate.
         norm: ``"tdbn"`` turns the batch norm that feeds a neuron into tdBN for that neuron's threshold. What a norm

@@ -30,6 +30,8 @@ NO_LEAK_BETA = 0.95
 
 LEAST_AREA = 0.5
 """Area under a surrogate, that of the spike's true derivative being 1, below which it is not kept."""
+LONG_MEMORY = 0.8
+"""Leak from which on LIF's surrogate is kept under a norm, too, unless there are many neurons in a row."""
 SHALLOW, EACH_MORE, LARGEST_GAIN = 12, 0.1, 3.0
 """Number of neurons in a row up to which the gain under a norm is 1, its growth with each more, and its limit. The
 measurement is in docs/does-not-learn.md, "More than twelve layers in a row"."""
@@ -107,18 +109,21 @@ class Request:
         return gain
 
     def surrogate(
-        self, normalized: bool, own: Mapping[str, Any], fused: Any, name: str, notes: list[str]
+        self, normalized: bool, leak: float, own: Mapping[str, Any], fused: Any, name: str, notes: list[str]
     ) -> dict[str, Any]:
         """Choose the QIF neuron's argument for its surrogate, and note the choice.
 
         Args:
             normalized: Whether a normalization feeds the neuron.
+            leak: Share β of its membrane that the LIF neuron keeps in a step.
             own: The argument that keeps the LIF neuron's surrogate.
             fused: That surrogate as the core takes it.
             name: That surrogate's name.
             notes: Receives the note.
         """
         window = CHOICE[normalized].window if self.window == "auto" else self.window
+        if self.window == "auto" and LONG_MEMORY <= leak < 1 and self.depth <= SHALLOW:
+            window = "keep"
         if window == "keep" and self.window == "auto" and (share := area(fused)) < LEAST_AREA:
             notes.append(
                 f"surrogate {name} to the isometric window, as it passes {share:.2g} of the gradient on; window='keep' "

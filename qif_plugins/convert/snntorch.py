@@ -16,7 +16,7 @@ from ..adapters.snntorch.surrogate import SpikeGradient, recognised
 from ..neuron.names import MATCHED
 from ..neuron.parameters import QIFParameters
 from .hosts import NO_LEAK_BETA, Neuron, Plan, Request, Snapshot, check_arguments, never_fires, no_leak
-from .rates import Dynamics, leaky, quadratic
+from .rates import Dynamics, leaky, mean_of, quadratic
 from .rebuild import classify, extended, own_code
 
 
@@ -284,13 +284,15 @@ def _carried(module: Any, request: Request, normalized: bool, notes: list[str]) 
     name = getattr(module.spike_grad, "__qualname__", type(module.spike_grad).__name__).split(".")[0]
     core = recognised(module.spike_grad)
     core = core.surrogate if isinstance(core, SpikeGradient) else core
-    return carried | request.surrogate(normalized, {"spike_grad": module.spike_grad}, core, name, notes)
+    return carried | request.surrogate(
+        normalized, mean_of(_leak(module)), {"spike_grad": module.spike_grad}, core, name, notes
+    )
 
 
 def _dynamics(module: Any, dynamics: str, arguments: dict[str, Any], notes: list[str]) -> dict[str, Any]:
     if dynamics not in MATCHED:
         return {} if dynamics == "explicit" else {"dynamics": dynamics}
-    beta = (leak_of_lapicque(module) if isinstance(module, snn.Lapicque) else module.beta).detach()
+    beta = _leak(module)
     learned = isinstance(module.beta, nn.Parameter)
     if "beta" not in arguments and not learned and bool((beta >= 1).all()):
         matched = QIFParameters.matching_lif(NO_LEAK_BETA, arguments["threshold"])
@@ -302,6 +304,12 @@ def _dynamics(module: Any, dynamics: str, arguments: dict[str, Any], notes: list
         "beta": beta.clamp(0, 0.9999) if learned else beta.clamp(min=0),
         "learn_beta": learned,
     }
+
+
+def _leak(module: Any) -> Tensor:
+    """Return the share of its membrane that a LIF neuron keeps in a step."""
+    beta: Tensor = (leak_of_lapicque(module) if isinstance(module, snn.Lapicque) else module.beta).detach()
+    return beta
 
 
 def _picklable(value: Any) -> Any:

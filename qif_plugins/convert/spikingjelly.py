@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from importlib.util import find_spec
@@ -262,7 +263,8 @@ def _carried(module: Any, request: Request, normalized: bool, notes: list[str]) 
     if "surrogate_function" in request.parameters:
         return carried
     own, name, said = module.surrogate_function, type(module.surrogate_function).__name__, list[str]()
-    choice = request.surrogate(normalized, {"surrogate_function": own}, fused(own), name, said)
+    leak = 1 - 1 / mean_of(_leak(module).get("tau", math.inf))
+    choice = request.surrogate(normalized, leak, {"surrogate_function": own}, fused(own), name, said)
     spiking = getattr(own, "spiking", True)
     if "window" in choice and (not spiking or any(True for _ in (*own.parameters(), *own.buffers()))):
         choice = {"surrogate_function": own}

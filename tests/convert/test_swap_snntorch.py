@@ -1,6 +1,7 @@
 """``qif_plugins.swap`` on snnTorch networks, against the host's own neurons."""
 
 import copy
+import gc
 import math
 import pickle
 
@@ -313,6 +314,7 @@ def test_subclasses_and_other_models():
 
 def test_wrong_names_and_values_change_nothing():
     net = Net()
+    gc.collect()  # networks of other tests leave the list whenever they are freed
     instances = list(snn.SpikingNeuron.instances)
     with pytest.raises(TypeError, match=r"no argument tau to pass on.* swap takes dynamics, window, norm.*threshold"):
         swap(net, tau=2.0)
@@ -632,3 +634,21 @@ def test_a_surrogate_that_passes_little_of_the_gradient_on_is_replaced_without_a
         node, _ = swapped(kept, **options)
         assert node.derived_window is None
         assert node.spike_grad(torch.zeros(1)).shape == (1,)
+
+
+@pytest.mark.parametrize(
+    ("beta", "layers", "kept"), [(0.75, 2, False), (0.8, 2, True), (0.95, 12, True), (0.95, 13, False), (1.0, 2, False)]
+)
+def test_under_a_norm_a_neuron_of_long_memory_keeps_its_surrogate_unless_many_follow_one_another(beta, layers, kept):
+    row = [
+        m for _ in range(layers) for m in (nn.Linear(4, 4), nn.BatchNorm1d(4), snn.Leaky(beta=beta, init_hidden=True))
+    ]
+    model = nn.Sequential(*row, nn.Linear(4, 2))
+    swap(model)
+    assert (model[2].derived_window is None) == kept
+    assert model[2].spike_grad(torch.zeros(1)).shape == (1,)
+    sharp = nn.Sequential(
+        nn.Linear(4, 4), nn.BatchNorm1d(4), snn.Leaky(0.9, spike_grad=surrogate.fast_sigmoid(25)), nn.Linear(4, 2)
+    )
+    swap(sharp)
+    assert sharp[2].derived_window == "isometric"  # its area is below one half

@@ -1343,3 +1343,21 @@ def test_a_gain_that_was_passed_decides_under_a_norm_too():
         net = nn.Sequential(layer.Linear(6, 6), layer.BatchNorm1d(6), neuron.LIFNode(4.0), layer.Linear(6, 2))
         swap(net, **given)
         assert net[2].params.input_gain == pytest.approx(gain)
+
+
+@pytest.mark.parametrize(
+    ("lif", "kept"),
+    [
+        (lambda: neuron.LIFNode(tau=4.0), False),
+        (lambda: neuron.LIFNode(tau=5.0), True),
+        (lambda: neuron.ParametricLIFNode(init_tau=10.0), True),
+        (lambda: neuron.IFNode(), False),  # without a leak, as in networks of images
+    ],
+)
+def test_under_a_norm_a_neuron_of_long_memory_keeps_its_surrogate(lif, kept):
+    model = nn.Sequential(layer.Linear(4, 4), layer.BatchNorm1d(4), lif(), layer.Linear(4, 2))
+    own = model[2].surrogate_function
+    swap(model)
+    assert (model[2].derived_window is None) == kept
+    assert (model[2].surrogate_function is own) == kept
+    assert model[2].input_gain == 1  # the norm's scale in any case
