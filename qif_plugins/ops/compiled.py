@@ -22,8 +22,6 @@ from .contract import Coefficient, Coefficients, Kind, Shape
 from .layout import in_layout_of
 from .library import SIGNATURE, library, multi_step, multi_step_backward
 
-__all__ = ["compiled_multi_step"]
-
 MOST_STEPS = 32
 """Number of time steps up to which a call is taken apart: the time to compile grows with it."""
 

@@ -91,7 +91,7 @@ def test_a_miss_shows():
 def test_rehearsal_of_the_kernels_from_the_command_to_the_page(tmp_path):
     """Interpreted and emulated, in a process of its own as on a card; then again, with nothing left to do."""
     out = tmp_path / "gpu.json"
-    command = [sys.executable, gpu.__file__, "--rehearse", "--only", "kernels", "--minutes", "4", "--out", str(out)]
+    command = [sys.executable, gpu.__file__, "--rehearse", "--only", "kernels", "--minutes", "30", "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr + out.read_text()
     results = json.loads(out.read_text())

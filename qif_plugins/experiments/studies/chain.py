@@ -22,8 +22,6 @@ from torch import Tensor
 from ...neuron.parameters import QIFParameters
 from ...neuron.surrogate import FusedSurrogate
 
-__all__ = ["GradientChain"]
-
 REACH = 8.0
 """How far the grid reaches from the threshold, in units of the input's deviation."""
 CELLS = 640

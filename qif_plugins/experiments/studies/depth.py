@@ -24,8 +24,6 @@ from .page import Body, table
 from .runner import Options
 from .trial import LIF_TAU, as_map, data_of, outputs, surrogate_named
 
-__all__ = ["QUESTION", "STEPS", "TITLE", "WINDOWS", "plan", "predict", "report", "run"]
-
 TITLE = "Gradients by depth"
 QUESTION = (
     "How does the norm of the gradient change from layer to layer in a deep perceptron with tdBN before training, "
