@@ -21,7 +21,7 @@ from ..support.names import unknown
 from .find import Survey, survey
 from .hosts import HOSTS, Host, Plan, Request, loaded_hosts
 from .norms import convert_norms
-from .rates import FACTOR, Expected, compared, expected, mean_of, measured_rates
+from .rates import FACTOR, Expected, compared, expected, measured_rates
 from .rebuild import rebuild, replaced, restore
 from .report import Row, SwapReport
 from .walk import Site
@@ -251,8 +251,11 @@ def _swap_site(site: Site, request: Request, readout: str, undo: list[Callable[[
     undo.append(rebuild(site.module, site.host, plan))
     neuron: Any = site.module
     gain, why = neuron.qif_parameters.input_gain, _why(site, plan)
-    has_value = not (isinstance(gain, Tensor) and gain.is_meta)
-    if site.norms and has_value and (gain := abs(mean_of(gain))) > 1:  # the norm's scale is the threshold's
+    if isinstance(gain, Tensor) and gain.is_meta:
+        gain = 1.0
+    elif site.norms:
+        gain = abs(site.host.dynamics(neuron).gain)  # with that of Lapicque's circuit
+    if site.norms and gain > 1:  # the norm's scale is the threshold's
         try:
             neuron.window_scale = gain
         except MomentClosureError:  # the parabola's, for large inputs

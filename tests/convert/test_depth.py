@@ -182,3 +182,7 @@ def test_lapicque_keeps_the_gain_of_its_circuit():
     model = nn.Sequential(*layers, nn.Linear(4, 2))
     swap(model)
     assert model[2].input_gain == 1
+    swap(model, to="lif")
+    swap(model, input_gain=2.0)
+    circuit = 2 * float(model[2].time_step / model[2].C)
+    assert model[2].window_scale == pytest.approx(max(circuit, 1))
