@@ -348,8 +348,8 @@ def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
         "of a seed starts from the same LIF network, with `decay_input=False` and ATan as surrogate, and sees the same "
         "batches. `PLIF` learns the leak; the QIF arms are `swap`'s with "
         f"{'; '.join(_arguments(arm) for arm in ARMS if ARMS[arm])}; `{DEFAULT}` has the defaults, which with a norm "
-        "are the map without rebound and the isometric surrogate. Differences are paired by seed with Student's "
-        f"intervals, each for itself; p is adjusted by Holm for all {len(differences)} comparisons. {COUNTED}"
+        "are the map without rebound and, at a leak below 0.8, the isometric surrogate. Differences are paired by seed "
+        f"with Student's intervals, each for itself; p is adjusted by Holm for all {len(differences)} comparisons. {COUNTED}"
     )
     return Body(_finding(differences, adjusted, conditions), [first, table(header, rows, 2)], method)
 
