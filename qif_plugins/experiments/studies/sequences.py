@@ -349,7 +349,8 @@ def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
         "batches. `PLIF` learns the leak; the QIF arms are `swap`'s with "
         f"{'; '.join(_arguments(arm) for arm in ARMS if ARMS[arm])}; `{DEFAULT}` has the defaults, which with a norm "
         "are the map without rebound and, at a leak below 0.8, the isometric surrogate. Differences are paired by seed "
-        f"with Student's intervals, each for itself; p is adjusted by Holm for all {len(differences)} comparisons. {COUNTED}"
+        f"with Student's intervals, each for itself; p is adjusted by Holm for all {len(differences)} comparisons. "
+        f"{COUNTED}"
     )
     return Body(_finding(differences, adjusted, conditions), [first, table(header, rows, 2)], method)
 
