@@ -148,7 +148,6 @@ WRONG = (
     "spikes, v, h_seq = qif_multi_step(torch.ones(2, 3), 0.0, params, window)",
     "QIFNode()()",
     "layer(torch.ones(3), state=torch.ones(3))",
-    "layer(torch.ones(3), torch.ones(3)).sum()",
     'QIFNode(dynamics="LIF")',
     'QIFNode(window="papr")',
     'QIFNode(step_mode="x")',

@@ -114,7 +114,8 @@ def run_on(model: nn.Module, x: Tensor, steps: int, which: str = "the batch") ->
 
     Raises:
         TypeError: The model cannot be called on ``x`` alone.
-        ValueError, RuntimeError, IndexError: The model's own, with the shape, the dtype and the device of ``x``.
+        ValueError: The model's own, with the shape, the dtype and the device of ``x``; likewise a ``RuntimeError`` and
+            an ``IndexError``.
     """
     reset_state(model)
     try:

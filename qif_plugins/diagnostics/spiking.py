@@ -17,7 +17,7 @@ from ..support.text import plus_minus
 from .running import preserved
 from .statistics import Moments, effective_input
 
-__all__ = ["LayerStatistics", "MeasuredLayer", "by_kind", "measured", "qif_layers", "spiking_layers"]
+__all__ = ["LayerStatistics", "MeasuredLayer", "measured", "qif_layers", "spiking_layers"]
 
 _BASES = (
     ("spikingjelly.activation_based.base", "MemoryModule"),

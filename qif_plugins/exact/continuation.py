@@ -24,10 +24,13 @@ _inline = njit(nogil=True, inline="always")
 
 @_inline
 def _sufficient(drive, scale):
-    """Compute s = scale · softplus(drive / scale) and ds/d(drive)."""
+    """Compute s = scale · softplus(drive / scale) and ds/d(drive).
+
+    Under strong inhibition the softplus is 0 in float64, and the period 1/s or 1/√s would not be finite.
+    """
     x = drive / scale
     e = math.exp(-abs(x))
-    return scale * (max(x, 0.0) + math.log1p(e)), (1.0 if x > 0 else e) / (1 + e)
+    return max(scale * (max(x, 0.0) + math.log1p(e)), 1e-300), (1.0 if x > 0 else e) / (1 + e)
 
 
 @_inline

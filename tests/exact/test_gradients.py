@@ -354,3 +354,17 @@ def test_inputs_do_not_continue():
     assert spikes.counts().tolist() == [[0, 1]]
     with pytest.raises(ValueError, match="at least 1"):
         spikes.nth(0)
+
+
+@pytest.mark.parametrize("layer", [QIFLayer, LIFLayer])
+def test_pseudospikes_of_a_strongly_inhibited_neuron_are_finite(layer):
+    inhibited = layer(1, 1, duration=1.0)
+    with torch.no_grad():
+        inhibited.weight.fill_(-3000.0)
+    times = torch.tensor([[0.9]], dtype=torch.float64, requires_grad=True)
+    out = inhibited(Spikes(times, torch.tensor([[0]]), channels=1))
+    first = out.first()
+    assert torch.isfinite(first).all()
+    first.log().sum().backward()
+    assert torch.isfinite(inhibited.weight.grad).all()
+    assert torch.isfinite(times.grad).all()
