@@ -115,7 +115,8 @@ def test_rehearsal_of_whole_networks(tmp_path):
     if not hasattr(pytest.importorskip("spikingjelly.activation_based.neuron"), "FlexSN"):
         pytest.skip("the networks are SpikingJelly 2's")
     out = tmp_path / "gpu.json"
-    command = [sys.executable, gpu.__file__, "--rehearse", "--only", "whole networks", "--out", str(out)]
+    command = [sys.executable, gpu.__file__, "--rehearse", "--only", "whole networks", "--minutes", "30"]
+    command += ["--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr + out.read_text()
     assert [case["step_mode"] for case in json.loads(out.read_text())["networks"]] == ["m", "s"]
