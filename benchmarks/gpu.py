@@ -163,6 +163,7 @@ def _take_over(book: str, found: Path, results: dict[str, Any]) -> None:
     if book in BENCH and lines:
         new = json.loads("".join(lines))
         results.update({key: new[key] for key in ("command", "date", book)})
+        results["machine"] = results["machine"] or new["machine"]  # under --only, which a resumed run needs
         return
     for new in (json.loads(line) for line in lines if line.endswith("\n")):  # the last may be cut short
         was, now = (some.get("name") if book == "machine" else None for some in (results[book], new))
