@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..neuron.arguments import map_resting_at
-from ..neuron.surrogate import ATan, FastSigmoid, Sigmoid, Window
+from ..neuron.surrogate import FastSigmoid, Window
 
 if TYPE_CHECKING:
     from .rates import Dynamics
@@ -121,20 +121,24 @@ class Request:
             name: That surrogate's name.
             notes: Receives the note.
         """
-        window = CHOICE[normalized].window if self.window == "auto" else self.window
-        if self.window == "auto" and LONG_MEMORY <= leak < 1 and self.depth <= SHALLOW:
-            window = "keep"
-        if window == "keep" and self.window == "auto" and (share := area(fused)) < LEAST_AREA:
-            notes.append(
-                f"surrogate {name} to the isometric window, as it passes {share:.2g} of the gradient on; window='keep' "
-                "keeps it"
-            )
-            return {"window": "isometric"}
-        if window == "keep":
-            notes += [] if self.window == "keep" else [f"its surrogate {name} stays"]
+        if self.window == "keep":
             return dict(own)
-        notes.append(f"surrogate {name} to the {window if isinstance(window, str) else 'given'} window")
-        return {"window": window}
+        window = self.window
+        if window == "auto":
+            remembers = LONG_MEMORY <= leak < 1 and self.depth <= SHALLOW
+            window = "keep" if remembers else CHOICE[normalized].window
+        if window != "keep":
+            notes.append(f"surrogate {name} to the {window if isinstance(window, str) else 'given'} window")
+            return {"window": window}
+        share = area(fused)
+        if share >= LEAST_AREA:
+            notes.append(f"its surrogate {name} stays")
+            return dict(own)
+        notes.append(
+            f"surrogate {name} to the isometric window, as it passes {share:.2g} of the gradient on; window='keep' "
+            "keeps it"
+        )
+        return {"window": "isometric"}
 
 
 @dataclass(frozen=True)
@@ -238,18 +242,16 @@ class Host(Protocol):
 
 
 def area(surrogate: Any) -> float:
-    """Integrate a surrogate over the membrane, from 10 below the threshold to 10 above.
+    """Return the integral of a surrogate over the membrane.
 
     Where the membrane's density changes little over its width, the mean surrogate is the area times the density at the
     threshold, which alone would be without bias.
 
     Args:
-        surrogate: One that the core takes; 1 is returned for those that the kernels do not have.
+        surrogate: One that the core takes. ATan, Sigmoid and SpikingJelly's Erf have an area of 1, and others, such as
+            one that the kernels do not have, are taken to have it.
     """
-    if not isinstance(surrogate, ATan | Sigmoid | FastSigmoid):
-        return 1.0
-    distance = torch.linspace(-10, 10, 20001, dtype=torch.float64, device="cpu")
-    return torch.trapezoid(surrogate.derivative(distance, 0.0), distance).item()
+    return 2 / float(surrogate.slope) if isinstance(surrogate, FastSigmoid) else 1.0
 
 
 def gain_in_a_row(depth: int) -> float:

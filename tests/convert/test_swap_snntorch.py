@@ -629,6 +629,8 @@ def test_a_surrogate_that_passes_little_of_the_gradient_on_is_replaced_without_a
         (surrogate.fast_sigmoid(slope=3), {}),  # an area of 2/3
         (surrogate.atan(), {}),
         (surrogate.sigmoid(slope=25), {}),
+        (surrogate.atan(alpha=0.05), {}),  # wide, and of an area of 1 as well
+        (surrogate.sigmoid(slope=0.1), {}),
         (surrogate.spike_rate_escape(), {}),  # whose derivative the kernels do not have
     ):
         node, _ = swapped(kept, **options)
