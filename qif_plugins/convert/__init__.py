@@ -249,21 +249,31 @@ def _swap_site(site: Site, request: Request, readout: str, undo: list[Callable[[
             return _left(site, f"QIF cannot take its place: {error}")
         raise type(error)(f"{site.name or was}: {error}") from error
     undo.append(rebuild(site.module, site.host, plan))
-    neuron: Any = site.module
-    gain, why = neuron.qif_parameters.input_gain, _why(site, plan)
-    if isinstance(gain, Tensor) and gain.is_meta:
-        gain = 1.0
-    elif site.norms:
-        gain = abs(site.host.dynamics(neuron).gain)  # with that of Lapicque's circuit
-    if site.norms and gain > 1:  # the norm's scale is the threshold's
-        try:
-            neuron.window_scale = gain
-        except MomentClosureError:  # the parabola's, for large inputs
-            why += (
-                f"; WARNING: its surrogate is derived for an input gain of 1, as the membrane is not stationary under "
-                f"{gain:.3g}; the default dynamics are, and window='keep' derives none"
-            )
+    why = _why(site, plan) + (_scale_window(site) if site.norms else "")
     return Row(site.name, was, type(site.module).__name__, why, changed=True)
+
+
+def _scale_window(site: Site) -> str:
+    """Derive the window of a neuron under a norm, whose scale is the threshold's, for a gain above 1.
+
+    Returns:
+        A warning where the closure does not converge, as that of the parabola under large inputs, or ``""``.
+    """
+    neuron: Any = site.module
+    gain = neuron.qif_parameters.input_gain
+    if isinstance(gain, Tensor) and gain.is_meta:
+        return ""
+    gain = abs(site.host.dynamics(neuron).gain)  # with that of Lapicque's circuit
+    if gain <= 1:
+        return ""
+    try:
+        neuron.window_scale = gain
+    except MomentClosureError:
+        return (
+            "; WARNING: its surrogate is derived for an input gain of 1, as the membrane is not stationary under "
+            f"{gain:.3g}; the default dynamics are, and window='keep' derives none"
+        )
+    return ""
 
 
 def _why(site: Site, plan: Plan) -> str:
