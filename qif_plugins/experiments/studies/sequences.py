@@ -31,7 +31,7 @@ from .networks import CLASSES, multi, rows
 from .page import Body, table
 from .runner import Options
 from .stats import LEVEL, Interval, ends, holm, in_common, p_value, paired
-from .trial import data_of, trainer_of
+from .trial import Samples, data_of, trainer_of
 
 try:
     from spikingjelly.activation_based import functional, layer, neuron, surrogate
@@ -99,27 +99,18 @@ Results = dict[tuple[Condition, str], dict[int, Result]]
 """By condition and arm, then by seed."""
 
 
-@dataclass(frozen=True, eq=False)
-class Data:
-    """Sequences ``[N, T, C, H, W]`` with their classes."""
-
-    x: Tensor
-    y: Tensor
-    test_x: Tensor
-    test_y: Tensor
-
-
 @lru_cache(maxsize=2)
-def _data(name: str, folder: Path | None, steps: int) -> Data:
+def _data(name: str, folder: Path | None, steps: int) -> Samples:
+    """Load sequences ``[N, T, C, H, W]`` with their classes."""
     if name == "digits":
         images, by_row = data_of(name), rows(8)
         x, test_x = (by_row(part).transpose(0, 1)[:, :, None, None] for part in (images.x, images.test_x))
-        return Data(x[:200], images.y[:200], test_x[:100], images.test_y[:100])
+        return Samples(x[:200], images.y[:200], test_x[:100], images.test_y[:100])
     task = load_task(
         DataConfig(name, folder=str(folder), steps=steps), 1000, 0, advice=(f"pass --data-folder {name}=FOLDER", "")
     )
     parts = [list(part.epoch(0)) for part in (task.train, task.test)]
-    return Data(*(torch.cat([batch[i] for batch in part]) for part in parts for i in (0, 1)))
+    return Samples(*(torch.cat([batch[i] for batch in part]) for part in parts for i in (0, 1)))
 
 
 # -- one network -------------------------------------------------------------------------------------------------------

@@ -41,13 +41,19 @@ Observer = Callable[[nn.Module, int], None]
 
 
 @dataclass(frozen=True, eq=False)
-class Data:
-    """Normalized images ``[N, features]`` with their classes."""
+class Samples:
+    """Samples, the first dimension theirs, with their classes."""
 
     x: Tensor
     y: Tensor
     test_x: Tensor
     test_y: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Data(Samples):
+    """Normalized images ``[N, features]`` with their classes."""
+
     shape: tuple[int, int, int]
     classes: int
 
