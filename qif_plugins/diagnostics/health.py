@@ -120,9 +120,12 @@ class HealthReport:
 
     def _measured(self) -> str:
         steps = sorted({row.steps for row in self.layers if row.steps})
-        times = f"{' to '.join(map(str, {steps[0]: 0, steps[-1]: 0}))} time step{'s' * (steps != [1])}" if steps else ""
+        if not steps:
+            return "Nothing was measured."
+        counted = str(steps[0]) if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
+        times = f"{counted} time step{'' if counted == '1' else 's'}"
         if self.batched:
-            return f"Measured over {times}." if steps else "Nothing was measured."
+            return f"Measured over {times}."
         return (
             f"Measured over {times} of one sample: the neurons received no batch dimension. If the first dimension of "
             "the input is the batch, pass a sequence [T, N, ...]."
