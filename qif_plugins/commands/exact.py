@@ -12,7 +12,7 @@ from ..experiments.checkpoints import EXACT, EXACT_NETWORK, Checkpoints, differe
 from ..experiments.exact.data import load
 from ..experiments.exact.demo import DEMOS
 from ..experiments.exact.search import Comparison, Runs, compare, draw, summarise
-from ..experiments.exact.settings import DEFAULTS, LIF_IMAGES, Settings
+from ..experiments.exact.settings import DEFAULTS, LIF_IMAGES, TIMED, Settings
 from ..experiments.exact.train import build, fit
 from ..experiments.figures import require_matplotlib
 from ..experiments.records import Trial
@@ -44,14 +44,14 @@ def settings(arguments: argparse.Namespace) -> Settings:
     """
     chosen = Settings(neuron=arguments.neuron, recurrent=arguments.recurrent)
     chosen = replace(chosen, **DEFAULTS[arguments.data])
-    if chosen.neuron == "lif" and arguments.data != "shd":
+    if chosen.neuron == "lif" and arguments.data not in TIMED:
         chosen = replace(chosen, **LIF_IMAGES)
     names = ("loss", *(name for name, _, _ in NUMBERS))
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     if arguments.hidden is not None:
         given["hidden"] = tuple(arguments.hidden)
     chosen = replace(chosen, **given)
-    if arguments.data != "shd" and chosen.latest > chosen.duration:
+    if arguments.data not in TIMED and chosen.latest > chosen.duration:
         raise ValueError(
             f"--latest {chosen.latest:g} lies after the trial's end; at most --duration {chosen.duration:g}"
         )
@@ -67,10 +67,10 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _train_in(out: Path, chosen: Settings, arguments: argparse.Namespace) -> int:
     folder = arguments.data_folder and str(arguments.data_folder)
-    source = {"name": arguments.data, "root": folder, "limit": arguments.limit}
+    source = {"name": arguments.data, "root": folder, "limit": arguments.limit, "split": arguments.split}
     checkpoints = Checkpoints(out, asdict(chosen), {"source": source}, EXACT)
     resumed = _saved(checkpoints, arguments.resume)
-    data = load(arguments.data, chosen.duration, chosen.latest, arguments.data_folder, arguments.limit)
+    data = load(arguments.data, chosen.duration, chosen.latest, arguments.data_folder, arguments.limit, arguments.split)
     network = build(chosen, data.train.channels, data.classes)
     print(f"{arguments.data}: {len(data.train_labels)} samples to train, {len(data.test_labels)} to test; {chosen}")
     if resumed is not None:
@@ -132,6 +132,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         arguments.recurrent,
         arguments.epochs,
         arguments.batch,
+        arguments.split,
     )
     require_matplotlib()  # before the search, not after
     with occupied(arguments.out):

@@ -12,7 +12,7 @@ from typing import Any
 from ..diagnostics.energy.costs import LIF_UPDATES, QIF_MAPS, Costs
 from ..experiments.exact.settings import DATA_SETS as SPIKE_TRAINS
 from ..experiments.exact.settings import DEFAULTS, DEMONSTRATIONS, LIF_IMAGES, LOSSES, NEURONS, Settings
-from ..experiments.names import DATA_SETS, FIGURES, HOSTS, IMAGES, SHAPES, STUDIED, configurations
+from ..experiments.names import DATA_SETS, FIGURES, HOSTS, IMAGES, SHAPES, SPLITS, STUDIED, configurations
 from ..experiments.studies import OF_FOLDERS, STUDIES
 from ..neuron.names import CLOSURES, DEFAULT_BETA, DYNAMICS, PAPER, WINDOWS
 
@@ -354,7 +354,10 @@ def _default(name: str) -> str:
 
 def _add_spike_trains(add: Callable[..., Any]) -> None:
     add("--data", choices=SPIKE_TRAINS, default="digits", help="data set")
-    add("--data-folder", type=Path, help="folder of shd_train.h5 and shd_test.h5, or SpikingJelly's SHD root")
+    text = "folder of shd_train.h5 and shd_test.h5, SpikingJelly's SHD root, or folder of the recordings"
+    add("--data-folder", type=Path, help=text)
+    text = "test samples of spoken-digits: those of the last two speakers, or those with the indices 0 to 4"
+    add("--split", choices=SPLITS, default="speaker", help=text)
     text = "largest number of samples to use of the training and of the test set (default: all)"
     add("--limit", type=at_least(1, COUNT), help=text)
     sizes = [f"{name} {' '.join(map(str, DEFAULTS[name].get('hidden', Settings.hidden)))}" for name in SPIKE_TRAINS]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 FORMAT = "qif-plugins training checkpoint 1"
 TRAIN, EXACT, COMPARE, EXACT_NETWORK = "qif train", "qif exact train", "qif compare --save", "qif exact train: exact.pt"
-_SPIKE_TRAINS = {"name": str, "root": (str, type(None)), "limit": (int, type(None))}
+_SPIKE_TRAINS = {"name": str, "root": (str, type(None)), "limit": (int, type(None)), "split": str}
 KINDS: dict[str, dict[str, Any]] = {
     TRAIN: {"config": {str: object}, "data": {str: object}, "state": STATE},
     EXACT: {

@@ -1,22 +1,26 @@
 """The equal search: its space, its split, its file, and the command."""
 
 import argparse
+import itertools
 import json
 import math
 from dataclasses import replace
 
 import pytest
 import torch
+from data_files import tone, write_wav
 from shd_files import write_shd
 
 from qif_plugins.commands import exact as command
 from qif_plugins.commands import options
 from qif_plugins.exact.encoders import encode_images
 from qif_plugins.exact.initialisation import InactiveError, initialise
+from qif_plugins.experiments.data.sound import encode_folder
 from qif_plugins.experiments.exact import search
-from qif_plugins.experiments.exact.data import SpikeData, load
+from qif_plugins.experiments.exact.data import SPEECH, SpikeData, load
 from qif_plugins.experiments.exact.search import Comparison, Runs, compare, space, summarise, validation_split
 from qif_plugins.experiments.exact.train import LAYERS, Settings, build, fit
+from qif_plugins.experiments.landscape.subjects import load_subject
 from qif_plugins.experiments.training import NonFiniteError
 
 pytestmark = pytest.mark.host_independent
@@ -207,7 +211,43 @@ def test_the_command_compares_on_shd_and_refuses_to_mix_comparisons(tmp_path, ca
         call(*words)
 
 
-def test_the_command_refuses_data_without_a_folder(tmp_path):
-    with pytest.raises(ValueError, match=r"pass the folder that holds shd_train\.h5"):
-        call("compare", "--data", "shd", "--out", tmp_path)
+@pytest.mark.parametrize(("data", "files"), [("shd", r"shd_train\.h5"), ("spoken-digits", "the recordings")])
+def test_the_command_refuses_data_without_a_folder(tmp_path, data, files):
+    with pytest.raises(ValueError, match=f"pass the folder that holds {files}"):
+        call("compare", "--data", data, "--out", tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def spoken(tmp_path):
+    for digit, speaker, index in itertools.product(range(2), ("ada", "ben", "cyd"), (0, 5, 12)):
+        write_wav(tmp_path / "recordings" / f"{digit}_{speaker}_{index}.wav", tone(500 + 2000 * digit, 0.2))
+    return tmp_path
+
+
+def test_the_events_of_a_recording_are_the_changes_of_its_levels(spoken):
+    pytest.importorskip("torchaudio")
+    data = load("spoken-digits", 0.7, 0.0, spoken)
+    assert (len(data.train_labels), len(data.test_labels), data.train.channels) == (6, 12, 2 * SPEECH.bands)
+    found, counts = encode_folder(spoken, SPEECH)
+    one = int((data.test_labels == 1).nonzero()[0])
+    expected = next(c for c, r in zip(counts, found, strict=True) if r.digit == 1 and r.speaker == "cyd").flatten(1)
+    times, channels = data.test.times[one], data.test.indices[one]
+    steps = (times[channels >= 0] * 100).round().long() - 1
+    again = torch.zeros(SPEECH.steps, expected.shape[1], dtype=torch.int64)
+    again.index_put_((steps, channels[channels >= 0]), torch.tensor(1), accumulate=True)
+    assert torch.equal(again, expected.long())
+    assert len(load("spoken-digits", 0.7, 0.0, spoken, split="index").test_labels) == 6
+    few = load("spoken-digits", 0.7, 0.0, spoken, limit=3)
+    assert few.train_labels.equal(data.train_labels[:3])
+    early = load("spoken-digits", 0.15, 0.0, spoken)
+    assert float(early.test.times[torch.isfinite(early.test.times)].max()) <= 0.15
+
+
+def test_the_command_trains_on_spoken_digits_and_its_landscape_is_measured(spoken, capsys):
+    pytest.importorskip("torchaudio")
+    words = ["--data", "spoken-digits", "--data-folder", spoken, "--split", "index", "--hidden", 4, "--epochs", 1]
+    assert call("train", *words, "--batch-size", 4, "--out", spoken / "out") == 0
+    assert "spoken-digits: 12 samples to train, 6 to test" in capsys.readouterr().out
+    subject = load_subject(str(spoken / "out"))
+    assert subject.network[0].weight.shape == (4, 2 * SPEECH.bands)

@@ -33,7 +33,7 @@ from ..records import Records, Result, Setting, Trial
 from ..training import NonFiniteError
 from ..tuning import search
 from .data import SpikeData, load, select
-from .settings import DEFAULTS, Settings
+from .settings import DEFAULTS, TIMED, Settings
 from .train import build, fit
 
 if TYPE_CHECKING:
@@ -56,12 +56,13 @@ class Comparison:
 
     Attributes:
         dataset: One of :data:`~qif_plugins.experiments.exact.settings.DATA_SETS`.
-        root: Folder of ``"shd"``.
+        root: Folder of ``"shd"`` or of the recordings.
         limit: Samples of the training and of the test set at most; ``None``: all.
         hidden: Sizes of the hidden layers.
         recurrent: Whether hidden layers are recurrent.
         epochs: Epochs of every run.
         batch: Samples in a batch of every run.
+        split: Test samples of spoken digits, see :func:`~qif_plugins.experiments.exact.data.load`.
     """
 
     dataset: str = "digits"
@@ -71,6 +72,7 @@ class Comparison:
     recurrent: bool = False
     epochs: int = 8
     batch: int = 50
+    split: str = "speaker"
 
     def entries(self) -> dict[str, Any]:
         """Return all attributes in plain JSON values."""
@@ -105,7 +107,7 @@ def space(dataset: str) -> dict[str, BaseDistribution]:
     except ImportError as error:
         raise ImportError("the search needs Optuna: pip install 'qif-plugins[study]'") from error
     timing: dict[str, BaseDistribution] = {"tau": FloatDistribution(0.02, 0.5, log=True)}
-    if dataset != "shd":
+    if dataset not in TIMED:
         timing = {"duration": FloatDistribution(0.5, 8, log=True), "latest": FloatDistribution(0.2, 1)}
     return {
         **timing,
@@ -191,7 +193,7 @@ def compare(
 
     @lru_cache(maxsize=1)
     def whole(duration: float, latest: float) -> SpikeData:
-        return load(comparison.dataset, duration, latest, root, comparison.limit)
+        return load(comparison.dataset, duration, latest, root, comparison.limit, comparison.split)
 
     def run(setting: Setting) -> None:
         if setting in runs:

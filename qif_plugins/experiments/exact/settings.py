@@ -9,7 +9,9 @@ from ..names import BUNDLED
 
 NEURONS = ("lif", "qif", "theta")
 LOSSES = ("first", "count")
-DATA_SETS = (*BUNDLED, "shd")
+TIMED = ("shd", "spoken-digits")
+"""Data sets whose spikes have times, in seconds; those of images come from intensities."""
+DATA_SETS = (*BUNDLED, *TIMED)
 DEMONSTRATIONS = ("move", "count", "silence")
 """The demonstrations of ``qif exact demo``."""
 
@@ -67,6 +69,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "digits": {},
     "mnist5k": {"hidden": (200,), "lr": 3e-3},
     "shd": {"hidden": (128,), "duration": 1.4, "tau": 0.1, "loss": "count", "scale": 1.0, "rate": 3.0, "lr": 1e-3},
+    "spoken-digits": {"hidden": (64,), "duration": 0.7, "tau": 0.2, "scale": 0.03},
 }
 """Changes to :class:`Settings` by data set."""
 

@@ -85,8 +85,9 @@ def _exact(source: str, path: Path, content: dict[str, Any], data_folder: Path |
 
     settings, saved = Settings(**content["settings"]), content["data"]
     data = load(
-        saved["name"], settings.duration, settings.latest, saved["root"] and Path(saved["root"]), saved["limit"]
-    )
+        saved["name"], settings.duration, settings.latest, saved["root"] and Path(saved["root"]), saved["limit"],
+        saved["split"],
+    )  # fmt: skip
     network = build(settings, data.train.channels, data.classes)
     load_weights(network, content["network"], str(path))
 
