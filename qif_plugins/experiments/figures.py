@@ -44,7 +44,7 @@ def plot_curves(path: Path, curves: Iterable[Curve], title: str, y_label: str) -
     panels = list(dict.fromkeys(curve.panel for curve in curves))
     labels = list(dict.fromkeys(curve.label for curve in curves))
     colours = colours_of(labels)
-    with figure(path, (1.2 + 4.4 * len(panels), 4.6)) as drawn:
+    with figure(path, (1.2 + 4.4 * len(panels), 4.6), grid=True) as drawn:
         all_axes = drawn.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for panel, axes in zip(panels, all_axes, strict=True):
             for curve in (curve for curve in curves if curve.panel == panel):
@@ -57,13 +57,43 @@ def plot_curves(path: Path, curves: Iterable[Curve], title: str, y_label: str) -
                 high = [mean + deviation for mean, deviation in zip(curve.mean, curve.deviation, strict=True)]
                 axes.fill_between(epochs, low, high, color=style["color"], alpha=0.15, linewidth=0)
                 axes.plot(epochs, curve.mean, markersize=4, label=curve.label, **style)
-            axes.set_title(panel)
-            axes.set_xlabel("epoch")
+            axes.set(title=panel, xlabel="epoch")
             integer_ticks(axes.xaxis)
-            axes.grid(alpha=0.3)
         all_axes[0].set_ylabel(y_label)
         legend_below(drawn, all_axes[-1])
         drawn.suptitle(title)
+
+
+def plot_differences(
+    path: Path, rows: Sequence[str], differences: Mapping[str, Mapping[str, tuple[float, float, float]]], main: str
+) -> None:
+    """Draw differences from LIF's accuracy with their intervals, a row for each network and a colour for each arm.
+
+    Args:
+        path: The file to write.
+        rows: Names of the networks, from top to bottom.
+        differences: By arm and network, the difference and the ends of its interval; NaN draws no interval.
+        main: The arm that has QIF's colour.
+    """
+    differences = {arm: found for arm, found in differences.items() if found}
+    others = itertools.cycle(COLOURS[2:])
+    with figure(path, (8, 1.8 + max(0.28, 0.16 * len(differences)) * len(rows)), dpi=110, grid=True) as drawn:
+        axes = drawn.subplots()
+        for index, (arm, found) in enumerate(differences.items()):
+            places = [rows.index(name) + 0.14 * (index - (len(differences) - 1) / 2) for name in found]
+            points = [100 * mean for mean, _, _ in found.values()]
+            sides = [(mean - low, high - mean) for mean, low, high in found.values()]
+            spread = [[100 * max(0.0, side) for side in each] for each in zip(*sides, strict=True)]  # max of a NaN is 0
+            style = {"linestyle": "", "marker": "o", "markersize": 4, "capsize": 2}
+            axes.errorbar(
+                points, places, xerr=spread, color=COLOURS[1] if arm == main else next(others), label=arm, **style
+            )
+        axes.axvline(0, color=COLOURS[0], linewidth=1)
+        axes.set_yticks(range(len(rows)), rows)
+        axes.invert_yaxis()
+        axes.set_xlabel("accuracy less LIF's (points)")
+        if differences:
+            legend_below(drawn, axes, 3)
 
 
 def colours_of(labels: Iterable[str]) -> dict[str, str]:
@@ -150,10 +180,8 @@ def plot_phase(
                     label=f"_{region.meaning}" if region.meaning in named else region.meaning,
                 )  # fmt: skip
                 named.add(region.meaning)
-        axes.set_xlim(lo, hi)
-        axes.set_ylim(min(*images, *shown) - 0.1 * span, hi)
-        axes.set_xlabel("membrane before the step, v")
-        axes.set_ylabel("membrane after the step, h")
+        axes.set(xlim=(lo, hi), ylim=(min(*images, *shown) - 0.1 * span, hi))
+        axes.set(xlabel="membrane before the step, v", ylabel="membrane after the step, h")
         axes.set_title(f"Map of the QIF neuron, a = {params.a:g}, u1 = {params.u1:g}, u2 = {params.u2:g}")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2, frameon=False)
 
@@ -187,13 +215,10 @@ def plot_overhead(
             *zip(*((rate, 100 * overhead) for rate, overhead in points), strict=True), "o", markersize=5,
             color=COLOURS[-1], markerfacecolor="none", label="arithmetic, measured",
         )  # fmt: skip
-        axes.set_xscale("log")
-        axes.set_yscale("log")
+        axes.set(title=title, xlabel="spikes per connection and time step", ylabel="energy of QIF over LIF (%)")
+        axes.set(xscale="log", yscale="log")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter("{x:g}")
-        axes.set_xlabel("spikes per connection and time step")
-        axes.set_ylabel("energy of QIF over LIF (%)")
-        axes.set_title(title)
         axes.grid(alpha=0.3, which="both")
         legend_below(drawn, axes, 2)
 
@@ -250,7 +275,7 @@ def plot_sample(path: Path, x: Any, title: str, rows: bool, most: int = 10) -> N
 
 
 @contextmanager
-def figure(path: Path, size: tuple[float, float], dpi: int = 150) -> Iterator[Any]:
+def figure(path: Path, size: tuple[float, float], dpi: int = 150, grid: bool = False) -> Iterator[Any]:
     """Provide an empty Matplotlib figure, and write it to ``path`` in the format of its suffix if the block succeeds.
 
     Needs no display and leaves ``matplotlib.pyplot`` alone. A PDF or SVG holds no date.
@@ -259,22 +284,25 @@ def figure(path: Path, size: tuple[float, float], dpi: int = 150) -> Iterator[An
         path: The file to write.
         size: Width and height in inches.
         dpi: Pixels an inch. Default 150.
+        grid: Whether axes have a faint grid. Default False.
 
     Raises:
         ImportError: Matplotlib is not installed.
         ValueError: Matplotlib does not write the format of the suffix.
     """
     require_matplotlib(path)
+    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     drawn = Figure(figsize=size, dpi=dpi, layout="constrained")
     FigureCanvasAgg(drawn)
-    yield drawn
     form = path.suffix[1:].lower()
     undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(form)
-    with replacing(path) as beside:
-        drawn.savefig(beside, format=form, metadata=undated)
+    with rc_context({"axes.grid": grid, "grid.alpha": 0.3}):
+        yield drawn
+        with replacing(path) as beside:
+            drawn.savefig(beside, format=form, metadata=undated)
 
 
 def _draw_cobweb(axes: Any, path: Sequence[float], colour: str) -> None:

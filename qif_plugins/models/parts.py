@@ -10,6 +10,7 @@ import importlib
 import inspect
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ except ImportError as error:
         "qif_plugins.models is built on SpikingJelly's layers: pip install 'qif-plugins[spikingjelly]'"
     ) from error
 
-__all__ = ["NEURONS", "NORMS", "Neurons", "QIFNode", "SpikingModel", "conv", "layer", "linear", "norm1d", "norm2d"]
+__all__ = ["NEURONS", "NORMS", "Neurons", "QIFNode", "SpikingModel", "conv", "layer", "norm1d", "norm2d"]
 
 _adapter: Any = importlib.import_module("qif_plugins.adapters.spikingjelly")
 QIFNode = _adapter.QIFNode
@@ -133,35 +134,22 @@ def conv(channels: int, width: int, kernel: int = 3, stride: int = 1, bias: bool
     return layer.Conv2d(channels, width, kernel, stride, kernel // 2, bias=bias)
 
 
-def linear(features: int, width: int, bias: bool = True) -> nn.Module:
-    """Make a linear layer."""
-    return layer.Linear(features, width, bias=bias)
-
-
-def norm1d(name: str | None, features: int, v_threshold: float) -> nn.Module:
-    """Make the norm ``name`` of :data:`NORMS` for ``[T, N, features]``.
-
-    Raises:
-        ValueError: Unknown name.
-    """
-    return _norm(TDBatchNorm1d, name, features, v_threshold, 1.0)
-
-
-def norm2d(name: str | None, channels: int, v_threshold: float, alpha: float = 1.0) -> nn.Module:
+def norm2d(
+    name: str | None, channels: int, v_threshold: float, alpha: float = 1.0,
+    kind: type[TDBatchNorm1d] | type[TDBatchNorm2d] = TDBatchNorm2d,
+) -> nn.Module:  # fmt: skip
     """Make the norm ``name`` of :data:`NORMS` for ``[T, N, channels, H, W]``; ``alpha`` is tdBN's.
 
     Raises:
         ValueError: Unknown name.
     """
-    return _norm(TDBatchNorm2d, name, channels, v_threshold, alpha)
-
-
-def _norm(
-    kind: type[TDBatchNorm1d] | type[TDBatchNorm2d], name: str | None, channels: int, v_threshold: float, alpha: float
-) -> nn.Module:
     if name not in NORMS:
         raise ValueError(unknown("norm", name, NORMS))
     if name is None:
         return nn.Identity()
     # Batch norm over a sequence is tdBN at a scale of 1.
     return kind(channels, v_threshold, alpha) if name == "tdbn" else kind(channels)
+
+
+norm1d = partial(norm2d, kind=TDBatchNorm1d)
+"""The same for ``[T, N, features]``."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .parts import Neurons, QIFNode, SpikingModel, conv, layer, linear, norm2d
+from .parts import Neurons, QIFNode, SpikingModel, conv, layer, norm2d
 
 VGGSNN = (64, 128, "pool", 256, 256, "pool", 512, 512, "pool", 512, 512, "pool")
 
@@ -51,7 +51,7 @@ class PlainNet(SpikingModel):
             channels = width
         self.features = nn.Sequential(*features)
         self.flatten = layer.Flatten()
-        self.classifier = linear(channels * (size >> pools) ** 2, classes)
+        self.classifier = layer.Linear(channels * (size >> pools) ** 2, classes)
         self._finish()
 
     def forward(self, x_seq: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .parts import Neurons, QIFNode, SpikingModel, conv, layer, linear, norm1d, norm2d
+from .parts import Neurons, QIFNode, SpikingModel, conv, layer, norm1d, norm2d
 
 BRANCH_ALPHA = 1 / math.sqrt(2)
 
@@ -140,7 +140,7 @@ def resnet19(
     """
     neurons = Neurons(spiking_neuron, kwargs)
     middle = [norm1d(norm, 256, neurons.v_threshold)] if head_norm else []
-    head = nn.Sequential(linear(512, 256), *middle, neurons(256), linear(256, classes))
+    head = nn.Sequential(layer.Linear(512, 256), *middle, neurons(256), layer.Linear(256, classes))
     return ResNet(in_channels, 64, 3, 1, nn.Identity(), (3, 3, 2), (128, 256, 512), head, norm, neurons)
 
 
@@ -172,5 +172,5 @@ def resnet34(
     """
     neurons = Neurons(spiking_neuron, kwargs)
     pool = layer.MaxPool2d(3, 2, 1)
-    head = linear(512, classes)
+    head = layer.Linear(512, classes)
     return ResNet(in_channels, 64, 7, 2, pool, (3, 4, 6, 3), (64, 128, 256, 512), head, norm, neurons)

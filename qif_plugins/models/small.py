@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .parts import Neurons, QIFNode, SpikingModel, linear, norm1d
+from .parts import Neurons, QIFNode, SpikingModel, layer, norm1d
 from .plain import PlainNet
 
 
@@ -25,12 +25,12 @@ class Perceptron(SpikingModel):
         hidden: list[nn.Module] = []
         for features in [in_features, *[width] * (layers - 2)][: layers - 1]:
             hidden += [
-                linear(features, width, bias=norm is None),
+                layer.Linear(features, width, bias=norm is None),
                 norm1d(norm, width, neurons.v_threshold),
                 neurons(width),
             ]
         self.hidden = nn.Sequential(*hidden)
-        self.classifier = linear(width if hidden else in_features, classes)
+        self.classifier = layer.Linear(width if hidden else in_features, classes)
         self._finish()
 
     def forward(self, x_seq: Tensor) -> Tensor:

@@ -76,13 +76,13 @@ class OldRunner:
 
     def repeat(self) -> Times:
         """Measure a repetition, then wait until the other process sleeps: its threads spin after their work."""
-        times: Times = self.host.ask(_repeat, self.peer)
+        times: Times = self.host.ask(_call, self.peer, "repeat")
         time.sleep(SETTLE)
         return times
 
     def peak_bytes(self) -> int:
         """Measure the largest memory that one repetition holds."""
-        return int(self.host.ask(_peak_bytes, self.peer))
+        return int(self.host.ask(_call, self.peer, "peak_bytes"))
 
 
 # -- in the other process ----------------------------------------------------------------------------------------------
@@ -114,9 +114,5 @@ def _build(peer: str, steps: int, neurons: int, dtype: torch.dtype, device: torc
     _runners[peer] = Runner(peer, *_drawn(steps, neurons, dtype, device))
 
 
-def _repeat(peer: str) -> Times:
-    return _runners[peer].repeat()
-
-
-def _peak_bytes(peer: str) -> int:
-    return _runners[peer].peak_bytes()
+def _call(peer: str, method: str) -> Any:
+    return getattr(_runners[peer], method)()

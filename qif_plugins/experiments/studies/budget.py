@@ -163,7 +163,7 @@ def _value(value: Any) -> str:
 
 def _draw(search: dict[str, list[Trial]], final: dict[str, list[Trial]], path: Path) -> None:
     """Draw the best validation accuracy so far on the left, and the final test accuracies on the right."""
-    with figure(path, (9, 4), dpi=110) as drawn:
+    with figure(path, (9, 4), dpi=110, grid=True) as drawn:
         left, right = drawn.subplots(1, 2)
         for index, neuron in enumerate(NEURONS):
             values = [100 * trial.result["accuracy"] for trial in search[neuron]]
@@ -174,11 +174,7 @@ def _draw(search: dict[str, list[Trial]], final: dict[str, list[Trial]], path: P
             tested = [100 * trial.result["accuracy"] for trial in final[neuron]]
             right.plot([index] * len(tested), tested, linestyle="", marker="o", alpha=0.4, color=COLOURS[index])
             errorbars(right, {index + 0.15: tested}, marker="D", capsize=4, color=COLOURS[index])
-        left.set_xlabel("trial of the search")
-        left.set_ylabel("validation accuracy (%)")
+        left.set(xlabel="trial of the search", ylabel="validation accuracy (%)")
         left.legend()
         right.set_xticks(range(len(NEURONS)), [neuron.upper() for neuron in NEURONS])
-        right.set_xlim(-0.5, len(NEURONS) - 0.5)
-        right.set_ylabel("test accuracy of the best setting (%)")
-        for axes in (left, right):
-            axes.grid(alpha=0.3)
+        right.set(xlim=(-0.5, len(NEURONS) - 0.5), ylabel="test accuracy of the best setting (%)")

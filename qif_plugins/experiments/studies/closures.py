@@ -244,7 +244,7 @@ def _name(norm: str, threshold: float) -> str:
 
 def _draw(points: Points, path: Path) -> None:
     """Draw measured against predicted above, and the error over training below."""
-    with figure(path, (11, 7), dpi=110) as drawn:
+    with figure(path, (11, 7), dpi=110, grid=True) as drawn:
         panels = drawn.subplots(2, 3)
         epochs = points.values("epoch")
         styles = dict(zip((*CLOSURES, "assumed"), zip(COLOURS[2:], "o^s", strict=False), strict=True))
@@ -259,12 +259,7 @@ def _draw(points: Points, path: Path) -> None:
                     x, y = ([point[name][k] / _unit(point, k) for point in at] for name in (source, "measured"))
                     above.plot(x, y, linestyle="", markersize=3, alpha=0.6, **style)
                 below.plot(epochs, [_number(errors(points.where(epoch=e), source, k)) for e in epochs], **style)
-            above.set_xlabel(f"{q}{unit}, predicted from the measured input")
-            above.set_ylabel(f"{q}{unit}, measured")
-            below.set_xlabel("epoch")
-            below.set_ylabel(f"root-mean-square error of {q}{unit}")
-            below.set_ylim(bottom=0)
+            above.set(xlabel=f"{q}{unit}, predicted from the measured input", ylabel=f"{q}{unit}, measured")
+            below.set(xlabel="epoch", ylabel=f"root-mean-square error of {q}{unit}", ylim=(0, None))
             integer_ticks(below.xaxis)
-            for axes in (above, below):
-                axes.grid(alpha=0.3)
         legend_below(drawn, panels[1, 0])

@@ -158,7 +158,7 @@ def _draw(
     labels: Sequence[str], path: Path,
 ) -> None:  # fmt: skip
     """Draw the norm by layer, relative to the last layer's: predictions as lines, measurements as marks."""
-    with figure(path, (11, 5.5), dpi=110) as drawn:
+    with figure(path, (11, 5.5), dpi=110, grid=True) as drawn:
         panels = drawn.subplots(1, len(STEPS), sharey=True)
         for axes, steps in zip(panels, STEPS, strict=True):
             for label, colour, marker in zip(labels, COLOURS, MARKERS, strict=False):
@@ -169,10 +169,7 @@ def _draw(
                 axes.plot(layers, predicted[key], color=colour, linewidth=1)
                 means = [math.exp(fmean(map(math.log, norms))) for norms in zip(*measured[key], strict=True)]
                 axes.plot(layers, means, marker, color=colour, markersize=4, linestyle="", label=label)
-            axes.set_yscale("log")
-            axes.set_title(f"T = {steps}")
-            axes.set_xlabel("layer")
-            axes.grid(alpha=0.3)
+            axes.set(title=f"T = {steps}", xlabel="layer", yscale="log")
         panels[0].set_ylabel("norm over the last layer's")
         drawn.suptitle("Norm of the gradient by layer: lines predicted, marks measured")
         legend_below(drawn, panels[0])

@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
+from ...convert.trial import reset_state
 from ...diagnostics.spiking import spiking_layers
 from ...support.text import mean_pm
 from ..records import Result, Setting, Trial
-from .mismatch import SmoothedLoss, agreement
+from .mismatch import SmoothedLoss, agreement, changed_inputs
 from .page import table
 from .trial import data_of, make, outputs, train
 
@@ -96,23 +98,10 @@ def _compare(network: nn.Module, x: Tensor, labels: Tensor, setting: Setting, no
 
 def _normalize_under_noise(network: nn.Module, x: Tensor, setting: Setting, noise: float) -> None:
     """Set the norms' running statistics to those of these samples under this noise; switch to evaluation mode."""
-    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain mean over the batches seen
-    network.train()
     torch.manual_seed(setting["seed"])
-    handles = [
-        neuron.register_forward_pre_hook(lambda _, inputs: (inputs[0] + noise * torch.randn_like(inputs[0]),))
-        for neuron in spiking_layers(network).values()
-    ]
-    with torch.no_grad():
-        outputs(network, x.repeat(20, 1), setting["steps"])
-    for handle in handles:
-        handle.remove()
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+    reset_state(network)
+    with changed_inputs(spiking_layers(network).values(), lambda x_seq: x_seq + noise * torch.randn_like(x_seq)):
+        update_bn([x.repeat(20, 1).expand(setting["steps"], -1, -1)], network)
     network.eval()
 
 

@@ -12,7 +12,7 @@ from ...support.files import read_json
 from ..bench.harness import read_results
 from ..bench.peers import OURS
 from ..figures import COLOURS, MARKERS, figure, legend_below
-from ..records import Records, Result, Setting, Trial
+from ..records import Records, Setting, Trial
 from .page import Body, table
 from .runner import Options
 
@@ -26,15 +26,6 @@ QUESTION = (
 def plan(options: Options, done: Records) -> list[Setting]:
     """Name no trial: ``qif bench`` measures, and its files are read."""
     return []
-
-
-def run(setting: Setting) -> Result:
-    """Refuse to run: there are no trials.
-
-    Raises:
-        ValueError: Always.
-    """
-    raise ValueError("the latency study reads what qif bench measured; it has no trials of its own")
 
 
 def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
@@ -179,7 +170,7 @@ def _draw(files: Sequence[dict[str, Any]], path: Path) -> None:
     from matplotlib.ticker import LogLocator
 
     panels = [(content, dtype) for content in files for dtype in _dtypes(content)]
-    with figure(path, (1.5 + 5.5 * len(panels), 5), dpi=110) as drawn:
+    with figure(path, (1.5 + 5.5 * len(panels), 5), dpi=110, grid=True) as drawn:
         for axes, (content, dtype) in zip(drawn.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             rows = _ratios(content, dtype, _in_hosts), _ratios(content, dtype, _backends)
             for index, (ours, lif) in enumerate((*_by_pair(rows[0]), *_by_pair(rows[1], FASTEST))):
@@ -193,7 +184,5 @@ def _draw(files: Sequence[dict[str, Any]], path: Path) -> None:
             axes.yaxis.set_minor_formatter("")
             axes.axhline(1, color=COLOURS[0], linewidth=1, label="LIF")
             axes.set_title(f"{_machine(content)}, {dtype}", fontsize="medium")
-            axes.set_xlabel("neuron-steps T N")
-            axes.set_ylabel("time of QIF over that of LIF")
-            axes.grid(alpha=0.3)
+            axes.set(xlabel="neuron-steps T N", ylabel="time of QIF over that of LIF")
         legend_below(drawn, axes, 3)

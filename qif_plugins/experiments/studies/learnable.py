@@ -161,7 +161,7 @@ def _variant(setting: Setting) -> str:
 
 def _draw(results: Results, depths: Sequence[int], path: Path) -> None:
     """Draw the accuracy of every variant, and what each layer of the deepest network learned."""
-    with figure(path, (13, 4.2), dpi=110) as drawn:
+    with figure(path, (13, 4.2), dpi=110, grid=True) as drawn:
         panels = drawn.subplots(1, 4)
         for index, variant in enumerate(VARIANTS):
             style = {"color": COLOURS[1 + index], "label": variant}
@@ -176,9 +176,6 @@ def _draw(results: Results, depths: Sequence[int], path: Path) -> None:
         panels[0].set_xticks(range(len(depths)), [f"{layers} layers" for layers in depths])
         panels[0].set_ylabel("test accuracy (%)")
         for axes, name in zip(panels[1:], LEARNED, strict=True):
-            axes.set_ylabel(f"{name}, {max(depths)} layers")
-            axes.set_xlabel("layer")
+            axes.set(xlabel="layer", ylabel=f"{name}, {max(depths)} layers")
             integer_ticks(axes.xaxis)
-        for axes in panels:
-            axes.grid(alpha=0.3)
         legend_below(drawn, panels[0])

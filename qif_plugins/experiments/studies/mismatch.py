@@ -24,7 +24,7 @@ The network must treat its samples independently: batch norms in evaluation mode
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -116,7 +116,7 @@ class SmoothedLoss:
     def _losses(self, repeats: int, change: Callable[[Tensor], Tensor]) -> Tensor:
         """Compute the loss of each repeat of each sample, with ``change`` between the neurons and their input."""
         many = self.x.repeat(repeats, *[1] * (self.x.dim() - 1))
-        with _at_inputs(self.neurons, change):
+        with changed_inputs(self.neurons, change):
             return self.loss(self.forward(many), self.labels.repeat(repeats))
 
     def _gradient(self, value: Tensor) -> Tensor:
@@ -175,7 +175,7 @@ def agreement(true: Tensor, other: Tensor) -> Agreement:
 
 
 @contextmanager
-def _at_inputs(neurons: Sequence[nn.Module], change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def changed_inputs(neurons: Iterable[nn.Module], change: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Change what each of these layers receives, ``[T, N, ...]``, inside the block."""
 
     def before(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,7 +18,7 @@ from ...diagnostics.energy.counting import count_operations
 from ...diagnostics.spiking import spiking_layers
 from ...neuron.observe import watching
 from ...support.text import mean_pm
-from ..figures import COLOURS, figure, legend_below
+from ..figures import plot_differences
 from ..names import STUDIED
 from ..records import Records, Result, Setting, Trial, by_seed
 from ..training.batches import Batches
@@ -30,7 +29,7 @@ from ..training.losses import mean_cross_entropy
 from .networks import CLASSES, multi, rows
 from .page import Body, table
 from .runner import Options
-from .stats import LEVEL, Interval, ends, holm, in_common, p_value, paired
+from .stats import LEVEL, Difference, adjusted, difference, ends, p_text
 from .trial import Samples, data_of, trainer_of
 
 try:
@@ -149,16 +148,16 @@ def make(setting: Setting, example: Tensor) -> nn.Module:
     kernel, normed = setting["kernel"], setting["norm"] is not None
     features, channels, side = example[0, 0].numel(), example.shape[2], example.shape[3]
     made: list[nn.Module] = [] if kernel else [layer.Flatten()]
+    batch_norm = layer.BatchNorm2d if kernel else layer.BatchNorm1d
     for width in setting["widths"]:
         if kernel:
             side = (side + 1) // 2
             made.append(layer.Conv2d(channels, width, kernel, 2, kernel // 2, bias=not normed))
-            made += [layer.BatchNorm2d(width)] if normed else []
             features, channels = width * side**2, width
         else:
             made.append(layer.Linear(features, width, bias=not normed))
-            made += [layer.BatchNorm1d(width)] if normed else []
             features = width
+        made += [batch_norm(width)] if normed else []
         made.append(Recurrent(_neurons(setting), width) if setting["recurrent"] else _neurons(setting))
     model = multi(*made, *([layer.Flatten()] if kernel else []), layer.Linear(features, CLASSES))
     for module in model.modules():
@@ -297,14 +296,16 @@ def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
     results: Results = by_seed(trials, lambda setting: (_condition(setting), setting["arm"]))
     conditions = list(dict.fromkeys(condition for condition, _ in results))
     differences = {
-        key: (paired(first, second), p_value(first, second))
+        key: found
         for key in results
-        if key[1] != "LIF" and (pair := in_common(results.get((key[0], "LIF"), {}), results[key]))[0]
-        for first, second in (pair,)
+        if key[1] != "LIF" and (found := difference(results.get((key[0], "LIF"), {}), results[key]))
     }
-    adjusted = dict(zip(differences, holm([p for _, p in differences.values()]), strict=True))
+    p_values = adjusted(differences)
     others = [arm for arm in ARMS if any((condition, arm) in differences for condition in conditions)]
-    _draw({key: found for key, (found, _) in differences.items()}, conditions, others, picture)
+    drawn = {
+        arm: {_label(c): differences[c, arm].interval for c in conditions if (c, arm) in differences} for arm in others
+    }
+    plot_differences(picture, list(map(_label, conditions)), drawn, DEFAULT)
     first = table(
         ["", "LIF, %", *others],
         [
@@ -322,7 +323,7 @@ def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
     rows = [
         [
             _label(condition), arm, str(len(results[condition, arm])),
-            mean_pm(_values(results, condition, arm, "accuracy"), ".1f", 100), _p(adjusted.get((condition, arm))),
+            mean_pm(_values(results, condition, arm, "accuracy"), ".1f", 100), p_text(p_values.get((condition, arm))),
             *costs_of(list(results[condition, arm].values())),
         ]
         for condition in conditions
@@ -343,7 +344,7 @@ def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
         f"with Student's intervals, each for itself; p is adjusted by Holm for all {len(differences)} comparisons. "
         f"{COUNTED}"
     )
-    return Body(_finding(differences, adjusted, conditions), [first, table(header, rows, 2)], method)
+    return Body(_finding(differences, p_values, conditions), [first, table(header, rows, 2)], method)
 
 
 COUNTED = (
@@ -408,12 +409,8 @@ def _values(results: Results, condition: Condition, arm: str, name: str) -> list
     return [result[name] for result in results.get((condition, arm), {}).values()]
 
 
-def _difference(found: tuple[Interval, float] | None) -> str:
-    return "–" if found is None else f"{100 * found[0][0]:+.1f} ({ends(found[0], 1)})"
-
-
-def _p(value: float | None) -> str:
-    return "–" if value is None or math.isnan(value) else f"{value:.2g}"
+def _difference(found: Difference | None) -> str:
+    return "–" if found is None else f"{100 * found.interval[0]:+.1f} ({ends(found.interval, 1)})"
 
 
 def _arguments(arm: str) -> str:
@@ -421,21 +418,21 @@ def _arguments(arm: str) -> str:
 
 
 def _finding(
-    differences: Mapping[tuple[Condition, str], tuple[Interval, float]],
-    adjusted: Mapping[tuple[Condition, str], float], conditions: Sequence[Condition],
+    differences: Mapping[tuple[Condition, str], Difference], p_values: Mapping[tuple[Condition, str], float],
+    conditions: Sequence[Condition],
 ) -> str:  # fmt: skip
     if not differences:
         return "The study is under way: no network has finished beside its LIF network yet."
     means = []
     for norm, name in (("batch", "with batch norm"), (None, "without norm")):
         of_arms = {
-            arm: [found[0] for (condition, of), (found, _) in differences.items() if (condition[2], of) == (norm, arm)]
+            arm: [f.interval[0] for (condition, of), f in differences.items() if (condition[2], of) == (norm, arm)]
             for arm in ARMS
         }
         parts = [f"{arm} {100 * fmean(values):+.1f}" for arm, values in of_arms.items() if values]
         cases = sum(condition[2] == norm for condition in conditions)
         means += [f"{name} ({cases} case{'s' if cases > 1 else ''}) {', '.join(parts)}"] if parts else []
-    significant = {key: differences[key][0][0] > 0 for key, p in adjusted.items() if p < 1 - LEVEL}
+    significant = {key: differences[key].interval[0] > 0 for key, p in p_values.items() if p < 1 - LEVEL}
     counts = [
         f"{arm} {above} and {len(of_arm) - above}"
         for arm in ARMS
@@ -446,29 +443,3 @@ def _finding(
         f"Points of accuracy less LIF's, on average: {'; '.join(means)}. Significantly above and below LIF after "
         f"Holm's adjustment for {len(differences)} comparisons: {'; '.join(counts) or 'no arm in any case'}."
     )
-
-
-def _draw(
-    differences: Mapping[tuple[Condition, str], Interval], conditions: Sequence[Condition], arms: Sequence[str],
-    path: Path,
-) -> None:  # fmt: skip
-    """Draw the difference from LIF of every condition and arm, with its interval."""
-    with figure(path, (8, 1.8 + 0.8 * len(conditions)), dpi=110) as drawn:
-        axes = drawn.subplots()
-        for index, arm in enumerate(arms):
-            found = {c: differences[c, arm] for c in conditions if (c, arm) in differences}
-            places = [conditions.index(condition) + 0.14 * (index - (len(arms) - 1) / 2) for condition in found]
-            points = [100 * mean for mean, _, _ in found.values()]
-            sides = [(mean - low, high - mean) for mean, low, high in found.values()]
-            spread = [[100 * max(0.0, side) for side in each] for each in zip(*sides, strict=True)]  # max of a NaN is 0
-            colour = COLOURS[1] if arm == DEFAULT else [c for c in COLOURS if c != COLOURS[1]][1 + index]
-            axes.errorbar(
-                points, places, xerr=spread, linestyle="", marker="o", markersize=4, capsize=2, color=colour, label=arm
-            )
-        axes.axvline(0, color=COLOURS[0], linewidth=1)
-        axes.set_yticks(range(len(conditions)), [_label(condition) for condition in conditions])
-        axes.invert_yaxis()
-        axes.set_xlabel("accuracy less LIF's (points)")
-        axes.grid(alpha=0.3)
-        if arms:
-            legend_below(drawn, axes, 3)

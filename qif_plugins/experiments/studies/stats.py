@@ -6,12 +6,40 @@ import importlib
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 LEVEL = 0.95
 """Share of all intervals that cover the true difference."""
+Key = TypeVar("Key")
 Interval = tuple[float, float, float]
 """Difference of two means, and the ends of its interval; these are NaN where there are too few values."""
+
+
+class Difference(NamedTuple):
+    """A difference of accuracies, paired by seed, and the p-value of Student's paired t-test."""
+
+    interval: Interval
+    p: float
+
+
+def difference(first: Mapping[int, Any], second: Mapping[int, Any]) -> Difference | None:
+    """Compare the accuracies of two sets of results by seed, ``second`` less ``first``; ``None`` without common seeds.
+
+    Raises:
+        ImportError: SciPy is not installed.
+    """
+    before, after = in_common(first, second)
+    return Difference(paired(before, after), p_value(before, after)) if before else None
+
+
+def adjusted(differences: Mapping[Key, Difference]) -> dict[Key, float]:
+    """Adjust the p-values of differences for their number, see :func:`holm`."""
+    return dict(zip(differences, holm([found.p for found in differences.values()]), strict=True))
+
+
+def p_text(value: float | None) -> str:
+    """Format a p-value; a dash where it is not known."""
+    return "–" if value is None or math.isnan(value) else f"{value:.2g}"
 
 
 def interval(found: Interval, digits: int = 2) -> str:

@@ -17,13 +17,13 @@ from ...diagnostics.running import preserved
 from ...diagnostics.spiking import spiking_layers
 from ...support.names import unknown
 from ...support.text import mean_pm
-from ..figures import COLOURS, figure, legend_below
+from ..figures import plot_differences
 from ..records import Records, Result, Setting, Trial, by_seed
 from ..training.firing import FiringRates
 from . import networks
 from .page import Body, table
 from .runner import Options
-from .stats import LEVEL, Interval, ends, holm, in_common, interval, p_value, paired
+from .stats import LEVEL, Difference, Interval, adjusted, difference, ends, interval, p_text, paired
 
 TITLE = "Swapped networks"
 QUESTION = (
@@ -138,18 +138,29 @@ def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
     names = list(dict.fromkeys(trial.setting["network"] for trial in trials))
     variants = list(dict.fromkeys((arm, factor) for _, arm, factor in results if arm != "lif"))
     main = next((v for v in (("default", 1.0), *variants) if v in variants), ("default", 1.0))
-    differences = {variant: _differences(results, names, *variant) for variant in variants}
+    differences = {
+        (arm, factor): {
+            name: each
+            for name in names
+            if (each := difference(results.get((name, "lif", factor), {}), results.get((name, arm, factor), {})))
+        }
+        for arm, factor in variants
+    }
+    drawn = {
+        _label(*variant): {name: each.interval for name, each in by_name.items()}
+        for variant, by_name in differences.items()
+    }
+    plot_differences(picture, names, drawn, _label(*main))
     found = differences.get(main, {})
-    _draw(differences, names, picture)
     header = [
         "", "LIF, %", "swapped, %", "difference, points", "95 % interval", "p (Holm)", "spikes a neuron-step, LIF",
         "swapped",
     ]  # fmt: skip
-    adjusted = dict(zip(found, holm([p for _, p in found.values()]), strict=True))
+    p_values = adjusted(found)
     rows = [
         [
             name, *(_accuracy(results, name, arm, main[1]) for arm in ("lif", main[0])),
-            *_difference_cells(found.get(name), adjusted.get(name, math.nan)),
+            *_difference_cells(found.get(name), p_values.get(name)),
             *(_rate(results, name, arm, main[1]) for arm in ("lif", main[0])),
         ]
         for name in names
@@ -174,34 +185,23 @@ def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
         "differences by seed, each for its own network; p is adjusted by Holm for the number of networks. The last "
         "row takes the networks' mean differences as a sample."
     )
-    return Body(_finding(found, adjusted, over, main), sections, method)
+    return Body(_finding(found, p_values, over, main), sections, method)
 
 
-def _differences(results: Results, names: Sequence[str], arm: str, factor: float) -> dict[str, tuple[Interval, float]]:
-    """Difference of an arm from LIF with its interval, and its p-value, by network; over the seeds of both."""
-    found = {}
-    for name in names:
-        lif, other = results.get((name, "lif", factor), {}), results.get((name, arm, factor), {})
-        first, second = in_common(lif, other)
-        if first:
-            found[name] = paired(first, second), p_value(first, second)
-    return found
-
-
-def _over_networks(found: dict[str, tuple[Interval, float]]) -> Interval | None:
-    means = [difference[0] for difference, _ in found.values()]
+def _over_networks(found: dict[str, Difference]) -> Interval | None:
+    means = [each.interval[0] for each in found.values()]
     return paired([0.0] * len(means), means) if means else None
 
 
 def _finding(
-    found: dict[str, tuple[Interval, float]], adjusted: dict[str, float], over: Interval | None, main: tuple[str, float]
+    found: dict[str, Difference], p_values: dict[str, float], over: Interval | None, main: tuple[str, float]
 ) -> str:
     if over is None:
         return "No network has been trained with LIF and swapped yet."
     lost, won = (
-        [n for n, p in adjusted.items() if p < 1 - LEVEL and found[n][0][0] * side > 0] for side in (-1, 1)
+        [n for n, p in p_values.items() if p < 1 - LEVEL and found[n].interval[0] * side > 0] for side in (-1, 1)
     )  # fmt: skip
-    tested = sum(not math.isnan(p) for p in adjusted.values())
+    tested = sum(not math.isnan(p) for p in p_values.values())
     by_network = (
         f"Significantly worse than LIF (Holm): {len(lost)} of {tested}{_named(lost)}; better: {len(won)}{_named(won)}."
         if tested
@@ -232,44 +232,16 @@ def _rate(results: Results, name: str, arm: str, factor: float) -> str:
     return f"{fmean(rates):.3f}" if rates else "–"
 
 
-def _difference_cells(found: tuple[Interval, float] | None, adjusted: float) -> list[str]:
-    if found is None:
-        return ["–"] * 3
-    return [f"{100 * found[0][0]:+.1f}", ends(found[0], 1), "–" if math.isnan(adjusted) else f"{adjusted:.2g}"]
+def _difference_cells(found: Difference | None, p: float | None) -> list[str]:
+    return ["–"] * 3 if found is None else [f"{100 * found.interval[0]:+.1f}", ends(found.interval, 1), p_text(p)]
 
 
 def _other_rows(
-    differences: dict[tuple[str, float], dict[str, tuple[Interval, float]]], names: Sequence[str],
+    differences: dict[tuple[str, float], dict[str, Difference]], names: Sequence[str],
     others: Sequence[tuple[str, float]],
 ) -> list[list[str]]:  # fmt: skip
     rows = [
-        [name, *(f"{100 * found[name][0][0]:+.1f}" if name in (found := differences[v]) else "–" for v in others)]
-        for name in names
+        [name, *(_difference_cells(differences[variant].get(name), None)[0] for variant in others)] for name in names
     ]
     means = [_over_networks(differences[variant]) for variant in others]
     return [*rows, ["mean over networks", *("–" if m is None else f"{100 * m[0]:+.2f} ({ends(m)})" for m in means)]]
-
-
-def _draw(
-    differences: dict[tuple[str, float], dict[str, tuple[Interval, float]]], names: Sequence[str], path: Path
-) -> None:
-    """Draw the difference from LIF of every network and arm, with its interval."""
-    with figure(path, (8, 1.5 + 0.28 * len(names)), dpi=110) as drawn:
-        axes = drawn.subplots()
-        for index, (variant, found) in enumerate(differences.items()):
-            places = [names.index(name) + 0.15 * index for name in found]
-            points = [100 * difference[0] for difference, _ in found.values()]
-            spread = [
-                [0.0 if math.isnan(low) else 100 * (mean - low) for (mean, low, _), _ in found.values()],
-                [0.0 if math.isnan(high) else 100 * (high - mean) for (mean, _, high), _ in found.values()],
-            ]
-            style = {"linestyle": "", "marker": "o", "markersize": 4, "capsize": 2}
-            colour = COLOURS[1 + index % (len(COLOURS) - 1)]
-            axes.errorbar(points, places, xerr=spread, color=colour, label=_label(*variant), **style)
-        axes.axvline(0, color="black", linewidth=0.8)
-        axes.set_yticks(range(len(names)), names)
-        axes.invert_yaxis()
-        axes.set_xlabel("accuracy less LIF's (points)")
-        axes.grid(alpha=0.3)
-        if differences:
-            legend_below(drawn, axes)

@@ -77,13 +77,8 @@ def data_of(name: str, validation: bool = False) -> Data:
 
 def _held_back(images: Images) -> Images:
     cut = len(images.train) * 4 // 5
-    return replace(
-        images,
-        train=images.train[:cut],
-        train_labels=images.train_labels[:cut],
-        test=images.train[cut:],
-        test_labels=images.train_labels[cut:],
-    )
+    x, y = images.train, images.train_labels
+    return replace(images, train=x[:cut], train_labels=y[:cut], test=x[cut:], test_labels=y[cut:])
 
 
 def perceptrons(quick: bool, epochs: int = 6) -> Setting:

@@ -260,7 +260,7 @@ def _label(setting: Setting) -> str:
 
 def _draw(trained: Trainings, compared: Comparisons, path: Path) -> None:
     """Draw accuracy and cosine against depth, a column for each neuron."""
-    with figure(path, (10, 7), dpi=110) as drawn:
+    with figure(path, (10, 7), dpi=110, grid=True) as drawn:
         panels = drawn.subplots(2, 2, sharex=True, sharey="row")
         for column, neuron in enumerate(NEURONS):
             depths = trained.depths("Adam", neuron)
@@ -277,10 +277,7 @@ def _draw(trained: Trainings, compared: Comparisons, path: Path) -> None:
                 }
                 errorbars(panels[1, column], cosines, **style)
             panels[0, column].set_title(f"{neuron.upper()}, Adam")
-            panels[1, column].set_xlabel("layers")
-            panels[1, column].set_xticks(depths)
-            for row in (0, 1):
-                panels[row, column].grid(alpha=0.3)
+            panels[1, column].set(xlabel="layers", xticks=depths)
         panels[0, 0].set_ylabel("test accuracy (%)")
         panels[1, 0].set_ylabel(f"cosine to the true gradient\n(trained, σ = {NOISES[0]:g})")
         legend_below(drawn, panels[0, 0])
