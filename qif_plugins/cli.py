@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from . import __version__
+from .support.text import one_line
 
 COMMANDS = {
     "compare": "train one network with LIF and with QIF in every installed host, and compare",
@@ -47,12 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(words, name)
     except (ValueError, ImportError, OSError) as error:
-        print(f"qif {name}: {_one_line(error)}", file=sys.stderr)
+        print(f"qif {name}: {one_line(error)}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
             raise
-        what = _one_line(error).rpartition("Allocator: ")[2][:200]  # PyTorch's sentence begins with where it failed
+        what = one_line(error).rpartition("Allocator: ")[2][:200]  # PyTorch's sentence begins with where it failed
         way_out = "take a smaller network, smaller batches or fewer time steps"
         print(f"qif {name}: not enough memory ({what}); {way_out}", file=sys.stderr)
         return 2
@@ -120,10 +121,6 @@ def _out_of_memory(error: Exception) -> bool:
     """Tell whether an allocation failed, by the messages of PyTorch's allocators."""
     words = ("can't allocate memory", "not enough memory", "out of memory", "storage size calculation overflowed")
     return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 if __name__ == "__main__":

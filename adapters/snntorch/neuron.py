@@ -27,7 +27,7 @@ from qif_plugins.neuron.names import DEFAULT_BETA, DEFAULT_WINDOW, MAP, MATCHED,
 from qif_plugins.neuron.parameters import Number
 from qif_plugins.neuron.surrogate import ATan, FusedSurrogate, Window, spike
 from qif_plugins.ops.backends import BackendName
-from qif_plugins.support.names import unknown
+from qif_plugins.support.names import check_known
 from qif_plugins.support.numbers import number
 
 from .instances import enter
@@ -155,8 +155,7 @@ class QIF(Parameters, snn.Leaky):
         check_leak(chosen, learn_beta)
         beta = given.get("beta", DEFAULT_BETA if chosen.left_open else None)
         # Everything is checked before the host's constructor enters the neuron in SpikingNeuron.instances.
-        if reset_mechanism not in snn.SpikingNeuron.reset_dict:
-            raise ValueError(unknown("reset_mechanism", reset_mechanism, snn.SpikingNeuron.reset_dict))
+        check_known("reset_mechanism", snn.SpikingNeuron.reset_dict, reset_mechanism)
         if surrogate_disable:
             chosen_window(window, Heaviside(), "surrogate_disable")
         window = chosen_window(window, spike_grad, "spike_grad") or DEFAULT_WINDOW

@@ -13,7 +13,7 @@ from ..experiments.bench.harness import FULL, QUICK, QUICK_GPU
 from ..experiments.bench.harness import run as measure_sizes
 from ..experiments.bench.machine import machine_name
 from ..experiments.bench.peers import OURS, PEERS
-from ..support.names import unknown
+from ..support.names import check_known
 from .objects import device
 
 
@@ -47,9 +47,7 @@ def _networks(
             )
     from ..experiments.bench import networks  # needs both hosts
 
-    for name in arguments.networks:
-        if name not in networks.NETWORKS:
-            raise ValueError(unknown("network", name, networks.NETWORKS))
+    check_known("network", networks.NETWORKS, *arguments.networks)
     return networks.run(
         arguments.networks or list(networks.NETWORKS), dtypes, not arguments.eager, arguments.batch_size, where, path,
         command, arguments.seconds or 10.0, _say, arguments.resume, minutes,
@@ -70,10 +68,7 @@ def _sizes(
     sizes = tuple((steps, neurons) for steps, neurons in wanted if steps * neurons <= most)
     if not sizes:
         raise ValueError(f"no size has T times N of at most --most {most}; raise it")
-    optional = [name for name in PEERS if name != OURS]
-    for name in arguments.leave_out:
-        if name not in optional:
-            raise ValueError(unknown("neuron to --leave-out", name, optional))
+    check_known("neuron to --leave-out", [name for name in PEERS if name != OURS], *arguments.leave_out)
     seconds = arguments.seconds or (2.0 if arguments.full and not arguments.size else 10.0)
     return measure_sizes(
         sizes, dtypes, where, path, command, arguments.old_spikingjelly, seconds, _say, arguments.resume, minutes,

@@ -22,6 +22,7 @@ from ..ops.shortcuts import ENABLED, VARIABLE, eager
 from ..ops.shortcuts.memory import uses_huge_pages
 from ..ops.shortcuts.openmp import uses_openmp
 from ..ops.threads import which_threads
+from ..support.text import one_line
 
 OPTIONAL = {
     "numba": ("numba",),
@@ -95,7 +96,7 @@ def _self_check(backend: BackendName, device: torch.device) -> str | None:
     try:
         results = _small_problem(backend, device)
     except Exception as error:  # whatever a kernel raises is a finding to print
-        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return f"{type(error).__name__}: {one_line(error)}"
     expected = _small_problem("torch", torch.device("cpu"))
     wrong = [name for name in expected if not torch.equal(results[name].cpu(), expected[name])]
     return f"{', '.join(wrong)} differ from the reference" if wrong else None

@@ -17,7 +17,7 @@ from ..experiments.exact.train import build, fit
 from ..experiments.figures import require_matplotlib
 from ..experiments.records import Trial
 from ..support.files import finite, occupied, write_json
-from ..support.names import unknown
+from ..support.names import check_known
 from .options import NUMBERS
 
 
@@ -170,9 +170,7 @@ def _compare_in(comparison: Comparison, arguments: argparse.Namespace) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    for name in arguments.names:
-        if name not in DEMOS:
-            raise ValueError(unknown("demonstration", name, DEMOS))
+    check_known("demonstration", DEMOS, *arguments.names)
     require_matplotlib()
     results = {}
     with occupied(arguments.out):

@@ -197,7 +197,7 @@ def _table(results: Sequence[_Result]) -> str:
                 continue
             numbers = {key: [line.numbers[key] for line in measured] for key in measured[0].numbers}
             found = [jump.event for line in measured for jump in line.jumps]
-            where = ", ".join(f"{event}: {count}" for event, count in sorted(Counter(found).items(), key=_by_event))
+            where = ", ".join(f"{event}: {count}" for event, count in Counter(sorted(found, key=EVENTS.index)).items())
             rows.append(
                 (
                     title,
@@ -215,7 +215,3 @@ def _table(results: Sequence[_Result]) -> str:
                 )
             )
     return text_table(header, rows, left=2)
-
-
-def _by_event(item: tuple[str, int]) -> int:
-    return EVENTS.index(item[0])

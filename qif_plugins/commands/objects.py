@@ -9,7 +9,7 @@ import torch
 from ..neuron.arguments import MapArguments, build_parameters
 from ..neuron.names import DEFAULT_BETA, MAP
 from ..neuron.parameters import QIFParameters
-from ..support.names import unknown
+from ..support.names import check_known
 
 
 def neuron(arguments: argparse.Namespace) -> QIFParameters:
@@ -47,9 +47,7 @@ def one_of(kind: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
         ValueError: An empty list or an unknown name; the message lists those that exist.
     """
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    for name in names:
-        if name not in known:
-            raise ValueError(unknown(kind, name, known))
+    check_known(kind, known, *names)
     if not names:
         raise ValueError(f"no {kind} given; choose from {', '.join(map(repr, known))}")
     return names

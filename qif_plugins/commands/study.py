@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..experiments.figures import require_matplotlib
 from ..experiments.studies import OF_FOLDERS, STUDIES
-from ..support.names import unknown
+from ..support.names import check_known
 
 if TYPE_CHECKING:
     from ..experiments.studies.runner import Progress
@@ -25,8 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"{name:10} {asks}")
         return 0
     names = list(STUDIES) if arguments.name == "all" else [arguments.name]
-    if names[0] not in STUDIES:
-        raise ValueError(unknown("study", names[0], (*STUDIES, "all")))
+    check_known("study", (*STUDIES, "all"), names[0])
     if len(names) > 1 and not (arguments.data_folder or arguments.quick):
         names = [name for name in names if name not in OF_FOLDERS]
         print(f"without --data-folder, which they need, {' and '.join(OF_FOLDERS)} are left out")

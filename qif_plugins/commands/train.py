@@ -116,7 +116,7 @@ def _reschedule(trainer: Trainer, config: Config, before: int) -> str:
 
 
 def _train(trainer: Trainer, store: Checkpoints, out: Path, arguments: argparse.Namespace, said: list[str]) -> int:
-    say = print if trainer.main and not arguments.quiet else _nothing
+    say = print if trainer.main and not arguments.quiet else lambda *_, **__: None
     done = trainer.epoch * trainer.steps + trainer.step
     for line in said:
         say(line, flush=True)
@@ -171,10 +171,6 @@ def _flat(tables: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _show(config: Config) -> None:
     for key, value in _flat(config.to_dict()).items():
         print(f"{key} = {value!r}")
-
-
-def _nothing(*args: Any, **kwargs: Any) -> None:
-    """Print nothing, in place of ``print``."""
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from .. import __version__
 from ..neuron.names import WINDOWS
 from ..support.checkpoints import check_content, check_tensors, load, save
 from ..support.files import finite, write_json
-from ..support.names import unknown
+from ..support.names import check_known
 from .exact.settings import LOSSES, NEURONS, PARTS
 from .names import HOSTS
 from .training.state import PARTS as STATE
@@ -119,7 +119,7 @@ def _check_values(content: Mapping[str, Any]) -> None:
     known: dict[str, Any] = {}
     settings: Mapping[str, Any] = content
     if content["kind"] == COMPARE:
-        known = {"host": HOSTS, "neuron": ("LIF", "QIF"), "window": WINDOWS if content["neuron"] == "QIF" else None}
+        known = {"host": HOSTS, "neuron": ("LIF", "QIF"), **({"window": WINDOWS} if content["neuron"] == "QIF" else {})}
     elif content["kind"] == EXACT_NETWORK:
         known, settings, limit = {"neuron": NEURONS, "loss": LOSSES}, content["settings"], content["data"]["limit"]
         if further := sorted(settings.keys() - PARTS.keys()):
@@ -127,8 +127,7 @@ def _check_values(content: Mapping[str, Any]) -> None:
         if any(size < 1 for size in settings["hidden"]) or (limit is not None and limit < 1):
             raise ValueError(f"it has the layers {settings['hidden']} and the limit {limit} of samples")
     for what, names in known.items():
-        if names is not None and settings[what] not in names:
-            raise ValueError(unknown(what, settings[what], names))
+        check_known(what, names, settings[what])
 
 
 class Checkpoints:

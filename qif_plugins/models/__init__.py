@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from ..support.names import unknown
+from ..support.names import check_known
 from .parts import NEURONS, NORMS, SpikingModel
 from .plain import PlainNet, vggsnn
 from .resnet import ResNet, resnet19, resnet34
@@ -57,8 +57,7 @@ def build(
         ValueError: Unknown model or neuron, a shape that the model does not take, or arguments that neither the
             model nor the neuron has.
     """
-    if name not in MODELS:
-        raise ValueError(unknown("model", name, MODELS))
+    check_known("model", MODELS, name)
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(f"shape must be [C, H, W] of one sample of one step, all positive, got {list(shape)}")
     channels, height, width = shape

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..neuron.norm import TDBatchNorm1d, TDBatchNorm2d
-from ..support.names import unknown
+from ..support.names import check_known
 
 try:
     from spikingjelly.activation_based import base, functional, layer, neuron
@@ -68,8 +68,7 @@ class Neurons:
         self.kwargs = dict(kwargs)
         self.per_channel = self.kwargs.pop("per_channel", False)
         if isinstance(spiking_neuron, str):
-            if spiking_neuron not in NEURONS:
-                raise ValueError(unknown("neuron", spiking_neuron, NEURONS))
+            check_known("neuron", NEURONS, spiking_neuron)
             self.constructor, defaults = NEURONS[spiking_neuron]
             self.kwargs = defaults | self.kwargs
         else:
@@ -143,8 +142,7 @@ def norm2d(
     Raises:
         ValueError: Unknown name.
     """
-    if name not in NORMS:
-        raise ValueError(unknown("norm", name, NORMS))
+    check_known("norm", NORMS, name)
     if name is None:
         return nn.Identity()
     # Batch norm over a sequence is tdBN at a scale of 1.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .files import check_parts, replacing
+from .text import one_line
 
 
 def save(path: Path, content: Any) -> None:
@@ -60,8 +61,7 @@ def load(path: Path, what: str, hint: str = "") -> Any:
             broken = archive.testzip()
     except Exception as error:  # any error is possible in a file that is truncated or overwritten
         raise ValueError(
-            f"{path} is damaged or incomplete ({' '.join(str(error).split())}); take another copy or an earlier "
-            "checkpoint"
+            f"{path} is damaged or incomplete ({one_line(error)}); take another copy or an earlier checkpoint"
         ) from error
     if broken is not None:
         raise ValueError(
@@ -133,7 +133,7 @@ def load_weights(model: nn.Module, saved: Mapping[str, Any], source: str = "the 
         if not problem:
             model.load_state_dict(saved)
     except (RuntimeError, TypeError, AttributeError, ValueError, KeyError) as error:
-        problem = " ".join(str(error).split())
+        problem = one_line(error)
         # PyTorch has copied the tensors that fit.
         model.load_state_dict(before, strict=False)
     if problem:

@@ -1,4 +1,4 @@
-"""Message for an unknown name."""
+"""Check names, and write the message for an unknown one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,22 @@ from collections.abc import Iterable
 from typing import Any
 
 from .text import shown
+
+
+def check_known(kind: str, known: Iterable[Any], *names: Any) -> None:
+    """Check that names exist.
+
+    Args:
+        kind: The thing that they should name, such as ``"window"``.
+        known: The names that exist.
+        names: The names to check.
+
+    Raises:
+        ValueError: One does not exist; the message is that of :func:`unknown`.
+    """
+    for name in names:
+        if name not in known:
+            raise ValueError(unknown(kind, name, known))
 
 
 def unknown(kind: str, value: Any, known: Iterable[Any], otherwise: str = "") -> str:

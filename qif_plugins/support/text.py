@@ -1,4 +1,4 @@
-"""Format means, shares, values and tables as plain text."""
+"""Format means, shares, values, errors and tables as plain text."""
 
 from __future__ import annotations
 
@@ -35,6 +35,11 @@ def shown(value: Any) -> str:
     except ValueError:  # Python writes no number of more than 4300 digits
         return "a number of thousands of digits"
     return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
+
+
+def one_line(error: BaseException, most: int | None = None) -> str:
+    """Return an error's message on one line, cut after ``most`` characters; its type where it has no message."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:most]
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ...support.files import finite, occupied, read_json, write_json
-from ...support.text import text_table
+from ...support.text import one_line, text_table
 from .machine import installed, machine
 from .old_host import OldHost, OldRunner
 from .peers import OURS, draw, dtype_name, moved_bytes, peers_for
@@ -80,7 +80,7 @@ def measure(
     try:
         x, gradient = draw(*shape)
     except RuntimeError as error:
-        raise _cannot(shape, one_line(error)) from error
+        raise _cannot(shape, one_line(error, 200)) from error
     plans: dict[str, Callable[[], Runner | OldRunner]] = {
         name: partial(Runner, name, x, gradient) for name in peers_for(device, hosts) if name not in leave_out
     }
@@ -142,12 +142,7 @@ def _start(build: Callable[[], Runner | OldRunner]) -> tuple[Runner | OldRunner,
         runner = build()
         return runner, runner.peak_bytes()
     except Exception as error:
-        return f"{type(error).__name__}: {one_line(error)}"
-
-
-def one_line(error: Exception) -> str:
-    """Return an error's message on one line, cut after 200 characters."""
-    return " ".join(str(error).split())[:200]
+        return f"{type(error).__name__}: {one_line(error, 200)}"
 
 
 def run(

@@ -29,9 +29,10 @@ from torch import Tensor, nn
 
 from ...convert import swap
 from ...convert.trial import reset_state
+from ...support.text import one_line
 from ..studies import networks as published
 from ..studies.networks import Network
-from .harness import LEAST, complete, one_line
+from .harness import LEAST, complete
 from .network_table import BOOK, EAGER, IDENTITY, LIF, QIF, Case, compared
 from .peers import dtype_name
 from .runner import peak_bytes, release
@@ -169,7 +170,7 @@ def _start(make: Callable[[], _Step]) -> tuple[_Step, int] | str:
         step(), step()
         return step, peak_bytes(step.x.device, step)
     except Exception as error:
-        return f"{type(error).__name__}: {one_line(error)}"
+        return f"{type(error).__name__}: {one_line(error, 200)}"
 
 
 def run(

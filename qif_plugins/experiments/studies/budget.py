@@ -59,7 +59,10 @@ def plan(options: Options, done: Records) -> list[Setting]:
     trials = 3 if options.quick else 30
     settings = []
     for neuron in NEURONS:
-        common = {"kind": "search", "validation": True, "seed": 0, **_common(neuron, options.quick)}
+        common = {
+            "kind": "search", "validation": True, "seed": 0, "neuron": neuron, "layers": 2 if options.quick else 3,
+            **perceptrons(options.quick),
+        }  # fmt: skip
         searched = search(space(neuron), common, partial(_as_setting, neuron), done, trials, STARTUP)
         settings += searched
         finished = [trial for trial in map(done.get, searched) if trial is not None]
@@ -76,10 +79,6 @@ def plan(options: Options, done: Records) -> list[Setting]:
 def run(setting: Setting) -> Result:
     """Train a network."""
     return train(setting)
-
-
-def _common(neuron: str, quick: bool) -> Setting:
-    return {"neuron": neuron, "layers": 2 if quick else 3, **perceptrons(quick)}
 
 
 def _as_setting(neuron: str, values: dict[str, Any]) -> Setting:

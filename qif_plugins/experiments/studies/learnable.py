@@ -84,11 +84,14 @@ def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
     for layers, variant in itertools.product(depths, VARIANTS):
         trained = results.get((variant, layers), {}).values()
         alone, all_of_them = _gain(results, variant, layers), _gain(results, variant, layers, len(compared))
+        gain = ["–"] * 3
+        if alone and all_of_them:
+            gain = [f"{100 * alone[0]:+.2f}", ends(alone), ends(all_of_them)]
         rows.append(
             [
                 f"{layers} layers, {variant}",
                 mean_pm([result["accuracy"] for result in trained], ".2f", 100),
-                *(["–"] * 3 if alone is None or all_of_them is None else _gain_cells(alone, all_of_them)),
+                *gain,
                 mean_pm([result["rate"] for result in trained if "rate" in result], ".3f"),
             ]
         )
@@ -116,10 +119,6 @@ def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
         f"{100 * len(compared) * (1 - LEVEL):.0f} %."
     )
     return Body(_finding(results, compared), sections, method)
-
-
-def _gain_cells(alone: Interval, together: Interval) -> list[str]:
-    return [f"{100 * alone[0]:+.2f}", ends(alone), ends(together)]
 
 
 def _learned_row(name: str, found: Sequence[dict[str, Any]]) -> list[str]:

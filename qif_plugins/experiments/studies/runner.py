@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ...support.files import occupied
-from ...support.names import unknown
+from ...support.names import check_known
 from ..records import Records, Result, Setting, key_of
 from . import STUDIES
 from .page import write_index, write_page
@@ -93,8 +93,7 @@ def run_study(
     Raises:
         ValueError: Unknown study, no trial to write about, or a record file that is none.
     """
-    if name not in STUDIES:
-        raise ValueError(unknown("study", name, STUDIES))
+    check_known("study", STUDIES, name)
     study: Any = importlib.import_module(f".{name}", __package__)
     with occupied(out):
         records = Records(out / f"{name}.json")

@@ -15,7 +15,7 @@ from ...convert import swap
 from ...convert.trial import reset_state
 from ...diagnostics.running import preserved
 from ...diagnostics.spiking import spiking_layers
-from ...support.names import unknown
+from ...support.names import check_known
 from ...support.text import mean_pm
 from ..figures import plot_differences
 from ..records import Records, Result, Setting, Trial, by_seed
@@ -54,10 +54,8 @@ def plan(options: Options, done: Records) -> list[Setting]:
         ValueError: An unknown network or arm.
     """
     names = options.networks or (QUICK if options.quick else tuple(networks.NETWORKS))
-    for what, chosen, known in (("network", names, networks.NETWORKS), ("arm", options.arms, ARMS)):
-        for name in chosen:
-            if name not in known:
-                raise ValueError(unknown(what, name, known))
+    check_known("network", networks.NETWORKS, *names)
+    check_known("arm", ARMS, *options.arms)
     return [
         {
             "network": name, "arm": arm, "lr": networks.NETWORKS[name].lr * factor, "factor": factor, "seed": seed,

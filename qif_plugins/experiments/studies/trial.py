@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...models import build
 from ...neuron.parameters import QIFParameters
-from ...support.names import unknown
+from ...support.names import check_known
 from ..data.images import Images, load_images
 from ..records import Setting
 from ..training import Batches, NonFiniteError, Trainer
@@ -106,6 +106,7 @@ def surrogate_named(name: str, width: float, params: QIFParameters) -> nn.Module
     Raises:
         ValueError: Unknown name.
     """
+    check_known("surrogate", ("paper", "unbiased", "heuristic", "atan"), name)
     input_std = params.input_gain * params.v_threshold
     if name == "atan":
         module: nn.Module = surrogate.ATan(alpha=2.0 / width)
@@ -114,9 +115,7 @@ def surrogate_named(name: str, width: float, params: QIFParameters) -> nn.Module
         return AnalyticWindow.heuristic(params, alpha=width)
     if name == "unbiased":
         return AnalyticWindow.unbiased(params, input_std, kappa=width / 2)
-    if name == "paper":
-        return AnalyticWindow.paper(params, input_std)
-    raise ValueError(unknown("surrogate", name, ("paper", "unbiased", "heuristic", "atan")))
+    return AnalyticWindow.paper(params, input_std)
 
 
 def make(setting: dict[str, Any]) -> nn.Module:

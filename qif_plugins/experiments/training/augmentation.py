@@ -33,14 +33,11 @@ class Augmented(Dataset[Any]):
 
     def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, int]:
         epoch, index = place
-        state = torch.get_rng_state()
-        # The CPU's generator alone: torch.manual_seed would reset those of GPUs too.
-        torch.default_generator.manual_seed(seed_of(self.seed, epoch, index))
-        try:
+        with torch.random.fork_rng(devices=[]):
+            # The CPU's generator alone: torch.manual_seed would reset those of GPUs too.
+            torch.default_generator.manual_seed(seed_of(self.seed, epoch, index))
             value, label = self.items[index]
             return self.transform(value), int(label)
-        finally:
-            torch.set_rng_state(state)
 
 
 def image_transform(

@@ -12,7 +12,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from ...support.names import unknown
+from ...support.names import check_known
 from ...support.text import shown
 from ..names import CONFIGURATIONS, DATA_SETS, ENCODERS, IN_MEMORY, SOUNDS, SPLITS, configurations
 from .augmentation import EVENT_AUGMENTATIONS, IMAGE_AUGMENTATIONS
@@ -421,11 +421,9 @@ def _check_numbers(config: Config) -> None:
 
 
 def _one_of(name: str, value: str, known: Sequence[str]) -> None:
-    if value in known:
-        return
     if not known:
         raise ValueError(f"unknown {name} {shown(value)}; there are none, leave it empty")
-    raise ValueError(unknown(name, value, known))
+    check_known(name, known, value)
 
 
 def _plain(value: Any) -> Any:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ...diagnostics.spiking import spiking_layers
 from ...support.checkpoints import load_weights
-from ...support.names import unknown
+from ...support.names import check_known
 from .batches import Batches
 from .diagnosis import non_finite_error
 from .firing import FiringRates
@@ -109,8 +109,7 @@ class Trainer:
         monitor: str = "test_accuracy",
         cpu: bool | None = None,
     ) -> None:
-        if precision not in PRECISIONS:
-            raise ValueError(unknown("precision", precision, PRECISIONS))
+        check_known("precision", PRECISIONS, precision)
         numbers = ("epochs", epochs, 0), ("accumulation", accumulation, 1), ("save_every", save_every, 0)
         for name, value, least in numbers:
             if value < least:
