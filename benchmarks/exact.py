@@ -345,7 +345,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     )
     peers = (("qif", "QIF"), ("jax", "reference in JAX"), ("loop", "PyTorch event loop (first layer)"))
     colours = colours_of(name for _, name in peers)
-    with figure(path, (13, 4.2), dpi=130) as drawn:
+    with figure(path, (13, 4.2), dpi=130, grid=True) as drawn:
         panels = drawn.subplots(1, 3, sharey=True)
         for axes, (key, label, fixed, networks) in zip(panels, shown, strict=True):
             for place, network in enumerate(networks):
@@ -365,7 +365,6 @@ def draw(results: dict[str, Any], path: Path) -> None:
                 axes.set_xscale("log", base=2)
             axes.axhline(10, color="0.6", linewidth=1, linestyle="--")
             axes.set_xlabel(label)
-            axes.grid(alpha=0.3)
         panels[0].set_ylabel("million neuron-events a second, one core")
         handles = {
             text: handle for axes in panels for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)

@@ -20,6 +20,7 @@ from qif_plugins.experiments.bench.network_table import HEADER, rows
 from qif_plugins.experiments.bench.peers import FLOOR_NEW, FLOOR_THERE, OURS
 from qif_plugins.experiments.bench.runner import PASSES
 from qif_plugins.experiments.figures import COLOURS, colours_of, figure
+from qif_plugins.experiments.studies.page import table
 from qif_plugins.support.files import replacing
 
 HERE = Path(__file__).parent
@@ -113,7 +114,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     cases = [case for case in results["cases"] if case["dtype"] == "float32"]
     names = list(dict.fromkeys(name for case in cases for name in case["peers"]))
     colours = colours_of(name for name in names if name not in FLOORS) | FLOORS
-    with figure(path, (17, 4.4)) as drawn:
+    with figure(path, (17, 4.4), grid=True) as drawn:
         _draw(results, cases, names, colours, drawn)
 
 
@@ -139,7 +140,6 @@ def _draw(
                 )  # fmt: skip
         axes.set_yscale("log", base=10)
         axes.set_xlabel(label)
-        axes.grid(alpha=0.3)
     for index, some_steps in enumerate(all_steps):
         points = sorted((case["N"], _cost(case, OURS)) for case in cases if case["T"] == some_steps)
         flat.loglog(
@@ -148,7 +148,6 @@ def _draw(
         )  # fmt: skip
     flat.set_yscale("log", base=10)
     flat.set_xlabel(f"neurons N, {OURS} alone")
-    flat.grid(alpha=0.3)
     panels[0].set_ylabel("forward + backward, ns per neuron-step")
     for axes, place in ((panels[0], "outside right upper"), (flat, "outside right lower")):
         drawn.legend(*axes.get_legend_handles_labels(), loc=place, fontsize="small")
@@ -215,23 +214,19 @@ def page(results: dict[str, Any], figure: Path) -> str:
     for case in results["cases"]:
         if (case["T"], case["N"]) not in usual:
             continue
-        device = " device, ms | device time over qif |" if on_gpu else ""
-        lines += [
-            f"### T = {case['T']}, N = {case['N']}, {case['dtype']} ({case['repeats']} repetitions)",
-            "",
-            f"| | forward, ms | backward, ms | both, ms | time over qif |{device} peak memory, MiB |",
-            "| --- | ---: | ---: | ---: | ---: |" + (" ---: | ---: |" if on_gpu else "") + " ---: |",
-        ]
+        device = ["device, ms", "device time over qif"] if on_gpu else []
+        header = ["", "forward, ms", "backward, ms", "both, ms", "time over qif", *device, "peak memory, MiB"]
+        cells = []
         for name, result in case["peers"].items():
             if "error" in result:
-                lines.append(f"| {name} | {result['error']} | | | |{' | |' if on_gpu else ''} |")
+                cells.append([name, result["error"], *[""] * (len(header) - 2)])
                 continue
             both = result["both"]
-            cells = [f"{result[which]['seconds'] * 1e3:.3g}" for which in PASSES] + [f"{both['ratio']:.2f}"]
-            if on_gpu:
-                cells += [f"{both['device_seconds'] * 1e3:.3g}", f"{both['device_ratio']:.2f}"]
-            lines.append(f"| {name} | " + " | ".join([*cells, f"{result['peak_bytes'] / 2**20:.3g}"]) + " |")
-        lines.append("")
+            row = [name, *(f"{result[which]['seconds'] * 1e3:.3g}" for which in PASSES), f"{both['ratio']:.2f}"]
+            row += [f"{both['device_seconds'] * 1e3:.3g}", f"{both['device_ratio']:.2f}"] if on_gpu else []
+            cells.append([*row, f"{result['peak_bytes'] / 2**20:.3g}"])
+        title = f"### T = {case['T']}, N = {case['N']}, {case['dtype']} ({case['repeats']} repetitions)"
+        lines += [title, "", table(header, cells), ""]
     return "\n".join(lines)
 
 
@@ -345,18 +340,12 @@ def _profile(results: dict[str, Any]) -> list[str]:
     if not path.exists():
         return []
     profile = json.loads(path.read_text())["profile"]
-    rows = [
-        f"| {row['what']} | {row['ms']:.3g} | {row['faults']:.0f} | {row['system']:.3g} |" for row in profile["rows"]
+    header = ["forward + backward, float32", "ms", "page faults", "of it in the system, ms"]
+    cells = [
+        [row["what"], f"{row['ms']:.3g}", f"{row['faults']:.0f}", f"{row['system']:.3g}"] for row in profile["rows"]
     ]
-    return [
-        f"Where the time goes at T = {profile['T']}, N = {profile['N']} (`python benchmarks/profile_cpu.py`; medians, "
-        "all parts interleaved):",
-        "",
-        "| forward + backward, float32 | ms | page faults | of it in the system, ms |",
-        "| --- | ---: | ---: | ---: |",
-        *rows,
-        "",
-    ]
+    title = f"Where the time goes at T = {profile['T']}, N = {profile['N']} (`python benchmarks/profile_cpu.py`; "
+    return [f"{title}medians, all parts interleaved):", "", table(header, cells), ""]
 
 
 NETWORKS_TEXT = (
@@ -372,10 +361,7 @@ NETWORKS_TEXT = (
 
 def networks(cases: list[dict[str, Any]]) -> list[str]:
     """Tabulate whole networks, where some were measured."""
-    if not cases:
-        return []
-    table = [f"| {' | '.join(row)} |" for row in (HEADER, ["---"] * 5 + ["---:"] * (len(HEADER) - 5), *rows(cases))]
-    return [NETWORKS_TEXT, "", *table, ""]
+    return [NETWORKS_TEXT, "", table(HEADER, rows(cases), left=5), ""] if cases else []
 
 
 def _networks_page(results: dict[str, Any]) -> str:
@@ -397,12 +383,8 @@ def _overview(results: dict[str, Any]) -> list[str]:
     floors = [name for name in FLOORS if any(name in case["peers"] for case in results["cases"])]
     names = [*floors, OURS, "SpikingJelly LIFNode", "SpikingJelly's own QIFNode", "snnTorch Leaky"]
     clock = "device time in " if on_gpu else ""
-    lines = [
-        f"Every size, forward + backward, {clock}nanoseconds and peak memory in bytes per neuron-step:",
-        "",
-        "| | " + " | ".join(f"{name}, ns" for name in names) + " | qif, bytes | LIFNode, bytes |",
-        "| --- |" + " ---: |" * (len(names) + 2),
-    ]
+    title = f"Every size, forward + backward, {clock}nanoseconds and peak memory in bytes per neuron-step:"
+    cells = []
     for case in results["cases"]:
         work = case["T"] * case["N"]
         costs = [f"{_cost(case, name):.3g}" if "both" in case["peers"].get(name, {}) else "" for name in names]
@@ -410,8 +392,9 @@ def _overview(results: dict[str, Any]) -> list[str]:
             f"{case['peers'][name]['peak_bytes'] / work:.3g}" if "both" in case["peers"].get(name, {}) else ""
             for name in (OURS, "SpikingJelly LIFNode")
         ]
-        lines.append(f"| T = {case['T']}, N = {case['N']}, {case['dtype']} | " + " | ".join([*costs, *memory]) + " |")
-    return [*lines, ""]
+        cells.append([f"T = {case['T']}, N = {case['N']}, {case['dtype']}", *costs, *memory])
+    header = ["", *(f"{name}, ns" for name in names), "qif, bytes", "LIFNode, bytes"]
+    return [title, "", table(header, cells), ""]
 
 
 def _machine(results: dict[str, Any]) -> str:
