@@ -1,4 +1,4 @@
-"""Entries of copied neurons in ``SpikingNeuron.instances``, the list through which snnTorch finds its neurons."""
+"""Keep copied neurons in ``SpikingNeuron.instances``, the list through which snnTorch finds its neurons."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ gc.callbacks.append(_collector)
 
 
 def enter(neuron: Any) -> None:
-    """Enter a copy by a weak reference, so that ``utils.reset`` and its kind find it and do not keep it alive.
+    """Add a copy to the list by a weak reference, so that ``utils.reset`` finds it and it can still be deleted.
 
-    The host enters a neuron when it is constructed, and none of its own copies.
+    The host adds a neuron when it is constructed, but not when it is copied.
     """
     entered = snn.SpikingNeuron.instances
     entered[:] = [neuron for neuron in entered if neuron is not None]
@@ -35,11 +35,11 @@ def enter(neuron: Any) -> None:
 
 
 def _leave(entered: list[Any], proxy: Any) -> None:
-    """Take a deleted copy out of the list, or empty its entry while the host may be looping over the list."""
+    """Remove a deleted copy from the list, or only empty its entry while the host may be looping over the list."""
     for index, other in enumerate(entered):
         if other is proxy:
             if _collector.running:
-                entered[index] = None  # the host skips what is not one of its neurons
+                entered[index] = None  # which the host skips
             else:
                 del entered[index]
             return

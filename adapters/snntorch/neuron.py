@@ -45,7 +45,7 @@ Constructor = TypeVar("Constructor", bound=Callable[..., None])
 
 
 def _hint_at_beta(constructor: Constructor) -> Constructor:
-    """Let the refusal of ``tau``, SpikingJelly's argument, name the one that takes its place."""
+    """Make the error for ``tau``, SpikingJelly's argument, name the one that takes its place."""
 
     @wraps(constructor)
     def checked(self: Any, *arguments: Any, **options: Any) -> None:
@@ -65,18 +65,18 @@ class QIF(Parameters, snn.Leaky):
     Arguments not listed are Leaky's, in Leaky's order, with Leaky's meaning and defaults. It is a
     ``snn.Leaky``, so that ``utils.reset``, ``backprop`` and the hidden-state functions find it.
 
-    What Leaky lets one assign after construction, and our own arguments, may be assigned: the neuron is then the one
-    that the constructor would have made. What it would refuse is refused, and the neuron stays as it was. An
-    ``nn.Parameter``, or another tensor with gradient, assigned to ``beta`` or ``threshold`` is learned as under
-    ``learn_beta`` and ``learn_threshold``. Which argument decides where several could, see
-    :mod:`qif_plugins.neuron.arguments`.
+    Whatever Leaky lets you assign after construction, and our own arguments, may be assigned: the neuron is then the
+    one that the constructor would have made. A value that the constructor would refuse raises the same error, and the
+    neuron stays as it was. An ``nn.Parameter``, or another tensor with gradient, assigned to ``beta`` or ``threshold``
+    is learned as under ``learn_beta`` and ``learn_threshold``. :mod:`qif_plugins.neuron.arguments` says which argument
+    decides where several could.
 
-    Wherever a number or a tensor is taken, an array or a list of numbers is, too, as by ``Leaky``.
+    Every argument that is a number or a tensor may also be an array or a list of numbers, as in ``Leaky``.
 
     Args:
         beta: Leak that the neuron matches near rest, see :meth:`~qif_plugins.QIFParameters.matching_lif`: a
             float or a tensor (per neuron), 0 <= beta < 1. Left out: 0.5.
-            Where another argument decides the map, the entry ``beta`` of the ``state_dict``, there for Leaky's sake,
+            Where another argument decides the map, the entry ``beta`` of the ``state_dict``, which Leaky has too,
             holds the map's slope at rest.
         threshold: Threshold θ, a float or a tensor (per neuron), below the map's unstable fixed point. Default 1.
         spike_grad: ``None`` (default) means the surrogate that ``window`` names. A function that takes mem - θ is
@@ -107,10 +107,10 @@ class QIF(Parameters, snn.Leaky):
     Raises:
         ValueError: Parameters outside their range, contradicting arguments, an unknown window.
 
-    Edits of beta or threshold are noticed through assignment, in-place operations and ``load_state_dict``, and where
-    they are learned through ``.data``, too, at the latest when the next sequence begins; the beta of a neuron that
-    matches no leak decides nothing when it is written to in place or loaded. A copy and an unpickled neuron join
-    ``SpikingNeuron.instances`` without being kept alive by it, as a constructed one is.
+    A change of beta or threshold is noticed when it is assigned, made in place or loaded by ``load_state_dict``; of
+    learned ones also when it is made through ``.data``, at the latest when the next sequence begins. The beta of a
+    neuron that matches no leak has no effect when it is changed in place or loaded. Copies and unpickled neurons are
+    in ``SpikingNeuron.instances``, too, but are not kept alive by it, as constructed ones are.
     ``snntorch.export_nir`` refuses it: NIR has no QIF.
     """
 
@@ -285,7 +285,7 @@ class QIF(Parameters, snn.Leaky):
         return self._graded(spk_seq, neuron), mem_seq
 
     def _check_spread(self, neuron: Neuron, x: Tensor) -> None:
-        """Name what the user passed, of which the core knows the map alone, where it does not fit the input."""
+        """Refuse arguments whose shape does not fit the input, by the names that the user knows them by."""
         for name in neuron.spread:
             check_spread(name, getattr(self, name), x, x.shape)
 

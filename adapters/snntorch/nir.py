@@ -1,4 +1,4 @@
-"""The refusal to export a QIF neuron to NIR."""
+"""Refuse to export a QIF neuron to NIR."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .neuron import QIF
 
 
 def refuse_export() -> None:
-    """snnTorch would export a QIF as the LIF neuron that it inherits from, without a word; make it raise."""
+    """Make ``snntorch.export_nir`` raise for a QIF, which it would export as the LIF neuron that it inherits from."""
     if find_spec("nir") is None or find_spec("nirtorch") is None:
         return
     from snntorch import export_nir
 
     host = getattr(export_nir, "_extract_snntorch_module", None)
-    if host is None:  # private: a later snnTorch may call it something else, and the neurons do not depend on it
+    if host is None:  # private, so a later snnTorch may rename it; the neurons do not depend on it
         return
 
     def extract(module: nn.Module) -> Any:

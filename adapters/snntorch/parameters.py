@@ -1,4 +1,4 @@
-"""Leaky's arguments and ours as the parameters and the window of a neuron: assigned, learned, moved and loaded."""
+"""Derive a neuron's parameters and window from Leaky's arguments and ours, also where these are assigned or learned."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from .surrogate import SpikeGradient, recognised
 
 NUMBERS = ("beta", "threshold")
 ASSIGNED = frozenset({*NUMBERS, *MAP, "dynamics", "curvature"})
-"""The attributes that are checked when they are assigned, and are no properties."""
+"""The attributes that are checked when they are assigned, apart from properties."""
 
 
 class Neuron(NamedTuple):
-    """A neuron at one moment, as the core takes it.
+    """The present state of a neuron, as the core takes it.
 
     Attributes:
         params: Its parameters.
@@ -82,7 +82,7 @@ class Parameters(QIFLayer):
             self._assign(name, value)
 
     def _assign(self, name: str, value: Any) -> None:
-        """Take over a value as the constructor would have; the caller undoes it where an error is raised."""
+        """Take over a value as the constructor would; the caller undoes it if an error is raised."""
         value = value if name == "dynamics" else checked_argument(name, value)
         chosen, decides = self._chosen(), name == "dynamics" or name in MAP
         if name != "threshold":
@@ -204,7 +204,7 @@ class Parameters(QIFLayer):
             return self._neuron().params
 
     def _neuron(self) -> Neuron:
-        """Parameters and surrogate as of the current tensors, derived anew only when one of them has changed."""
+        """Parameters and surrogate for the current tensors, derived anew only when one of them has changed."""
         if not torch.compiler.is_compiling() or self._seen is None:
             seen = versions(self._learned())
             if not same_versions(seen, self._seen):
@@ -326,10 +326,10 @@ def reset_of(mechanism: str) -> str:
 
 
 def check_leak(chosen: MapArguments, learn_beta: bool) -> None:
-    """Refuse a leak to match, or to learn, that is not there.
+    """Refuse to match or learn a leak where there is none.
 
     Raises:
-        ValueError: No leak is matched.
+        ValueError: A leak is needed and ``beta`` was not passed, or it is to be learned and the map is given.
     """
     chosen.check_beta(f"pass beta (QIF() alone matches {DEFAULT_BETA:g})")
     if learn_beta and not chosen.matches_leak:
@@ -341,11 +341,11 @@ def check_leak(chosen: MapArguments, learn_beta: bool) -> None:
 
 
 def checked_argument(name: str, value: Any) -> Any:
-    """A number, or a tensor of what else ``torch.as_tensor`` takes, as the host makes it of an array or a list.
+    """Check a number or a tensor, and convert an array or a list to a tensor, as the host does.
 
     Raises:
-        TypeError: Neither.
-        ValueError: A tensor with gradient for what is not learned, or a curvature that is not one number.
+        TypeError: It is none of these.
+        ValueError: A tensor with gradient for a number that is not learned, or a curvature that is not one number.
     """
     if not isinstance(value, Tensor | str | bytes) and (isinstance(value, Sequence) or np.ndim(value)):
         try:

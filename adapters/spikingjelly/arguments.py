@@ -1,4 +1,4 @@
-"""LIFNode's arguments and our own: what a constructor takes, and what may be assigned."""
+"""Check LIFNode's arguments and our own, as passed to a constructor and as assigned later."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Constructor = TypeVar("Constructor", bound=Callable[..., None])
 
 
 def show_options(constructor: Constructor) -> Constructor:
-    """Let ``help`` and ``inspect.signature`` list the :class:`NodeOptions` of a constructor that has ``**options``."""
+    """Make ``help`` and ``inspect.signature`` list the :class:`NodeOptions` of a constructor with ``**options``."""
     signature = inspect.signature(constructor)
     named = list(signature.parameters.values())[:-1]
     for name, kind in NodeOptions.__annotations__.items():
@@ -54,7 +54,7 @@ def show_options(constructor: Constructor) -> Constructor:
 
 
 def node_arguments(decay_input: Any, dynamics: Any = None, **numbers: Any) -> NodeArguments:
-    """The arguments of a constructor, ``None`` where one was left out.
+    """Collect the arguments of a constructor; one that is ``None`` was left out.
 
     Raises:
         TypeError: As :func:`constructor_number`.
@@ -69,7 +69,7 @@ def node_arguments(decay_input: Any, dynamics: Any = None, **numbers: Any) -> No
 
 
 def constructor_number(name: str, value: Any) -> float:
-    """A number that a constructor was given.
+    """Check a number that a constructor was given, and return it as a float.
 
     Raises:
         TypeError: Not a number.
@@ -88,11 +88,11 @@ def constructor_number(name: str, value: Any) -> float:
 
 
 def checked_assignment(name: str, value: Any, owner: str) -> Any:
-    """A value that is assigned to a node, as the node keeps it.
+    """Check a value that is assigned to a node, and return it as the node keeps it.
 
     Raises:
-        TypeError: Not what ``name`` may be.
-        ValueError: A tensor to learn for a number that the node, of the class called ``owner``, does not learn.
+        TypeError: The value has a type that ``name`` does not take.
+        ValueError: A tensor with gradient for a number that the node, of the class called ``owner``, does not learn.
     """
     if name == "dynamics" or (value is None and name != "v_threshold"):
         return value
@@ -105,7 +105,7 @@ def checked_assignment(name: str, value: Any, owner: str) -> Any:
 
 
 def learns(value: Any) -> bool:
-    """Whether a number is a tensor that is learned."""
+    """Return whether a number is a tensor that is learned."""
     return isinstance(value, Tensor) and (value.requires_grad or isinstance(value, nn.Parameter))
 
 

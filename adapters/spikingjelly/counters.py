@@ -1,10 +1,10 @@
-"""The cost of our operator for SpikingJelly 2's counters of operations, memory accesses and energy.
+"""Teach SpikingJelly 2's counters of operations, memory accesses and energy the cost of our operator.
 
-The counters know PyTorch's operators and look each call up in a table, in which a neuron that runs as one operator of
-its own is missing: it would be free, or refused in strict mode. Here it gets what a QIF neuron costs as one of the
-host's own nodes, written in PyTorch's operators as the host's LIFNode is on a CPU, so that the two compare;
-see :mod:`qif_plugins.ops.operations`. Products of single elements are no multiply-accumulates for the host, and
-their sums no synaptic operations, for LIF as for QIF.
+The counters look up every call of a PyTorch operator in a table. A neuron that runs as one operator of its own is not
+in that table: it would cost nothing, or be refused in strict mode. Here it gets the cost of a QIF neuron that is
+written in PyTorch's operators, as the host's LIFNode is on a CPU, so that the two compare; see
+:mod:`qif_plugins.ops.operations`. For LIF and QIF alike, the host counts products of single elements as no
+multiply-accumulates, and their sums as no synaptic operations.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ _ON_STATE = {
 }
 for _counts in _ON_STATE.values():
     _counts |= {"state_comps": 1, "timestep_dense_ops": 6, "state_nonlinear_ops": 0, "state_select_ops": 0}
-"""The operations of a step on the membrane, as the host's counter of states divides them: not g x, s v_reset, 1 - s."""
+"""Operations of a step on the membrane, in the host's categories, for a hard (False) and a soft reset (True). They leave
+out g x, s v_reset and 1 - s."""
 _BEND = "state_comps", "state_select_ops", "timestep_dense_ops"
-"""Of these one more where the map has no rebound, v < u1 ? u1 : v."""
+"""Categories with one more operation where the map has no rebound, for v < u1 ? u1 : v."""
 
 
 def _bytes(args: Any, kwargs: Any, out: Any) -> int:
@@ -46,9 +47,9 @@ _RULES: dict[str, Any] = {
 
 
 def teach_counters() -> None:
-    """Make the host's counters count our operator; nothing in a version that has none.
+    """Make the host's counters count our operator; do nothing in a version that has no counters.
 
-    A rule for our operator that is passed to a counter as ``extra_rules`` stays.
+    A rule for our operator that the user passes to a counter as ``extra_rules`` takes precedence.
     """
     try:
         from spikingjelly.activation_based import op_counter
@@ -62,7 +63,7 @@ def teach_counters() -> None:
 
 
 def _teach_tables(op_counter: Any) -> None:
-    # A counter has a table of its own from its construction on, which may lie before ours. So it is filled when used.
+    # A counter copies the table when it is constructed, maybe before our import; so its copy is filled when it is used.
     enter = op_counter.DispatchCounterMode.__enter__
     kinds = [(getattr(op_counter, name), rule) for name, rule in _RULES.items()]
 
@@ -103,7 +104,7 @@ def _teach_states(counter_type: Any, node_type: Any) -> None:
 
 
 def _teach_neuromc(neuromc: Any) -> None:
-    # It has a cost of its own for a LIF update, and refuses to report where an operator ran that it does not know.
+    # NeuroMC has its own cost for a LIF update, and refuses to report if an operator ran that it does not know.
     neuromc._AUXILIARY_ATEN_OPS.update(resolve_name(operator) for operator in (multi_step, multi_step_backward))
     profiler = neuromc.NeuroMCEnergyProfiler
     count = profiler._extra_counts

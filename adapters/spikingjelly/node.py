@@ -1,4 +1,4 @@
-"""The QIF node without what differs between SpikingJelly's versions: assignment, parameters, surrogate, copies."""
+"""The parts of the QIF node that all versions of SpikingJelly share: assignment, parameters, surrogate, copies."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ASSIGNED = frozenset(
 )
 """The attributes whose assignment changes the neuron or its window."""
 RESOLVED = frozenset({*MAP, "input_gain", "dynamics"})
-"""Those of them that are read as the result of all arguments together, and not stored as assigned."""
+"""Those of them that are not stored as assigned: reading one gives the result of all arguments together."""
 
 
 class QIFNeuron(ChainedSteps):
@@ -148,7 +148,7 @@ class QIFNeuron(ChainedSteps):
             store(tensor)
 
     def _assign(self, name: str, value: Any, store: Callable[[Any], None]) -> None:
-        """Take over a value, which ``store`` puts among the module's attributes."""
+        """Take over a value; ``store`` puts it among the module's attributes."""
         value = checked_assignment(name, value, type(self).__name__)
         present = self._present() if name in RESOLVED else self._params
         arguments = self._arguments.assigned(name, value, present, self._open_to_leak)
@@ -158,7 +158,7 @@ class QIFNeuron(ChainedSteps):
             self._open_to_leak = False
 
     def _adopt(self, arguments: NodeArguments, threshold: Any, store: Callable[[], None] | None = None) -> None:
-        """Be the neuron of these arguments; an error leaves the node as it was."""
+        """Become the neuron that these arguments describe; an error leaves the node as it was."""
         params = arguments.parameters(_detached(threshold))
         window = None if self.derived_window is None else self.settled_window(self.derived_window, params)
         if store is not None:
@@ -175,7 +175,7 @@ class QIFNeuron(ChainedSteps):
     def _choose_window(self, window: Any) -> None:
         window = checked_window(window)
         derived, threshold = self._new_window(window), self._present().v_threshold
-        if self.window is None:  # others may have the surrogate that was given
+        if self.window is None:  # other nodes may share the surrogate that was given
             vars(self)["_modules"].pop("surrogate_function", None)
         vars(self)["window"] = window
         self._window_memory.clear()
@@ -285,7 +285,7 @@ class QIFNeuron(ChainedSteps):
 
     def _neuron(self, x: Tensor, single: bool = False) -> tuple[QIFParameters, Surrogate]:
         params = self.params
-        if self._seen:  # the core knows the map alone, and the user what was passed
+        if self._seen:  # an error names the arguments as they were passed; the core knows only the map
             for name, value in self._arguments.numbers(self._threshold()).items():
                 check_spread(name, value, x, x.shape if single else x.shape[1:])
         if self.learns_window:
@@ -318,7 +318,7 @@ class QIFNeuron(ChainedSteps):
         self._window_memory.doubt()
 
     def detach(self) -> None:
-        # Not in place, as the hosts do it: behind a surrogate without kernel the membrane is a view, which refuses.
+        # Not in place as in the hosts: with a surrogate that has no kernel the membrane is a view, which refuses that.
         self._memories = {name: _detached(value) for name, value in self._memories.items()}
         self._link = None
         self._window_memory.doubt()
@@ -339,7 +339,7 @@ class QIFNeuron(ChainedSteps):
         return self._arguments.tau
 
     def __getstate__(self) -> dict[str, Any]:
-        """The state of a copy or a pickle: the graph behind the membrane stays with the original."""
+        """Return the state of a copy or a pickle, without the graph behind the membrane."""
         state = self.__dict__.copy()
         state["_link"] = None
         state["_seen"] = [(None, None)] * len(self._seen)  # whatever is a tensor is looked at anew
@@ -360,13 +360,15 @@ class QIFNeuron(ChainedSteps):
 
 
 def overridden(node: nn.Module, cls: type, *names: str) -> bool:
-    """Whether a subclass, or the node itself, has methods of its own that the fused forward would pass by."""
+    """Return whether a subclass, or the node itself, overrides methods that the fused forward does not call."""
     mine = vars(node)
     return any(name in mine or getattr(type(node), name) is not getattr(cls, name) for name in names)
 
 
 def broadcast(x: Tensor, v: Any, single: bool = False) -> tuple[Tensor, Any]:
-    """The input and the membrane, as SpikingJelly 0.0.0.0.14 adds them: either may broadcast, and ``v`` be of integers.
+    """Broadcast the input and the membrane against each other, as SpikingJelly 0.0.0.0.14 does when it adds them.
+
+    A ``v`` of integers is converted to the type of ``x``.
 
     Raises:
         ValueError: They do not broadcast.

@@ -49,8 +49,8 @@ class LearnedMap(QIFNeuron):
     @property
     def params(self) -> QIFParameters:
         """The neuron as the core describes it; tensors with gradient."""
-        # As attributes: a parametrization, or a tensor in its place, takes one out of _parameters. The host's
-        # constructor runs before there are any.
+        # By hasattr, since a parametrization, or a tensor in its place, removes a parameter from _parameters; and the
+        # host's constructor runs before there are any.
         return self._learned_params() if all(hasattr(self, name) for name in self.raw_names) else self._params
 
     def _assign(self, name: str, value: Any, store: Callable[[Any], None]) -> None:

@@ -22,7 +22,7 @@ Self = TypeVar("Self", bound="AnalyticBase")
 
 
 class AnalyticBase:
-    """A derived surrogate as a surrogate module; mixed in before the host's surrogate base class."""
+    """A surrogate module with a derived surrogate; mixed in before the host's surrogate base class."""
 
     core: ClassVar[type[Window] | type[Gaussian]]
     """The core's surrogate."""
@@ -77,7 +77,7 @@ class AnalyticBase:
 
     @classmethod
     def from_window(cls: type[Self], window: Window | Gaussian, v_threshold: Number) -> Self:
-        """The same surrogate, relative to the threshold.
+        """Make the module of a surrogate of the core.
 
         Args:
             window: A surrogate in units of the membrane.
@@ -180,11 +180,11 @@ class AnalyticGaussianBase(AnalyticBase):
 
 
 def fused(surrogate: Any) -> Surrogate:
-    """The core's surrogate, which the kernels have, in place of one of the host's; any other as it is."""
+    """Return the core's version of one of the host's surrogates, for which there are kernels, or any other as it is."""
     kind = type(surrogate)
     if kind.__name__ not in FUSED or kind.__module__ not in HOST_MODULES or not surrogate.spiking:
         return surrogate
-    # A sharpness that is learned, or that the kernels do not accept, is left to the host's own surrogate.
+    # The host's own surrogate runs with an alpha that is learned or that the kernels do not accept.
     if not isinstance(surrogate.alpha, int | float) or not surrogate.alpha > 0:
         return surrogate
     return FUSED[kind.__name__](float(surrogate.alpha))
