@@ -25,8 +25,9 @@ _ON_STATE = {
 }
 for _counts in _ON_STATE.values():
     _counts |= {"state_comps": 1, "timestep_dense_ops": 6, "state_nonlinear_ops": 0, "state_select_ops": 0}
-"""Operations of a step on the membrane, in the host's categories, for a hard (False) and a soft reset (True). They leave
-out g x, s v_reset and 1 - s."""
+"""Operations of a step on the membrane, in the host's categories, for a hard (False) and a soft reset (True).
+
+Left out are g x, s v_reset and 1 - s."""
 _BEND = "state_comps", "state_select_ops", "timestep_dense_ops"
 """Categories with one more operation where the map has no rebound, for v < u1 ? u1 : v."""
 

@@ -45,10 +45,6 @@ def _spikingjelly(make: Callable[[Any], Any]) -> Callable[[torch.device], Call]:
     return build
 
 
-def _qif_node(neuron: Any) -> Any:
-    return importlib.import_module("qif_plugins.adapters.spikingjelly").QIFNode(step_mode="m")
-
-
 def _flex_step(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """One step of our equations with SpikingJelly's ATan, for its FlexSN to fuse."""
     from spikingjelly.activation_based import surrogate
@@ -127,7 +123,9 @@ PEERS: dict[str, Callable[[torch.device], Call]] = {
     "qif, triton": _ours("triton"),
     "qif, cupy": _ours("cupy"),
     "qif, reference": _ours("torch"),
-    "qif in SpikingJelly": _spikingjelly(_qif_node),
+    "qif in SpikingJelly": _spikingjelly(
+        lambda _: importlib.import_module("qif_plugins.adapters.spikingjelly").QIFNode(step_mode="m")
+    ),
     "SpikingJelly LIFNode": _spikingjelly(lambda neuron: neuron.LIFNode(step_mode="m")),
     "SpikingJelly LIFNode, cupy": _spikingjelly(lambda neuron: neuron.LIFNode(step_mode="m", backend="cupy")),
     "SpikingJelly's own QIFNode": _spikingjelly(lambda neuron: neuron.QIFNode(step_mode="m")),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -99,12 +99,11 @@ def fit(
 class _Batches(Batches):
     """Batches whose order in each epoch is the next permutation of one generator."""
 
-    def indices(self, epoch: int, first: int = 0, process: int = 0, processes: int = 1) -> Iterator[Tensor]:
+    def order(self, epoch: int) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed)
         for _ in range(epoch + 1):
             order = torch.randperm(self.count, generator=generator, device="cpu")
-        for batch in order.split(self.batch_size)[first:]:
-            yield batch if processes == 1 else batch.tensor_split(processes)[process]
+        return order
 
 
 @torch.no_grad()

@@ -88,14 +88,16 @@ class Batches:
         for indices in self.indices(epoch, first, process, processes):
             yield self.fetch(indices, epoch) if len(indices) else None
 
+    def order(self, epoch: int) -> Tensor:
+        """Return the indices of all samples in the order of an epoch, int64 ``[count]``."""
+        if not self.shuffle:
+            return torch.arange(self.count, device="cpu")
+        generator = torch.Generator("cpu").manual_seed(seed_of(self.seed, epoch))
+        return torch.randperm(self.count, generator=generator, device="cpu")
+
     def indices(self, epoch: int, first: int = 0, process: int = 0, processes: int = 1) -> Iterator[Tensor]:
         """Yield the indices of the samples that :meth:`epoch` fetches, one batch at a time."""
-        if self.shuffle:
-            order = torch.randperm(
-                self.count, generator=torch.Generator("cpu").manual_seed(seed_of(self.seed, epoch)), device="cpu"
-            )
-        else:
-            order = torch.arange(self.count, device="cpu")
+        order = self.order(epoch)
         for batch in range(first, len(self)):
             start = batch * self.batch_size
             indices = order[start : start + self.batch_size]
