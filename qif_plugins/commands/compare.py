@@ -99,7 +99,8 @@ def _check_finished(path: Path) -> None:
         return
     if left:
         raise ValueError(
-            f"{path} is of a call that was cut, with {left} trainings left; pass --resume to go on, or another --out"
+            f"{path} is of a call that was interrupted, with {left} trainings left; pass --resume to go on, or another "
+            "--out"
         )
 
 
@@ -115,7 +116,7 @@ def _done(path: Path, header: dict[str, Any], plan: list[Key]) -> tuple[dict[Key
     for part in ("versions", "config"):
         for name in sorted({*wanted[part], *content[part]} - {"hosts", "windows", "seeds"}):
             here, there = (one[part].get(name) for one in (wanted, content))
-            # What only one of two calls compares has its version in that one alone.
+            # The version of a host that only one of the two calls compares is in that call alone.
             if here != there and not (part == "versions" and None in (here, there)):
                 raise ValueError(f"{path} holds trainings with {name} {there}, and here it is {here}; {way_out}")
     done: dict[Key, Training] = {}

@@ -18,7 +18,7 @@ from ..experiments.training.config import DataConfig, load_config
 from ..experiments.training.data import DURATIONS, IMAGENET_STATISTICS, expected_shape, sound_of
 
 _NAMES = {".wav": "spoken_digits", ".bin": "nmnist", ".bs2": "nmnist", ".h5": "shd", ".hdf5": "shd"}
-"""Configurations for the kinds of files; that of images is the one for all others."""
+"""Configurations by the suffix of the file; other files are read as images."""
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -57,7 +57,7 @@ def _sample(data: DataConfig, path: Path, index: int) -> tuple[Tensor, str]:
         return torch.from_numpy(frames), f"sample {index}, class {label}"
     if data.name in ("nmnist", "cifar10dvs"):
         if data.name != "nmnist" or path.suffix.lower() not in (".bin", ".bs2"):
-            raise ValueError(f"{path} is no sample that can be shown of {data.name}; pass a .bin file of N-MNIST")
+            raise ValueError(f"{path} cannot be shown as a sample of {data.name}; pass a .bin file of N-MNIST")
         size = expected_shape(data)[0][1]
         return event_transform((), size)(event_file_frames(path, data.steps)), "frames of equal event counts"
     if data.name != "image-folder":

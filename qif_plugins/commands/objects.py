@@ -1,4 +1,4 @@
-"""The objects that options of several subcommands become: the neuron, names from a list, the device."""
+"""Turn options that several subcommands share into objects: the neuron, names from a list, the device."""
 
 from __future__ import annotations
 

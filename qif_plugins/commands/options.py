@@ -82,10 +82,10 @@ def compare(parser: ArgumentParser) -> None:
     """Declare the options of ``qif compare``."""
     add = parser.add_argument
     add("--data", default="digits", help=f"data set: {', '.join(IMAGES)}")
-    add("--data-folder", type=Path, default=Path("data"), help="folder of torchvision's data sets")
-    add("--download", action="store_true", help="download a data set of torchvision's that is missing")
-    add("--hosts", help=f"comma-separated, of {', '.join(HOSTS)} (default: those installed)")
-    add("--windows", default=",".join(WINDOWS), help="windows of QIF, comma-separated")
+    add("--data-folder", type=Path, default=Path("data"), help="folder of the data sets that torchvision reads")
+    add("--download", action="store_true", help="download a data set that torchvision reads, if it is missing")
+    add("--hosts", help=f"hosts, separated by commas, of {', '.join(HOSTS)} (default: those installed)")
+    add("--windows", default=",".join(WINDOWS), help="windows of QIF, separated by commas")
     add("--seeds", type=at_least(1, 10_000), default=3, help="number of seeds, from 0")
     add("--epochs", type=at_least(1), default=5, help="passes over the training images")
     add("--steps", type=at_least(1), default=4, help="time steps")
@@ -411,7 +411,7 @@ def study(parser: ArgumentParser) -> None:
     add("--arms", nargs="+", help=text)
     text = "for the study swap: factors on each network's own learning rate, such as 0.333 1 3 (default: 1)"
     add("--rates", nargs="+", type=positive, help=text)
-    text = f"for the studies {' and '.join(OF_FOLDERS)}: folders of data that you have, of {', '.join(STUDIED)}"
+    text = f"for the studies {' and '.join(OF_FOLDERS)}: folders of your own data, of {', '.join(STUDIED)}"
     add("--data-folder", nargs="+", type=_named_folder, metavar="NAME=FOLDER", help=text)
     add("--out", type=Path, help="folder of records and pages (default: docs/studies; quick: runs/studies)")
 

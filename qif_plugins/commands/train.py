@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.show:
         _show(_config(arguments, out, _earlier(arguments, out)))
         return 0
-    # Of several processes one writes.
+    # Of several processes, only one writes.
     alone = occupied(out) if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext()
     with alone:
         return _run(arguments, out)
@@ -88,12 +88,12 @@ def _initialise(model: nn.Module, saved: dict[str, Any], path: Path) -> str:
     """Load the weights of another run that have the same names and shapes; return what to print about it.
 
     Raises:
-        ValueError: No weight has.
+        ValueError: There are no such weights.
     """
     own = model.state_dict()
     taken = {name: saved[name] for name in own if getattr(saved.get(name), "shape", None) == own[name].shape}
     if not taken:
-        raise ValueError(f"{path} has no weights of this model: none of its names and shapes is that of one here")
+        raise ValueError(f"{path} has no weights of this model: none of them has the name and shape of one here")
     load_weights(model, {**own, **taken}, str(path))
     said = [f"begins with {len(taken)} of {len(own)} tensors of the model from {path}"]
     for what, names in (("as drawn", own.keys() - taken.keys()), ("not taken of the file", saved.keys() - own.keys())):

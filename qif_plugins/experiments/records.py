@@ -97,11 +97,11 @@ class Records:
         return len(self._trials)
 
     def get(self, setting: Setting) -> Trial | None:
-        """The trial with this setting, if it is finished."""
+        """Return the trial with this setting, or ``None`` if it is not finished."""
         return self._trials.get(key_of(setting))
 
     def matching(self, entries: Mapping[str, Any]) -> list[Trial]:
-        """The finished trials in order whose settings have these entries."""
+        """List the finished trials whose settings have these entries, in order."""
         return [trial for trial in self if entries.items() <= trial.setting.items()]
 
     def add(self, setting: Setting, result: Result, seconds: float) -> Trial:

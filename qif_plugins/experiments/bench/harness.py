@@ -1,10 +1,10 @@
 """Measure peers side by side on one input, and write medians and ratios to one results file for each machine.
 
-Every repetition runs each peer once, one after another, so that whatever else the machine does slows all of them.
-Ratios to ours within a run are what counts; a machine's milliseconds stand beside them.
+Every repetition runs each peer once, one after another, so that other work on the machine slows all of them alike. What
+counts are the ratios to our own neuron within a run; the milliseconds are those of one machine.
 
-``seconds`` and ``ratio`` are call time, what the caller waits for. On a GPU ``device_seconds`` and ``device_ratio``
-stand beside them, the GPU's own time without Python's, and ``queued``, the share of repetitions in which that is so
+``seconds`` and ``ratio`` are call time, which the caller waits for. On a GPU there are also ``device_seconds`` and
+``device_ratio``, the GPU's own time without Python's, and ``queued``, the share of repetitions in which that worked
 (:mod:`.runner` says how). The share of the copy bandwidth is judged by device time, a comparison with another neuron by
 both.
 """

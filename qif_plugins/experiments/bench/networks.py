@@ -1,7 +1,7 @@
 """Time a training step of whole networks with LIF, swapped to QIF, and with neurons that cost nothing, in one run.
 
 Every repetition runs one step (forward, backward, optimizer) of each peer, one after another and beginning with another
-one each time, so that whatever else the machine does slows all of them. The networks are copies with the same weights:
+one each time, so that other work on the machine slows all of them alike. The networks are copies with the same weights:
 
 - *lif*: the network as its host has it, with the backend that the host chooses;
 - *qif*: the same after :func:`qif_plugins.swap`;

@@ -94,7 +94,7 @@ def _copies_there(device: torch.device) -> Call:
 def _copies_new(device: torch.device) -> Call:
     """Copy the tensor three times into memory that the operating system maps for it, with a fault for each page.
 
-    That is the cost of an allocator in part: the C library's hands out again what was freed, if it is small enough.
+    An allocator has this cost only in part: that of the C library reuses freed memory, if it is small enough.
     """
 
     def call(x: Tensor) -> list[Tensor]:

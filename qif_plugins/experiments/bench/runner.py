@@ -164,7 +164,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _delay(seconds: float) -> None:
-    """Keep the current GPU from what is queued next, for about ``seconds``."""
+    """Delay what is queued next on the current GPU by about ``seconds``."""
     if hasattr(torch.cuda, "_sleep"):  # not public; without it, the results say that nothing was queued in time
         torch.cuda._sleep(int(seconds * _cycles_a_second(torch.cuda.current_device())))
 

@@ -103,7 +103,7 @@ def _draw_slope(axes: Any, line: Line, colour: str) -> None:
     difference = (line.loss[2:] - line.loss[:-2]) / (line.positions[2:] - line.positions[:-2])
     axes.plot(line.positions[1:-1], difference, color="0.6", linewidth=0.7, label="central difference")
     axes.plot(line.positions, line.slope, color=colour, linewidth=1, label="gradient")
-    # A jump's difference is its height over the step: it would leave of everything else a flat line.
+    # The difference at a jump is its height over the step, beside which everything else would look flat.
     ends = torch.tensor([0.02, 0.98], dtype=torch.float64, device="cpu")
     least, most = torch.quantile(torch.cat([difference, line.slope]), ends).tolist()
     low, high = min(least, float(line.slope.min())), max(most, float(line.slope.max()))

@@ -119,7 +119,7 @@ def over_plane(
 @contextmanager
 def moving(network: nn.Module) -> Iterator[Move]:
     """Provide a function that evaluates loss and gradient elsewhere; everything is restored at the end."""
-    # What is in the state alone: hosts keep membranes in buffers too, of another size at every batch.
+    # Only what is in the state: hosts keep membranes in buffers, too, whose size changes with the batch.
     state = {name: tensor for name, tensor in network.state_dict(keep_vars=True).items() if tensor.is_floating_point()}
     trainable = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
     if not trainable:

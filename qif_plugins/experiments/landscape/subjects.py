@@ -132,7 +132,7 @@ def _of_training(source: str, path: Path, content: dict[str, Any], data_folder: 
     from ..training.session import make_loss, prepare
 
     trained = from_dict(content["config"], path)
-    # The samples as they are.
+    # Without augmentation.
     data = replace(trained.data, augment=(), folder=str(data_folder or trained.data.folder))
     config = replace(trained, data=data)
     network, task = prepare(config, content["data"], (ADVICE, ""), train=False)
@@ -154,7 +154,7 @@ def _of_training(source: str, path: Path, content: dict[str, Any], data_folder: 
 
 def _from_function(source: str) -> Subject:
     module_name, _, name = source.partition(":")
-    # As python -m does: modules beside where the command runs.
+    # As with python -m, modules in the current folder are found.
     sys.path.insert(0, "")
     try:
         function = getattr(importlib.import_module(module_name), name, None)

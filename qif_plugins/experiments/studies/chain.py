@@ -1,4 +1,4 @@
-"""Predict how gradients grow from layer to layer, from the Markov chain that one neuron's membrane is.
+"""Predict how gradients grow from layer to layer, from the Markov chain of one neuron's membrane.
 
 In a deep network with a norm before each neuron the inputs of a neuron are nearly normal and independent from step to
 step. Then h[0], h[1], ... is a Markov chain, and backward the gradient of h[t] is
@@ -36,7 +36,7 @@ class GradientChain:
         params: The neuron, with a hard reset; every number a float.
         surrogate: Its surrogate.
         steps: Number of time steps T, from a membrane at v_reset. The cost grows as T⁵.
-        input_std: Deviation σ_I of g·x, over time and samples, which the norm sees to. Default: the threshold.
+        input_std: Deviation σ_I of g·x, over time and samples, which the norm sets. Default: the threshold.
         detach_reset: Whether gradients do not pass through the reset. Default False.
 
     Attributes:

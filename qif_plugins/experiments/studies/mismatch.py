@@ -1,8 +1,8 @@
 """Measure how far a surrogate gradient is from the gradient that it stands for.
 
-The loss of a spiking network is piecewise constant in its weights: its gradient is zero almost everywhere. What a
-surrogate gradient can be held against is the gradient of the *noise-smoothed* loss, E[L], where Gaussian noise of
-deviation σ_n on the charge of every neuron at every step makes the spikes random::
+The loss of a spiking network is piecewise constant in its weights: its gradient is zero almost everywhere. A surrogate
+gradient is therefore compared with the gradient of the *noise-smoothed* loss, E[L], where Gaussian noise of deviation
+σ_n on the charge of every neuron at every step makes the spikes random::
 
     h[t] = m[t] + σ_n ξ[t],    m[t] = f(v[t-1]) + g x[t],    ξ[t] ~ N(0, 1)
 
@@ -16,7 +16,7 @@ repeats of the same sample. Since f(v[t-1]) is past, only g x[t] is differentiat
 on the *input* of the neuron does the same, and no neuron has to be taken apart.
 
 Inner products and squared norms come from independent replicates, each pair of different ones once, so that they
-have no bias either; cosine and ratio are plugged together from them, with the delete-one jackknife's standard error.
+have no bias either; cosine and ratio are computed from them, with the delete-one jackknife's standard error.
 
 The network must treat its samples independently: batch norms in evaluation mode.
 """

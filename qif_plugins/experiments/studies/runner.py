@@ -91,7 +91,7 @@ def run_study(
         The page.
 
     Raises:
-        ValueError: Unknown study, no trial to write about, or a record file that is none.
+        ValueError: An unknown study, no trial to write about, or a file that is not a record of trials.
     """
     check_known("study", STUDIES, name)
     study: Any = importlib.import_module(f".{name}", __package__)
@@ -119,7 +119,7 @@ def run_study(
 
 @contextmanager
 def _reading(records: Records) -> Iterator[None]:
-    """Report results that lack what the study records as a fault of the file."""
+    """Turn the error for a result that lacks an entry into one that names the file."""
     try:
         yield
     except (KeyError, TypeError, IndexError) as error:

@@ -43,7 +43,7 @@ QUESTION = (
     "gradients learn spoken digits of speakers that the test alone has, and the events of N-MNIST."
 )
 FOLDERS = STUDIED
-"""Data sets that the study reads from folders of the user's."""
+"""Data sets that the study reads from the user's folders."""
 
 ARMS: dict[str, dict[str, Any] | None] = {
     "LIF": None,
@@ -71,7 +71,7 @@ class Kind:
         tau: Time constant of LIF, in steps: a leak of 1 - 1/tau.
         epochs: Passes over the training samples.
         seeds: Number of seeds.
-        recurrent: The two numbers for networks whose layers feed themselves; ``None`` for no such networks.
+        recurrent: Epochs and seeds for networks whose layers feed themselves; ``None`` for no such networks.
     """
 
     name: str
@@ -249,7 +249,7 @@ def settings_of(data: str, recurrent: bool = False, **entries: Any) -> Setting:
 
 
 def available(settings: Sequence[Setting], options: Options, done: Records) -> list[Setting]:
-    """Choose the settings whose data have a folder, and those that are finished.
+    """Choose the settings whose data have a folder, and those that have been run.
 
     Raises:
         ValueError: There are none.
@@ -258,7 +258,7 @@ def available(settings: Sequence[Setting], options: Options, done: Records) -> l
     if not found:
         names = dict.fromkeys(setting["data"] for setting in settings)
         raise ValueError(
-            f"this study reads {' and '.join(names)} from folders of yours; pass --data-folder "
+            f"this study reads {' and '.join(names)} from your own folders; pass --data-folder "
             f"{' '.join(f'{name}=FOLDER' for name in names)}, or one of them (docs/training.md says what they hold)"
         )
     return found

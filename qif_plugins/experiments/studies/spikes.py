@@ -26,7 +26,7 @@ QUESTION = (
     "whether a difference is QIF's, its threshold's or its surrogate's."
 )
 FOLDERS = ("spoken-digits",)
-"""Data sets that the study reads from folders of the user's."""
+"""Data sets that the study reads from the user's folders."""
 
 ARMS = {
     "LIF": "LIF",

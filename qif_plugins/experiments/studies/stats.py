@@ -66,10 +66,10 @@ def paired(first: Sequence[float], second: Sequence[float], comparisons: int = 1
     Args:
         first: Values of some seeds.
         second: Values of the same seeds.
-        comparisons: Number of such intervals that shall hold together with 95 % (Bonferroni). Default 1.
+        comparisons: Number of such intervals that are to hold together with 95 % confidence (Bonferroni). Default 1.
 
     Raises:
-        ValueError: Two numbers of seeds.
+        ValueError: The two have different lengths.
         ImportError: SciPy is not installed.
     """
     if len(first) != len(second):
@@ -122,7 +122,7 @@ def welch(first: Sequence[float], second: Sequence[float]) -> Interval:
 def _interval(
     mean: float, samples: Sequence[Sequence[float]], level: float, test: str, *values: Any, **options: Any
 ) -> Interval:
-    """Interval of the test of SciPy's with this name; an end is the mean itself where no sample varies."""
+    """Compute the interval by the SciPy test of this name; both ends are the mean where no sample varies."""
     if min(map(len, samples)) < 2:
         return mean, math.nan, math.nan
     if all(len(set(sample)) == 1 for sample in samples):

@@ -29,13 +29,13 @@ _adapter: Any = importlib.import_module("qif_plugins.adapters.spikingjelly")
 AnalyticWindow, QIFNode = _adapter.AnalyticWindow, _adapter.QIFNode
 
 GOAL = 0.9
-"""Accuracy whose first epoch is recorded."""
+"""Accuracy; the first epoch that reaches it is recorded."""
 LIF_TAU = 2.0
 LIMIT = 1e-6
 """Curvature at which the QIF map stands for LIF's: QIFParameters.matching_lif is LIF in the limit 0."""
 
 LEARNING = {"lr": 2e-3, "weight_decay": 0.0, "detach_reset": False}
-"""Entries of settings that studies share which do not vary them."""
+"""Entries of settings that are the same in all studies that do not vary them."""
 Observer = Callable[[nn.Module, int], None]
 """Called with the network before training (epoch 0) and after every epoch."""
 

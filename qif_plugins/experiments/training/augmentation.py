@@ -94,7 +94,7 @@ def event_transform(names: Sequence[str], size: int, shift: int = 5, train: bool
     """Make a transform from event frames ``[T, 2, H, W]`` to a float tensor ``[T, 2, size, size]``.
 
     Args:
-        names: Names from :data:`EVENT_AUGMENTATIONS`, applied only in training, and alike to all frames of a sample:
+        names: Names from :data:`EVENT_AUGMENTATIONS`, applied only in training, and equally to all frames of a sample:
             ``"flip"`` (left to right, every second sample) and ``"roll"`` (up to ``shift`` pixels along either axis,
             around the border).
         size: Height and width of the result; frames are resized bilinearly, with antialiasing.

@@ -33,7 +33,7 @@ COUNT, WORKERS, SEED = 2**31 - 1, 1024, 2**63 - 1
 LARGEST = 3.4028234663852886e38
 """The largest number that float32 holds."""
 _OF_NAME = {"neuron": ("dynamics", "window"), "data": ("folder", "download", "augment", "size")}
-"""Keys of a table that describe what its name names, and that another name drops."""
+"""Keys that belong to the ``name`` of their table, and are dropped when another name is set."""
 _TYPES = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
 
 

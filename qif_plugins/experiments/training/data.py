@@ -92,7 +92,7 @@ class LoaderBatches(Batches):
             batch_sampler=[[(epoch, index) for index in share] for share in shares if share],
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
-            # Otherwise it draws from the global generator, and once more in a run that was cut and resumed.
+            # Otherwise it draws from the global generator, and once more in a run that was interrupted and resumed.
             generator=torch.Generator(),
             # A module that is imported past its package cannot be unpickled by a process that starts afresh.
             multiprocessing_context="fork" if self.workers and "fork" in get_all_start_methods() else None,

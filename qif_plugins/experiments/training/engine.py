@@ -158,7 +158,7 @@ class Trainer:
     def stop(self) -> None:
         """Make :meth:`fit` return after the step under way, with the state saved if there is a store.
 
-        From a callback, a signal handler or another thread, and in any one of the processes.
+        May be called from a callback, a signal handler or another thread, in any one of the processes.
         """
         self._asked = True
 

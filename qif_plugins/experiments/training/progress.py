@@ -36,7 +36,7 @@ class Progress:
             except ImportError:
                 raise ImportError("the progress bar needs tqdm: pip install 'qif-plugins[train]'") from None
             done = trainer.epoch * trainer.steps + trainer.step
-            # On a terminal only: in a log file, the lines of the epochs tell enough.
+            # On a terminal only: in a log file, the line for each epoch is enough.
             self.bar = tqdm(
                 total=trainer.epochs * trainer.steps, initial=done, unit="step", disable=None, dynamic_ncols=True
             )

@@ -47,7 +47,7 @@ def build_model(config: Config, shape: tuple[int, int, int], classes: int) -> nn
     name, spiking_neuron = own.pop("name"), neuron.pop("name", "qif")
     both = sorted(own.keys() & neuron.keys())
     if both:
-        raise ValueError(f"{both[0]} stands in both [model] and [neuron]; keep the one that is meant")
+        raise ValueError(f"{both[0]} is in both [model] and [neuron]; remove one of them")
     if name in MODELS and spiking_neuron in NEURONS:  # build says what there is
         of_neuron = {**arguments_of(NEURONS[spiking_neuron][0]), "per_channel": bool}
         has_channels = bool(of_neuron.pop("channels", False))  # each layer has its own number of them
