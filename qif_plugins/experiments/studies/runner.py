@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -48,21 +48,11 @@ class Options:
         return range(self.seeds or (quick if self.quick else own))
 
 
-@dataclass(frozen=True)
-class Progress:
-    """A trial that has finished, among those that the study names so far.
-
-    Attributes:
-        done: Number of finished trials, those of earlier runs included.
-        total: Number of trials.
-        setting: The trial's setting.
-        seconds: CPU time that it took.
-    """
+class Progress(NamedTuple):
+    """Progress after a trial: the trials done, those of earlier runs included, of all that the study names so far."""
 
     done: int
     total: int
-    setting: Setting
-    seconds: float
 
 
 def run_study(
@@ -101,7 +91,7 @@ def run_study(
             total = len(records) + len(missing)
             for setting, result, seconds in _finished(name, missing, jobs, threads, options.folders):
                 records.add(setting, result, seconds)
-                say(Progress(len(records), total, setting, seconds))
+                say(Progress(len(records), total))
         with _reading(records):
             wanted = [records.get(setting) for setting in study.plan(options, records)]
         trials = [trial for trial in wanted if trial is not None]
