@@ -4,7 +4,7 @@
 
 Triton compiles its kernels, and NVRTC, through CuPy, those of ``qif.cu``. ``cuobjdump`` and ``nvdisasm``, from Triton,
 read the machine code: registers and spills, which limit the threads that hide the memory's latency; the width of loads
-and stores; and the instructions of a time step, which limit the neuron-steps a second whatever the memory does.
+and stores; and the instructions of a time step, which limit the neuron-steps a second however fast the memory is.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ def train(
     images = load_images("mnist5k")
     x, y = images.train[:train_size].float() / 255, images.train_labels[:train_size]
     x_test, y_test = images.test[:test_size].float() / 255, images.test_labels[:test_size]
-    snn.SpikingNeuron.init()  # utils.reset clears every neuron that was ever built
+    snn.SpikingNeuron.init()  # utils.reset would clear the neurons of earlier networks, too
     torch.manual_seed(seed)
     net = network(hidden)
     optimizer = torch.optim.Adam(net.parameters(), lr=net.lr, betas=(0.9, 0.999))  # type: ignore[arg-type]

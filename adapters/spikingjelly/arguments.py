@@ -21,7 +21,7 @@ StepMode = Literal["s", "m"]
 LEARNS_A_MAP = "ParametricQIFNode learns a, u1 and u2, and keeps them where the neuron is stable"
 WAYS_OUT = {
     **dict.fromkeys(MAP, f"{LEARNS_A_MAP}. An attribute of a subclass's own needs another name than a, u1 or u2"),
-    "tau": f"{LEARNS_A_MAP}; a ParametricLIFNode that swap() converts goes on learning its leak",
+    "tau": f"{LEARNS_A_MAP}; a ParametricLIFNode that swap() converts still learns its leak",
     "input_gain": "a layer or a norm before the node can scale its input; of the node, v_threshold learns",
     "v_reset": "of the node, v_threshold learns",
 }

@@ -36,7 +36,7 @@ class QIFNode(HookedNeuron, neuron.BaseNode):
     The first arguments are LIFNode's, in its order; the others and the equations are those of :class:`..v2.QIFNode`.
 
     Args:
-        cupy_fp32_inference: Whether to take CuPy in eval mode on a GPU in float32, whatever ``backend`` says.
+        cupy_fp32_inference: Whether to use CuPy in eval mode on a GPU in float32, regardless of ``backend``.
             Default False.
     """
 

@@ -124,7 +124,7 @@ def _teach_neuromc(neuromc: Any) -> None:
     def count_ours(self: Any, fragment: Any) -> Any:
         counts = count(self, fragment)
         if getattr(fragment, "is_qif", False):
-            # (a v + b) v for β v, and in the backward pass its slope, which is no constant.
+            # (a v + b) v for β v, and in the backward pass its slope, which is not constant.
             for name in ("add", "mul"):
                 counts[name] += fragment.output_numel
             counts["comp"] += fragment.output_numel * fragment.bends  # the map without rebound, forward and backward

@@ -342,7 +342,7 @@ class QIFNeuron(ChainedSteps):
         """Return the state of a copy or a pickle, without the graph behind the membrane."""
         state = self.__dict__.copy()
         state["_link"] = None
-        state["_seen"] = [(None, None)] * len(self._seen)  # whatever is a tensor is looked at anew
+        state["_seen"] = [(None, None)] * len(self._seen)  # so that every tensor is read again
         state["_memories"] = {name: _detached(value) for name, value in state["_memories"].items()}
         if "v_seq" in state:
             state["v_seq"] = _detached(state["v_seq"])

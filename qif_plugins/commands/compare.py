@@ -79,7 +79,7 @@ def _run(arguments: argparse.Namespace, hosts: tuple[str, ...], windows: tuple[s
             if arguments.save:
                 save(arguments.out / f"{training.name}.pt", network, training, images, settings)
             done[key] = training
-            # Complete after every training, so that one that is killed goes on from there.
+            # Complete after every training, so that a call that is killed can be resumed.
             seconds = before + time.perf_counter() - began
             write_json(path, {**header, "seconds": seconds, "trainings_left": len(plan) - len(done)}, finished())
     seconds = before + time.perf_counter() - began
@@ -95,7 +95,7 @@ def _check_finished(path: Path) -> None:
     """Raise ``ValueError`` if the file belongs to an interrupted call, whose trainings would be lost."""
     try:
         left = read_json(path, "no file of 'qif compare'", {"trainings_left": int})["trainings_left"]
-    except ValueError:  # an earlier version's, or another program's: written over as ever
+    except ValueError:  # an earlier version's, or another program's, which is overwritten
         return
     if left:
         raise ValueError(

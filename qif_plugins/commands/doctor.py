@@ -95,7 +95,7 @@ def _self_check(backend: BackendName, device: torch.device) -> str | None:
     """Run a small sequence forward and backward; say what differs from the reference on the CPU, or ``None``."""
     try:
         results = _small_problem(backend, device)
-    except Exception as error:  # whatever a kernel raises is a finding to print
+    except Exception as error:  # any error of a kernel is a finding to print
         return f"{type(error).__name__}: {one_line(error)}"
     expected = _small_problem("torch", torch.device("cpu"))
     wrong = [name for name in expected if not torch.equal(results[name].cpu(), expected[name])]

@@ -98,7 +98,7 @@ _SHOWN = (
 
 
 def _saved(checkpoints: Checkpoints, resume: bool) -> dict[str, Any] | None:
-    """Load the state of a run with the same options, to go on from; ``None`` if there is none.
+    """Load the state of a run with the same options, to continue from; ``None`` if there is none.
 
     Raises:
         ValueError: The folder has a run that is not to be resumed, or that was made with other options.
@@ -115,8 +115,8 @@ def _saved(checkpoints: Checkpoints, resume: bool) -> dict[str, Any] | None:
     now = {**checkpoints.config, **checkpoints.data["source"]}
     if different := differences(was, now).values():
         raise ValueError(
-            f"the run in {checkpoints.folder} was made with other options: {'; '.join(different)}. Pass the same to go "
-            f"on, or another --out for a new run"
+            f"the run in {checkpoints.folder} was made with other options: {'; '.join(different)}. Pass the same to "
+            f"continue, or another --out for a new run"
         )
     return content
 

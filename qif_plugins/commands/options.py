@@ -84,7 +84,7 @@ def compare(parser: ArgumentParser) -> None:
     add("--data", default="digits", help=f"data set: {', '.join(IMAGES)}")
     add("--data-folder", type=Path, default=Path("data"), help="folder of the data sets that torchvision reads")
     add("--download", action="store_true", help="download a data set that torchvision reads, if it is missing")
-    add("--hosts", help=f"hosts, separated by commas, of {', '.join(HOSTS)} (default: those installed)")
+    add("--hosts", help=f"hosts, separated by commas: {', '.join(HOSTS)} (default: those installed)")
     add("--windows", default=",".join(WINDOWS), help="windows of QIF, separated by commas")
     add("--seeds", type=at_least(1, 10_000), default=3, help="number of seeds, from 0")
     add("--epochs", type=at_least(1), default=5, help="passes over the training images")
@@ -121,10 +121,10 @@ def run(parser: ArgumentParser) -> None:
     )  # fmt: skip
     text = "tdbn: make tdBN of each batch norm that feeds a neuron"
     add("--norm", choices=("keep", "tdbn"), default="keep", help=text)
-    text = "keep: leave neurons that feed the output with no weight between as they are; swap: swap them, too"
+    text = "keep: leave neurons that feed the output without weights in between as they are; swap: swap them, too"
     add("--readout", choices=("keep", "swap"), default="keep", help=text)
     add("-m", dest="module", action="store_true", help="run a module, as python -m does")
-    # As for a subcommand: from the first word that is no option on, all is the program's, even "--".
+    # As for a subcommand: everything from the first word that is not an option belongs to the program, even "--".
     text = "the script, or with -m the module, and its arguments"
     add("words", nargs=argparse.PARSER, metavar="program", help=text)
 
@@ -143,13 +143,13 @@ def train(parser: ArgumentParser) -> None:
     )  # fmt: skip
     add(
         "--data", metavar="NAME", choices=DATA_SETS,
-        help=f"data set, of {', '.join(DATA_SETS)}; short for --set data.name=NAME (default: the configuration's)",
+        help=f"data set: {', '.join(DATA_SETS)}; short for --set data.name=NAME (default: the configuration's)",
     )  # fmt: skip
     add("--data-folder", type=Path, help="folder of the data; short for --set data.folder=... (default: as configured)")
     add("--out", type=Path, help="folder of checkpoints and logs (default: runs/NAME, the configuration's name)")
     add(
         "--resume", action="store_true",
-        help="go on from last.pt in --out, or begin if there is none; with --set training.epochs=... for more epochs",
+        help="continue from last.pt in --out, or begin if there is none; --set training.epochs=... gives it more epochs",
     )  # fmt: skip
     add(
         "--init-from", type=Path, metavar="FILE",
@@ -192,8 +192,8 @@ def _add_other_data(add: Callable[..., argparse.Action]) -> None:
     """Declare the options that name other data for a checkpoint."""
     add(
         "--data", metavar="NAME", choices=DATA_SETS,
-        help=f"another data set, of {', '.join(DATA_SETS)}, with the same shape and as many classes (default: the one "
-        "it was trained on)",
+        help=f"another data set with the same shape and number of classes: {', '.join(DATA_SETS)} (default: the one "
+        "that it was trained on)",
     )  # fmt: skip
     add("--data-folder", type=Path, help="folder of the data (default: as in training)")
 
@@ -209,7 +209,7 @@ def window(parser: ArgumentParser) -> None:
     add("--input-std", type=float, help="standard deviation of the input (default: the threshold)")
     add("--input-mean", type=float, default=0.0, help="mean of the input")
     add("--closure", choices=CLOSURES, default="reset", help="closure that the windows are derived with")
-    add("--kappa", type=float, default=0.5, help="half-width of the unbiased window, in deviations")
+    add("--kappa", type=float, default=0.5, help="half-width of the unbiased window, in deviations of the membrane")
     add("--alpha", type=float, default=1.0, help="width of the heuristic window")
     add("--neurons", type=at_least(2), default=2**18, help="simulated neurons")
     add("--steps", type=at_least(21), default=60, help="simulated steps, of which the first 20 are not counted")
@@ -235,7 +235,7 @@ def _add_neuron(parser: ArgumentParser) -> None:
     ):  # fmt: skip
         add(f"--{name}", type=float, help=f"{what} of the map (the paper's: {PAPER[name]:g}, taken with {others})")
     add("--threshold", type=float, default=1.0, help="threshold")
-    add("--v-reset", type=float, help="membrane after a spike (default: u1, or the matched rest)")
+    add("--v-reset", type=float, help="membrane after a spike (default: u1, or the rest of a matched neuron)")
     text = f"leak to match (default: {DEFAULT_BETA:g}, unless --a, --u1, --u2 or --dynamics decides)"
     add("--beta", type=float, help=text)
     add("--curvature", type=float, help="with --beta: threshold over unstable fixed point (default: 0.5)")
@@ -280,7 +280,7 @@ def energy(parser: ArgumentParser) -> None:
     )  # fmt: skip
     for name, text in (("mac", "a multiply-accumulate"), ("ac", "an accumulate"), ("mult", "a multiplication"),
                        ("add", "an addition")):  # fmt: skip
-        add(f"--{name}", type=float, default=getattr(Costs, name), help=f"pJ of {text}")
+        add(f"--{name}", type=float, default=getattr(Costs, name), help=f"energy of {text} in pJ")
     add("--out", type=Path, help="JSON file for everything that was counted (default: none is written)")
 
 
@@ -294,11 +294,11 @@ def exact(parser: ArgumentParser) -> None:
     add = mode("train", "train on a data set")
     _add_spike_trains(add)
     add("--neuron", choices=NEURONS, default="qif", help="neuron")
-    text = f"the neuron that spikes first wins, or the one that spikes most ({_default('loss')})"
+    text = f"the output neuron that spikes first wins, or the one that spikes most ({_default('loss')})"
     add("--loss", choices=LOSSES, help=text)
     for name, kind, text in NUMBERS:
         add(_exact_option(name), dest=name, type=kind, help=f"{text} ({_default(name)})")
-    add("--resume", action="store_true", help="go on from last.pt in --out, or begin if there is none")
+    add("--resume", action="store_true", help="continue from last.pt in --out, or begin if there is none")
     add("--out", type=Path, help="folder of the results (default: runs/exact-DATA-NEURON)")
     add = mode("compare", "search hyperparameters equally for several neurons, then test the best")
     _add_spike_trains(add)
@@ -311,7 +311,7 @@ def exact(parser: ArgumentParser) -> None:
     text = "folder of the results; runs that are there are not done again"
     add("--out", type=Path, default=Path("runs/exact-compare"), help=text)
     add = mode("demo", "move, add and remove spikes by gradient descent, and learn from silent neurons")
-    add("names", nargs="*", metavar="NAME", help=f"demonstrations, of {', '.join(DEMONSTRATIONS)} (default: all)")
+    add("names", nargs="*", metavar="NAME", help=f"demonstrations: {', '.join(DEMONSTRATIONS)} (default: all)")
     add("--seed", type=at_least(0), default=0, help="seed")
     add("--out", type=Path, default=Path("runs/exact-demo"), help="folder of the figures")
 
@@ -319,8 +319,8 @@ def exact(parser: ArgumentParser) -> None:
 NUMBERS = (
     ("duration", positive, "trial length, in the unit of the spike times (SHD: seconds)"),
     ("tau", positive, "membrane time constant, in the same unit"),
-    ("latest", positive, "time at which a black pixel would spike; images alone"),
-    ("scale", positive, "time, or number of spikes, that counts as one logit"),
+    ("latest", positive, "time at which a black pixel would spike; only for images"),
+    ("scale", positive, "time, or number of spikes, that one logit stands for"),
     ("rate", positive, "mean number of spikes of a neuron at the start"),
     ("epochs", at_least(0, COUNT), "epochs"),
     ("batch", at_least(1, COUNT), "samples in a batch"),
@@ -402,7 +402,7 @@ def study(parser: ArgumentParser) -> None:
     text = "trials that run at the same time, each in its own process"
     add("--jobs", type=at_least(1, 1024), default=1, help=text)
     add("--threads", type=at_least(1, 1024), default=1, help="CPU threads of each trial")
-    add("--quick", action="store_true", help="a tiny version on digits, to see that it runs")
+    add("--quick", action="store_true", help="a tiny version on digits, to check that it runs")
     add("--page-only", action="store_true", help="run no trial, and write the page from the recorded ones")
     text = "folder of the files of qif bench, for the study latency"
     add("--results", type=Path, default=Path("benchmarks/results"), help=text)
@@ -427,7 +427,7 @@ def bench(parser: ArgumentParser) -> None:
         "--dtypes", nargs="+", choices=("float32", "bfloat16", "float16"), metavar="DTYPE",
         help="types of the input: float32, bfloat16, float16 (default: float32 bfloat16)",
     )  # fmt: skip
-    text = "time for each size or network after its warm-up; at least 3 repetitions (default: 10, with --full 2)"
+    text = "seconds for each size or network after its warm-up; at least 3 repetitions (default: 10, with --full 2)"
     add("--seconds", type=positive, help=text)
     add("--most", type=at_least(1), help="largest T times N to measure (default: 2^25 on a CPU, 2^28 on a GPU)")
     add(
@@ -442,9 +442,9 @@ def bench(parser: ArgumentParser) -> None:
         "these networks (default: all)",
     )  # fmt: skip
     add("--batch-size", type=at_least(1), help="samples a batch of --networks (default: each network's own)")
-    add("--eager", action="store_true", help="--networks without torch.compile only")
-    add("--resume", action="store_true", help="keep what the results file holds and measure only what it lacks")
-    text = "begin no further size or network after this time; --resume continues (default: no limit)"
+    add("--eager", action="store_true", help="with --networks: measure without torch.compile only")
+    add("--resume", action="store_true", help="keep what is in the results file, and measure only what is missing")
+    text = "start no further size or network after so many minutes; --resume continues (default: no limit)"
     add("--minutes", type=positive, help=text)
     add(
         "--out", type=Path, help="results file (default: MACHINE.json, or networks-MACHINE.json, in benchmarks/results)"

@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _of_data(arguments: argparse.Namespace) -> list[str]:
     """Write ``--data`` and ``--data-folder`` as ``--set`` would have them."""
     given = {"name": arguments.data, "folder": arguments.data_folder}
-    # As a string of TOML, so that a folder named 2024 is no number.
+    # As a string of TOML, so that a folder named 2024 is not taken for a number.
     return [f"data.{key}={json.dumps(str(value))}" for key, value in given.items() if value is not None]
 
 
@@ -126,7 +126,7 @@ def _train(trainer: Trainer, store: Checkpoints, out: Path, arguments: argparse.
     with progress.following(trainer), _signals(trainer) as received:
         trainer.fit()
     if received and trainer.epoch < trainer.epochs:
-        say(f"stopped by {received[0].name} at epoch {trainer.epoch + 1}, step {trainer.step}; go on with --resume")
+        say(f"stopped by {received[0].name} at epoch {trainer.epoch + 1}, step {trainer.step}; continue with --resume")
         return 128 + received[0]
     rows = [row for row in trainer.history if "test_accuracy" in row]
     if rows:

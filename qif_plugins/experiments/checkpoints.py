@@ -71,7 +71,7 @@ def load_checkpoint(path: Path, *kinds: str, way_out: str = "") -> dict[str, Any
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is no such checkpoint, is damaged or lacks a part, or its weights are not finite.
+        ValueError: The file is not such a checkpoint, is damaged or incomplete, or has weights that are not finite.
     """
     kinds = kinds or (TRAIN,)
     what = f"checkpoint of {repr(kinds[0]) if len(kinds) == 1 else 'this package'}"

@@ -63,7 +63,7 @@ class Records:
         environments: Machines and versions of the trials.
 
     Raises:
-        ValueError: The file is no record of such trials.
+        ValueError: The file is not a record of such trials.
     """
 
     def __init__(

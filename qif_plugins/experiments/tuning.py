@@ -17,7 +17,7 @@ def search(
 ) -> list[Setting]:  # fmt: skip
     """List the settings of a search: those of its finished trials in order, then that of the next one.
 
-    The finished trials alone decide the next, so that a search that was stopped goes on as if it had not been.
+    The finished trials alone decide the next, so that a search that was stopped continues as if it had not been.
 
     Args:
         distributions: The search space, as Optuna's distributions.

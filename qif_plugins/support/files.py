@@ -55,7 +55,7 @@ def replacing(path: Path) -> Iterator[Path]:
 def occupied(folder: Path, name: str = "") -> Iterator[None]:
     """Lock a folder, created if necessary, so that only this run writes to it while the block runs.
 
-    The operating system holds the lock, on a file ``.qif-lock`` in the folder, until the process ends in whatever way.
+    The operating system holds the lock, on a file ``.qif-lock`` in the folder, until the process ends, even by a kill.
     Temporary files of an earlier run that was killed are removed. Folders that were created and stayed empty are
     removed at the end.
 

@@ -258,7 +258,7 @@ def _new(device: torch.device, command: str, book: Book) -> dict[str, Any]:
 
 
 def _begun(path: Path, device: torch.device, command: str, book: Book) -> dict[str, Any]:
-    """Read the results in ``path``, to go on with."""
+    """Read the results in ``path``, which are to be continued."""
     here, results = machine(device), read_results(path, book)
     there = results["machine"]
     other = [key for key in ("name", "versions", "backend") if here[key] != there[key]]
@@ -277,7 +277,7 @@ def read_results(path: Path, book: Book | None = None) -> dict[str, Any]:
     """Read a results file, by default one of sizes.
 
     Raises:
-        ValueError: It is no results file, or a damaged one.
+        ValueError: It is not a results file, or a damaged one.
     """
     book = book or BOOK
     parts = {"machine": {"name": str, "backend": str, "versions": {str: str}}, "command": str, book.name: [book.parts]}

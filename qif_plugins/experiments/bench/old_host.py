@@ -100,7 +100,7 @@ def _begin(folder: str, threads: int) -> None:
 def _answer(work: Callable[..., Any], *arguments: Any) -> Any:
     try:
         return work(*arguments)
-    except Exception as error:  # whatever a host raises is this peer's result; not every error can be sent
+    except Exception as error:  # any error of a host is this peer's result; not every error can be pickled
         raise RuntimeError(f"{type(error).__name__}: {error}") from None
 
 

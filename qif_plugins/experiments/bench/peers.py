@@ -140,7 +140,7 @@ PEERS: dict[str, Callable[[torch.device], Call]] = {
 
 def peers_for(device: torch.device, hosts: tuple[str, ...]) -> list[str]:
     """List the peers to measure on ``device`` with these hosts installed."""
-    maps = device.type == "cpu" and hasattr(mmap, "MAP_PRIVATE")  # a GPU's allocator keeps what it has
+    maps = device.type == "cpu" and hasattr(mmap, "MAP_PRIVATE")  # a GPU's allocator keeps its memory
     others = [OTHER_KERNELS[name] for name in available_backends(device)[1:] if name in OTHER_KERNELS]
     names = [*(FLOORS if maps else [FLOOR_THERE]), OURS, *(others if device.type == "cuda" else []), "qif, reference"]
     if "spikingjelly" in hosts:

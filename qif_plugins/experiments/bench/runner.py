@@ -128,7 +128,7 @@ class Runner:
 
 
 def peak_bytes(device: torch.device, call: Callable[[], Any]) -> int:
-    """Measure the largest memory that PyTorch holds during ``call`` beyond what it holds before."""
+    """Measure the largest memory that PyTorch holds during ``call`` beyond what it held before."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)

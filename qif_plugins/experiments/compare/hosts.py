@@ -144,7 +144,7 @@ class _Unrolled(nn.Module):
         for x in x_seq:
             spike, mem = neuron(x, mem)
             spikes.append(spike)
-        # snnTorch's own surrogates return float32 spikes whatever the membrane is.
+        # snnTorch's own surrogates always return float32 spikes.
         return torch.stack(spikes).to(x_seq.dtype)
 
 

@@ -40,7 +40,7 @@ class Sound:
 
     Attributes:
         steps: T, the number of time steps.
-        duration: Seconds that they span; what is longer is cut, what is shorter is followed by silence. Default 0.6.
+        duration: Seconds that they span; longer recordings are cut, shorter ones are followed by silence. Default 0.6.
         bands: Number of mel bands, from 0 Hz to half the sample rate. Default 40.
         sample_rate: Samples a second of the recordings. Default 8000.
         encoder: One of :data:`~qif_plugins.experiments.names.ENCODERS`, see :func:`encode`. Default ``"onset"``.
@@ -202,7 +202,7 @@ def encode_file(path: Path, sound: Sound, number: int = 0) -> Tensor:
         number: See :func:`encode`.
 
     Raises:
-        ValueError: The file is no WAV file, is empty, or has another sample rate.
+        ValueError: The file is not a WAV file, is empty, or has another sample rate.
     """
     try:
         from scipy.io import wavfile

@@ -1,8 +1,8 @@
 """Import SpikingJelly's data sets, even if its package of data sets cannot be imported.
 
 ``spikingjelly.datasets`` of 2.x imports every data set it has, and with them torchaudio, which refuses to load beside a
-PyTorch built for another CUDA version: an unpinned install of the two is enough. The data set that is wanted may
-need none of that.
+PyTorch built for another CUDA version, as an unpinned install of the two may bring. The data set that is wanted may not
+need torchaudio at all.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ def dataset_module(name: str) -> ModuleType:
         try:
             return importlib.import_module(f"{_PACKAGE}.{name}")
         except Exception as error:
-            # Not only ImportError: torchaudio raises RuntimeError for the wrong CUDA version, OSError for symbols.
+            # Not only ImportError: torchaudio raises RuntimeError for another CUDA version, OSError for missing symbols.
             try:
                 return _by_itself(name)
             except Exception as own:
                 raise ImportError(
-                    f"{_PACKAGE}.{name} does not import ({own}); install SpikingJelly and what it reads files with: "
+                    f"{_PACKAGE}.{name} does not import ({own}); install SpikingJelly and the readers of its files: "
                     f"pip install 'qif-plugins[spikingjelly,run]'"
                 ) from error
 
@@ -84,7 +84,7 @@ def heidelberg_events(name: str, root: Path, part: str) -> tuple[Any, Path]:
         The data set of ``({"t": times, "x": units}, label)``, and the file.
 
     Raises:
-        FileNotFoundError: The file is in none of these places.
+        FileNotFoundError: The file is not in any of these places.
         ImportError: SpikingJelly or h5py is missing, or this SpikingJelly has no such data set.
         ValueError: A label is outside the data set's.
     """

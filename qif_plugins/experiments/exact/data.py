@@ -103,7 +103,7 @@ def load_shd(root: Path, train: bool, duration: float, limit: int | None = None)
         The trains and the labels.
 
     Raises:
-        FileNotFoundError: The file is in none of these places.
+        FileNotFoundError: The file is not in any of these places.
         ImportError: SpikingJelly or h5py is missing.
         ValueError: The file holds units or labels outside SHD's ranges.
     """

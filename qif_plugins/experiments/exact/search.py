@@ -157,7 +157,7 @@ class Runs(Records):
                 if trial.setting.get(name) != value:
                     raise ValueError(
                         f"{path} holds runs with {name}={trial.setting.get(name)}, not {value}; pass another --out, or "
-                        "the same options to go on"
+                        "the same options to continue"
                     )
 
     def of(self, part: str, neuron: str, **entries: Any) -> list[Trial]:

@@ -48,7 +48,7 @@ def fit(
         report: Called with each epoch's measurements.
         active: Whether to scale the weights to ``settings.rate`` first (theta neurons need none). Default True.
         checkpoints: Folder to save the state to after every epoch. Default: none.
-        resumed: A checkpoint of the same settings and data to go on from, as
+        resumed: A checkpoint of the same settings and data to continue from, as
             :func:`~qif_plugins.experiments.checkpoints.load_checkpoint` reads it. Default: from the start.
 
     Returns:

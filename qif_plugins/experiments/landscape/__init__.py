@@ -9,9 +9,9 @@ both hosts, whose gradient is the surrogate's.
     locate_jumps(network, loss, directions[0], line)          where it jumps, and which spikes change there
     over_plane(network, loss, directions, (positions, positions))      the same over a plane
 
-The network is measured in the mode (training or evaluation) that it is in. Parameters, buffers, modes, membranes, hooks
-and random numbers are as before afterwards, whatever happens; membranes are cleared, buffers restored and PyTorch's
-random numbers started anew before every evaluation, so that dropout or a random encoding draws the same everywhere.
+The network is measured in the mode (training or evaluation) that it is in. Afterwards parameters, buffers, modes,
+membranes, hooks and random number generators are as before, even after an error. Before every evaluation membranes are
+cleared, buffers restored and PyTorch's generators seeded: dropout or a random encoding draws the same everywhere.
 """
 
 from ...diagnostics.spiking import spiking_layers

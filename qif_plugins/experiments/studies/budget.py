@@ -30,7 +30,7 @@ QUESTION = (
 
 NEURONS = ("lif", "qif")
 STARTUP = 8
-"""Trials at random before the sampler models what they found."""
+"""Trials that are drawn at random before the sampler models their results."""
 FINAL_SEED = 100
 """First seed of the final trainings; the search uses 0."""
 VERDICTS = {1: "QIF is more accurate", 0: "the two cannot be told apart", -1: "LIF is more accurate"}

@@ -11,7 +11,7 @@ They are computed on a grid of membranes. The weights and the norm's slope multi
 E[g[k] g[l]] of the layer below.
 
 The closed form of :mod:`qif_plugins.neuron.isometry` takes the g[t] as uncorrelated, the D and w of successive steps as
-independent, the membrane as stationary, and leaves the surrogate in D out. Here none of this is assumed.
+independent, the membrane as stationary, and leaves the surrogate out of D. This module makes none of these assumptions.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ class _Statistics(LayerStatistics):
 def measure(model: nn.Module, x: Tensor, steps: int) -> list[dict[str, Any]]:
     """Measure input, membrane and firing rate of every QIF layer, as training sees them.
 
-    The model runs in training mode, normalized by these samples, and is left as it was.
+    The model runs in training mode, normalized by these samples, and is restored afterwards.
 
     Returns:
         A row for each layer, in order: ``input_mean`` and ``input_std`` of g·x, ``input_correlation`` between

@@ -1,4 +1,4 @@
-"""Measure how far a surrogate gradient is from the gradient that it stands for.
+"""Measure how far a surrogate gradient is from the gradient that it approximates.
 
 The loss of a spiking network is piecewise constant in its weights: its gradient is zero almost everywhere. A surrogate
 gradient is therefore compared with the gradient of the *noise-smoothed* loss, E[L], where Gaussian noise of deviation
@@ -6,7 +6,7 @@ gradient is therefore compared with the gradient of the *noise-smoothed* loss, E
 
     h[t] = m[t] + σ_n ξ[t],    m[t] = f(v[t-1]) + g x[t],    ξ[t] ~ N(0, 1)
 
-The likelihood-ratio (score-function) estimator of its gradient has no bias, whatever the neuron and its reset::
+The likelihood-ratio (score-function) estimator of its gradient has no bias for any neuron and reset::
 
     ∇E[L] = E[ (L - b) Σ ξ[t]/σ_n · ∂m[t]/∂w + ∂L/∂w ]
 

@@ -32,7 +32,7 @@ GOAL = 0.9
 """Accuracy; the first epoch that reaches it is recorded."""
 LIF_TAU = 2.0
 LIMIT = 1e-6
-"""Curvature at which the QIF map stands for LIF's: QIFParameters.matching_lif is LIF in the limit 0."""
+"""Curvature of the QIF map that takes the place of LIF's: in the limit 0 QIFParameters.matching_lif is LIF."""
 
 LEARNING = {"lr": 2e-3, "weight_decay": 0.0, "detach_reset": False}
 """Entries of settings that are the same in all studies that do not vary them."""

@@ -225,7 +225,7 @@ def _read(source: str | Path) -> dict[str, Any]:
                 f"there is no configuration {str(source)!r}: neither a file nor one of {', '.join(configurations())}"
             )
     try:
-        return tomllib.loads(path.read_bytes().decode())  # UTF-8, whatever the locale
+        return tomllib.loads(path.read_bytes().decode())  # always UTF-8, regardless of the locale
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not TOML: {error}") from error
 
@@ -326,7 +326,7 @@ def _change(tables: dict[str, Any], change: str) -> None:
 def _parse(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except (ValueError, RecursionError):  # no TOML, or a number of thousands of digits
+    except (ValueError, RecursionError):  # not TOML, or a number of thousands of digits
         return text
 
 
