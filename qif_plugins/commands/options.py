@@ -149,7 +149,7 @@ def train(parser: ArgumentParser) -> None:
     add("--out", type=Path, help="folder of checkpoints and logs (default: runs/NAME, the configuration's name)")
     add(
         "--resume", action="store_true",
-        help="continue from last.pt in --out, or begin if there is none; --set training.epochs=... gives it more epochs",
+        help="continue from last.pt in --out, or begin if there is none; --set training.epochs=... trains longer",
     )  # fmt: skip
     add(
         "--init-from", type=Path, metavar="FILE",

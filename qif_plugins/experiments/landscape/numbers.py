@@ -28,7 +28,7 @@ def candidates(line: Line, smallest: float) -> torch.Tensor:
     # 1/1024 where the loss is smooth.
     fine = line.unexplained().abs()
     coarse = line.coarse(REFINE).unexplained().abs().repeat_interleave(REFINE)
-    # A kink leaves at most this; in the middle of a coarse step it leaves nothing on the coarse grid, and seems to grow.
+    # A kink leaves at most this; in the middle of a coarse step it leaves nothing on the coarse grid and seems to grow.
     kink = line.positions.diff() * line.slope.diff().abs() / 2
     return (fine > smallest) & (fine > coarse / 2) & (fine > kink)
 
