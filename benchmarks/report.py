@@ -155,8 +155,9 @@ def _draw(
     drawn.suptitle(f"{_machine(results)}, float32{clock}", fontsize="medium")
 
 
-def draw_summary(results: dict[str, Any], path: Path, size: tuple[int, int] = (4, 2**21)) -> None:
+def draw_summary(results: dict[str, Any], path: Path) -> None:
     """Milliseconds of forward and backward together, LIF beside QIF in each host, at one T and N in float32."""
+    size = 4, 2**21
     case = next(case for case in results["cases"] if (case["T"], case["N"]) == size and case["dtype"] == "float32")
     with figure(path, (7, 2.2)) as drawn:
         axes = drawn.subplots()

@@ -242,8 +242,8 @@ def require_matplotlib(*paths: Path) -> None:
             )
 
 
-def plot_sample(path: Path, x: Any, title: str, rows: bool, most: int = 10) -> None:
-    """Draw a sample ``[T, C, H, W]`` as the network gets it.
+def plot_sample(path: Path, x: Any, title: str, rows: bool) -> None:
+    """Draw a sample ``[T, C, H, W]`` as the network gets it; of images, at most ten steps that are evenly spaced.
 
     Args:
         path: The file to write.
@@ -251,10 +251,9 @@ def plot_sample(path: Path, x: Any, title: str, rows: bool, most: int = 10) -> N
         title: Title.
         rows: Whether a step is a row of bands: then time is drawn from left to right, a panel for each channel.
             Otherwise each step is an image, three channels in colour, two as red (channel 1) and blue (channel 0).
-        most: Largest number of steps drawn as images, evenly spaced. Default 10.
     """
     steps, channels = x.shape[:2]
-    shown = [round(i * (steps - 1) / (most - 1)) for i in range(most)] if steps > most else list(range(steps))
+    shown = [round(i * (steps - 1) / 9) for i in range(10)] if steps > 10 else list(range(steps))
     panels = channels if rows else len(shown)
     with figure(path, (7, 0.8 + 2.4 * panels) if rows else (max(4, 1.5 * panels), 2.6)) as drawn:
         all_axes = drawn.subplots(*((panels, 1) if rows else (1, panels)), squeeze=False).flat

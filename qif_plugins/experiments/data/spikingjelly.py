@@ -48,7 +48,7 @@ def dataset_module(name: str) -> ModuleType:
         try:
             return importlib.import_module(f"{_PACKAGE}.{name}")
         except Exception as error:
-            # Not only ImportError: torchaudio raises RuntimeError for another CUDA version, OSError for a missing symbol.
+            # Not only ImportError: torchaudio raises RuntimeError for another CUDA, OSError for a missing symbol.
             try:
                 return _by_itself(name)
             except Exception as own:

@@ -120,16 +120,16 @@ def space(dataset: str) -> dict[str, BaseDistribution]:
     }
 
 
-def validation_split(data: SpikeData, fraction: float = 0.2) -> SpikeData:
-    """Divide the training set into a part to train on and a part to test on, the same in every call.
+def validation_split(data: SpikeData) -> SpikeData:
+    """Divide the training set into four fifths to train on and a fifth to test on, the same in every call.
 
     Raises:
         ValueError: One of the parts would be empty.
     """
     count = len(data.train_labels)
-    held_out = round(count * fraction)
+    held_out = round(count / 5)
     if not 0 < held_out < count:
-        raise ValueError(f"{count} samples to train are too few to hold out {fraction:g} of them for validation")
+        raise ValueError(f"{count} samples to train are too few to hold out a fifth of them for validation")
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0), device="cpu")
     kept, rest = order[held_out:], order[:held_out]
     return SpikeData(

@@ -37,16 +37,14 @@ class GradientChain:
         surrogate: Its surrogate.
         steps: Number of time steps T, from a membrane at v_reset. The cost grows as T⁵.
         input_std: Deviation σ_I of g·x, over time and samples, which the norm sets. Default: the threshold.
-        detach_reset: Whether gradients do not pass through the reset. Default False.
 
     Attributes:
         rates: Spikes per neuron of each step.
     """
 
     def __init__(
-        self, params: QIFParameters, surrogate: FusedSurrogate, steps: int, input_std: float | None = None,
-        detach_reset: bool = False,
-    ) -> None:  # fmt: skip
+        self, params: QIFParameters, surrogate: FusedSurrogate, steps: int, input_std: float | None = None
+    ) -> None:
         threshold = float(params.v_threshold)
         input_std = threshold if input_std is None else input_std
         # The threshold lies between two cells.
@@ -55,7 +53,7 @@ class GradientChain:
         w = surrogate.derivative(h, threshold)
         reset = torch.full_like(h, float(params.numbers()["v_reset"]))
         by_reset = params.map(reset) - params.map(h if params.rebound else h.clamp(max=threshold))
-        slope = (1 - spikes) * params.map_derivative(h) + (0.0 if detach_reset else w * by_reset)
+        slope = (1 - spikes) * params.map_derivative(h) + w * by_reset
         charged = params.map(torch.where(spikes > 0, reset, h))
 
         deviations = torch.full((steps,), input_std, dtype=torch.float64)

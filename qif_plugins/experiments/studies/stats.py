@@ -42,10 +42,10 @@ def p_text(value: float | None) -> str:
     return "–" if value is None or math.isnan(value) else f"{value:.2g}"
 
 
-def interval(found: Interval, digits: int = 2) -> str:
+def interval(found: Interval) -> str:
     """Format a difference of accuracies with its interval, in points."""
-    known = "too few seeds for an interval" if math.isnan(found[1]) else f"95 % interval {ends(found, digits)}"
-    return f"{100 * found[0]:+.{digits}f} points ({known})"
+    known = "too few seeds for an interval" if math.isnan(found[1]) else f"95 % interval {ends(found)}"
+    return f"{100 * found[0]:+.2f} points ({known})"
 
 
 def ends(found: Interval, digits: int = 2) -> str:

@@ -42,20 +42,19 @@ class Augmented(Dataset[Any]):
 
 def image_transform(
     names: Sequence[str], size: int, mean: Sequence[float], std: Sequence[float], policy: str = "cifar10",
-    cutout_size: int = 16, padding: int = 4, train: bool = True,
+    cutout_size: int = 16, train: bool = True,
 ) -> Callable[[Any], Tensor]:  # fmt: skip
     """Make a torchvision transform from a PIL image to a normalized tensor ``[C, size, size]``.
 
     Args:
         names: Names from :data:`IMAGE_AUGMENTATIONS`, applied only in training, in this order: ``"crop"`` (pad by
-            ``padding`` and cut out ``size``), ``"resized_crop"`` (a random part, resized), ``"flip"`` (left to right,
+            4 pixels and cut out ``size``), ``"resized_crop"`` (a random part, resized), ``"flip"`` (left to right,
             every second image), ``"autoaugment"`` (its ``policy``), ``"cutout"`` (see :func:`cutout`).
         size: Height and width of the result.
         mean: Mean of each channel, to normalize by.
         std: Standard deviation of each channel, to normalize by.
         policy: Policy of AutoAugment: ``"cifar10"`` or ``"imagenet"``.
         cutout_size: Side of the square that is cut out. Default 16.
-        padding: Pixels around the image for ``"crop"``. Default 4.
         train: Whether to augment. Otherwise images larger than ``size`` are resized to 8/7 of it and cropped to their
             centre if ``"resized_crop"`` is among the names, as is usual for ImageNet. Default True.
     """
@@ -64,7 +63,7 @@ def image_transform(
     parts: list[Any] = []
     if train:
         makers: dict[str, Callable[[], Any]] = {
-            "crop": lambda: transforms.RandomCrop(size, padding),
+            "crop": lambda: transforms.RandomCrop(size, 4),
             "resized_crop": lambda: transforms.RandomResizedCrop(size),
             "flip": transforms.RandomHorizontalFlip,
             "autoaugment": lambda: transforms.AutoAugment(transforms.AutoAugmentPolicy[policy.upper()]),
@@ -90,28 +89,27 @@ def cutout(image: Tensor, size: int) -> Tensor:
     return image
 
 
-def event_transform(names: Sequence[str], size: int, shift: int = 5, train: bool = True) -> Callable[[Any], Tensor]:
+def event_transform(names: Sequence[str], size: int, train: bool = True) -> Callable[[Any], Tensor]:
     """Make a transform from event frames ``[T, 2, H, W]`` to a float tensor ``[T, 2, size, size]``.
 
     Args:
         names: Names from :data:`EVENT_AUGMENTATIONS`, applied only in training, and equally to all frames of a sample:
-            ``"flip"`` (left to right, every second sample) and ``"roll"`` (up to ``shift`` pixels along either axis,
-            around the border).
+            ``"flip"`` (left to right, every second sample) and ``"roll"`` (up to five pixels along either axis, around
+            the border).
         size: Height and width of the result; frames are resized bilinearly, with antialiasing.
-        shift: Largest roll. Default 5.
         train: Whether to augment. Default True.
     """
     # No closure: worker processes that are spawned, as on Windows, receive the transform pickled.
-    return partial(_frames, names=tuple(names) if train else (), size=size, shift=shift)
+    return partial(_frames, names=tuple(names) if train else (), size=size)
 
 
-def _frames(frames: Any, names: tuple[str, ...], size: int, shift: int) -> Tensor:
+def _frames(frames: Any, names: tuple[str, ...], size: int) -> Tensor:
     x = torch.as_tensor(frames, dtype=torch.float32, device="cpu")
     if x.shape[-2:] != (size, size):
         x = torch.nn.functional.interpolate(x, (size, size), mode="bilinear", antialias=True)
     if "flip" in names and torch.rand((), device="cpu") < 0.5:
         x = x.flip(-1)
     if "roll" in names:
-        dy, dx = torch.randint(-shift, shift + 1, (2,), device="cpu").tolist()
+        dy, dx = torch.randint(-5, 6, (2,), device="cpu").tolist()
         x = x.roll((dy, dx), (-2, -1))
     return x
