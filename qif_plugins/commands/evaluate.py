@@ -8,7 +8,6 @@ from dataclasses import replace
 from ..experiments.checkpoints import load_checkpoint
 from ..experiments.training.config import Config, from_dict
 from ..experiments.training.session import make_trainer, on_other_data, prepare
-from ..support.checkpoints import load_weights
 from ..support.text import text_table
 
 
@@ -20,7 +19,7 @@ def run(arguments: argparse.Namespace) -> int:
     record = content["data"] if config.data.name == trained.data.name else None
     model, task = prepare(config, record, ("pass --data-folder with their folder", ""), train=False)
     trainer = make_trainer(config, model, task)
-    load_weights(model, content["state"]["model"], str(arguments.checkpoint))
+    trainer.load_model(content["state"], str(arguments.checkpoint))
     row = trainer.evaluate(task.test)
     if not trainer.main:
         return 0

@@ -59,6 +59,7 @@ def locate_jumps(
     direction: Direction,
     line: Line,
     *,
+    layers: Mapping[str, nn.Module] | None = None,
     smallest: float = 1e-6,
     most: int = 50,
 ) -> list[Jump]:
@@ -73,6 +74,9 @@ def locate_jumps(
         loss: That of ``line``; runs ``network`` once.
         direction: That of ``line``.
         line: Measured on 4n + 1 positions.
+        layers: The layers to compare, by name, first to last: modules that return an exact layer's spikes, or a tensor
+            (or a tuple that begins with it) with time first, or one step at a time. Default:
+            :func:`~qif_plugins.diagnostics.spiking.spiking_layers`.
         smallest: Height below which a jump does not count, in units of the loss. Default 1e-6.
         most: Search so many steps at most, those with the largest jumps. Default 50.
 
@@ -82,10 +86,11 @@ def locate_jumps(
     Raises:
         ValueError: As in :func:`~qif_plugins.experiments.landscape.along`.
     """
+    layers = spiking_layers(network) if layers is None else layers
     heights = torch.where(candidates(line, smallest), line.unexplained().abs(), 0.0)
     wanted = [int(place) for place in heights.argsort(descending=True, stable=True)[:most] if heights[place] > 0]
     found = []
-    with moving(network) as move, _recorded(spiking_layers(network)) as spikes:
+    with moving(network) as move, _recorded(layers) as spikes:
 
         def at(position: float) -> _Side:
             spikes.clear()

@@ -259,7 +259,7 @@ class Trainer:
                     set_random_state(self.accelerator.device, state["random"][self.process])
                 for name, part in parts.items():
                     part.load_state_dict(state[name])
-                load_weights(self.model, state["model"], "it")
+                self.load_model(state, "it")
             except BaseException:
                 set_random_state(self.accelerator.device, random)
                 for name, part in parts.items():
@@ -272,6 +272,18 @@ class Trainer:
         self._means = Means.merged([state["means"]])
         if len(state["rates"]) == len(self.train_rates.sums()):
             self.train_rates.restore(state["rates"] if self.main else [0.0] * len(state["rates"]))
+
+    def load_model(self, state: Mapping[str, Any], source: str = "the saved state") -> None:
+        """Restore only the model from a state of :meth:`state`, for example to evaluate it.
+
+        Args:
+            state: The state.
+            source: Origin of the state, for the error. Default ``"the saved state"``.
+
+        Raises:
+            ValueError: The state is another model's; nothing is changed.
+        """
+        load_weights(self.model, state["model"], source)
 
     def so_far(self) -> dict[str, float]:
         """Compute the means of the current epoch over the samples that this process has seen."""
