@@ -157,8 +157,8 @@ def train(parser: ArgumentParser) -> None:
         "optimizer and schedule begin anew (default: weights drawn by training.seed)",
     )  # fmt: skip
     add("--no-tensorboard", action="store_true", help="write no TensorBoard logs")
-    add("--quiet", action="store_true", help="show neither a progress bar nor a line an epoch")
-    add("--show", action="store_true", help="print every value of the configuration, and train nothing")
+    add("--quiet", action="store_true", help="show neither a progress bar nor a line for each epoch")
+    add("--show", action="store_true", help="print all values of the configuration instead of training")
 
 
 def data(parser: ArgumentParser) -> None:
@@ -271,7 +271,7 @@ def energy(parser: ArgumentParser) -> None:
     add("--threads", type=at_least(1), default=1, help="CPU threads")
     add(
         "--lif-update", choices=LIF_UPDATES, default=Costs.lif_update,
-        help="operations of a LIF update: none, multiplication and addition, or the comparison, too",
+        help="operations counted for a LIF update: none; multiplication and addition (charge); the comparison, too",
     )  # fmt: skip
     add(
         "--qif-map", choices=QIF_MAPS,
@@ -397,7 +397,7 @@ def study(parser: ArgumentParser) -> None:
     """Declare the options of ``qif study``."""
     add = parser.add_argument
     add("name", nargs="?", help=f"study: {', '.join(STUDIES)}, or all (default: list them)")
-    add("--list", action="store_true", help="list the studies with their questions, and run none")
+    add("--list", action="store_true", help="list the studies with their questions, and exit")
     add("--seeds", type=at_least(1, 10_000), help="number of seeds, from 0 (default: the study's own number)")
     text = "trials that run at the same time, each in its own process"
     add("--jobs", type=at_least(1, 1024), default=1, help=text)
@@ -411,7 +411,7 @@ def study(parser: ArgumentParser) -> None:
     add("--arms", nargs="+", help=text)
     text = "for the study swap: factors on each network's own learning rate, such as 0.333 1 3 (default: 1)"
     add("--rates", nargs="+", type=positive, help=text)
-    text = f"for the studies {' and '.join(OF_FOLDERS)}: folders of your own data, of {', '.join(STUDIED)}"
+    text = f"for the studies {' and '.join(OF_FOLDERS)}: folders of your own data, for {' and '.join(STUDIED)}"
     add("--data-folder", nargs="+", type=_named_folder, metavar="NAME=FOLDER", help=text)
     add("--out", type=Path, help="folder of records and pages (default: docs/studies; quick: runs/studies)")
 
@@ -421,7 +421,7 @@ def bench(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("--device", default="cpu", help="device to measure on")
     add("--threads", type=at_least(1), help="CPU threads (default: as PyTorch sets them)")
-    add("--full", action="store_true", help="T in 1, 4, 16, 64 and N from 2^10 to 2^25, up to --most")
+    add("--full", action="store_true", help="measure T in 1, 4, 16, 64 and N from 2^10 to 2^25, up to --most")
     add("--size", action="append", help="only this size, as TxN, e.g. 4x2097152; may be repeated")
     add(
         "--dtypes", nargs="+", choices=("float32", "bfloat16", "float16"), metavar="DTYPE",
@@ -438,10 +438,10 @@ def bench(parser: ArgumentParser) -> None:
     add("--leave-out", nargs="+", default=[], metavar="NAME", help=text)
     add(
         "--networks", nargs="*", metavar="NAME",
-        help="instead of neurons, a training step of whole networks: LIF, swapped to QIF, and without neurons; "
-        "these networks (default: all)",
+        help="instead of neurons, measure a training step of whole networks: with LIF, swapped to QIF, and without "
+        "neurons (default: all networks)",
     )  # fmt: skip
-    add("--batch-size", type=at_least(1), help="samples a batch of --networks (default: each network's own)")
+    add("--batch-size", type=at_least(1), help="with --networks: samples in a batch (default: each network's own)")
     add("--eager", action="store_true", help="with --networks: measure without torch.compile only")
     add("--resume", action="store_true", help="keep what is in the results file, and measure only what is missing")
     text = "start no further size or network after so many minutes; --resume continues (default: no limit)"
