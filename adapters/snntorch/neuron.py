@@ -88,9 +88,10 @@ class QIF(Parameters, snn.Leaky):
             stable: to at least 1e-6 for a matched neuron, whose unstable point moves with it, and
             otherwise to 99 % of the way from the resting to the unstable point.
         reset_mechanism: ``"zero"`` (default). ``"subtract"`` subtracts θ from the membrane before f (Leaky
-            does it after its leak), ``"none"`` never resets: under both a large membrane stays large, f
-            squares it and the potential explodes. They exist because Leaky has them. Setting the attribute
-            changes the neuron; loading a ``state_dict`` does not.
+            does it after its leak); ``"monotone"`` dynamics keep at most θ. ``"none"`` never resets. Under it, and
+            under ``"subtract"`` with other dynamics, a large membrane stays large, f squares it and the potential
+            explodes. They exist because Leaky has them. Setting the attribute changes the neuron; loading a
+            ``state_dict`` does not.
         a: Curvature of f, see :class:`~qif_plugins.QIFParameters`; float or tensor.
         u1: First root of f.
         u2: Second root of f. Any of a, u1, u2 passed decides the dynamics, the others default to the paper's.

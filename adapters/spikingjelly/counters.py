@@ -29,7 +29,8 @@ for _counts in _ON_STATE.values():
 
 Left out are g x, s v_reset and 1 - s."""
 _BEND = "state_comps", "state_select_ops", "timestep_dense_ops"
-"""Categories with one more operation where the map has no rebound, for v < u1 ? u1 : v."""
+"""Categories with one more operation where the map has no rebound, for v < u1 ? u1 : v; with a soft reset with two, for
+v > θ ? θ : v."""
 
 
 def _bytes(args: Any, kwargs: Any, out: Any) -> int:
@@ -95,9 +96,9 @@ def _teach_states(counter_type: Any, node_type: Any) -> None:
         # The bytes as for the host's own fused neurons: every step reads the state once and writes it once.
         metrics = dict.fromkeys(("state_reads", "state_writes"), x_seq.numel() * element)
         metrics["neuron_logical_steps"] = x_seq.numel()
-        bend = () if values["rebound"] else _BEND
+        bend, soft = () if values["rebound"] else _BEND, bool(values["soft"])
         metrics |= {
-            name: (times + (name in bend)) * x_seq.numel() for name, times in _ON_STATE[bool(values["soft"])].items()
+            name: (times + (name in bend) * (1 + soft)) * x_seq.numel() for name, times in _ON_STATE[soft].items()
         }
         return int(counter._store_breakdown(metrics, state_buffer_bytes=x_seq[0].numel() * element))
 

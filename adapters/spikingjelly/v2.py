@@ -82,7 +82,8 @@ class QIFNode(QIFNeuron, neuron.BaseNode):
             ``dynamics="lif"``, else False.
         v_threshold: Threshold θ, below the unstable fixed point of the map. Default 1.
         v_reset: Membrane after a spike and at the start; what a matched leak decays to. Default 0. ``None`` subtracts
-            the threshold instead; a QIF membrane is then unbounded.
+            the threshold instead, which with ``dynamics="monotone"`` leaves at most the threshold; with other
+            dynamics the membrane is then unbounded.
         surrogate_function: A surrogate of the host, used as passed. ATan, Sigmoid, Erf and :class:`AnalyticWindow`
             run fused, others on the reference. Left out: the surrogate that ``window`` names.
         detach_reset: Whether the reset passes no gradient to the spike. Default False.

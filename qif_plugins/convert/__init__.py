@@ -51,16 +51,17 @@ def swap(
 
     SpikingJelly's ``IFNode``, ``LIFNode`` and ``ParametricLIFNode``, their ``clock_driven`` forms, and snnTorch's
     ``Leaky``, ``Lapicque`` and ``RLeaky`` are replaced, as are subclasses that add nothing but a constructor; a
-    subclass with code of its own is left alone. Threshold, hard reset, detach_reset, step mode, backend, hidden-state
+    subclass with code of its own is left alone. Threshold, reset, detach_reset, step mode, backend, hidden-state
     options, device, dtype, training mode, hooks and parameters stay, and the model's state_dict keeps its keys. What
     changes besides the map:
 
     * where a normalization feeds the neuron: the input gain, to 1, or up to 3 where more than 12 neurons follow one
       another, and the surrogate gradient, to the isometric Gaussian (``window="keep"`` keeps it). Elsewhere both
       stay LIF's, unless the surrogate has a small area;
-    * a reset that subtracts the threshold, to one that sets the membrane to rest: the membrane of a QIF neuron
-      is unbounded under the former (``v_reset=None`` or ``reset_mechanism="subtract"`` asks for it all the same);
-    * the membrane, which starts at rest.
+    * the membrane, which starts at rest;
+    * a reset that subtracts the threshold, which without rebound leaves at most the threshold. With the parabola the
+      membrane would be unbounded, so it becomes a reset to rest (``v_reset=None`` or
+      ``reset_mechanism="subtract"`` asks for it all the same).
 
     A learned leak stays learned and matched. A neuron without leak is matched at a leak of 0.95. An ``RLeaky``
     keeps its recurrent layer; its membrane, which the recurrent input enters like the feed-forward one, is QIF's.
@@ -83,7 +84,7 @@ def swap(
             ``example_input`` α is 1/√n where n paths add up before the neuron, else 1. In a
             network that is stepped through time each step is normalized by itself. Default ``"keep"``.
         readout: ``"keep"`` (default) leaves neurons alone that feed the model's output with no weight between, or
-            nothing: decoding wants the subtracting reset, which QIF does not have. ``"swap"`` replaces them, too.
+            nothing: decoding was made for LIF's membrane. ``"swap"`` replaces them, too.
         to: ``"qif"`` (default), or ``"lif"`` to make every swapped neuron what it was, with its parameters of now and
             whatever was set on it since; what the swap itself chose, the surrogate or the reset, goes. Norms stay. A
             neuron that was built as QIF becomes the LIF neuron whose leak it matches (``tau``, ``decay_input``,

@@ -100,7 +100,7 @@ def quadratic(params: QIFParameters, scale: Any = 1.0) -> Dynamics:
     start: Any = one.v_reset if one.reset == "hard" else 0.0
 
     def fired(h: Tensor) -> Tensor:
-        return one.map(torch.full_like(h, start)) if one.reset == "hard" else one.map(h - one.v_threshold)
+        return one.map(torch.full_like(h, start)) if one.reset == "hard" else one.map(one.after_soft_reset(h))
 
     return Dynamics(mean_of(one.input_gain) * mean_of(scale), mean_of(one.v_threshold), start, one.map, fired)
 

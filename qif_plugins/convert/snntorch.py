@@ -161,6 +161,8 @@ class _SnnTorch:
         dynamics, notes = request.map(), list[str]()
         arguments = _carried(module, request, normalized, notes)
         arguments |= _dynamics(module, dynamics, arguments | dict(request.parameters), notes)
+        if "reset_mechanism" not in request.parameters:
+            arguments |= _reset(module, arguments.get("dynamics"), notes)
         idle = learns_leak and dynamics not in MATCHED
         if learns_leak:
             learned = "its leak beta goes on being learned" + ("" if module.beta.requires_grad else " (frozen)")
@@ -272,13 +274,6 @@ def _carried(module: Any, request: Request, normalized: bool, notes: list[str]) 
         raise ValueError("its beta and threshold have no values on the meta device; load the checkpoint, then swap")
     carried["threshold"] = module.threshold.detach()
     carried["graded_spikes_factor"] = 1.0
-    if "reset_mechanism" in request.parameters:
-        pass
-    elif module.reset_mechanism == "none":
-        raise ValueError("it never resets, and without a reset a QIF membrane runs away")
-    elif module.reset_mechanism == "subtract":
-        carried["reset_mechanism"] = "zero"
-        notes.append("reset to zero instead of subtracting the threshold")
     if "spike_grad" in request.parameters or module.surrogate_disable:
         return carried
     name = getattr(module.spike_grad, "__qualname__", type(module.spike_grad).__name__).split(".")[0]
@@ -287,6 +282,20 @@ def _carried(module: Any, request: Request, normalized: bool, notes: list[str]) 
     return carried | request.surrogate(
         normalized, mean_of(_leak(module)), {"spike_grad": module.spike_grad}, core, name, notes
     )
+
+
+def _reset(module: Any, dynamics: str | None, notes: list[str]) -> dict[str, Any]:
+    """The argument for the reset.
+
+    Raises:
+        ValueError: The neuron never resets.
+    """
+    if module.reset_mechanism == "none":
+        raise ValueError("it never resets, and without a reset a QIF membrane runs away")
+    if module.reset_mechanism == "subtract" and dynamics != "monotone":
+        notes.append("reset to zero instead of subtracting the threshold, after which the parabola may run away")
+        return {"reset_mechanism": "zero"}
+    return {}
 
 
 def _dynamics(module: Any, dynamics: str, arguments: dict[str, Any], notes: list[str]) -> dict[str, Any]:

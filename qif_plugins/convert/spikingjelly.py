@@ -113,7 +113,7 @@ class _SpikingJelly:
         if learns_leak and dynamics not in MATCHED:
             cls = cls.__bases__[1]
         notes: list[str] = []
-        arguments = _carried(module, request, normalized, notes) | _dynamics(module, dynamics, notes)
+        arguments = _carried(module, request, dynamics, normalized, notes) | _dynamics(module, dynamics, notes)
         gain = request.gain(normalized, GAIN_ARGUMENTS, notes)
         if gain is not None:
             arguments |= {"decay_input": False} | ({"input_gain": gain} if gain != 1 else {})
@@ -249,15 +249,15 @@ def _tau_by_now(module: Any) -> float:
     return 1 / (1 - beta.mean().item())
 
 
-def _carried(module: Any, request: Request, normalized: bool, notes: list[str]) -> dict[str, Any]:
+def _carried(module: Any, request: Request, dynamics: str, normalized: bool, notes: list[str]) -> dict[str, Any]:
     """The arguments that the LIF neuron gives, dynamics aside."""
     carried = {name: getattr(module, name) for name in CARRIED if hasattr(module, name)}
     if not isinstance(module.v_threshold, int | float):
         raise ValueError("its threshold is a tensor; pass v_threshold=<number>")
     carried["v_threshold"] = float(module.v_threshold)
-    if module.v_reset is None and "v_reset" not in request.parameters:
+    if module.v_reset is None and "v_reset" not in request.parameters and dynamics != "monotone":
         carried["v_reset"] = 0.0
-        notes.append("reset to 0 instead of subtracting the threshold")
+        notes.append("reset to 0 instead of subtracting the threshold, after which the parabola may run away")
     if getattr(module, "backend", None) == "cupy":
         carried["backend"] = "cupy"  # "torch", the default there, is what "auto" does faster with the same bits
     if "surrogate_function" in request.parameters:

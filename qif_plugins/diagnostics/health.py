@@ -163,9 +163,11 @@ class _Statistics(LayerStatistics):
         self._sum("surrogate", w.double().square())
         self._sum("rebound", falls & (params.map(h) >= params.v_threshold))
         v_reset: Any = params.v_reset
-        after = h - params.v_threshold * spikes if params.reset == "soft" else h.where(~spikes, v_reset)
-        kept = params.map_derivative(after)
-        self._sum("kept", (kept if params.reset == "soft" else kept * ~spikes).double().square())
+        left = params.after_soft_reset(h) if params.reset == "soft" else v_reset
+        after = h.where(~spikes, left)
+        # The derivative of the reset is 0 where it does not leave h, or h - θ.
+        kept = params.map_derivative(after) * (~spikes | ((left == h - params.v_threshold) & (params.reset == "soft")))
+        self._sum("kept", kept.double().square())
         self._between_steps(params, effective_input(params, seen.x_seq.detach()), after, spikes)
         self.spike_seqs.append(seen.spike_seq)
         self.inside.append(w != 0)

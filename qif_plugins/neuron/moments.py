@@ -186,16 +186,20 @@ def closure_step(
         first = first + fired * above
         second = second + fired * fired * above
     elif closure == "reset":
-        shifted = _charge_polynomial(params, mean - params.v_threshold, std)
-        first_above, second_above = _polynomial_moments(shifted, _difference(_MOMENTS, below))
+        first_above, second_above = _above_moments(params, _charge_polynomial, mean, std, below)
         first, second = first + first_above, second + second_above
+        if not params.rebound:
+            held = params.map(params.v_threshold)
+            share = 1 - _held_below(params, mean, std, below)[0]
+            first, second = first + held * share, second + held * held * share
     return first + input_mean, torch.sqrt(second - first * first + input_std * input_std)
 
 
 def membrane_memory(params: QIFParameters, mean: Tensor, std: Tensor) -> Tensor:
     """Mean square of ∂h[t+1]/∂h[t] for h ~ N(mean, std²), the surrogate in the reset left out.
 
-    That derivative is f'(h) below the threshold; above it, 0 under a hard reset and f'(h - θ) under a soft one.
+    That derivative is f'(h) below the threshold; above it, 0 under a hard reset and f'(h - θ) under a soft one,
+    without rebound 0 above 2θ.
 
     Args:
         params: The neuron.
@@ -208,8 +212,7 @@ def membrane_memory(params: QIFParameters, mean: Tensor, std: Tensor) -> Tensor:
     below = _lower_moments((params.v_threshold - mean) / std)
     memory = _below_moments(params, _slope_polynomial, mean, std, below)[1]
     if params.reset == "soft":
-        shifted = _slope_polynomial(params, mean - params.v_threshold, std)
-        memory = memory + _polynomial_moments(shifted, _difference(_MOMENTS, below))[1]
+        memory = memory + _above_moments(params, _slope_polynomial, mean, std, below)[1]
     return memory
 
 
@@ -242,6 +245,21 @@ def _below_moments(
     first, second = _polynomial_moments(polynomial(params, mean, std), _difference(below, lowest))
     first_of_tangent, second_of_tangent = _polynomial_moments(polynomial(params, mean, std, True), lowest)
     return first + first_of_tangent, second + second_of_tangent
+
+
+def _above_moments(
+    params: QIFParameters, polynomial: Any, mean: Tensor, std: Tensor, below: tuple[Any, ...]
+) -> tuple[Any, Any]:
+    """First and second moment of a polynomial of what a soft reset leaves, where it leaves h - θ."""
+    shifted = polynomial(params, mean - params.v_threshold, std)
+    whole = _MOMENTS if params.rebound else _held_below(params, mean, std, below)
+    return _polynomial_moments(shifted, _difference(whole, below))
+
+
+def _held_below(params: QIFParameters, mean: Tensor, std: Tensor, below: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Partial moments up to 2θ, above which a soft reset without rebound leaves the threshold; at least ``below``."""
+    doubled = _lower_moments((2 * params.v_threshold - mean) / std)
+    return tuple(torch.where(doubled[0] < below[0], low, part) for part, low in zip(doubled, below, strict=True))
 
 
 def _difference(whole: tuple[Any, ...], part: tuple[Any, ...]) -> tuple[Any, ...]:

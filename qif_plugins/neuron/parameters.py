@@ -6,7 +6,7 @@ The map of one time step, from the membrane after the reset, v[t-1], and the inp
     h[t] = f(v[t-1]) + g x[t]          charge, g the input gain
     s[t] = 1 if h[t] >= theta else 0   fire
     v[t] = v_reset if s[t] else h[t]   hard reset
-    v[t] = h[t] - theta s[t]           soft reset
+    v[t] = h[t] - theta s[t]           soft reset; without rebound min(h[t] - theta s[t], theta)
 
 Source: Jahns et al., *Discretized Quadratic Integrate-and-Fire Neuron Model for Deep Spiking Neural
 Networks*, arXiv 2510.05168; the input gain, the map without rebound and :meth:`QIFParameters.matching_lif` are this
@@ -23,7 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..ops.torch_backend import charge, slope
+from ..ops.torch_backend import charge, slope, subtracted
 from ..support.names import unknown
 from ..support.numbers import checked_number, number
 
@@ -48,9 +48,9 @@ class QIFParameters:
             membrane runs away before it can spike. Default 1.
         v_reset: Membrane after a spike under ``reset="hard"``. ``None`` (default) means ``u1``, so
             that f(v_reset) = 0. Must lie in the basin of the resting point.
-        reset: ``"hard"`` sets the membrane to ``v_reset``; ``"soft"`` subtracts the threshold. Under a
-            soft reset the QIF membrane is unbounded: a large h stays large after the subtraction, f
-            squares it, and the potential explodes. It exists because the hosts offer it.
+        reset: ``"hard"`` sets the membrane to ``v_reset``; ``"soft"`` subtracts the threshold. With rebound
+            the membrane is then unbounded: a large h stays large after the subtraction, f squares it, and the
+            potential explodes. Without rebound a soft reset leaves at most the threshold, which bounds it.
         input_gain: Factor g on the input. Default 1.
         rebound: Whether the map is the parabola everywhere (default), so that a strongly inhibited membrane, far below
             the vertex (u1 + u2)/2, rises and may spike. ``False`` continues the map below u1 along its tangent: it
@@ -224,6 +224,17 @@ class QIFParameters:
             The slope of the map there, of the broadcast shape.
         """
         return slope(self.a, self.u1, self.u2, v, self.rebound)
+
+    def after_soft_reset(self, h: Any) -> Any:
+        """The membrane that a soft reset leaves after a spike: h - θ, without rebound at most θ.
+
+        Args:
+            h: Membrane before the reset, a tensor.
+
+        Returns:
+            The membrane after it, of the broadcast shape.
+        """
+        return subtracted(h, self.v_threshold, self.rebound)
 
     def fixed_points(self) -> tuple[Number, Number]:
         """Fixed points of the map without input.

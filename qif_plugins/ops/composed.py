@@ -86,7 +86,8 @@ class _Numbers(NamedTuple):
         return torch_backend.slope(self.a, self.u1, self.u2, v, self.rebound)
 
     def highest(self, h: Tensor) -> Tensor:
-        """The membrane that the surrogate of the reset sees."""
+        """A membrane that without rebound is at most the threshold: where the surrogate of a hard reset sees h, and
+        after a soft reset."""
         return torch_backend.highest(h, self.threshold, self.rebound)
 
     def bent(self, v: Any) -> Any:
@@ -103,9 +104,11 @@ class _Neuron(NamedTuple):
         """Compute the gradient of h, from that of the next step's h and the incoming ones."""
         p, s, w = self.numbers, self.gate(h), self.derivative(h)
         if self.kind.soft:
-            kept = back * p.slope(h - s * p.threshold) + gv
+            held = (s > 0) & (h - p.threshold > p.threshold) & (not p.rebound)
+            kept = back * p.slope(p.highest(h - s * p.threshold)) + gv
+            add("v_threshold", torch.where(held, kept, -s * kept))
+            kept = torch.where(held, 0.0, kept)
             fired = gs if self.kind.detach_reset else gs - kept * p.threshold
-            add("v_threshold", -s * kept)
         else:
             slope = p.slope(h)
             if not p.rebound:
@@ -129,7 +132,7 @@ class _Neuron(NamedTuple):
 
         def after(term: Any) -> Any:
             if self.kind.soft:
-                return term(h - s * p.threshold)
+                return term(p.highest(h - s * p.threshold) if resets else h)
             return (1 - s) * term(highest) + s * term(p.v_reset)
 
         add("a", grad * after(lambda v: (v - p.u1) * (p.bent(v) - p.u2)))

@@ -33,16 +33,18 @@ the definition that makes all implementations bit-identical; `?:` selects, it do
                 m = v with kind.rebound;   without m = v < u1 ? u1 : v, f's tangent at u1 below u1
 
     forward     h = f(v) + g x;   s = h >= θ  (strict: h > θ; NaN: false)
-                hard: v = s ? v_reset : h    soft: v = s ? h - θ : h
+                hard: v = s ? v_reset : h
+                soft: v = s ? (held ? θ : h - θ) : h
+                held = s and (h - θ > θ) without kind.rebound, else false: so much is left that it would fire again
 
     backward    from the last step to the first, with back = 0 at the last:
                 w = w(h);   gs, gv, gh = the incoming gradients of this step, 0 where there is none
         hard    reach = f(v_reset) - f(h);   without kind.rebound f(v_reset) - f(h > θ ? θ : h)
                 W = (gs + back reach) + gv (v_reset - h)         detached: W = gs
                 k = (s ? 0 : back slope(h) + gv) + gh
-        soft    k0 = back slope(v) + gv,  v = s ? h - θ : h
-                W = gs - k0 θ                                    detached: W = gs
-                k = k0 + gh
+        soft    k0 = back slope(v) + gv,  v = s ? (held ? θ : h - θ) : h;   k1 = held ? 0 : k0
+                W = gs - k1 θ                                    detached: W = gs
+                k = k1 + gh
                 grad = (w == 0 ? 0 : W w) + k;   grad_x = grad g;   back = grad
         end     grad_v0 = grad slope(v0); with kind.pre_reset instead the `grad` of one more step whose h is v0
                 and whose gs, gv, gh are 0
@@ -60,7 +62,7 @@ the definition that makes all implementations bit-identical; `?:` selects, it do
     over steps and neurons in float64, in any order:
         a: grad ((v - u1)(m - u2))    u2: -grad (a (v - u1))    g: grad x
         u1: -grad (a (v - u2));   without kind.rebound -grad (a ((m - u2) + (m - v)))
-        θ (hard): -(w == 0 ? 0 : W w)    θ (soft): -((w == 0 ? 0 : W w) + (s ? k0 : 0))
+        θ (hard): -(w == 0 ? 0 : W w)    θ (soft): -((w == 0 ? 0 : W w) + (s ? (held ? -k0 : k0) : 0))
         v_reset (hard): s ? back slope(v_reset) + gv : 0
         with kind.pre_reset the additional step contributes to θ and v_reset alone
 """

@@ -265,9 +265,21 @@ def fires(strict, h, threshold):
 
 
 @inlined
-def after_reset(soft, strict, h, threshold, v_reset):
-    other = h - threshold if soft else v_reset
+def subtracted(rebound, h, threshold):
+    """The membrane that a soft reset leaves after a spike: without rebound at most the threshold."""
+    return threshold if (h - threshold > threshold) & (not rebound) else h - threshold
+
+
+@inlined
+def after_reset(soft, strict, rebound, h, threshold, v_reset):
+    other = subtracted(rebound, h, threshold) if soft else v_reset
     return other if fires(strict, h, threshold) else h
+
+
+@inlined
+def holds(soft, strict, rebound, h, threshold):
+    """Whether a soft reset leaves the membrane at the threshold."""
+    return soft & (not rebound) & fires(strict, h, threshold) & (h - threshold > threshold)
 
 
 @plain
@@ -322,7 +334,7 @@ def charge(length, x, v, h, s, c, spread, soft, strict, rebound):
             a, u1, u2, threshold, v_reset, gain = c[0, j], c[1, j], c[2, j], c[3, j], c[4, j], c[5, j]
         charged = charge_of(rebound, a, u1, u2, v[j]) + gain * x[j]
         fired = fires(strict, charged, threshold)
-        other = charged - threshold if soft else v_reset
+        other = subtracted(rebound, charged, threshold) if soft else v_reset
         h[j] = charged
         s[j] = F1 if fired else F0
         v[j] = other if fired else charged
@@ -367,7 +379,7 @@ def forward_kernel(spread: bool) -> Callable[..., Any]:
                 for j in range(length):
                     if spread:
                         threshold, v_reset = c[3, j], c[4, j]
-                    v[j] = after_reset(soft, strict, v[j], threshold, v_reset)
+                    v[j] = after_reset(soft, strict, rebound, v[j], threshold, v_reset)
             for t in range(steps):
                 at = t * neurons + n
                 x_row = read(x, kind, at, length, buffer_x)
@@ -520,12 +532,13 @@ def backward_kernel(spread: bool) -> Callable[..., Any]:
                     for j in range(length):
                         if spread:
                             a, u1, u2, threshold = c[0, j], c[1, j], c[2, j], c[3, j]
-                        v = after_reset(True, strict, h_row[j], threshold, v_reset)
+                        v = after_reset(True, strict, rebound, h_row[j], threshold, v_reset)
                         k0[j] = back[j] * slope(rebound, a, u1, u2, v) + gv_row[j]
                     for j in range(length):
                         if spread:
                             threshold = c[3, j]
-                        through = gs_row[j] if detach else gs_row[j] - k0[j] * threshold
+                        kept = F0 if holds(soft, strict, rebound, h_row[j], threshold) else k0[j]
+                        through = gs_row[j] if detach else gs_row[j] - kept * threshold
                         weighted = through * w[j]
                         w[j] = F0 if w[j] == F0 else weighted
                 else:
@@ -551,7 +564,8 @@ def backward_kernel(spread: bool) -> Callable[..., Any]:
                     for j in range(length):
                         if spread:
                             threshold = c[3, j]
-                        direct = k0[j] if soft & fires(strict, h_row[j], threshold) else F0
+                        direct = -k0[j] if holds(soft, strict, rebound, h_row[j], threshold) else k0[j]
+                        direct = direct if soft & fires(strict, h_row[j], threshold) else F0
                         terms[3, j] -= w[j] + direct
                 if sums[4].size > 0 and not soft:
                     for j in range(length):
@@ -564,7 +578,9 @@ def backward_kernel(spread: bool) -> Callable[..., Any]:
                 for j in range(length):
                     if spread:
                         threshold = c[3, j]
-                    k = (F0 if (not soft) & fires(strict, h_row[j], threshold) else k0[j]) + gh_row[j]
+                    dropped = (not soft) & fires(strict, h_row[j], threshold)
+                    dropped |= holds(soft, strict, rebound, h_row[j], threshold)
+                    k = (F0 if dropped else k0[j]) + gh_row[j]
                     back[j] = w[j] + k
                 if t < 0:
                     continue
@@ -584,7 +600,7 @@ def backward_kernel(spread: bool) -> Callable[..., Any]:
                         for j in range(length):
                             if spread:
                                 threshold, v_reset = c[3, j], c[4, j]
-                            before[j] = after_reset(soft, strict, previous[j], threshold, v_reset)
+                            before[j] = after_reset(soft, strict, rebound, previous[j], threshold, v_reset)
                     for j in range(length):
                         if spread:
                             u1, u2 = c[1, j], c[2, j]

@@ -8,9 +8,11 @@ bend        m = v < u1 ? u1 : v                                          1
 fire        s = h - θ >= 0                         1                    1
 hard reset  v = s v_reset + (1 - s) h              2          2
 soft reset  v = h - s θ                            1          1
+hold        v = v > θ ? θ : v                                        1
 ==========  =====================================  =========  ========  ===========
 
-The bend is that of a map without rebound; with rebound m is v and costs nothing. A subtraction counts as an addition, a
+The bend is that of a map without rebound; with rebound m is v and costs nothing. The hold is that of a soft reset
+without rebound. A subtraction counts as an addition, a
 division as a product, a selection as nothing. The charge has two operations more than LIF's
 v + (x - (v - v_reset)) / τ, without rebound three. The backward pass is counted as :mod:`.contract` writes it. A step
 that starts from the membrane before its reset (``pre_reset``) repeats a reset that was counted before.
@@ -46,6 +48,8 @@ _RESET = {False: Work(2, 2), True: Work(1, 1)}
 """The resets, by whether they are soft."""
 _BACKWARD = {False: Work(6, 4, 2), True: Work(7, 4, 2)}
 """A step back whose reset passes no gradient to the spike, without w(h)."""
+_HELD = Work(1, 0, 2)
+"""The hold again, and whether it acted."""
 _THROUGH_RESET = {False: Work(6, 4), True: Work(1, 1)}
 _SURROGATE = {
     Shape.WINDOW: Work(0, 1, 2),
@@ -71,9 +75,11 @@ def work(operator: Any, args: Any, kwargs: Any) -> Work:
     soft = bool(values["soft"])
     bend = Work() if values["rebound"] else _BEND
     if operator is multi_step:
-        return (_CHARGE_AND_FIRE + bend + _RESET[soft]) * values["x_seq"].numel()
+        return (_CHARGE_AND_FIRE + bend + _RESET[soft] + (bend if soft else Work())) * values["x_seq"].numel()
     h_seq: Tensor = values["h_seq"]
     step = _BACKWARD[soft] + bend + _SURROGATE[Shape(values["shape"])]
+    held = soft and not values["rebound"]
+    step += _HELD if held else Work()
     if not values["detach_reset"]:
         # Of a hard reset the map at h, which without rebound counts as the threshold where it is above that.
         step += _THROUGH_RESET[soft] + (Work() if soft else bend * 2)
@@ -83,6 +89,8 @@ def work(operator: Any, args: Any, kwargs: Any) -> Work:
         step += bend
     if values["needs"][1] and not values["rebound"]:
         step += _BENT_U1
+    if values["needs"][3] and held:
+        step += Work(1)  # its sign
     for cost, needed in zip(_NUMBERS[soft], values["needs"], strict=True):
         if needed and any(cost):
             step += cost

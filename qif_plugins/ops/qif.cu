@@ -178,8 +178,14 @@ template <int V> struct Numbers {
         return QIF_STRICT ? h > threshold[k] : h >= threshold[k];
     }
 
+    // Whether a soft reset leaves the membrane at the threshold: without rebound it leaves no more.
+    __device__ inline bool holds(int k, float h) const {
+        return QIF_SOFT && !QIF_REBOUND && fires(k, h) && h - threshold[k] > threshold[k];
+    }
+
     __device__ inline float reset(int k, float h) const {
-        return fires(k, h) ? (QIF_SOFT ? h - threshold[k] : v_reset[k]) : h;
+        if (!fires(k, h)) return h;
+        return QIF_SOFT ? (holds(k, h) ? threshold[k] : h - threshold[k]) : v_reset[k];
     }
 };
 
@@ -285,8 +291,11 @@ template <int V> struct Adjoint {
             float through, keep, k0 = 0.0f;
             if (QIF_SOFT) {
                 k0 = back[k] * c.slope(k, c.reset(k, h[k])) + gv[k];
-                through = QIF_DETACHED ? gs[k] : gs[k] - k0 * c.threshold[k];
-                keep = k0 + gh[k];
+                const bool held = c.holds(k, h[k]);
+                const float kept = held ? 0.0f : k0;
+                through = QIF_DETACHED ? gs[k] : gs[k] - kept * c.threshold[k];
+                keep = kept + gh[k];
+                if (held) k0 = -k0;
             } else {
                 keep = (fired ? 0.0f : back[k] * c.slope(k, h[k]) + gv[k]) + gh[k];
                 const float highest = !QIF_REBOUND && h[k] > c.threshold[k] ? c.threshold[k] : h[k];

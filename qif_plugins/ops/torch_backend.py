@@ -60,6 +60,7 @@ def backward(
         return (gradient if gradient.dim() < h.dim() else gradient[t]).to(dtype)
 
     back = k0 = zero
+    held: Tensor | None = None
     for t in range(last, -2 if kind.pre_reset else -1, -1):
         membrane = h[t] if t >= 0 else start
         fired, v = _fire_and_reset(membrane, threshold, v_reset, kind, again=True)
@@ -67,8 +68,12 @@ def backward(
         w = derivative(kind.shape, membrane, threshold, s0, s1, s2)
         if kind.soft:
             k0 = back * slope(a, u1, u2, v, kind.rebound) + gv
-            through = gs if kind.detach_reset else gs - k0 * threshold
-            k = k0 + gh
+            kept, held = k0, None
+            if not kind.rebound:
+                held = fired & (membrane - threshold > threshold)
+                kept = torch.where(held, zero, k0)
+            through = gs if kind.detach_reset else gs - kept * threshold
+            k = kept + gh
         else:
             k = torch.where(fired, zero, back * slope(a, u1, u2, membrane, kind.rebound) + gv) + gh
             through = gs
@@ -78,7 +83,9 @@ def backward(
         surrogate = torch.where(w == 0, zero, through * w)
         grad = surrogate + k
         if needs[3]:
-            sums[3] -= surrogate + torch.where(fired, k0, zero) if kind.soft else surrogate
+            if kind.soft:
+                k0 = torch.where(fired, k0 if held is None else torch.where(held, -k0, k0), zero)
+            sums[3] -= surrogate + k0 if kind.soft else surrogate
         if needs[4] and not kind.soft:
             sums[4] += torch.where(fired, back * slope(a, u1, u2, v_reset, kind.rebound) + gv, zero)
         if t >= 0:
@@ -131,7 +138,7 @@ def bent(u1: Any, v: Any, rebound: bool) -> Any:
 
 
 def highest(h: Tensor, threshold: Any, rebound: bool) -> Tensor:
-    """The membrane that the surrogate gradient of a hard reset sees: without rebound at most the threshold."""
+    """The membrane h, without rebound at most the threshold: so the surrogate gradient of a hard reset sees it."""
     return h if rebound else torch.where(h > threshold, threshold, h)
 
 
@@ -175,7 +182,12 @@ def _fire_and_reset(h: Tensor, threshold: Any, v_reset: Any, kind: Kind, again: 
         fired = threshold < h if kind.strict else threshold <= h
     else:
         fired = h > threshold if kind.strict else h >= threshold
-    return fired, torch.where(fired, h - threshold if kind.soft else v_reset, h)
+    return fired, torch.where(fired, subtracted(h, threshold, kind.rebound) if kind.soft else v_reset, h)
+
+
+def subtracted(h: Tensor, threshold: Any, rebound: bool) -> Tensor:
+    """The membrane that a soft reset leaves after a spike: h - θ, without rebound at most the threshold."""
+    return highest(h - threshold, threshold, rebound)
 
 
 def derivative(shape: Shape, h: Tensor, threshold: Any, s0: Any, s1: Any, s2: Any) -> Tensor:

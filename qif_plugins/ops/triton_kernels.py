@@ -109,9 +109,11 @@ def _fires(h, threshold, STRICT: tl.constexpr):
 
 
 @triton.jit
-def _reset(h, fired, threshold, v_reset, SOFT: tl.constexpr):
+def _reset(h, fired, threshold, v_reset, SOFT: tl.constexpr, REBOUND: tl.constexpr):
     if SOFT:
         after = h - threshold
+        if not REBOUND:  # at most the threshold
+            after = tl.where(after > threshold, threshold, after)
     else:
         after = v_reset
     return tl.where(fired, after, h)
@@ -179,7 +181,7 @@ def forward(
     gain = _number(gain, gain_inner, gain_count, n, mask, (LAYOUTS >> 10) & 3)
     v = _initial(v0, n, mask, START, BLOCK)
     if PRE_RESET:
-        v = _reset(v, _fires(v, threshold, STRICT), threshold, v_reset, SOFT)
+        v = _reset(v, _fires(v, threshold, STRICT), threshold, v_reset, SOFT, REBOUND)
     row = tl.full([], 0, tl.int64)
     ahead = tl.load(x + n, mask=mask, other=0.0)
     for t in range(steps):
@@ -189,7 +191,7 @@ def forward(
         ahead = tl.load(x + (row + neurons) + n, mask=n < limit, other=0.0)
         h = _map(a, u1, u2, v, REBOUND) + gain * current
         fired = _fires(h, threshold, STRICT)
-        v = _reset(h, fired, threshold, v_reset, SOFT)
+        v = _reset(h, fired, threshold, v_reset, SOFT, REBOUND)
         tl.store(spike + row + n, fired.to(tl.float32), mask=mask)
         if h_seq is not None:
             tl.store(h_seq + row + n, h, mask=mask)
@@ -219,13 +221,18 @@ def _adjoint(
     fired = _fires(h, threshold, STRICT)
     w = _derivative(h, threshold, s0, s1, s2, SHAPE)
     if SOFT:
-        v = _reset(h, fired, threshold, v_reset, SOFT)
+        v = _reset(h, fired, threshold, v_reset, SOFT, REBOUND)
         k0 = back * _slope(a, u1, u2, v, REBOUND) + gv
+        kept = k0
+        if not REBOUND:
+            held = fired & (h - threshold > threshold)
+            kept = tl.where(held, 0.0, k0)
+            k0 = tl.where(held, -k0, k0)
         if DETACHED:
             through = gs
         else:
-            through = gs - k0 * threshold
-        keep = k0 + gh
+            through = gs - kept * threshold
+        keep = kept + gh
     else:
         keep = tl.where(fired, 0.0, back * _slope(a, u1, u2, h, REBOUND) + gv) + gh
         if DETACHED:
@@ -329,9 +336,9 @@ def backward(
             if sum_reset is not None:
                 total_reset += tl.where(mask, to_reset, 0.0).to(tl.float64)
             if ((sum_a is not None) or (sum_u1 is not None)) or (sum_u2 is not None):
-                v = _reset(below, _fires(below, threshold_n, STRICT), threshold_n, v_reset_n, SOFT)
+                v = _reset(below, _fires(below, threshold_n, STRICT), threshold_n, v_reset_n, SOFT, REBOUND)
                 if PRE_RESET:
-                    v_first = _reset(start, _fires(start, threshold_n, STRICT), threshold_n, v_reset_n, SOFT)
+                    v_first = _reset(start, _fires(start, threshold_n, STRICT), threshold_n, v_reset_n, SOFT, REBOUND)
                 else:
                     v_first = start
                 v = tl.where(earlier, v, v_first)

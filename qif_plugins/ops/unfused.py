@@ -26,7 +26,7 @@ def autograd_multi_step(
         x_seq: Input ``[T, ...]``.
         v: Membrane before the first step, of one time step's shape or a float.
         numbers: The neuron's six numbers, in the order of :data:`.contract.LEARNABLE`.
-        soft: Whether the reset subtracts the threshold.
+        soft: Whether the reset subtracts the threshold, and without rebound leaves at most the threshold.
         surrogate: Takes h - θ, returns the spike. If its attribute ``spiking`` is false, as for the hosts' smooth
             surrogates, it returns any number, and the membrane is reset in part, in both passes.
         detach_reset: Whether the reset passes no gradient to the spike.
@@ -56,7 +56,7 @@ def autograd_multi_step(
                 f"{s!r}. If it makes surrogates, as snnTorch's surrogate.atan does, pass what it returns."
             )
         gate = (s.detach() if detach_reset else s).to(dtype)
-        after = h - gate * threshold if soft else (1 - gate) * h + gate * v_reset
+        after = highest(h - gate * threshold, threshold, rebound) if soft else (1 - gate) * h + gate * v_reset
         if folded:
             return s, after, (1 - gate) * contribute(highest(h, threshold, rebound)) + gate * contribute(v_reset)
         return s, after, contribute(after)

@@ -147,14 +147,22 @@ def test_options_are_carried_over():
 def test_resets():
     net = nn.Sequential(nn.Linear(6, 6), snn.Leaky(0.9), nn.Linear(6, 6), snn.Leaky(0.9, reset_mechanism="none"))
     report = swap(net, readout="swap")
+    assert net[1].reset_mechanism == "subtract"
+    assert net[1].qif_parameters.reset == "soft"
+    assert "instead of subtracting" not in str(report)
+    assert "never resets" in report.left[0].why
+    net = nn.Sequential(nn.Linear(6, 6), snn.Leaky(0.9))
+    report = swap(net, readout="swap", dynamics="lif")
     assert net[1].reset_mechanism == "zero"
     assert "instead of subtracting" in report.changed[0].why
-    assert "never resets" in report.left[0].why
     swap(net, to="lif")
     assert net[1].reset_mechanism == "subtract"
     assert net[1].reset_mechanism_val == 0
-    swap(net, readout="swap", reset_mechanism="subtract")
+    swap(net, readout="swap", dynamics="lif", reset_mechanism="subtract")
     assert net[1].reset_mechanism == "subtract"
+    swap(net, to="lif")
+    swap(net, readout="swap", reset_mechanism="zero")
+    assert net[1].reset_mechanism == "zero"
 
 
 def test_there_and_back_leaves_the_network_bit_for_bit():
@@ -254,7 +262,7 @@ def test_a_leak_that_is_assigned_after_the_swap_is_matched_unless_the_papers_map
                 net[2].beta = torch.tensor(0.5)
             continue
         net[2].beta = torch.tensor(0.5)
-        assert net[2].qif_parameters == QIF(0.5, dynamics="monotone").qif_parameters
+        assert net[2].qif_parameters == QIF(0.5, dynamics="monotone", reset_mechanism="subtract").qif_parameters
 
 
 def test_a_threshold_chosen_at_the_swap_goes_with_it_unless_it_was_changed():
@@ -325,7 +333,7 @@ def test_wrong_names_and_values_change_nothing():
     assert type(net.lif1) is snn.Leaky
     assert snn.SpikingNeuron.instances == instances
     swap(net, beta=0.5)
-    assert net.lif1.qif_parameters == QIFParameters.matching_lif(0.5, rebound=False)
+    assert net.lif1.qif_parameters == QIFParameters.matching_lif(0.5, reset="soft", rebound=False)
 
 
 def test_hidden_spikes_that_are_returned_too_are_no_readout():
@@ -612,7 +620,10 @@ def test_what_is_assigned_of_the_leak_after_the_swap_does_not_bring_the_rebound_
     net = nn.Sequential(nn.Linear(6, 6), snn.Leaky(beta=0.5, init_hidden=True), nn.Linear(6, 2))
     swap(net)
     setattr(net[1], name, value)
-    assert net[1].qif_parameters == QIF(**{"beta": 0.5, "dynamics": "monotone", name: value}).qif_parameters
+    assert (
+        net[1].qif_parameters
+        == QIF(**{"beta": 0.5, "dynamics": "monotone", "reset_mechanism": "subtract", name: value}).qif_parameters
+    )
 
 
 def test_a_surrogate_that_passes_little_of_the_gradient_on_is_replaced_without_a_norm_as_well():

@@ -122,15 +122,25 @@ def test_parameters_and_dynamics_take_precedence():
     assert net[2].params == QIFParameters.matching_lif(0.8, input_gain=0.2, rebound=False)
 
 
-def test_a_subtracting_reset_becomes_a_hard_one_unless_asked_for():
+def test_a_subtracting_reset_stays_where_it_leaves_the_membrane_bounded():
     net = nn.Sequential(layer.Linear(4, 4), neuron.LIFNode(v_reset=None), layer.Linear(4, 2))
     report = swap(net)
+    assert net[1].v_reset is None
+    assert net[1].params.reset == "soft"
+    assert "instead of subtracting" not in str(report)
+    swap(net, to="lif")
+    assert type(net[1]) is neuron.LIFNode
+    assert net[1].v_reset is None
+    report = swap(net, dynamics="lif")
     assert net[1].v_reset == 0.0
     assert "instead of subtracting" in report.changed[0].why
     swap(net, to="lif")
     assert net[1].v_reset is None
-    swap(net, v_reset=None)
+    swap(net, dynamics="lif", v_reset=None)
     assert net[1].v_reset is None
+    swap(net, to="lif")
+    swap(net, v_reset=0.0)
+    assert net[1].v_reset == 0.0
     net = nn.Sequential(layer.Linear(4, 4), neuron.LIFNode(v_reset=-0.25), layer.Linear(4, 2))
     swap(net)
     assert net[1].v_reset == -0.25

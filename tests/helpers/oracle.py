@@ -45,6 +45,8 @@ def simulate(x_seq, v, params, derivative, detach_reset):
             charge = (1 - gate) * f(highest) + gate * f(v_reset)  # the reset folded into the charge
         else:
             v = h - threshold * gate
+            if not params.rebound:
+                v = torch.where(v > threshold, threshold, v)
             charge = f(v)
         spikes.append(s)
         membranes.append(v)

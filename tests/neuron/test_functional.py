@@ -385,3 +385,16 @@ def test_the_reference_is_always_available():
 def test_the_membrane_has_the_dtype_that_both_are_promoted_to(x, v):
     _, after = qif_step(torch.ones(3, dtype=x), torch.zeros(3, dtype=v), QIFParameters(), Window(0.5, 1.5))
     assert after.dtype == torch.promote_types(x, v)
+
+
+@given(
+    beta=st.floats(0.0, 0.99), threshold=st.floats(0.1, 5.0), scale=st.floats(0.1, 1e4), seed=st.integers(0, 2**31 - 1)
+)
+def test_without_rebound_a_soft_reset_leaves_at_most_the_threshold(beta, threshold, scale, seed):
+    params = QIFParameters.matching_lif(beta, v_threshold=threshold, reset="soft", rebound=False)
+    x = scale * torch.randn(60, 40, generator=torch.Generator().manual_seed(seed), dtype=DOUBLE)
+    spikes, v_seq, h_seq = qif_multi_step(x, 0.0, params, ATan(), store_v_seq=True, store_h_seq=True)
+    left = h_seq - threshold * spikes
+    assert torch.equal(v_seq, left.clamp(max=threshold))
+    bound = params.map(threshold) + x.clamp(min=0)
+    assert bool((h_seq <= bound * (1 + 1e-12)).all())

@@ -77,7 +77,10 @@ class Costs:
 
     @property
     def qif_extra(self) -> float:
-        """pJ that a neuron-step of QIF costs in addition: f(v) = (a v + b) v where LIF has β v."""
+        """pJ that a neuron-step of QIF costs in addition: f(v) = (a v + b) v where LIF has β v.
+
+        The comparison that bounds a soft reset is needed after a spike alone, and is left out.
+        """
         mults, adds, comparisons = QIF_MAPS[self.qif_map]
         return mults * self.mult + (adds + comparisons * (self.lif_update == "compare")) * self.add
 
