@@ -375,7 +375,7 @@ class QIF(Parameters, snn.Leaky):
         numbers = ", ".join(
             f"{name}={number(getattr(params, name), '.4g')}" for name in ("a", "u1", "u2", "v_threshold")
         )
-        leak = f", beta={number(self.beta, '.4g')}" if self._decided in MATCHED else ""
+        leak = f", beta={number(self._tensor('beta'), '.4g')}" if self._decided in MATCHED else ""
         leak += ", rebound=False" if self._decided == "explicit" and not params.rebound else ""
         gain = "" if self.input_gain == 1 else f", input_gain={number(self.input_gain, '.4g')}"
         window = self._window if self._spike_grad is None else self._spike_grad

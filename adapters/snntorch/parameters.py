@@ -71,6 +71,8 @@ class Parameters(QIFLayer):
     """
     _window: WindowName | Window
     _spike_grad: Any
+    _no_leak_as: float | None = None
+    """The leak in place of none, where swap took over a constant beta of Leaky, which clamps it to between 0 and 1."""
 
     # -- assignment ------------------------------------------------------------------------------
 
@@ -86,17 +88,17 @@ class Parameters(QIFLayer):
         value = value if name == "dynamics" else checked_argument(name, value)
         chosen, decides = self._chosen(), name == "dynamics" or name in MAP
         if name != "threshold":
-            chosen = chosen.assigned(name, value, self.qif_parameters if decides else None, self._open_to_leak)
-        if decides:
-            self._open_to_leak = False
-        else:
+            chosen = chosen.assigned(name, value, self.qif_parameters if decides else None)
+        if not decides:
             check_leak(chosen, name == "beta" and isinstance(value, nn.Parameter))
             if name != "curvature" and not isinstance(value, Tensor) and name not in self._buffers | vars(self):
                 self.register_buffer(name, torch.tensor(value, dtype=torch.float32))  # type: ignore[attr-defined]  # after a del
             else:
                 super().__setattr__(name, value)  # the host refuses a number for a buffer
+        if name == "beta":
+            self._no_leak_as = None
         self._choose(chosen)
-        self._params(detached(self.beta), detached(self.threshold), checked=True)
+        self._check(self.beta, self.threshold)
         self._window_changed()
 
     def _chosen(self) -> MapArguments:
@@ -137,7 +139,7 @@ class Parameters(QIFLayer):
     def input_gain(self, value: float) -> None:
         with undone_on_error(self):
             self._input_gain = checked_argument("input_gain", value)
-            self._params(detached(self.beta), detached(self.threshold), checked=True)
+            self._check(self.beta, self.threshold)
             self._window_changed()
 
     # -- the surrogate ---------------------------------------------------------------------------
@@ -288,7 +290,16 @@ class Parameters(QIFLayer):
         return wide.item()
 
     def _tensor(self, name: str) -> Tensor:
-        return _wide(getattr(self, name))
+        return self._used(name, getattr(self, name))
+
+    def _used(self, name: str, tensor: Tensor) -> Tensor:
+        """The number that the neuron uses where ``tensor`` is its beta or threshold, in at least float32."""
+        wide = _wide(tensor)
+        return wide if name != "beta" or self._no_leak_as is None else matched_leak(wide, self._no_leak_as)
+
+    def _check(self, beta: Tensor, threshold: Tensor) -> None:
+        """Refuse a beta and a threshold that the constructor would refuse."""
+        self._params(self._used("beta", beta).detach(), self._used("threshold", threshold).detach(), checked=True)
 
     def _learns(self, name: str) -> bool:
         # Among the parameters functional_call puts its tensors, too.
@@ -307,7 +318,7 @@ class Parameters(QIFLayer):
         fits = all(new.shape == old.shape for new, old in zip(loaded, mine, strict=True))
         try:
             if fits and not self.learns_window:
-                self._params(detached(loaded[0]), detached(loaded[1]), checked=True)
+                self._check(*loaded)
             # Leaky's checkpoints say "subtract", its default; the mechanism stays the one constructed.
             mechanism: Tensor = self.reset_mechanism_val.clone()  # type: ignore[has-type]
             self._settled = False
@@ -374,6 +385,16 @@ def checked_argument(name: str, value: Any) -> Any:
 def _wide(tensor: Tensor) -> Tensor:
     """In at least float32: the host keeps an integer threshold as an integer, and half() rounds beta."""
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+def matched_leak(beta: Tensor, no_leak_as: float) -> Tensor:
+    """The leak that a map matches, elementwise, for a beta that Leaky clamps to between 0 and 1.
+
+    Args:
+        beta: Any beta.
+        no_leak_as: The leak in place of a beta of 1 or more, which is none.
+    """
+    return torch.where(beta >= 1, torch.full_like(beta, no_leak_as), beta).clamp(min=0)
 
 
 def detached(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import numbers
 from typing import Any
 
 from torch import Tensor
@@ -86,6 +87,6 @@ def recognised(spike_grad: Any) -> Any:
     if getattr(spike_grad, "__module__", None) == "snntorch.surrogate" and name in HOST_SURROGATES:
         variable, kind = HOST_SURROGATES[name]
         value = inspect.getclosurevars(spike_grad).nonlocals.get(variable)
-        if isinstance(value, (int, float)) and value > 0:
-            return SpikeGradient(kind(value, strict=True))
+        if isinstance(value, numbers.Real) and float(value) > 0:  # NumPy's, too; a tensor's value may change
+            return SpikeGradient(kind(float(value), strict=True))
     return spike_grad

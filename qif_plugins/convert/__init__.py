@@ -71,8 +71,8 @@ def swap(
         dynamics: ``"auto"`` (default) matches the LIF neuron's own leak by a map that below rest is LIF's, and so
             has no rebound, with an input gain of 1 where a normalization feeds the neuron and LIF's own elsewhere.
             ``"monotone"`` is the same map with LIF's gain everywhere, ``"lif"`` the parabola with LIF's gain
-            everywhere. A neuron that leaks to below 0, and snnTorch's without leak, get the parabola in place of
-            ``"auto"``. ``"paper"`` gives every neuron the paper's parameters.
+            everywhere. A neuron that leaks to below 0 gets the parabola in place of ``"auto"``. ``"paper"`` gives every
+            neuron the paper's parameters.
         window: ``"auto"`` (default) is ``"isometric"`` where a normalization feeds the neuron, unless it keeps 0.8 or
             more of its membrane in a step and at most 12 neurons follow one another; and where the area under the
             neuron's surrogate is below one half, as with snnTorch's ``fast_sigmoid``. It is ``"keep"`` elsewhere.
@@ -244,12 +244,12 @@ def _swap_site(site: Site, request: Request, readout: str, undo: list[Callable[[
         return _left(site, f"reads out, by {site.how}{guess}; readout='swap' replaces it")
     try:
         plan = site.host.plan(site.module, request, bool(site.norms))
+        undo.append(rebuild(site.module, site.host, plan))
     except (ValueError, TypeError) as error:
         asked_for = refuse and (request.dynamics != "auto" or request.parameters)
         if isinstance(error, ValueError) and not asked_for:
             return _left(site, f"QIF cannot take its place: {error}")
         raise type(error)(f"{site.name or was}: {error}") from error
-    undo.append(rebuild(site.module, site.host, plan))
     why = _why(site, plan) + (_scale_window(site) if site.norms else "")
     return Row(site.name, was, type(site.module).__name__, why, changed=True)
 
@@ -261,8 +261,8 @@ def _scale_window(site: Site) -> str:
         A warning where the closure does not converge, as that of the parabola under large inputs, or ``""``.
     """
     neuron: Any = site.module
-    gain = neuron.qif_parameters.input_gain
-    if isinstance(gain, Tensor) and gain.is_meta:
+    numbers = neuron.qif_parameters.numbers().values()
+    if any(isinstance(value, Tensor) and value.is_meta for value in numbers):
         return ""
     gain = abs(site.host.dynamics(neuron).gain)  # with that of Lapicque's circuit
     if gain <= 1:

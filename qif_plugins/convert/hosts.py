@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..neuron.arguments import map_resting_at
-from ..neuron.surrogate import FastSigmoid, Window
+from ..neuron.surrogate import Window
+from .area import REACH
 
 if TYPE_CHECKING:
     from .rates import Dynamics
@@ -28,8 +29,9 @@ HOSTS = {
 NO_LEAK_BETA = 0.95
 """Leak that a neuron without one gets: a QIF map needs a resting point, which no leak at all does not give."""
 
-LEAST_AREA = 0.5
-"""Area under a surrogate, that of the spike's true derivative being 1, below which it is not kept."""
+LEAST_AREA, LARGE_AREA = 0.5, 2.0
+"""Area under a surrogate, that of the spike's true derivative being 1, below which it is not kept, and above which the
+report names it."""
 LONG_MEMORY = 0.8
 """Leak from which on LIF's surrogate is kept under a norm, too, unless there are many neurons in a row."""
 SHALLOW, EACH_MORE, LARGEST_GAIN = 12, 0.1, 3.0
@@ -109,7 +111,13 @@ class Request:
         return gain
 
     def surrogate(
-        self, normalized: bool, leak: float, own: Mapping[str, Any], fused: Any, name: str, notes: list[str]
+        self,
+        normalized: bool,
+        leak: float,
+        own: Mapping[str, Any],
+        own_area: Callable[[], float],
+        name: str,
+        notes: list[str],
     ) -> dict[str, Any]:
         """Choose the QIF neuron's argument for its surrogate, and note the choice.
 
@@ -117,7 +125,7 @@ class Request:
             normalized: Whether a normalization feeds the neuron.
             leak: Share β of its membrane that the LIF neuron keeps in a step.
             own: The argument that keeps the LIF neuron's surrogate.
-            fused: That surrogate as the core takes it.
+            own_area: Returns the area under that surrogate, see :func:`~qif_plugins.convert.area.area`.
             name: That surrogate's name.
             notes: Receives the note.
         """
@@ -130,9 +138,10 @@ class Request:
         if window != "keep":
             notes.append(f"surrogate {name} to the {window if isinstance(window, str) else 'given'} window")
             return {"window": window}
-        share = area(fused)
+        share = own_area()
         if share >= LEAST_AREA:
-            notes.append(f"its surrogate {name} stays")
+            large = f", whose area is {share:.2g} within {REACH:g} thresholds" if share > LARGE_AREA else ""
+            notes.append(f"its surrogate {name} stays{large}")
             return dict(own)
         notes.append(
             f"surrogate {name} to the isometric window, as it passes {share:.2g} of the gradient on; window='keep' "
@@ -239,19 +248,6 @@ class Host(Protocol):
         Raises:
             ValueError: It cannot become one, for the reason given.
         """
-
-
-def area(surrogate: Any) -> float:
-    """Return the integral of a surrogate over the membrane.
-
-    Where the membrane's density changes little over its width, the mean surrogate is the area times the density at the
-    threshold, which alone would be without bias.
-
-    Args:
-        surrogate: One that the core takes. ATan, Sigmoid and SpikingJelly's Erf have an area of 1, and others, such as
-            one that the kernels do not have, are taken to have it.
-    """
-    return 2 / float(surrogate.slope) if isinstance(surrogate, FastSigmoid) else 1.0
 
 
 def gain_in_a_row(depth: int) -> float:

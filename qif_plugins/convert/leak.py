@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..adapters.spikingjelly import QIFNode
 from ..adapters.spikingjelly.parametric import LearnedMap
@@ -43,11 +43,15 @@ class LearnedLeak(LearnedMap):
         self._window_changed()
 
     def _matched_tau(self) -> Any:
-        return 1 / torch.sigmoid(self.w.detach().double())
+        return 1 / self._rate(self.w.detach().double())
 
     def _learned_params(self) -> QIFParameters:
-        w = self.w.to(torch.promote_types(self.w.dtype, torch.float32))
-        return self._matched(torch.sigmoid(w).clamp(MIN_LEAK, 1 - MIN_LEAK), self._params)
+        return self._matched(self._rate(self.w.to(torch.promote_types(self.w.dtype, torch.float32))), self._params)
+
+    @staticmethod
+    def _rate(w: Tensor) -> Tensor:
+        """1/tau, kept where a map matches it."""
+        return torch.sigmoid(w).clamp(MIN_LEAK, 1 - MIN_LEAK)
 
     def _matched(self, rate: Any, fixed: QIFParameters, checked: bool = False) -> QIFParameters:
         follows = 1.0 if self.decay_input is False else rate
@@ -77,7 +81,7 @@ class LearnedLeak(LearnedMap):
         self._arguments = self._arguments.resting_at(rest, self._open_to_leak)
         if "input_gain" in changes:
             self._arguments = dataclasses.replace(self._arguments, input_gain=changes["input_gain"])
-        self._params = self._matched(torch.sigmoid(self.w.detach().double()).item(), fixed, checked=True)
+        self._params = self._matched(self._rate(self.w.detach().double()).item(), fixed, checked=True)
         self._window_changed()
 
     def _window_changed(self) -> None:

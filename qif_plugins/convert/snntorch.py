@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import snntorch as snn
@@ -12,9 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters.snntorch import QIF
+from ..adapters.snntorch.parameters import matched_leak
 from ..adapters.snntorch.surrogate import SpikeGradient, recognised
+from ..neuron.arguments import MAX_BETA
 from ..neuron.names import MATCHED
-from ..neuron.parameters import QIFParameters
+from ..support.numbers import number
+from .area import area
 from .hosts import NO_LEAK_BETA, Neuron, Plan, Request, Snapshot, check_arguments, never_fires, no_leak
 from .rates import Dynamics, leaky, mean_of, quadratic
 from .rebuild import classify, extended, own_code
@@ -35,10 +39,9 @@ class LapicqueQIF(QIF):
         """Run all time steps, as :meth:`QIF.forward_sequence`."""
         return super().forward_sequence(x_seq * (self.time_step / self.C), mem)
 
-    def _tensor(self, name: str) -> Tensor:
+    def _used(self, name: str, tensor: Tensor) -> Tensor:
         # The state_dict's beta is exp(-Δt/RC), which Lapicque does not leak with.
-        tensor = super()._tensor(name)
-        return leak_of_lapicque(self).to(tensor.dtype) if name == "beta" else tensor
+        return super()._used(name, leak_of_lapicque(self).to(tensor) if name == "beta" else tensor)
 
     def init_lapicque(self) -> Tensor:
         """Return the membrane at rest, under Lapicque's name for it."""
@@ -159,8 +162,9 @@ class _SnnTorch:
         check_arguments(QIF, request.parameters, PARAMETERS)
         learns_leak = isinstance(module.beta, nn.Parameter) and known is not snn.Lapicque
         dynamics, notes = request.map(), list[str]()
+        takes_leak = dynamics in MATCHED and not learns_leak and "beta" not in request.parameters
         arguments = _carried(module, request, normalized, notes)
-        arguments |= _dynamics(module, dynamics, arguments | dict(request.parameters), notes)
+        arguments |= _dynamics(module, dynamics, "beta" in request.parameters, notes)
         if "reset_mechanism" not in request.parameters:
             arguments |= _reset(module, arguments.get("dynamics"), notes)
         idle = learns_leak and dynamics not in MATCHED
@@ -175,7 +179,7 @@ class _SnnTorch:
         return Plan(
             TARGETS[known], arguments, dynamics, tuple(notes),
             attributes={name: getattr(module, name) for name in RECURRENT if known is snn.RLeaky}
-            | {"_open_to_leak": request.chooses_map},
+            | {"_no_leak_as": NO_LEAK_BETA if takes_leak else None},
             own=frozenset({"reset_mechanism_val", *(request.parameters.keys() & {"beta", "threshold"})}),
             idle=frozenset({"beta"}) if idle else frozenset(),
         )  # fmt: skip
@@ -243,7 +247,7 @@ class _SnnTorch:
         gain = module.time_step / module.C if lapicque else 1.0
         if isinstance(module, QIF):
             return quadratic(module.qif_parameters, gain)
-        beta = leak_of_lapicque(module) if lapicque else module.beta
+        beta = leak_of_lapicque(module) if lapicque else module.beta.clamp(0, 1)
         resets = module.reset_mechanism == "zero"
         subtracted = module.threshold if module.reset_mechanism == "subtract" else 0.0
         return leaky(beta, gain, module.threshold, 0.0 if resets else None, subtracted=subtracted)
@@ -279,9 +283,8 @@ def _carried(module: Any, request: Request, normalized: bool, notes: list[str]) 
     name = getattr(module.spike_grad, "__qualname__", type(module.spike_grad).__name__).split(".")[0]
     core = recognised(module.spike_grad)
     core = core.surrogate if isinstance(core, SpikeGradient) else core
-    return carried | request.surrogate(
-        normalized, mean_of(_leak(module)), {"spike_grad": module.spike_grad}, core, name, notes
-    )
+    own, own_area = {"spike_grad": module.spike_grad}, partial(area, core, carried["threshold"])
+    return carried | request.surrogate(normalized, mean_of(_leak(module)), own, own_area, name, notes)
 
 
 def _reset(module: Any, dynamics: str | None, notes: list[str]) -> dict[str, Any]:
@@ -298,21 +301,24 @@ def _reset(module: Any, dynamics: str | None, notes: list[str]) -> dict[str, Any
     return {}
 
 
-def _dynamics(module: Any, dynamics: str, arguments: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+def _dynamics(module: Any, dynamics: str, chosen: bool, notes: list[str]) -> dict[str, Any]:
+    """QIF's arguments for the map; ``chosen`` says that the user passed the leak."""
     if dynamics not in MATCHED:
         return {} if dynamics == "explicit" else {"dynamics": dynamics}
     beta = _leak(module)
-    learned = isinstance(module.beta, nn.Parameter)
-    if "beta" not in arguments and not learned and bool((beta >= 1).all()):
-        matched = QIFParameters.matching_lif(NO_LEAK_BETA, arguments["threshold"])
-        notes.append(f"it has no leak, matched at {NO_LEAK_BETA} (beta=... chooses another)")
-        return {"a": matched.a, "u1": matched.u1, "u2": matched.u2}
-    # A learned leak may have wandered out of the range that the host clamps it to, and ours, too.
-    return {
-        "dynamics": dynamics,
-        "beta": beta.clamp(0, 0.9999) if learned else beta.clamp(min=0),
-        "learn_beta": learned,
-    }
+    if isinstance(module.beta, nn.Parameter):
+        # It may have wandered out of the range that the host clamps it to, and ours, too.
+        return {"dynamics": dynamics, "beta": beta.clamp(0, MAX_BETA), "learn_beta": True}
+    if not chosen and isinstance(module, snn.Lapicque) and bool((beta < 0).any()):
+        raise ValueError(
+            f"its leak 1 - time_step/RC is {number(beta, '.4g')}, so that its membrane changes its sign at every step; "
+            "a shorter time_step has a leak to match, and beta=... chooses one"
+        )
+    without = beta >= 1
+    if not chosen and bool(without.any()):
+        which = "it has" if bool(without.all()) else "some of its neurons have"
+        notes.append(f"{which} no leak, matched at {NO_LEAK_BETA} (beta=... chooses another)")
+    return {"dynamics": dynamics, "beta": matched_leak(beta, NO_LEAK_BETA)}
 
 
 def _leak(module: Any) -> Tensor:

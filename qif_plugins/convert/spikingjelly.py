@@ -7,6 +7,7 @@ import inspect
 import math
 from collections.abc import Mapping
 from contextlib import nullcontext
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -20,8 +21,9 @@ from ..adapters.spikingjelly.surrogate import fused
 from ..neuron.arguments import DEFAULT_TAU
 from ..neuron.module import QIFLayer
 from ..neuron.names import MATCHED
+from .area import area
 from .hosts import NO_LEAK_BETA, Neuron, Plan, Request, Snapshot, check_arguments, never_fires, no_leak
-from .leak import LeakQIFNode, LearnedLeak
+from .leak import MIN_LEAK, LeakQIFNode, LearnedLeak
 from .rates import Dynamics, leaky, mean_of, quadratic
 from .rebuild import classify, extended, own_code
 
@@ -264,7 +266,8 @@ def _carried(module: Any, request: Request, dynamics: str, normalized: bool, not
         return carried
     own, name, said = module.surrogate_function, type(module.surrogate_function).__name__, list[str]()
     leak = 1 - 1 / mean_of(_leak(module).get("tau", math.inf))
-    choice = request.surrogate(normalized, leak, {"surrogate_function": own}, fused(own), name, said)
+    own_area = partial(area, fused(own), carried["v_threshold"])
+    choice = request.surrogate(normalized, leak, {"surrogate_function": own}, own_area, name, said)
     spiking = getattr(own, "spiking", True)
     if "window" in choice and (not spiking or any(True for _ in (*own.parameters(), *own.buffers()))):
         choice = {"surrogate_function": own}
@@ -285,7 +288,8 @@ def _leak(module: Any) -> dict[str, Any]:
     """LIFNode's arguments for the leak that a neuron has now; empty for one that has none."""
     leak = {name: getattr(module, name) for name in ("tau", "decay_input") if hasattr(module, name)}
     if hasattr(module, "w"):
-        leak["tau"] = 1 / module.w.detach().sigmoid().item() if not module.w.is_meta else 2.0
+        learned = module.w.detach().float().sigmoid().clamp(MIN_LEAK, 1 - MIN_LEAK)
+        leak["tau"] = DEFAULT_TAU if learned.is_meta else 1 / learned.item()
     return leak
 
 

@@ -115,9 +115,7 @@ class MapArguments:
         shown = ", ".join(f"{name}={number(value)}" for name, value in self.set_aside.items())
         return f", {shown} set aside" if shown else ""
 
-    def assigned(
-        self, name: str, value: Any, current: QIFParameters | None, open_to_leak: bool = False
-    ) -> MapArguments:
+    def assigned(self, name: str, value: Any, current: QIFParameters | None) -> MapArguments:
         """The arguments after an assignment, the last of which decides.
 
         Args:
@@ -126,7 +124,6 @@ class MapArguments:
                 arguments); or an argument of the leak, which is matched from now on.
             value: Its value. ``None`` takes an argument of the leak back.
             current: The neuron before; an argument of the leak needs none.
-            open_to_leak: Whether :func:`~qif_plugins.swap` chose the map, not the user. Default False.
 
         Raises:
             ValueError: An unknown ``dynamics``, or a leak that would have no effect, since ``dynamics="paper"`` or a,
@@ -140,15 +137,13 @@ class MapArguments:
             changed = {} if name == "dynamics" else {name: value}
             present = {root: one_number(getattr(current, root)) for root in MAP}
             return MapArguments(None, present | changed, self.leak, name == "dynamics" and not self.rebound)
-        if not open_to_leak and (self.dynamics == "paper" or self.given):
+        if self.dynamics == "paper" or self.given:
             what = "dynamics='paper'" if self.dynamics else ", ".join(self.given)
             raise ValueError(
                 f"{name}={number(value)} would have no effect: the neuron was given {what}, which decides the map. "
                 "Assign dynamics='lif' first, and it matches the leak"
             )
         leak = {key: now for key, now in {**self.leak, name: value}.items() if now is not None}
-        if open_to_leak:
-            return MapArguments(self.dynamics if self.matches_leak else None, {}, leak)
         return MapArguments(self.dynamics, self.given, leak, self.monotone)
 
 
@@ -222,7 +217,7 @@ class NodeArguments:
     kept_gain: Any = 1.0
 
     def assigned(self, name: str, value: Any, current: QIFParameters, open_to_leak: bool) -> NodeArguments:
-        """The arguments after an assignment, see :meth:`MapArguments.assigned`.
+        """The arguments after an assignment, see :meth:`MapArguments.assigned` and :meth:`resting_at`.
 
         Raises:
             ValueError: As there.
@@ -232,7 +227,7 @@ class NodeArguments:
             return changed.resting_at(value, open_to_leak) if name == "v_reset" else changed
         if name == "v_threshold":
             return self
-        decides = self.map.assigned(name, value, current, open_to_leak)
+        decides = self.map.assigned(name, value, current)
         matched = decides.decided == "explicit" and self.map.matches_leak
         return dataclasses.replace(self, map=decides, kept_gain=current.input_gain if matched else self.kept_gain)
 

@@ -48,7 +48,7 @@ class QIFLayer:
     _measured: Mapping[str, Tensor] = {}
     _window_scale: float = 1.0
     _open_to_leak: bool = False
-    """Whether swap chose the map and the user has not changed it, so that an assigned leak is matched."""
+    """Whether swap chose the map and the user has not changed it, so that an assigned reset may change it."""
     _window_memory: WindowMemory
     """The window of learned numbers."""
     _settled = False

@@ -5,6 +5,7 @@ import gc
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,10 +13,10 @@ from torch import nn
 pytest.importorskip("snntorch")
 
 import snntorch as snn
-from qif_plugins.adapters.snntorch import QIF
+from qif_plugins.adapters.snntorch import QIF, SpikeGradient
 from snntorch import surrogate, utils
 
-from qif_plugins import QIFParameters, swap
+from qif_plugins import Gaussian, QIFParameters, Window, swap
 from qif_plugins.convert.snntorch import HOST, LapicqueQIF, RecurrentQIF
 
 pytestmark = pytest.mark.host_independent
@@ -73,7 +74,8 @@ def test_each_neuron_gets_the_parameters_that_its_place_asks_for(example):
     matched = QIFParameters.matching_lif(1 - 0.5 / 5, v_threshold=0.4)
     assert net.lif4.qif_parameters.a == pytest.approx(matched.a)
     assert net.lif4.qif_parameters.v_threshold == pytest.approx(0.4)
-    assert net.lif5.qif_parameters.a == pytest.approx(QIFParameters.matching_lif(0.95).a)
+    no_leak = QIF(beta=torch.tensor(0.95), dynamics="monotone", reset_mechanism="subtract")
+    assert net.lif5.qif_parameters == no_leak.qif_parameters
     assert [row.name for row in report.left] == ["out"]
     assert "reads out" in report.left[0].why
     net(X).sum().backward()
@@ -665,3 +667,79 @@ def test_under_a_norm_a_neuron_of_long_memory_keeps_its_surrogate_unless_many_fo
     )
     swap(sharp)
     assert sharp[2].derived_window == "isometric"  # its area is below one half
+
+
+@pytest.mark.parametrize(
+    "spike_grad",
+    [
+        surrogate.fast_sigmoid(np.float32(25)),
+        surrogate.fast_sigmoid(torch.tensor(25.0)),
+        lambda x: surrogate.FastSigmoid.apply(x, 25),
+        surrogate.custom_surrogate(lambda x, grad, out: grad / (25 * x.abs() + 1) ** 2),
+        SpikeGradient(Gaussian(0.1, 0.1)),
+        SpikeGradient(Window(-0.1, 0.1)),
+    ],
+    ids=["NumPy", "tensor", "lambda", "custom", "Gaussian", "Window"],
+)
+def test_a_surrogate_of_small_area_is_replaced_however_it_is_written(spike_grad):
+    net = nn.Sequential(nn.Linear(8, 8), snn.Leaky(0.9, spike_grad=spike_grad, init_hidden=True), nn.Linear(8, 2))
+    assert "of the gradient on" in str(swap(net))
+    assert net[1].derived_window == "isometric"
+
+
+def test_the_report_names_a_large_area():
+    def report(spike_grad):
+        return str(swap(nn.Sequential(nn.Linear(8, 8), snn.Leaky(0.9, spike_grad=spike_grad), nn.Linear(8, 2))))
+
+    assert "spike_rate_escape stays, whose area is 50 within 20 thresholds" in report(surrogate.spike_rate_escape())
+    assert "area" not in report(surrogate.atan())
+
+
+OUTSIDE = {
+    "no leak": (lambda: snn.Leaky(1, threshold=1, init_hidden=True), 0.95),
+    "above 1": (lambda: snn.Leaky(1.5, reset_mechanism="zero", init_hidden=True), 0.95),
+    "negative": (lambda: snn.Leaky(-0.1, init_hidden=True), 0.0),
+    "each": (lambda: snn.Leaky(torch.tensor([-0.1, 0.5, 1.0] * 2), init_hidden=True), torch.tensor([0, 0.5, 0.95] * 2)),
+    "recurrent": (lambda: snn.RLeaky(-0.1, all_to_all=False, init_hidden=True), 0.0),
+    "Lapicque": (lambda: snn.Lapicque(R=1e9, C=1e9, time_step=1.0, init_hidden=True), 0.95),
+}
+
+
+@pytest.mark.parametrize(("leaky", "leak"), OUTSIDE.values(), ids=OUTSIDE)
+def test_a_leak_that_no_map_matches_becomes_the_nearest_and_the_state_dict_keeps_it(leaky, leak):
+    net = nn.Sequential(nn.Linear(6, 6), leaky(), nn.Linear(6, 2))
+    reset, before = net[1].reset_mechanism, copy.deepcopy(net.state_dict())
+    report = str(swap(net))
+    assert ("no leak, matched at 0.95" in report) == bool((torch.as_tensor(leak) == 0.95).any())
+    expected = QIF(beta=torch.as_tensor(leak), dynamics="monotone", reset_mechanism=reset)
+    assert net[1].qif_parameters == expected.qif_parameters
+    assert net[1].reset_mechanism == reset
+    assert equal(net.state_dict(), before)
+    net.load_state_dict(before)
+    copied = pickle.loads(pickle.dumps(copy.deepcopy(net)))
+    copied[1].threshold = copied[1].threshold.float() * 1.5
+    assert copied(X).isfinite().all()
+    net(X)
+    swap(net, to="lif")
+    assert equal(net.state_dict(), before)
+    torch.testing.assert_close(net[1].beta, leaky().beta)
+
+
+def test_after_a_swap_an_assigned_leak_is_held_to_the_rule_of_the_constructor():
+    net = nn.Sequential(nn.Linear(6, 6), snn.Leaky(1.0, init_hidden=True), nn.Linear(6, 2))
+    swap(net)
+    assert "beta=0.95" in repr(net[1])
+    parameters = net[1].qif_parameters
+    with pytest.raises(ValueError, match="0 <= beta < 1"):
+        net[1].beta = torch.tensor(1.0)
+    assert net[1].qif_parameters == parameters
+    net[1].beta = torch.tensor(0.25)
+    assert "beta=0.25" in repr(net[1])
+
+
+def test_a_membrane_that_changes_its_sign_at_every_step_stays_lif():
+    circuit = snn.Lapicque(R=1.0, C=0.5, time_step=1.0, init_hidden=True)
+    net = nn.Sequential(nn.Linear(6, 6), snn.Leaky(0.5, init_hidden=True), nn.Linear(6, 6), circuit, nn.Linear(6, 2))
+    report = swap(net)
+    assert [type(net[1]), type(net[3])] == [QIF, snn.Lapicque]
+    assert "its leak 1 - time_step/RC is -1" in report.left[0].why

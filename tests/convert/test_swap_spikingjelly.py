@@ -1371,3 +1371,32 @@ def test_under_a_norm_a_neuron_of_long_memory_keeps_its_surrogate(lif, kept):
     assert (model[2].derived_window is None) == kept
     assert (model[2].surrogate_function is own) == kept
     assert model[2].input_gain == 1  # the norm's scale in any case
+
+
+@pytest.mark.skipif(not hasattr(surrogate, "SuperSpike"), reason="this version has no SuperSpike")
+def test_a_surrogate_of_small_area_is_replaced():
+    for alpha, window in ((0.1, "isometric"), (1.0, None)):  # areas of 0.19 and 1.9
+        node = neuron.LIFNode(surrogate_function=surrogate.SuperSpike(alpha=alpha))
+        swap(nn.Sequential(layer.Linear(8, 8), node, layer.Linear(8, 2)))
+        assert node.derived_window == window
+
+
+@pytest.mark.parametrize(("w", "dtype"), [(-110.0, torch.float32), (-19.0, torch.float16), (110.0, torch.float32)])
+def test_a_learned_leak_at_its_limits_is_kept_where_a_map_matches_it(w, dtype):
+    node = neuron.ParametricLIFNode()
+    node.w.data.fill_(w)
+    net = nn.Sequential(layer.Linear(8, 8), neuron.LIFNode(), layer.Linear(8, 8), node, layer.Linear(8, 2)).to(dtype)
+    swap(net)
+    assert [type(net[1]), type(net[3])] == [QIFNode, LeakQIFNode]
+    node.v_threshold = 0.5
+    assert node.qif_parameters.a.isfinite()
+    assert node.w == w
+    assert 1 < node.tau < math.inf
+
+
+def test_a_learned_leak_under_a_norm_on_the_meta_device():
+    with torch.device("meta"):
+        net = nn.Sequential(layer.Linear(8, 8), layer.BatchNorm1d(8), neuron.ParametricLIFNode(), layer.Linear(8, 2))
+    swap(net)
+    assert type(net[2]) is LeakQIFNode
+    assert net[2].w.is_meta
