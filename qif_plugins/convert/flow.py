@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from .walk import NEURON, NORM, OTHER, WEIGHT, Site, kind_of, walk
 
 _TRIAL = Request("lif", parameters={"backend": "auto"})
 _PARAMETER = ("parameter", "")
-_INPUT = ("input", "")
+_INPUT, _MASK = "input", "mask"
 _MIXING = {
     "addmm", "mm", "bmm", "baddbmm", "addmv", "mv", "addbmm", "linear", "convolution", "_convolution", "embedding",
     "convolution_overrideable", "mkldnn_convolution", "cudnn_convolution", "einsum", "dot", "_int_mm",
@@ -27,28 +28,43 @@ _MIXING = {
 """Operators that are a weight layer where one of their arguments is a parameter."""
 
 Source = tuple[str, str]
+Path = frozenset[Any]
+"""The neurons in a row that a tensor went through, from the input, over the way with the fewest.
+
+Each entry is a neuron's name with the number of its call or with what feeds it, see :func:`_into_neuron`.
+"""
 
 
 class _Flow(TorchDispatchMode):
     """Every tensor's sources: the neurons, norms and weight layers that it was made from without another between.
 
+    A tensor that no operator of the run made came from outside: an argument, a field of one, an array that was turned
+    into a tensor. Each is a source of its own, ``"input"`` if it is floating point, else ``"mask"``; so is the result
+    of a comparison of inputs. What reaches a weight, a norm or a neuron before any other neuron is the network's input.
+    What only joins the network later, such as a mask, is not, so that no shortcut leads through it.
+
     Attributes:
         sources: Tensor -> where it comes from.
-        depths: Tensor -> the number of neurons in a row that it went through, over the way with the fewest.
+        paths: Tensor -> the neurons in a row that it went through.
+        inputs: The sources that are the network's input.
         feeding: The neurons that feed a weight or another neuron.
         behind: Norm -> the neurons that feed it, with no weight between.
+        reached: Whether a neuron has run whose path is known.
         within: The neuron that is running, whose own recurrence says nothing about its place.
-        behind_neuron: The depth of what it returns; ``None`` where that is not known.
+        behind_neuron: The path of what it returns; ``None`` where that is not known.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.sources: Any = WeakTensorKeyDictionary()
-        self.depths: Any = WeakTensorKeyDictionary()
+        self.paths: Any = WeakTensorKeyDictionary()
+        self.inputs: set[Source] = set()
         self.feeding: set[str] = set()
         self.behind: dict[str, set[str]] = {}
+        self.reached = False
         self.within = ""
-        self.behind_neuron: int | None = None
+        self.behind_neuron: Path | None = None
+        self._sizes: dict[Source, int] = {}
 
     def feed(self, sources: frozenset[Source]) -> None:
         if not self.within:
@@ -65,38 +81,80 @@ class _Flow(TorchDispatchMode):
             if isinstance(tensor, nn.Parameter):
                 found |= {_PARAMETER}
             elif isinstance(tensor, Tensor):
-                found |= self.sources.get(tensor, frozenset())
+                if tensor not in self.sources:
+                    self.sources[tensor] = self.outside(tensor)
+                found |= self.sources[tensor]
         return found
 
-    def depth_of(self, values: Any) -> int | None:
-        """The depth of what was made of ``values``; ``None`` where no input went into them."""
-        tensors = (value for value in tree_leaves(values) if isinstance(value, Tensor))
-        return min((depth for t in tensors if (depth := self.depths.get(t)) is not None), default=None)
+    def outside(self, tensor: Tensor) -> frozenset[Source]:
+        """Make a new source for a tensor from outside; none for a single number."""
+        if not tensor.dim():
+            return frozenset()
+        source = (_INPUT if _is_float(tensor) else _MASK), str(len(self._sizes))
+        self._sizes[source] = tensor.numel()
+        return frozenset({source})
 
-    def mark(self, values: Any, sources: frozenset[Source], depth: int | None = None) -> None:
+    def take(self, values: Any) -> None:
+        """Note that what goes into a weight, a norm or a neuron is input, where no neuron is known to be before it."""
+        if self.within or self.path_of(values) is not None:
+            return
+        sources = self.of(values)
+        found = [one for one in sources if one[0] == _INPUT] or [one for one in sources if one[0] == _MASK]
+        if found:  # the largest: a smaller one is a mask, or a constant that normalizes
+            most = max(self._sizes[one] for one in found)
+            self.inputs |= {one for one in found if self._sizes[one] == most}
+        elif not (self.inputs or self.reached):  # the model makes its input itself
+            self.mark(values, sources, frozenset())
+
+    def path_of(self, values: Any) -> Path | None:
+        """The path of what was made of ``values``; ``None`` where no input went into them."""
+        tensors = [value for value in tree_leaves(values) if isinstance(value, Tensor)]
+        known = [path for tensor in tensors if (path := self.paths.get(tensor)) is not None]
+        if any(self.sources.get(tensor, frozenset()) & self.inputs for tensor in tensors if tensor not in self.paths):
+            known.append(frozenset())
+        return min(known, key=len, default=None)
+
+    def mark(self, values: Any, sources: frozenset[Source], path: Path | None = None) -> None:
         for tensor in tree_leaves(values):
             if isinstance(tensor, Tensor) and not isinstance(tensor, nn.Parameter):
                 self.sources[tensor] = sources
-                if depth is not None:
-                    self.depths[tensor] = depth
+                if path is not None:
+                    self.paths[tensor] = path
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        sources, depth = self.of((args, kwargs)), self.depth_of((args, kwargs))
-        out = func(*args, **kwargs)
+        sources = self.of((args, kwargs))
         name = func.overloadpacket.__name__
+        mixes = _PARAMETER in sources and name in _MIXING
+        if mixes:
+            self.take((args, kwargs))
+        path = self.path_of((args, kwargs))
+        out = func(*args, **kwargs)
         if name.endswith("_like") or name.startswith("new_"):
-            sources, depth = frozenset(), None  # its shape, not its values
-        elif _PARAMETER in sources and name in _MIXING:
+            sources, path = frozenset(), None  # its shape, not its values
+        elif mixes:
             self.feed(sources)
             sources = frozenset({(WEIGHT, f"aten.{name}")})
-        self.mark(out, sources, depth)
+        elif not path and _compares(out, args) and not self.neurons(sources):
+            sources, path = self.outside(out) if sources else sources, None
+        self.mark(out, sources, path)
         for argument, value in zip(func._schema.arguments, args, strict=False):
             base = getattr(value, "_base", None)
             if base is not None and argument.alias_info is not None and argument.alias_info.is_write:
                 # record[t] = spikes: what the whole holds comes from there, too.
-                self.mark(base, sources | self.of(base), self.depth_of((base, *args)))
+                self.mark(base, sources | self.of(base), self.path_of((base, *args)))
         return out
+
+
+def _is_float(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _compares(out: Any, args: Any) -> bool:
+    """Whether an operator's result is a mask or an index made of values of another dtype."""
+    if not isinstance(out, Tensor) or _is_float(out):
+        return False
+    return any(isinstance(value, Tensor) and value.dtype != out.dtype for value in tree_leaves(args))
 
 
 def trace(model: nn.Module, hosts: Sequence[Host], sites: list[Site], example: Call) -> None:
@@ -113,6 +171,9 @@ def trace(model: nn.Module, hosts: Sequence[Host], sites: list[Site], example: C
     """
     flow, fed, counts, depths = _Flow(), {}, {}, {}  # type: ignore[var-annotated]
     with trial(model, hosts) as twin, torch.no_grad():
+        # Buffers, and tensors that are attributes, are the model's own.
+        flow.mark([list(vars(module).values()) for module in twin.modules()], frozenset())
+        twin.register_forward_pre_hook(_into_model(flow), with_kwargs=True)
         for name, module, found in walk(twin, hosts):
             kind = kind_of(module, found)
             if kind == OTHER:
@@ -121,11 +182,11 @@ def trace(model: nn.Module, hosts: Sequence[Host], sites: list[Site], example: C
                 # QIF runs wherever the example is, unlike a LIF neuron that was set to a GPU's backend.
                 with contextlib.suppress(ValueError):
                     rebuild(module, found[0], found[0].plan(module, _TRIAL, normalized=False))
-            entering = {NEURON: _into_neuron(flow, name, fed, counts, depths), NORM: _into_norm(flow, name)}
+            sequences = found is not None and found[0].takes_sequences(module)
+            entering = {NEURON: _into_neuron(flow, name, sequences, fed, counts, depths), NORM: _into_norm(flow, name)}
             module.register_forward_pre_hook(entering.get(kind, _into_weight(flow)), with_kwargs=True)
             module.register_forward_hook(_out_of(flow, kind, name), with_kwargs=True)
         call = example.copied()
-        flow.mark((call.args, dict(call.kwargs)), frozenset({_INPUT}), 0)
         try:
             with flow:
                 out = call.run(twin)
@@ -138,7 +199,7 @@ def trace(model: nn.Module, hosts: Sequence[Host], sites: list[Site], example: C
     for site in sites:
         site.norms = sorted(name for kind, name in fed.get(site.name, ()) if kind == NORM)
         site.weights = sorted(name for kind, name in fed.get(site.name, ()) if kind == WEIGHT)
-        site.direct = sorted(name or kind for kind, name in fed.get(site.name, ()) if kind not in (NORM, WEIGHT))
+        site.direct = sorted(name for kind, name in fed.get(site.name, ()) if kind not in (NORM, WEIGHT))
         site.depth = depths.get(site.name, 0)
         site.sources = max(counts.get(site.name, 1), 1)
         site.norms_known = site.name in fed
@@ -149,25 +210,49 @@ def trace(model: nn.Module, hosts: Sequence[Host], sites: list[Site], example: C
 Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
 
 
-def _into_neuron(
-    flow: _Flow, name: str, fed: dict[str, set[Source]], counts: dict[str, int], depths: dict[str, int]
-) -> Hook:
+def _into_model(flow: _Flow) -> Hook:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        current = args[:1] or list(kwargs.values())[:1]  # the others are its state
-        sources = flow.of(current) - {_PARAMETER}
+        for tensor in tree_leaves((args, kwargs)):
+            if isinstance(tensor, Tensor) and not flow.of(tensor) and flow.path_of(tensor) is None:
+                flow.mark(tensor, flow.outside(tensor))  # made on the way, such as random numbers
+
+    return hook
+
+
+def _into_neuron(
+    flow: _Flow, name: str, sequences: bool, fed: dict[str, set[Source]], counts: dict[str, int],
+    depths: dict[str, int],
+) -> Hook:  # fmt: skip
+    calls = itertools.count()
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        current = _first(args, kwargs)  # the others are its state
+        flow.take(current)
+        sources = frozenset(
+            (_INPUT, _INPUT) if kind in (_INPUT, _MASK) else (kind, source)
+            for kind, source in flow.of(current) - {_PARAMETER}
+            if kind != _MASK or (kind, source) in flow.inputs
+        )
         fed.setdefault(name, set()).update(sources)
         counts[name] = max(counts.get(name, 0), len(sources))
-        depth = flow.depth_of(current)
+        path = flow.path_of(current)
+        if path is None and not flow.reached:
+            path = frozenset()
         flow.feed(sources)
-        flow.within, flow.behind_neuron = name, None if depth is None else depth + 1
-        if depth is not None:  # a neuron that is called again and again, by layers that share it, is as many in a row
-            depths[name] = max(depths.get(name, 0), depth + 1)
+        flow.within, flow.behind_neuron = name, None
+        if path is not None:
+            # A neuron that takes one time step a call and gets its own output is at its next step, not the next of a
+            # row, unless other layers feed it this time. One that takes sequences has had all steps at once.
+            flow.behind_neuron = path | {(name, next(calls) if sequences else sources)}
+            flow.reached = True
+            depths[name] = max(depths.get(name, 0), len(flow.behind_neuron))
 
     return hook
 
 
 def _into_norm(flow: _Flow, name: str) -> Hook:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        flow.take(_first(args, kwargs))
         flow.behind.setdefault(name, set()).update(flow.neurons(flow.of((args, kwargs))))
 
     return hook
@@ -175,23 +260,28 @@ def _into_norm(flow: _Flow, name: str) -> Hook:
 
 def _into_weight(flow: _Flow) -> Hook:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        flow.take(_first(args, kwargs))
         flow.feed(flow.of((args, kwargs)))
 
     return hook
+
+
+def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return args[:1] or list(kwargs.values())[:1]
 
 
 def _out_of(flow: _Flow, kind: str, name: str) -> Callable[..., None]:
     sources = frozenset({(kind, name)})
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        depth = flow.behind_neuron if kind == NEURON else None
-        flow.mark(out, sources, depth)
+        path = flow.behind_neuron if kind == NEURON else None
+        flow.mark(out, sources, path)
         if kind != NEURON:
             return
         flow.within, flow.behind_neuron = "", None
         # Its state, which is read by name in place of what it returns; not the input, should it have kept that.
         given = {id(value) for value in tree_leaves((args, kwargs))}
         state = {key: value for key, value in vars(module).items() if key not in ("_modules", "_parameters")}
-        flow.mark([value for value in tree_leaves(state) if id(value) not in given], sources, depth)
+        flow.mark([value for value in tree_leaves(state) if id(value) not in given], sources, path)
 
     return hook

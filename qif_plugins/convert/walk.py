@@ -33,7 +33,9 @@ class Site:
             parameter that a function uses. Known by data flow only, as is ``direct``.
         direct: Names of the neurons that feed it with no weight or norm between, and ``"input"`` for the model's input.
         depth: Number of neurons in a row from the model's input to its output, itself included, over the way with the
-            fewest of them, such as that through shortcuts; 0 where that is not known.
+            fewest of them, such as that through shortcuts; 0 where that is not known. A way through a mask does not
+            count. A neuron that takes sequences counts once for each call in that row. One that takes one time step a
+            call counts once for each set of layers that feed it, as its calls on its own output are steps in time.
         sources: Number of paths that its input comes over, where that is known, else 1.
         reads_out: Whether it feeds the model's output, with no weight between, or nothing at all, so that only its
             state can be what is read.

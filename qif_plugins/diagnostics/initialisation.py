@@ -58,6 +58,7 @@ INTEGRATES = 1000.0
 """A neuron with a threshold of this or more is not meant to spike."""
 
 _WEIGHTS = (nn.Linear, _ConvNd)
+_FROZEN = " is frozen (requires_grad=False)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,8 +150,8 @@ def initialise(model: nn.Module, batch: Any, *, steps: int = 1, identity: float 
     weights are, too.
 
     Where a norm feeds a neuron, the norm sets the scale, and the layer is left alone. So is one with no weight before
-    it, one that does not run, one whose threshold is 1000 or more, and a neuron of a class that is not known. The
-    report says so.
+    it, one with a frozen weight or bias before it (``requires_grad=False``), one that does not run, one whose threshold
+    is 1000 or more, and a neuron of a class that is not known. The report says so.
 
     Args:
         model: A model of either host, before ``torch.compile`` and before wrapping for several devices.
@@ -168,8 +169,8 @@ def initialise(model: nn.Module, batch: Any, *, steps: int = 1, identity: float 
         ValueError: ``identity`` is out of range; the model has no spiking neuron; it shows signs of training (norms
             that have counted batches, a gradient, calibrated windows, weights whose entries are not independent of one
             another); weights are shared between neurons or by parametrization, or add up before a neuron with something
-            that no weight scales; or an input does not vary or is not finite. A model that was trained for a few steps
-            only shows no such sign.
+            that no weight scales; every weight that could be scaled is frozen; or an input does not vary or is not
+            finite. A model that was trained for a few steps only shows no such sign.
         TypeError: ``model`` is no module, ``batch`` is something else, or the model takes more than one input.
     """
     check_steps(steps)
@@ -202,7 +203,9 @@ def initialise(model: nn.Module, batch: Any, *, steps: int = 1, identity: float 
         raise ValueError("the batch is empty: no neuron received a value. Pass one with at least one sample.")
     found = survey(model, hosts, Call(x, drive=drive))
     places = {site.name or "(model)": site for site in found.sites}
-    left = {name: _why_left(places[name], before.get(name), dynamics.get(name)) for name in neurons}
+    left = {name: _why_left(model, places[name], before.get(name), dynamics.get(name)) for name in neurons}
+    if all(left.values()) and (frozen := _frozen(left)):
+        raise ValueError(f"no weight is left to scale, as {frozen}")
     feeding = _feeding(model, {name: places[name] for name in neurons if not left[name]}, places)
     scale = gain_in_a_row(found.depth)
     if identity is None:
@@ -215,7 +218,7 @@ def _is_known(site: Site) -> bool:
     return site.neuron.role in ("lif", "qif") and not site.neuron.reason
 
 
-def _why_left(site: Site, seen: _Seen | None, dynamics: Dynamics | None) -> str:
+def _why_left(model: nn.Module, site: Site, seen: _Seen | None, dynamics: Dynamics | None) -> str:
     """Say why the weights before a neuron stay as they are, or return ``""``."""
     if dynamics is None:
         return f"left: {site.neuron.reason}"
@@ -227,7 +230,19 @@ def _why_left(site: Site, seen: _Seen | None, dynamics: Dynamics | None) -> str:
         return "left: no weight before it"
     if not 0 < dynamics.threshold < INTEGRATES:
         return f"left: with a threshold of {dynamics.threshold:g} it is not meant to spike"
+    for name, parameter in model.named_parameters():
+        if name.rpartition(".")[0] in site.weights and not parameter.requires_grad:
+            return f"left: {name}{_FROZEN}"
     return ""
+
+
+def _frozen(left: Mapping[str, str]) -> str:
+    """Name the frozen parameters among the reasons, and the way out; or return ``""``."""
+    frozen = [reason.removeprefix("left: ").removesuffix(_FROZEN) for reason in left.values() if _FROZEN in reason]
+    if not frozen:
+        return ""
+    what = f"{', '.join(frozen[:3])}{' and others' if len(frozen) > 3 else ''}"
+    return f"{what} cannot be scaled while frozen: initialise before freezing, or set requires_grad=True"
 
 
 def _feeding(model: nn.Module, scaled: Mapping[str, Site], places: Mapping[str, Site]) -> dict[str, list[str]]:
@@ -343,7 +358,7 @@ def _scaled(
     at_once = {n for n in feeding if before[n].calls == 1 and neurons[n].host.takes_sequences(neurons[n].module)}
 
     def is_off(name: str, std: float, mean: float) -> bool:
-        return attempts[name] < ATTEMPTS and _is_off(name, std, mean, targets[name])
+        return attempts[name] < ATTEMPTS and _is_off(name, std, mean, targets[name], _frozen(left))
 
     def adjust(name: str, std: float) -> float:
         attempts[name] += 1
@@ -432,7 +447,7 @@ def _mix_identity(module: Any, share: float) -> bool:
     rows, columns = torch.arange(outputs) % least, torch.arange(inputs) % least
     copies = (rows[:, None] == columns).to(weight).repeat(groups, 1)
     identity = torch.zeros_like(weight)
-    identity[(..., *(size // 2 for size in weight.shape[2:]))] = copies
+    identity[_centre(module)] = copies
     dims = tuple(range(1, weight.dim()))
     own, identity = (part - part.mean(dims, keepdim=True) for part in (weight, identity))
     if not identity.any():  # a single output, which would be the mean of all inputs
@@ -449,8 +464,25 @@ def _mix_identity(module: Any, share: float) -> bool:
     return True
 
 
-def _is_off(name: str, std: float, mean: float, target: float) -> bool:
-    """Whether the deviation of an input is not ``target``.
+def _centre(module: Any) -> tuple[Any, ...]:
+    """Return the index of the kernel's weights that leave an image where it is; of all weights of a linear module.
+
+    An even kernel has two positions next to its centre, of which one meets the pixel that the output is for: which one
+    depends on the padding before the image.
+    """
+    centre: list[int] = []
+    for i, size in enumerate(module.weight.shape[2:]):
+        dilation, padding = module.dilation[i], module.padding
+        if isinstance(padding, str):
+            before = dilation * (size - 1) // 2 if padding == "same" else 0
+        else:
+            before = padding[i]
+        centre.append(min(max(before // dilation, (size - 1) // 2), size // 2))
+    return (..., *centre)
+
+
+def _is_off(name: str, std: float, mean: float, target: float, frozen: str) -> bool:
+    """Whether the deviation of an input is not ``target``; errors say what is ``frozen``, too.
 
     Raises:
         ValueError: It is not finite, or 0.
@@ -463,6 +495,7 @@ def _is_off(name: str, std: float, mean: float, target: float) -> bool:
         raise ValueError(
             f"the input of {name} is constantly {mean:g}, so that no factor on the weights gives it a deviation: its "
             "weights are 0, or nothing before it spikes. Pass another batch, more steps, or see to the layer before it."
+            + (f" Note that {frozen}." if frozen else "")
         )
     return abs(std / target - 1) > TOLERANCE
 

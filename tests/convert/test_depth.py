@@ -1,6 +1,7 @@
 """The input gain that ``swap`` chooses under norms in networks of many neurons in a row."""
 
 import copy
+import dataclasses
 import pickle
 
 import pytest
@@ -13,6 +14,8 @@ from qif_plugins.adapters.spikingjelly import QIFNode
 from spikingjelly.activation_based import functional, layer, neuron
 
 from qif_plugins import Gaussian, swap
+from qif_plugins.convert.find import survey
+from qif_plugins.convert.spikingjelly import HOST
 
 
 def same_surrogate(node, expected):
@@ -113,6 +116,127 @@ def test_a_neuron_that_layers_share_counts_once_for_each_call():
     listed = _deep(lambda: nn.Sequential(*[block] * 20, layer.Conv2d(4, 2, 1)))
     swap(listed)
     assert block[2].input_gain == pytest.approx(1.8)
+
+
+class _Own(nn.Module):
+    """A stem, neurons in a row with norms, and a forward of the test's own."""
+
+    def __init__(self, run, neurons=20):
+        super().__init__()
+        self.run = run
+        self.stem, self.out, self.embedding = layer.Linear(8, 8), layer.Linear(8, 2), nn.Embedding(50, 8)
+        self.position = nn.Parameter(torch.zeros(8))
+        self.register_buffer("waves", torch.zeros(3, 8))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(layer.Linear(8, 8), layer.BatchNorm1d(8), neuron.LIFNode()) for _ in range(neurons)
+        )
+
+    def forward(self, *inputs):
+        return self.run(self, *inputs)
+
+    def row(self, x, between=lambda x: x):
+        for block in self.blocks:
+            x = between(block(x))
+        return self.out(x)
+
+    def with_shortcuts(self, x):
+        x = self.stem(x)
+        for linear, norm, lif in self.blocks:
+            x = x + norm(linear(lif(x)))
+        return self.out(x)
+
+
+@dataclasses.dataclass
+class _Batch:
+    frames: torch.Tensor
+
+
+def _depth(run, *example, step_mode="m"):
+    model = _Own(run)
+    functional.set_step_mode(model, step_mode)
+    return survey(model, [HOST], example).depth
+
+
+FRAMES, IDS = torch.rand(2, 3, 8), torch.randint(0, 50, (2, 3))
+KEPT = torch.ones(2, 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "example"),
+    [
+        (torch.as_tensor, FRAMES.numpy()),
+        (torch.tensor, FRAMES.numpy()),
+        (lambda batch: batch.frames, _Batch(FRAMES)),
+        (lambda frames: torch.as_tensor(frames.numpy() * 2), FRAMES),
+        (lambda frames: frames.float() / 255, FRAMES.to(torch.uint8)),
+        (lambda frames: (torch.rand_like(frames) < frames).float(), FRAMES),
+        (lambda size: torch.rand(size), (2, 3, 8)),
+    ],
+    ids=["array", "copied array", "object", "through numpy", "bytes", "rate code", "made by the model"],
+)
+def test_the_depth_is_known_whatever_the_model_takes(tensor, example):
+    assert _depth(lambda model, x: model.row(tensor(x)), example) == 20
+    assert _depth(lambda model, x: model.with_shortcuts(tensor(x)), example) == 1
+
+
+@pytest.mark.parametrize(
+    ("run", "example"),
+    [
+        (lambda m, x: m.row(x, lambda h: h * (x.sum(-1, keepdim=True) != 0)), (FRAMES,)),
+        (lambda m, x: m.row(x, lambda h: h.masked_fill(x.isnan(), 0.0)), (FRAMES,)),
+        (lambda m, x, kept: m.row(x * kept, lambda h: h * kept), (FRAMES, KEPT)),
+        (lambda m, x, kept: m.row(x * kept, lambda h: h * kept), (FRAMES, KEPT.bool())),
+        (lambda m, ids: m.row(m.embedding(ids), lambda h: h * (ids != 0).float().unsqueeze(-1)), (IDS,)),
+        (lambda m, x: m.row(x, lambda h: h * torch.sigmoid(h.mean(-1, keepdim=True))), (FRAMES,)),
+        (lambda m, x: m.row(x, lambda h: h + m.position), (FRAMES,)),
+        (lambda m, x: m.row(x, lambda h: h + m.waves), (FRAMES,)),
+        (lambda m, x: m.row(x, lambda h: h + m.embedding(torch.arange(3))), (FRAMES,)),
+    ],
+    ids=[
+        "mask of the input", "NaN of the input", "mask", "boolean mask", "mask of tokens", "gate", "learned position",
+        "wave position", "embedded position",
+    ],
+)  # fmt: skip
+def test_masks_gates_and_positions_are_no_shortcuts(run, example):
+    assert _depth(run, *example) == 20
+
+
+def test_the_input_that_is_added_again_is_a_shortcut():
+    assert _depth(lambda model, x: model.row(x, lambda h: h + x), FRAMES) == 1
+    assert _depth(lambda model, x: model.row(y := torch.as_tensor(x), lambda h: h + y), FRAMES.numpy()) == 1
+
+
+def test_a_mask_before_a_neuron_is_not_added_to_its_input():
+    model = _Own(lambda model, x: model.out(model.blocks[0][2](model.stem(x) * (x.sum(-1, keepdim=True) > 0))))
+    functional.set_step_mode(model, "m")
+    site = survey(model, [HOST], FRAMES).sites[0]
+    assert (site.weights, site.direct, site.sources) == (["stem"], [], 1)
+
+
+@pytest.mark.parametrize("steps", [2, 30])
+def test_steps_of_a_network_that_runs_on_its_own_output_are_no_neurons_in_a_row(steps):
+    def run(model, x):
+        outs = []
+        for _ in range(steps):
+            for block in model.blocks[:3]:
+                x = block(x)
+            outs.append(model.out(x))
+        return outs
+
+    assert _depth(run, FRAMES[0], step_mode="s") == 3
+    assert _depth(run, FRAMES) == 3 * steps  # sequences: every call has all steps, and is a layer
+
+
+def test_a_network_with_feedback_is_as_deep_in_one_step_as_in_many():
+    def run(model, x):
+        h = torch.zeros(3, 8)
+        for step in x:
+            for linear, norm, lif in model.blocks:
+                step = lif(norm(linear(step) + model.stem(h)))
+            h = step
+        return model.out(h)
+
+    assert _depth(run, FRAMES[:1], step_mode="s") == _depth(run, FRAMES, step_mode="s") == 20
 
 
 def test_the_report_says_so_where_no_window_is_derived_for_a_large_gain():

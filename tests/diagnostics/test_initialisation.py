@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from qif_plugins import calibrate, firing_rate, initialise, membrane_moments
+from qif_plugins.diagnostics.initialisation import IDENTITY, _mix_identity
 from qif_plugins.neuron.module import QIFLayer
 from qif_plugins.neuron.norm import TDBatchNorm1d
 
@@ -197,6 +198,79 @@ def test_an_identity_in_convolutions_is_at_the_centre_and_within_groups():
     centre = weight[:, :, 1, 1].clone()
     assert (centre.argmax(1) == torch.arange(8) % 4).all()
     assert centre.amax() > 5 * weight.flatten(2)[:, :, [0, 1, 2, 3, 5, 6, 7, 8]].abs().amax()
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+@pytest.mark.parametrize(
+    ("size", "padding", "dilation", "at"),
+    [
+        (2, "same", 1, 6), (3, "same", 1, 6), (4, "same", 1, 6), (3, "same", 2, 6), (3, 1, 1, 6), (4, 1, 1, 6),
+        (4, 2, 1, 6), (2, "valid", 1, 6), (3, 0, 1, 5), (4, 0, 1, 5),
+    ],
+)  # fmt: skip
+def test_an_identity_in_a_convolution_leaves_the_image_where_it_is(size, padding, dilation, at):
+    module = nn.Conv2d(8, 8, size, padding=padding, dilation=dilation, bias=False)
+    _mix_identity(module, 0.9999)
+    image = torch.zeros(1, 8, 12, 12)
+    image[0, 0, 6, 6] = 1
+    out = module(image)[0, 0]
+    assert (out == out.max()).nonzero().tolist() == [[at, at]]  # 5: of a kernel without padding, whose image is smaller
+
+
+def test_a_row_of_convolutions_with_an_even_kernel_spikes_to_its_end():
+    _, functional, layer, neuron = spikingjelly()
+    torch.manual_seed(0)
+    blocks = [m for _ in range(14) for m in (layer.Conv2d(8, 8, 2, padding="same"), neuron.LIFNode(2.0, False))]
+    model = nn.Sequential(*blocks, layer.Flatten(), layer.Linear(128, 4))
+    functional.set_step_mode(model, "m")
+    report = initialise(model, torch.randn(3, 2, 8, 4, 4))
+    assert all(0.1 < row.rate < 0.3 for row in report.layers)
+
+
+def test_frozen_weights_stay_and_the_report_says_so():
+    _, _, _, neuron = spikingjelly()
+    model = perceptron(lambda: neuron.LIFNode(2.0, False), 4)
+    with torch.no_grad():
+        model[2].weight.mul_(5)  # so that it spikes as it is
+    model[2].requires_grad_(False)
+    before = state(model)
+    report = initialise(model, torch.randn(4, 32, 64), identity=0.5)
+    after = model.state_dict()
+    assert [row.weights for row in report.layers] == [("0",), (), ("4",)]
+    assert report.layers[1].note == "left: 2.weight is frozen (requires_grad=False)"
+    assert all(torch.equal(after[name], before[name]) for name in ("2.weight", "2.bias"))
+    silent = perceptron(lambda: neuron.LIFNode(2.0, False), 4)
+    silent[2].requires_grad_(False)
+    with torch.no_grad():
+        silent[2].weight.mul_(1e-3)
+        silent[4].bias.zero_()
+    refused(silent, torch.randn(4, 32, 64), "Note that 2.weight cannot be scaled while frozen")
+    model.requires_grad_(False)
+    refused(model, torch.randn(4, 32, 64), "no weight is left to scale, as 0.weight, 2.weight, 4.weight cannot be")
+
+
+def test_a_callable_shows_the_depth_and_the_input_as_a_tensor_does():
+    _, functional, layer, neuron = spikingjelly()
+    x = torch.randn(3, 16, 16)
+
+    def over_time(model):
+        functional.reset_net(model)
+        return torch.stack([model(step) for step in x])
+
+    model = perceptron(lambda: neuron.LIFNode(2.0, False), 17, 16, step_mode="s")
+    rows = initialise(model, over_time).layers
+    assert [row.identity for row in rows] == [0, *[IDENTITY] * 15]
+    assert all(row.input_std == pytest.approx(1.4, rel=0.01) for row in rows)
+
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.lif, self.out = layer.Linear(16, 16), neuron.LIFNode(), layer.Linear(16, 2)
+
+        def forward(self, x):
+            return self.out(self.lif(x + self.fc(x)))
+
+    refused(Residual(), over_time, "lif adds up the output of fc and of input")
 
 
 def test_an_identity_is_mixed_in_once_however_often_initialise_runs():
