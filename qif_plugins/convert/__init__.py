@@ -8,20 +8,22 @@ The modules change in place, so that everything that refers to them goes on doin
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from ..neuron.module import OTHERS
-from ..neuron.moments import MomentClosureError
+from ..neuron.moments import MomentClosureError, membrane_moments
 from ..neuron.names import DYNAMICS, WINDOWS, DynamicsName, WindowName
+from ..neuron.parameters import QIFParameters
 from ..neuron.surrogate import Window
 from ..support.names import unknown
 from .find import Survey, survey
-from .hosts import HOSTS, Host, Plan, Request, loaded_hosts
-from .norms import convert_norms
-from .rates import FACTOR, Expected, compared, expected, measured_rates
+from .hosts import HOSTS, SHALLOW, Host, Plan, Request, gain_in_a_row, loaded_hosts
+from .norms import convert_norms, is_tdbn
+from .rates import FACTOR, Expected, compared, deviation_after, expected, mean_of, measured_rates
 from .rebuild import rebuild, replaced, restore
 from .report import Row, SwapReport
 from .walk import Site
@@ -56,8 +58,9 @@ def swap(
     changes besides the map:
 
     * where a normalization feeds the neuron: the input gain, to 1, or up to 3 where more than 12 neurons follow one
-      another, and the surrogate gradient, to the isometric Gaussian (``window="keep"`` keeps it). Elsewhere both
-      stay LIF's, unless the surrogate has a small area;
+      another, times θ/γ for a LIF threshold θ above the norm's weight γ, taken as at least 1; and the surrogate
+      gradient, to the isometric Gaussian for the input that results (``window="keep"`` keeps it). Elsewhere both stay
+      LIF's, unless the surrogate has a small area;
     * the membrane, which starts at rest;
     * a reset that subtracts the threshold, which without rebound leaves at most the threshold. With the parabola the
       membrane would be unbounded, so it becomes a reset to rest (``v_reset=None`` or
@@ -160,12 +163,20 @@ def swap_found(
     rates = measured_rates(found, hosts)
     lif = [expected(site, found.norms, rates) if site.neuron == ("lif", "") else None for site in found.sites]
     try:
-        rows = [_swap_site(site, request, readout, undo, refuse) for site in found.sites]
+        gains: dict[str, float] = {}
+        rows = []
+        for site in found.sites:
+            reach = dataclasses.replace(request, reach=_reach(site, found, request, norm))
+            rows.append(_swap_site(site, reach, readout, undo, refuse, gains))
         if norm == "tdbn":
             rows += convert_norms(found, hosts, undo)
+        rows = [
+            _fit_scale(row, site, found, gains) if row.changed and site.norms else row
+            for row, site in zip(rows, found.sites, strict=False)
+        ] + rows[len(found.sites) :]
         if refuse and not any(row.changed for row in rows):
             raise ValueError(_nothing(rows, found.handwritten))
-        rows = _with_rates(rows, found, lif, measured_rates(found, hosts) if rates else {})
+        rows = _with_rates(rows, found, lif, measured_rates(found, hosts) if rates else {}, gains)
     except BaseException:
         for step in reversed(undo):
             step()
@@ -173,7 +184,13 @@ def swap_found(
     return SwapReport(tuple(rows))
 
 
-def _with_rates(rows: list[Row], found: Survey, lif: list[Expected | None], measured: Mapping[str, float]) -> list[Row]:
+def _with_rates(
+    rows: list[Row],
+    found: Survey,
+    lif: list[Expected | None],
+    measured: Mapping[str, float],
+    gains: Mapping[str, float],
+) -> list[Row]:
     """Add the firing rates before and after to the rows; of neurons that were left alone, where they were measured."""
     after = [
         None if before is None else expected(site, found.norms, measured, before)
@@ -183,7 +200,7 @@ def _with_rates(rows: list[Row], found: Survey, lif: list[Expected | None], meas
     rated, rates_change = [], False
     for row, site, before, now in zip(rows, found.sites, lif, after, strict=False):
         if row.changed or site.name in measured:
-            rate, said = compared(before, now, site, row.changed, gain_changed)
+            rate, said = compared(before, now, site, row.changed, gain_changed, site.name in gains)
             if rates_change and not site.norms and rate is not None and site.name not in measured:
                 said.append(
                     "the rates of neurons before it change, and with them its input: example_input=... shows it"
@@ -233,7 +250,15 @@ def _left(site: Site, why: str) -> Row:
     return Row(site.name, was, was, why, changed=False)
 
 
-def _swap_site(site: Site, request: Request, readout: str, undo: list[Callable[[], None]], refuse: bool) -> Row:
+def _swap_site(
+    site: Site,
+    request: Request,
+    readout: str,
+    undo: list[Callable[[], None]],
+    refuse: bool,
+    gains: dict[str, float],
+) -> Row:
+    """Swap one neuron, and note in ``gains`` the input gain that was chosen for it because of its norm."""
     was = type(site.module).__name__
     if site.neuron.role == "qif":
         return _left(site, "a QIF neuron already")
@@ -250,31 +275,96 @@ def _swap_site(site: Site, request: Request, readout: str, undo: list[Callable[[
         if isinstance(error, ValueError) and not asked_for:
             return _left(site, f"QIF cannot take its place: {error}")
         raise type(error)(f"{site.name or was}: {error}") from error
-    why = _why(site, plan) + (_scale_window(site) if site.norms else "")
-    return Row(site.name, was, type(site.module).__name__, why, changed=True)
+    if plan.gain is not None:
+        gains[site.name] = plan.gain
+    why = _why(site, plan)
+    return Row(site.name, was, type(site.module).__name__, why, changed=True, norms=tuple(site.norms))
 
 
-def _scale_window(site: Site) -> str:
-    """Derive the window of a neuron under a norm, whose scale is the threshold's, for a gain above 1.
+def _reach(site: Site, found: Survey, request: Request, norm: str) -> float:
+    """Return the factor on the gain of a neuron whose threshold is above what plain norms hand it, else 1.
+
+    tdBN hands it an input that is as large as the threshold. A norm's weight below 1 is learned, or chosen, and is not
+    made up for; nor is a threshold that was passed, which is the way to fewer spikes.
+    """
+    tensors = (*site.module.parameters(), *site.module.buffers())
+    norms = [found.norms[name] for name in site.norms]
+    if (
+        norm == "tdbn"
+        or site.neuron != ("lif", "")
+        or request.parameters.keys() & {"v_threshold", "threshold"}
+        or any(is_tdbn(module) for module in norms)
+        or any(tensor.is_meta for tensor in tensors)
+    ):
+        return 1.0
+    deviation = deviation_after(norms)
+    if deviation is None:
+        return 1.0
+    reach = site.host.dynamics(site.module).threshold / max(deviation, 1.0)
+    return max(reach, 1.0) if math.isfinite(reach) else 1.0
+
+
+def _fit_scale(row: Row, site: Site, found: Survey, gains: dict[str, float]) -> Row:
+    """Derive the surrogate of a neuron under norms for the input that these hand it.
+
+    Where the closure of the membrane's moments does not converge for so large an input, a gain that was chosen for the
+    depth is lowered until it does.
 
     Returns:
-        A warning where the closure does not converge, as that of the parabola under large inputs, or ``""``.
+        The row, with the gain above 1 that was chosen, and a warning where no surrogate is derived for the input.
     """
     neuron: Any = site.module
-    numbers = neuron.qif_parameters.numbers().values()
-    if any(isinstance(value, Tensor) and value.is_meta for value in numbers):
-        return ""
-    gain = abs(site.host.dynamics(neuron).gain)  # with that of Lapicque's circuit
-    if gain <= 1:
-        return ""
+    params = neuron.qif_parameters
+    if any(isinstance(value, Tensor) and value.is_meta for value in params.numbers().values()):
+        return row
+    gain, threshold = abs(mean_of(params.input_gain)), mean_of(params.v_threshold)
+    if gain == 0:
+        return row
+    circuit = abs(site.host.dynamics(neuron).gain) / gain  # Lapicque's factor on the input
+    deviation = circuit * (deviation_after([found.norms[name] for name in site.norms]) or threshold)
+    if math.isclose(deviation, threshold, rel_tol=1e-6):  # float32's rounding of a tdBN's weight
+        deviation = threshold
+    chosen = gains.get(site.name, 1.0)
+    reach, said = chosen / gain_in_a_row(found.depth), [row.why]
     try:
-        neuron.window_scale = gain
+        neuron.assume_input(deviation)
     except MomentClosureError:
-        return (
-            "; WARNING: its surrogate is derived for an input gain of 1, as the membrane is not stationary under "
-            f"{gain:.3g}; the default dynamics are, and window='keep' derives none"
+        lower = tuple(gain_in_a_row(depth) * reach for depth in range(found.depth, SHALLOW - 1, -1))
+        stable = _largest_stationary(params, deviation, lower) if chosen > reach else None
+        if stable is not None:
+            neuron.input_gain = gains[site.name] = stable
+            neuron.assume_input(deviation)
+            said.append(
+                f"input gain {stable:.3g}, not {chosen:.3g} as for other neurons among {found.depth} in a row, since "
+                "the closure of the membrane's moments does not converge for a larger one"
+            )
+            return dataclasses.replace(row, why="; ".join(said))
+        warning = (
+            "WARNING: its surrogate is derived for an input as large as the threshold, not "
+            f"{gain * deviation / threshold:.3g} times that, for which the closure of the membrane's moments does not "
+            "converge; a smaller input_gain or window='keep' avoids it"
         )
-    return ""
+    else:
+        warning = ""
+    if chosen > 1:
+        causes = []
+        if reach > 1:
+            causes.append(f"the norm's output reaches the threshold of {threshold:.3g}")
+        if chosen > reach:
+            causes.append(f"{found.depth} neurons in a row pass the input on")
+        said.append(f"input gain {chosen:.3g}, so that {' and '.join(causes)}; input_gain=1 keeps the norm's scale")
+    return dataclasses.replace(row, why="; ".join([*said, *filter(None, [warning])]))
+
+
+def _largest_stationary(params: QIFParameters, deviation: float, gains: tuple[float, ...]) -> float | None:
+    """Return the first of ``gains`` under which the closure of the membrane's moments converges."""
+    for gain in gains:
+        try:
+            membrane_moments(params, gain * deviation)
+        except MomentClosureError:
+            continue
+        return gain
+    return None
 
 
 def _why(site: Site, plan: Plan) -> str:

@@ -35,8 +35,8 @@ report names it."""
 LONG_MEMORY = 0.8
 """Leak from which on LIF's surrogate is kept under a norm, too, unless there are many neurons in a row."""
 SHALLOW, EACH_MORE, LARGEST_GAIN = 12, 0.1, 3.0
-"""Number of neurons in a row up to which the gain under a norm is 1, its growth with each more, and its limit. The
-measurement is in docs/does-not-learn.md, "More than twelve layers in a row"."""
+"""Number of neurons in a row up to which they do not raise the gain under a norm, its growth with each more, and its
+limit. The measurement is in docs/does-not-learn.md, "More than twelve layers in a row"."""
 
 SWAP_OPTIONS = ("dynamics", "window", "norm", "readout", "to", "example_input")
 """Arguments of :func:`~qif_plugins.swap` itself; it passes the others on."""
@@ -67,12 +67,14 @@ class Request:
         window: A window's name, a Window, ``"keep"`` for the surrogate that the LIF neuron has, or ``"auto"``.
         parameters: Arguments of the QIF neurons, over everything else.
         depth: Largest number of neurons in a row, see :attr:`~qif_plugins.convert.walk.Site.depth`.
+        reach: Factor on the gain that brings a norm's output to a threshold above it. Default 1.
     """
 
     dynamics: str = "auto"
     window: str | Window = "auto"
     parameters: Mapping[str, Any] = field(default_factory=dict)
     depth: int = 0
+    reach: float = 1.0
 
     @property
     def chooses_map(self) -> bool:
@@ -89,26 +91,20 @@ class Request:
             return "explicit"
         return map_resting_at(v_rest) if self.dynamics == "auto" else self.dynamics
 
-    def gain(self, normalized: bool, gain_arguments: frozenset[str], notes: list[str]) -> float | None:
-        """Choose the input gain, ``None`` where the host's arguments give it, and note one above 1.
+    def gain(self, normalized: bool, gain_arguments: frozenset[str]) -> float | None:
+        """Choose the input gain, ``None`` where the host's arguments give it.
 
-        It is 1 under a norm, and more in a network of more than 12 neurons in a row: each layer of spikes passes on
-        less of its input than it got, and one that spikes more often loses less.
+        Under a norm it is 1. It is more in a network of more than 12 neurons in a row, where each layer of spikes
+        passes on less of its input than it got, and one that spikes more often loses less; and where the threshold
+        is above the norm's output, see :attr:`reach`.
 
         Args:
             normalized: Whether a normalization feeds the neuron.
             gain_arguments: The host's arguments that give a gain; one that was passed decides.
-            notes: Receives the note.
         """
         if not (self.chooses_map and CHOICE[normalized].unit_gain) or self.parameters.keys() & gain_arguments:
             return None
-        gain = gain_in_a_row(self.depth)
-        if gain > 1:
-            notes.append(
-                f"input gain {gain:.3g}, so that {self.depth} neurons in a row pass the input on; input_gain=1 keeps "
-                "the norm's scale"
-            )
-        return gain
+        return gain_in_a_row(self.depth) * self.reach
 
     def surrogate(
         self,
@@ -123,13 +119,14 @@ class Request:
 
         Args:
             normalized: Whether a normalization feeds the neuron.
-            leak: Share β of its membrane that the LIF neuron keeps in a step.
+            leak: Share β of its membrane that the QIF neuron is to keep in a step.
             own: The argument that keeps the LIF neuron's surrogate.
             own_area: Returns the area under that surrogate, see :func:`~qif_plugins.convert.area.area`.
             name: That surrogate's name.
             notes: Receives the note.
         """
         if self.window == "keep":
+            notes.append(f"its surrogate {name} stays")
             return dict(own)
         window = self.window
         if window == "auto":
@@ -162,6 +159,7 @@ class Plan:
         attributes: Further attributes to set.
         own: Names of parameters and buffers that are not taken over from the LIF neuron.
         idle: Names of parameters that the neuron keeps for the state_dict's sake and does not use.
+        gain: The input gain of :meth:`Request.gain`.
     """
 
     cls: type[nn.Module]
@@ -171,6 +169,7 @@ class Plan:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     own: frozenset[str] = frozenset()
     idle: frozenset[str] = frozenset()
+    gain: float | None = None
 
 
 class Neuron(NamedTuple):

@@ -193,10 +193,9 @@ def expected(
     dynamics = site.host.dynamics(site.module)
     if site.name in measured:
         return Expected(dynamics.gain, measured[site.name], "measured on example_input")
-    moments = [_moments(norms[name]) for name in site.norms]
-    known = [both for both in moments if both is not None]
+    known = _known([norms[name] for name in site.norms])
     assumed = False
-    if known and len(known) == len(moments):
+    if known:
         others = [*site.weights, *site.direct, *(["its recurrent input"] if hasattr(site.module, "recurrent") else [])]
         without = f", without what {', '.join(others)} adds" if others else ""
         currents, source = _normal(known), f"at the moments of {', '.join(site.norms)}{without}"
@@ -212,7 +211,7 @@ def expected(
 
 
 def compared(
-    before: Expected | None, after: Expected | None, site: Site, swapped: bool, gain_changed: bool
+    before: Expected | None, after: Expected | None, site: Site, swapped: bool, gain_changed: bool, chosen: bool = False
 ) -> tuple[tuple[float, float] | None, list[str]]:
     """Compare a neuron before and after the swap.
 
@@ -222,6 +221,7 @@ def compared(
         site: Its place. Of one that reads out, which may be decoded by its membrane, silence is not told.
         swapped: Whether it is another neuron now.
         gain_changed: Whether any neuron of the model has another input gain now.
+        chosen: Whether the gain was chosen for the norm that feeds it. Default False.
 
     Returns:
         The rates before and after, spikes a neuron and step, and what there is to say about gain and rates: a gain that
@@ -245,9 +245,9 @@ def compared(
             pass  # a warning follows
         elif own_gain_changed and was < now:
             said.append(
-                "intended: with an input gain of 1 the norm's scale reaches the neuron; swap(model, "
+                f"intended: with an input gain of {after.gain:.3g} the norm's scale reaches the neuron; swap(model, "
                 "dynamics='monotone') keeps LIF's gain"
-                if site.norms and after.gain == 1
+                if chosen
                 else f"pass input_gain={before.gain:.4g} to keep LIF's"
             )
         elif not own_gain_changed and gain_changed and after.currents is None:
@@ -286,6 +286,19 @@ def _moments(norm: Any) -> tuple[Tensor, Tensor] | None:
         return None
     std = torch.ones(1, dtype=torch.float32, device="cpu") if weight is None else _plain(weight).abs()
     return (torch.zeros_like(std) if bias is None else _plain(bias)), std
+
+
+def _known(norms: Sequence[nn.Module]) -> list[tuple[Tensor, Tensor]]:
+    """Read the moments of all these norms; none where those of one are not known."""
+    moments = [_moments(norm) for norm in norms]
+    known = [both for both in moments if both is not None]
+    return known if len(known) == len(moments) else []
+
+
+def deviation_after(norms: Sequence[nn.Module]) -> float | None:
+    """Return the deviation of the summed outputs of norms, over all channels; ``None`` where it is not known, or 0."""
+    total = sum(std.double().square().mean().item() for _, std in _known(norms)) ** 0.5
+    return total if 0 < total < math.inf else None
 
 
 def _normal(moments: Sequence[tuple[Tensor, Tensor]]) -> Tensor:

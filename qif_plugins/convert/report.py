@@ -18,6 +18,7 @@ class Row:
         why: The reason, and what else changed.
         changed: Whether it was changed.
         rate: Spikes a neuron and step that are expected before and after; ``None`` where they are not known.
+        norms: Names of the normalizations that feed it.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Row:
     why: str
     changed: bool
     rate: tuple[float, float] | None = None
+    norms: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,19 @@ class SwapReport:
         rows = [
             (
                 row.name or "(the model)", row.was, row.now if row.changed else "left alone",
-                "" if row.rate is None else "{:.2g} -> {:.2g}".format(*row.rate), row.why,
+                "" if row.rate is None else "{:.2g} -> {:.2g}".format(*row.rate), why,
             )
-            for row in self.rows
+            for row, why in zip(self.rows, self._reasons(), strict=True)
         ]  # fmt: skip
         return text_table(("module", "was", "is now", "spikes/step", "why"), rows, left=5)
+
+    def _reasons(self) -> list[str]:
+        """Shorten reasons that differ from an earlier one by no more than their norms and the part that names these."""
+        first: dict[str, str] = {}
+        reasons = []
+        for row in self.rows:
+            place, _, rest = row.why.partition("; ")
+            earlier = first.setdefault(rest.replace(f"moments of {', '.join(row.norms)}", "moments"), row.name)
+            known = earlier != row.name and len(rest) > len(f"the rest as for {earlier}")
+            reasons.append(f"{place}; the rest as for {earlier}" if known else row.why)
+        return reasons

@@ -171,7 +171,7 @@ class _SnnTorch:
         if learns_leak:
             learned = "its leak beta goes on being learned" + ("" if module.beta.requires_grad else " (frozen)")
             notes.append("beta is kept and not used" if idle else learned)
-        gain = request.gain(normalized and known is not snn.Lapicque, GAIN_ARGUMENTS, notes)
+        gain = request.gain(normalized and known is not snn.Lapicque, GAIN_ARGUMENTS)
         arguments |= {} if gain is None else {"input_gain": gain}
         arguments |= request.parameters
         with self.unlisted():
@@ -182,6 +182,7 @@ class _SnnTorch:
             | {"_no_leak_as": NO_LEAK_BETA if takes_leak else None},
             own=frozenset({"reset_mechanism_val", *(request.parameters.keys() & {"beta", "threshold"})}),
             idle=frozenset({"beta"}) if idle else frozenset(),
+            gain=gain,
         )  # fmt: skip
 
     def back(self, module: Any) -> Plan:
@@ -284,7 +285,10 @@ def _carried(module: Any, request: Request, normalized: bool, notes: list[str]) 
     core = recognised(module.spike_grad)
     core = core.surrogate if isinstance(core, SpikeGradient) else core
     own, own_area = {"spike_grad": module.spike_grad}, partial(area, core, carried["threshold"])
-    return carried | request.surrogate(normalized, mean_of(_leak(module)), own, own_area, name, notes)
+    leak = request.parameters.get("beta")
+    if not isinstance(leak, int | float | Tensor):
+        leak = _leak(module).clamp(max=MAX_BETA) if isinstance(module.beta, nn.Parameter) else _leak(module)
+    return carried | request.surrogate(normalized, mean_of(leak), own, own_area, name, notes)
 
 
 def _reset(module: Any, dynamics: str | None, notes: list[str]) -> dict[str, Any]:

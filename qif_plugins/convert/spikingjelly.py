@@ -116,7 +116,7 @@ class _SpikingJelly:
             cls = cls.__bases__[1]
         notes: list[str] = []
         arguments = _carried(module, request, dynamics, normalized, notes) | _dynamics(module, dynamics, notes)
-        gain = request.gain(normalized, GAIN_ARGUMENTS, notes)
+        gain = request.gain(normalized, GAIN_ARGUMENTS)
         if gain is not None:
             arguments |= {"decay_input": False} | ({"input_gain": gain} if gain != 1 else {})
         if learns_leak:
@@ -132,7 +132,7 @@ class _SpikingJelly:
         attributes = {name: vars(module)[name] for name in KEPT if name in vars(module)}
         attributes["_open_to_leak"] = request.chooses_map
         idle = frozenset({"w"}) if learns_leak and dynamics not in MATCHED else frozenset[str]()
-        return Plan(cls, arguments, dynamics, tuple(notes), attributes=attributes, idle=idle)
+        return Plan(cls, arguments, dynamics, tuple(notes), attributes=attributes, idle=idle, gain=gain)
 
     def back(self, module: Any) -> Plan:
         base = _ours(type(module))
@@ -265,7 +265,10 @@ def _carried(module: Any, request: Request, dynamics: str, normalized: bool, not
     if "surrogate_function" in request.parameters:
         return carried
     own, name, said = module.surrogate_function, type(module.surrogate_function).__name__, list[str]()
-    leak = 1 - 1 / mean_of(_leak(module).get("tau", math.inf))
+    tau, given = _leak(module).get("tau", math.inf), request.parameters.get("tau")
+    if isinstance(given, int | float | Tensor) and not hasattr(module, "w"):  # a learned leak stays
+        tau = given
+    leak = 1 - 1 / max(mean_of(tau), 1.0)
     own_area = partial(area, fused(own), carried["v_threshold"])
     choice = request.surrogate(normalized, leak, {"surrogate_function": own}, own_area, name, said)
     spiking = getattr(own, "spiking", True)

@@ -23,7 +23,7 @@ from ..support.names import unknown
 from ..support.numbers import checked_number
 from .arguments import one_number
 from .following import WindowMemory, followed_moments, window_of_moments
-from .moments import membrane_moments
+from .moments import MomentClosureError, membrane_moments
 from .names import DEFAULT_WINDOW, WINDOWS, WindowName
 from .observe import watchable
 from .parameters import Number, QIFParameters
@@ -47,6 +47,8 @@ class QIFLayer:
 
     _measured: Mapping[str, Tensor] = {}
     _window_scale: float = 1.0
+    _x_std: float | None = None
+    """Deviation of the input x where a norm gives it, see :meth:`assume_input`."""
     _open_to_leak: bool = False
     """Whether swap chose the map and the user has not changed it, so that an assigned reset may change it."""
     _window_memory: WindowMemory
@@ -142,21 +144,46 @@ class QIFLayer:
     def window_scale(self) -> float:
         """Deviation of g·x, in thresholds, that the window is derived for where nothing was measured.
 
-        Default 1, that of tdBN before a neuron with an input gain of 1. :func:`~qif_plugins.swap` sets it beside a
-        larger gain. Not part of the ``state_dict``.
+        Default 1, that of tdBN before a neuron with an input gain of 1. :func:`~qif_plugins.swap` has it follow the
+        input gain and the threshold of a neuron under a norm, until another is assigned. Not part of the
+        ``state_dict``. Numbers of several values stand for their mean.
 
         Raises:
             ValueError: Assigned a number that is not positive and finite.
         """
-        return self._window_scale
+        if self._x_std is None:
+            return self._window_scale
+        params = self.qif_parameters
+        std, threshold = (
+            torch.as_tensor(value, dtype=torch.float64, device="cpu").mean()
+            for value in (self._assumed_std(params), params.v_threshold)
+        )
+        return (std / threshold).item()
 
     @window_scale.setter
     def window_scale(self, scale: float) -> None:
         scale = float(checked_number("window_scale", scale))
         if not 0 < scale < math.inf:
             raise ValueError(f"window_scale must be positive and finite, got {scale:g}; the default is 1")
+        self._assume(scale, None)
+
+    def assume_input(self, std: float) -> None:
+        """Derive the window for an input x of deviation ``std``, times the input gain that the neuron has by then.
+
+        For an input below the threshold the window is that for one as large as the threshold: it is wider, and less
+        sharp, which trains better where neurons seldom spike.
+
+        Args:
+            std: Deviation of x, such as a norm's weight, > 0.
+
+        Raises:
+            MomentClosureError: The closure does not converge; everything is as before.
+        """
+        self._assume(1.0, std)
+
+    def _assume(self, scale: float, x_std: float | None) -> None:
         with undone_on_error(self):
-            self._window_scale = scale
+            self._window_scale, self._x_std = scale, x_std
             self._window_changed()
 
     def input_moments(self, params: QIFParameters | None = None) -> tuple[Number, Number]:
@@ -168,8 +195,32 @@ class QIFLayer:
         measured = self._measured_of("input")
         if measured is not None:
             return measured
-        threshold = (self.qif_parameters if params is None else params).v_threshold
-        return 0.0, threshold if self._window_scale == 1 else self._window_scale * threshold
+        return 0.0, self._assumed_std(self.qif_parameters if params is None else params)
+
+    def _assumed_std(self, params: QIFParameters) -> Number:
+        threshold = params.v_threshold
+        if self._x_std is None:
+            return threshold if self._window_scale == 1 else self._window_scale * threshold
+        gain: Any = params.input_gain
+        std: Any = self._x_std * abs(gain)
+        if isinstance(std, Tensor) or isinstance(threshold, Tensor):
+            place: Any = std if isinstance(std, Tensor) else threshold
+            return torch.maximum(torch.as_tensor(std).to(place), torch.as_tensor(threshold).to(place))
+        return max(std, threshold)
+
+    @contextlib.contextmanager
+    def _explaining(self) -> Iterator[None]:
+        """Say where the deviation comes from if the closure does not converge for one that nobody measured."""
+        try:
+            yield
+        except MomentClosureError as error:
+            if self._measured or (self._x_std is None and self._window_scale == 1):
+                raise
+            raise MomentClosureError(
+                f"{error} The input deviation is that of the module's window_scale, which swap or initialise chose for "
+                "its input: assign a smaller input_gain first, such as 1, or window_scale = 1 to derive the window "
+                "for an input as large as the threshold."
+            ) from None
 
     def derive_window(self, name: WindowName, params: QIFParameters) -> Window | Gaussian:
         """The window called ``name`` for the moments that were measured, or else assumed.
@@ -187,13 +238,14 @@ class QIFLayer:
             ValueError: Unknown name.
             MomentClosureError: The closure does not converge.
         """
-        if name == "heuristic" or (not self._measured and self._window_scale == 1):
+        if name == "heuristic" or (not self._measured and self._x_std is None and self._window_scale == 1):
             return Window.named(name, params)
         membrane = self._measured_of("membrane")
         if membrane is not None:
             return dataclasses.replace(window_of_moments(name, params, *membrane))  # which checks its numbers
         mean, std = self.input_moments(params)
-        return Window.named(name, params, std, input_mean=mean)
+        with self._explaining():
+            return Window.named(name, params, std, input_mean=mean)
 
     def followed_moments(self, params: QIFParameters) -> tuple[Tensor, Tensor]:
         """Mean and deviation of the membrane behind the window of learned ``params``, see :mod:`.following`."""
@@ -234,7 +286,8 @@ class QIFLayer:
         """
         params = self.qif_parameters if params is None else params
         mean, std = self.input_moments(params)
-        return self._measured_of("membrane") or membrane_moments(params, std, mean)
+        with self._explaining():
+            return self._measured_of("membrane") or membrane_moments(params, std, mean)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[misc]

@@ -243,9 +243,10 @@ def test_the_report_says_so_where_no_window_is_derived_for_a_large_gain():
     model = _deep(lambda: nn.Sequential(*_row(2), layer.Conv2d(4, 2, 1)))
     report = swap(model, dynamics="lif", input_gain=3.0)
     assert model[2].window_scale == 1
-    assert all("its surrogate is derived for an input gain of 1" in row.why for row in report.changed)
+    said = "its surrogate is derived for an input as large as the threshold, not 3 times that"
+    assert all(said in row.why for row in report.changed)
     model = _deep(lambda: nn.Sequential(*_row(2), layer.Conv2d(4, 2, 1)))
-    assert "derived for an input gain" not in str(swap(model, input_gain=3.0))
+    assert "derived for an input" not in str(swap(model, input_gain=3.0))
 
 
 def test_a_gain_that_is_passed_decides_and_the_window_goes_with_it():
@@ -296,6 +297,14 @@ def test_snntorch_neurons_get_the_gain_as_well():
     other = QIF(beta=0.5, dynamics="monotone", init_hidden=True)
     assert torch.equal(node(x), other(2.2 * x))
     assert "input_gain=2.2" in repr(node)
+    node.input_gain = 3.0
+    assert node.window_scale == 3
+    with pytest.raises(ValueError, match="window_scale"):
+        node.dynamics = "paper"
+    assert node.dynamics == "monotone"
+    node.input_gain = 1.0
+    node.dynamics = "paper"
+    assert node.window_scale == 1
 
 
 def test_lapicque_keeps_the_gain_of_its_circuit():
@@ -310,3 +319,144 @@ def test_lapicque_keeps_the_gain_of_its_circuit():
     swap(model, input_gain=2.0)
     circuit = 2 * float(model[2].time_step / model[2].C)
     assert model[2].window_scale == pytest.approx(max(circuit, 1))
+
+
+class _Sum(nn.Module):
+    """Two paths, each with a norm, that add up before the neuron."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.one, self.two = layer.Conv2d(4, 4, 1), layer.Conv2d(4, 4, 1)
+        self.norm_one, self.norm_two = norm(), norm()
+        self.neuron, self.out = neuron.LIFNode(v_threshold=1.0), layer.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        return self.out(self.neuron(self.norm_one(self.one(x)) + self.norm_two(self.two(x))))
+
+
+def _under(norm, **lif):
+    return _deep(lambda: nn.Sequential(layer.Conv2d(4, 4, 1), norm, neuron.LIFNode(**lif), layer.Conv2d(4, 2, 1)))
+
+
+@pytest.mark.parametrize(
+    ("norm", "deviation"),
+    [
+        (lambda: layer.BatchNorm2d(4), 1.0),
+        (lambda: layer.BatchNorm2d(4, affine=False), 1.0),
+        (lambda: nn.GroupNorm(2, 4), 1.0),
+        (lambda: layer.ThresholdDependentBatchNorm2d(1.0, 0.25, 4), 0.25),
+    ],
+)
+def test_the_surrogate_is_for_the_deviation_that_the_norm_gives(norm, deviation):
+    model = _under(norm(), v_threshold=0.25)
+    swap(model)
+    assert model[2].input_gain == 1
+    assert model[2].window_scale == pytest.approx(deviation / 0.25)
+    assert same_surrogate(model[2], Gaussian.isometric(model[2].qif_parameters, deviation))
+
+
+def test_a_learned_weight_counts_by_its_mean_square_and_norms_add_up():
+    model = _under(layer.BatchNorm2d(4), v_threshold=0.5)
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([1.0, 2.0, 3.0, -4.0]))
+    swap(model)
+    assert same_surrogate(model[2], Gaussian.isometric(model[2].qif_parameters, 7.5**0.5))
+    model = _deep(lambda: _Sum(lambda: layer.BatchNorm2d(4)))
+    swap(model, example_input=torch.rand(2, 3, 4, 1, 1))
+    assert model.neuron.window_scale == pytest.approx(2**0.5)
+    model = _deep(lambda: _Sum(lambda: layer.BatchNorm2d(4)))
+    swap(model, norm="tdbn", example_input=torch.rand(2, 3, 4, 1, 1))
+    assert model.neuron.window_scale == pytest.approx(1)
+
+
+def test_a_threshold_above_a_plain_norm_raises_the_gain_and_tdbn_does_not_need_it():
+    model = _under(layer.BatchNorm2d(4), v_threshold=2.0)
+    why = swap(model).changed[0].why
+    assert (model[2].input_gain, model[2].window_scale) == (2, 1)
+    assert "input gain 2, so that the norm's output reaches the threshold of 2" in why
+    assert "intended: with an input gain of 2 the norm's scale reaches the neuron" in why
+    assert "pass input_gain=0.5" not in why
+    for model, choices in (
+        (_under(layer.ThresholdDependentBatchNorm2d(1.0, 2.0, 4), v_threshold=2.0), {}),
+        (_under(layer.BatchNorm2d(4), v_threshold=2.0), {"norm": "tdbn"}),
+    ):
+        swap(model, **choices)
+        assert (model[2].input_gain, model[2].window_scale) == (1, 1)
+    model = _under(layer.BatchNorm2d(4))
+    swap(model, v_threshold=1.5)  # asks for fewer spikes
+    assert (model[2].input_gain, model[2].window_scale) == (1, 1)
+    model = _deep(lambda: nn.Sequential(*_row(22, lambda: neuron.LIFNode(v_threshold=2.0)), layer.Conv2d(4, 2, 1)))
+    report = swap(model)
+    assert model[2].input_gain == pytest.approx(4)
+    assert model[2].window_scale == pytest.approx(2)
+    assert "reaches the threshold of 2 and 22 neurons in a row pass the input on" in report.changed[0].why
+
+
+def test_an_input_below_the_threshold_gets_the_surrogate_for_one_as_large_as_the_threshold():
+    model = _under(layer.BatchNorm2d(4))
+    swap(model, dynamics="monotone", window="isometric")
+    assert (model[2].input_gain, model[2].window_scale) == (0.5, 1)
+    model[2].input_gain = 2.0
+    assert model[2].window_scale == 2
+    model[2].v_threshold = 4.0
+    assert model[2].window_scale == 1
+    assert same_surrogate(model[2], Gaussian.isometric(model[2].qif_parameters, 4.0))
+
+
+def test_the_gain_is_lowered_where_the_closure_does_not_converge():
+    model = _deep(lambda: nn.Sequential(*_row(33, lambda: neuron.LIFNode(v_reset=-0.01)), layer.Conv2d(4, 2, 1)))
+    why = swap(model).changed[0].why
+    node = model[2]
+    assert 1 < node.input_gain < 3
+    assert node.window_scale == node.input_gain
+    assert same_surrogate(node, Gaussian.isometric(node.qif_parameters, node.input_gain))
+    assert f"input gain {node.input_gain:.3g}, not 3 as for other neurons" in why
+    assert "WARNING" not in why
+
+
+def test_an_assigned_gain_takes_the_surrogate_along_and_an_error_names_the_scale():
+    deep = _deep(lambda: nn.Sequential(*_row(33), layer.Conv2d(4, 2, 1)))
+    report = swap(deep)
+    node = deep[2]
+    with pytest.raises(ValueError, match=r"window_scale.*assign a smaller input_gain"):
+        node.dynamics = "paper"
+    assert (node.dynamics, node.input_gain, node.window_scale) == ("monotone", 3, 3)
+    node.input_gain = 1.0
+    assert node.window_scale == 1
+    assert same_surrogate(node, Gaussian.isometric(node.qif_parameters))
+    node.dynamics = "paper"
+    assert same_surrogate(node, Gaussian.isometric(node.qif_parameters))
+    deep[5].window_scale = 1
+    deep[5].dynamics = "paper"
+    assert "intended: with an input gain of 3" in report.changed[0].why
+
+
+def test_equal_reasons_are_printed_once():
+    deep = _deep(lambda: nn.Sequential(*_row(14), layer.Conv2d(4, 2, 1)))
+    report = swap(deep)
+    assert str(report).count("14 neurons in a row") == 1
+    assert str(report).count("; the rest as for 2") == 13
+    assert all("14 neurons in a row" in row.why for row in report.changed)
+
+
+def test_the_leak_that_the_neuron_gets_decides_whether_its_surrogate_stays():
+    snn = pytest.importorskip("snntorch")
+
+    def window(**choices):
+        model = _under(layer.BatchNorm2d(4))
+        return swap(model, **choices) and model[2].derived_window
+
+    def window_snntorch(leak, learn_beta=False, **choices):
+        leaky = snn.Leaky(leak, learn_beta=learn_beta, init_hidden=True)
+        model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), leaky, nn.Linear(4, 2))
+        return swap(model, **choices) and model[2].derived_window
+
+    assert (window(), window(tau=20.0)) == ("isometric", None)
+    assert (window_snntorch(0.5), window_snntorch(0.5, beta=0.95)) == ("isometric", None)
+    assert (window_snntorch(0.95), window_snntorch(0.95, beta=0.5)) == (None, "isometric")
+    assert (window_snntorch(0.99, True), window_snntorch(1.01, True)) == (None, None)
+
+
+def test_a_surrogate_that_is_kept_is_reported():
+    model = _under(layer.BatchNorm2d(4))
+    assert "its surrogate Sigmoid stays" in swap(model, window="keep").changed[0].why
