@@ -40,13 +40,14 @@ class _Flow(TorchDispatchMode):
 
     A tensor that no operator of the run made came from outside: an argument, a field of one, an array that was turned
     into a tensor. Each is a source of its own, ``"input"`` if it is floating point, else ``"mask"``; so is the result
-    of a comparison of inputs. What reaches a weight, a norm or a neuron before any other neuron is the network's input.
+    of a comparison. What reaches a weight, a norm or a neuron before any other neuron is the network's input.
     What only joins the network later, such as a mask, is not, so that no shortcut leads through it.
 
     Attributes:
         sources: Tensor -> where it comes from.
         paths: Tensor -> the neurons in a row that it went through.
-        inputs: The sources that are the network's input.
+        inputs: The sources that are the network's input, with their paths: that of a comparison's result is the path
+            of what was compared, that of all others is empty.
         feeding: The neurons that feed a weight or another neuron.
         behind: Norm -> the neurons that feed it, with no weight between.
         reached: Whether a neuron has run whose path is known.
@@ -58,13 +59,13 @@ class _Flow(TorchDispatchMode):
         super().__init__()
         self.sources: Any = WeakTensorKeyDictionary()
         self.paths: Any = WeakTensorKeyDictionary()
-        self.inputs: set[Source] = set()
+        self.inputs: dict[Source, Path] = {}
         self.feeding: set[str] = set()
         self.behind: dict[str, set[str]] = {}
         self.reached = False
         self.within = ""
         self.behind_neuron: Path | None = None
-        self._sizes: dict[Source, int] = {}
+        self._outside: dict[Source, tuple[int, Path]] = {}
 
     def feed(self, sources: frozenset[Source]) -> None:
         if not self.within:
@@ -86,12 +87,12 @@ class _Flow(TorchDispatchMode):
                 found |= self.sources[tensor]
         return found
 
-    def outside(self, tensor: Tensor) -> frozenset[Source]:
-        """Make a new source for a tensor from outside; none for a single number."""
+    def outside(self, tensor: Tensor, path: Path = frozenset()) -> frozenset[Source]:
+        """Make a new source for a tensor from outside or a mask; none for a single number."""
         if not tensor.dim():
             return frozenset()
-        source = (_INPUT if _is_float(tensor) else _MASK), str(len(self._sizes))
-        self._sizes[source] = tensor.numel()
+        source = (_INPUT if _is_float(tensor) else _MASK), str(len(self._outside))
+        self._outside[source] = tensor.numel(), path
         return frozenset({source})
 
     def take(self, values: Any) -> None:
@@ -101,8 +102,8 @@ class _Flow(TorchDispatchMode):
         sources = self.of(values)
         found = [one for one in sources if one[0] == _INPUT] or [one for one in sources if one[0] == _MASK]
         if found:  # the largest: a smaller one is a mask, or a constant that normalizes
-            most = max(self._sizes[one] for one in found)
-            self.inputs |= {one for one in found if self._sizes[one] == most}
+            most = max(self._outside[one][0] for one in found)
+            self.inputs |= {one: self._outside[one][1] for one in found if self._outside[one][0] == most}
         elif not (self.inputs or self.reached):  # the model makes its input itself
             self.mark(values, sources, frozenset())
 
@@ -110,8 +111,9 @@ class _Flow(TorchDispatchMode):
         """The path of what was made of ``values``; ``None`` where no input went into them."""
         tensors = [value for value in tree_leaves(values) if isinstance(value, Tensor)]
         known = [path for tensor in tensors if (path := self.paths.get(tensor)) is not None]
-        if any(self.sources.get(tensor, frozenset()) & self.inputs for tensor in tensors if tensor not in self.paths):
-            known.append(frozenset())
+        for tensor in tensors:
+            if tensor not in self.paths:
+                known += [self.inputs[one] for one in self.sources.get(tensor, ()) if one in self.inputs]
         return min(known, key=len, default=None)
 
     def mark(self, values: Any, sources: frozenset[Source], path: Path | None = None) -> None:
@@ -135,8 +137,9 @@ class _Flow(TorchDispatchMode):
         elif mixes:
             self.feed(sources)
             sources = frozenset({(WEIGHT, f"aten.{name}")})
-        elif not path and _compares(out, args) and not self.neurons(sources):
-            sources, path = self.outside(out) if sources else sources, None
+        elif sources and _compares(out, args) and (name != "_to_copy" if path else not self.neurons(sources)):
+            mask = self.outside(out, path or frozenset())
+            sources, path = (sources | mask if path else mask), None
         self.mark(out, sources, path)
         for argument, value in zip(func._schema.arguments, args, strict=False):
             base = getattr(value, "_base", None)

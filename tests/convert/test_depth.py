@@ -201,6 +201,17 @@ def test_masks_gates_and_positions_are_no_shortcuts(run, example):
     assert _depth(run, *example) == 20
 
 
+def test_a_mask_made_of_spikes_is_no_shortcut_and_spikes_that_are_compared_stay_in_the_row():
+    def masked(model, x):
+        first = model.blocks[0](x)
+        return model.row(first, lambda h: h * (first.sum(-1, keepdim=True) > 0))
+
+    assert _depth(masked, FRAMES) == 21
+    assert _depth(lambda model, x: model.row(x, lambda h: (h > 0).float()), FRAMES) == 20
+    assert _depth(lambda model, x: model.row(x, lambda h: (model.stem(h) > 0).float()), FRAMES) == 20
+    assert _depth(lambda model, x: model.row(x, lambda h: h.bool().float()), FRAMES) == 20
+
+
 def test_the_input_that_is_added_again_is_a_shortcut():
     assert _depth(lambda model, x: model.row(x, lambda h: h + x), FRAMES) == 1
     assert _depth(lambda model, x: model.row(y := torch.as_tensor(x), lambda h: h + y), FRAMES.numpy()) == 1
