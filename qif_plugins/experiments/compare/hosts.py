@@ -114,7 +114,9 @@ class SnnTorchLayers:
 
     def qif(self, window: str, dynamics: str = DYNAMICS) -> Callable[[], nn.Module]:
         adapter: Any = importlib.import_module("qif_plugins.adapters.snntorch")
-        return partial(adapter.QIF, beta=BETA, dynamics=dynamics, window=window)
+        # Leaky's reset subtracts the threshold; the membrane of the parabola would be unbounded.
+        reset = "subtract" if dynamics == "monotone" else "zero"
+        return partial(adapter.QIF, beta=BETA, dynamics=dynamics, window=window, reset_mechanism=reset)
 
 
 class _EveryStep(nn.Module):
