@@ -171,23 +171,21 @@ class QIFParameters:
                 "match it by the parabola (rebound=True, dynamics='lif')."
             )
         a = curvature * (1 - beta) / reach
-        # Roots of v_rest + β y + a y². The larger one by the form that does not cancel for small a.
-        at_zero = holds_everywhere(v_rest, lambda r: r == 0)
-        discriminant = beta * beta - 4 * a * v_rest
-        if checked and not at_zero and not holds_everywhere(discriminant, lambda d: d >= 0):
-            raise ValueError(
-                f"no real roots u1, u2 match beta={number(beta)} with v_rest={number(v_rest)} and "
-                f"v_threshold={number(v_threshold)}. Shift the potentials so that the neuron rests at 0, or pass a "
-                "larger beta."
-            )
-        # Resting at 0 the root is β itself, whose derivative, unlike the square root's, is finite at β = 0.
-        root = beta if at_zero else _sqrt(discriminant)
-        lower = v_rest - (beta + root) / (2 * a)
-        if at_zero:
-            upper: Number = v_rest
+        # Roots u1 >= u2 of v_rest + β y + a y².
+        if holds_everywhere(v_rest, lambda r: r == 0):
+            # By division alone, as this is done at every step while β is learned; finite in its derivative at β = 0.
+            upper, lower = v_rest, v_rest - beta / a
         else:
-            # beta + root is 0 only where v_rest is, too; a tensor may hold both kinds of entries.
-            upper = v_rest - (beta - root) / (2 * a)
+            discriminant = beta * beta - 4 * a * v_rest
+            if checked and not holds_everywhere(discriminant, lambda d: d >= 0):
+                raise ValueError(
+                    f"no real roots u1, u2 match beta={number(beta)} with v_rest={number(v_rest)} and "
+                    f"v_threshold={number(v_threshold)}. Shift the potentials so that the neuron rests at 0, or pass a "
+                    "larger beta."
+                )
+            root = _sqrt(discriminant)
+            # Not u1 from the product of the roots: it divides by beta + root, which may be 0 where an entry rests at 0.
+            upper, lower = v_rest - (beta - root) / (2 * a), v_rest - (beta + root) / (2 * a)
         matched = cls.unchecked(
             a=a, u1=upper, u2=lower, v_threshold=v_threshold, v_reset=v_rest, reset=reset, input_gain=input_gain,
             rebound=rebound,

@@ -115,6 +115,7 @@ def tabulate(c: Coefficients, neurons: int) -> Table:
     return Table(np.array(rows, np.int64), spread, kept)
 
 
+@lru_cache(maxsize=256)
 def _one(value: float) -> Tensor:
     return torch.tensor([value], dtype=torch.float32, device="cpu")
 
