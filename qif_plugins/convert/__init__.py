@@ -196,11 +196,15 @@ def _with_rates(
         None if before is None else expected(site, found.norms, measured, before)
         for site, before in zip(found.sites, lif, strict=True)
     ]
-    gain_changed = any(a and b and abs(a.gain - b.gain) > 1e-3 * abs(b.gain) for a, b in zip(after, lif, strict=True))
+    keeping = ""
+    if any(a and b and abs(a.gain - b.gain) > 1e-3 * abs(b.gain) for a, b in zip(after, lif, strict=True)):
+        # A map without rebound cannot take the place of a neuron that leaks to below 0.
+        parabola = any(getattr(site.module, "dynamics", "") == "lif" for site in found.sites)
+        keeping = f"swap(model, dynamics='{'lif' if parabola else 'monotone'}')"
     rated, rates_change = [], False
     for row, site, before, now in zip(rows, found.sites, lif, after, strict=False):
         if row.changed or site.name in measured:
-            rate, said = compared(before, now, site, row.changed, gain_changed, site.name in gains)
+            rate, said = compared(before, now, site, row.changed, site.name in gains, keeping)
             if rates_change and not site.norms and rate is not None and site.name not in measured:
                 said.append(
                     "the rates of neurons before it change, and with them its input: example_input=... shows it"

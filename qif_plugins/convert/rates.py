@@ -211,7 +211,7 @@ def expected(
 
 
 def compared(
-    before: Expected | None, after: Expected | None, site: Site, swapped: bool, gain_changed: bool, chosen: bool = False
+    before: Expected | None, after: Expected | None, site: Site, swapped: bool, chosen: bool, keeping: str
 ) -> tuple[tuple[float, float] | None, list[str]]:
     """Compare a neuron before and after the swap.
 
@@ -220,8 +220,8 @@ def compared(
         after: The neuron in its place.
         site: Its place. Of one that reads out, which may be decoded by its membrane, silence is not told.
         swapped: Whether it is another neuron now.
-        gain_changed: Whether any neuron of the model has another input gain now.
-        chosen: Whether the gain was chosen for the norm that feeds it. Default False.
+        chosen: Whether the gain was chosen for the norm that feeds it.
+        keeping: The call that keeps LIF's gain in every neuron; empty where every neuron has it.
 
     Returns:
         The rates before and after, spikes a neuron and step, and what there is to say about gain and rates: a gain that
@@ -245,19 +245,19 @@ def compared(
             pass  # a warning follows
         elif own_gain_changed and was < now:
             said.append(
-                f"intended: with an input gain of {after.gain:.3g} the norm's scale reaches the neuron; swap(model, "
-                "dynamics='monotone') keeps LIF's gain"
+                f"intended: with an input gain of {after.gain:.3g} the norm's scale reaches the neuron; "
+                f"{keeping} keeps LIF's gain"
                 if chosen
                 else f"pass input_gain={before.gain:.4g} to keep LIF's"
             )
-        elif not own_gain_changed and gain_changed and after.currents is None:
+        elif not own_gain_changed and keeping and after.currents is None:
             said.append(
-                "its gain is LIF's, its input comes from neurons whose gain changed; swap(model, dynamics='monotone') "
-                "keeps LIF's gain in every neuron"
+                f"its gain is LIF's, its input comes from neurons whose gain changed; {keeping} keeps LIF's gain in "
+                "every neuron"
             )
     cure = "a higher v_threshold lowers the rate"
-    if gain_changed:
-        cure = f"swap(model, dynamics='monotone') keeps LIF's gain in every neuron, {cure}"
+    if keeping:
+        cure = f"{keeping} keeps LIF's gain in every neuron, {cure}"
     if saturated:
         said.append(f"WARNING: saturated, it spikes in nearly every step whatever arrives; {cure}")
     elif dense:

@@ -422,6 +422,7 @@ def test_the_gain_is_lowered_where_the_closure_does_not_converge():
     assert node.window_scale == node.input_gain
     assert same_surrogate(node, Gaussian.isometric(node.qif_parameters, node.input_gain))
     assert f"input gain {node.input_gain:.3g}, not 3 as for other neurons" in why
+    assert "swap(model, dynamics='lif') keeps LIF's gain" in why  # which 'monotone' would refuse
     assert "WARNING" not in why
 
 
