@@ -349,7 +349,7 @@ def _scaled(
         for name, weights in feeding.items()
     }
     saved = [(p, p.detach().clone()) for own in parameters.values() for p in own]
-    layers = [site.module for site in neurons.values() if isinstance(site.module, QIFLayer)]
+    layers = [neurons[name].module for name in feeding if isinstance(neurons[name].module, QIFLayer)]
     assumed = [(layer, layer.window_scale) for layer in layers]
     targets = {name: scale * dynamics[name].threshold for name in feeding}
     notes = dict(left)
