@@ -128,7 +128,7 @@ class _Own(nn.Module):
         self.position = nn.Parameter(torch.zeros(8))
         self.register_buffer("waves", torch.zeros(3, 8))
         self.blocks = nn.ModuleList(
-            nn.Sequential(layer.Linear(8, 8), layer.BatchNorm1d(8), neuron.LIFNode()) for _ in range(neurons)
+            nn.Sequential(layer.Linear(8, 8), nn.LayerNorm(8), neuron.LIFNode()) for _ in range(neurons)
         )
 
     def forward(self, *inputs):

@@ -418,7 +418,9 @@ def test_what_the_program_sets_on_its_snntorch_neurons_stays(tmp_path):
         assert isinstance(net[1], snn.Leaky) and len(snn.SpikingNeuron.instances) == 4
         alone = snn.Leaky(0.9, threshold=0.25, init_hidden=True)
         alone.mem = torch.tensor([0.1, 0.2])
-        other = qif_plugins.adapters.snntorch.QIF(0.9, threshold=0.25, init_hidden=True)
+        other = qif_plugins.adapters.snntorch.QIF(
+            0.9, threshold=0.25, init_hidden=True, reset_mechanism="subtract", dynamics="monotone"
+        )
         other.mem = torch.tensor([0.1, 0.2])
         for value in torch.rand(5, 2):
             assert torch.equal(alone(value), other(value)) and torch.equal(alone.mem, other.mem)
