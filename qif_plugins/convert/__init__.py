@@ -58,9 +58,10 @@ def swap(
     changes besides the map:
 
     * where a normalization feeds the neuron: the input gain, to 1, or up to 3 where more than 12 neurons follow one
-      another, times θ/γ for a LIF threshold θ above the norm's weight γ, taken as at least 1; and the surrogate
-      gradient, to the isometric Gaussian for the input that results (``window="keep"`` keeps it). Elsewhere both stay
-      LIF's, unless the surrogate has a small area;
+      another, times θ/γ for a LIF threshold θ above the norm's weight γ, taken as at least 1 (where this is 1, a
+      ``ParametricLIFNode`` of τ up to 2 keeps its own gain, which it learns); and the surrogate gradient, to the
+      isometric Gaussian for the input that results (``window="keep"`` keeps it). Elsewhere both stay LIF's, unless
+      the surrogate has a small area;
     * the membrane, which starts at rest;
     * a reset that subtracts the threshold, which without rebound leaves at most the threshold. With the parabola the
       membrane would be unbounded, so it becomes a reset to rest (``v_reset=None`` or

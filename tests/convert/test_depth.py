@@ -472,3 +472,15 @@ def test_the_leak_that_the_neuron_gets_decides_whether_its_surrogate_stays():
 def test_a_surrogate_that_is_kept_is_reported():
     model = _under(layer.BatchNorm2d(4))
     assert "its surrogate Sigmoid stays" in swap(model, window="keep").changed[0].why
+
+
+@pytest.mark.parametrize(("tau", "decay_input", "gain"), [(2.0, True, 0.5), (2.0, False, 1.0), (10.0, True, 1.0)])
+def test_a_learned_leak_of_up_to_two_steps_keeps_the_gain_that_follows_it(tau, decay_input, gain):
+    node = neuron.ParametricLIFNode(init_tau=tau, decay_input=decay_input)
+    model = nn.Sequential(layer.Linear(4, 4), nn.LayerNorm(4), node, layer.Linear(4, 2))
+    swap(model)
+    assert float(torch.as_tensor(node.input_gain).detach()) == pytest.approx(gain)
+    if decay_input and gain < 1:
+        with torch.no_grad():
+            node.w.fill_(1.0)
+        assert float(node.qif_parameters.input_gain.detach()) == pytest.approx(torch.sigmoid(torch.tensor(1.0)).item())
