@@ -243,11 +243,13 @@ class QIF(Parameters, snn.Leaky):
         else:
             fired = spk
             spk = self._graded(spk, neuron)
-        if not self.reset_delay and self._reset_mechanism != "none":
-            at_once = fired - self._fire(before, neuron).detach()
-            mem = mem - at_once * (
-                mem - neuron.params.u1 if self._reset_mechanism == "zero" else neuron.params.v_threshold
-            )
+        if not self.reset_delay and self._reset_mechanism == "zero":
+            mem = mem - (fired - self._fire(before, neuron).detach()) * (mem - neuron.params.u1)
+        elif not self._resets_first():
+            threshold: Any = neuron.params.v_threshold
+            mem = mem - fired * threshold
+            if not neuron.params.rebound:
+                mem = torch.where((fired != 0) & (mem > threshold), threshold, mem)
         self.mem = mem
         return (spk, mem) if self.output or not self.init_hidden else spk
 
@@ -344,11 +346,16 @@ class QIF(Parameters, snn.Leaky):
         twin = None
         if self._twin is not None and not traced and mem is self._twin[0] and versions([mem])[0][1] == self._twin[1]:
             twin = self._twin[2]
-        spk, _, h = uncopied_step(x, mem, neuron.params, neuron.surrogate, True, self.backend, True, True, twin)
+        first = self._resets_first()
+        spk, _, h = uncopied_step(x, mem, neuron.params, neuron.surrogate, True, self.backend, True, first, twin)
         mem = h.clone()  # which the user may change in place
         if not traced:
             self.__dict__["_twin"] = (mem, versions([mem])[0][1], h) if h.requires_grad else None
         return spk, mem
+
+    def _resets_first(self) -> bool:
+        """Whether a step resets the membrane that it gets; without ``reset_delay`` the step before has subtracted."""
+        return self.reset_delay or self._reset_mechanism != "subtract"
 
     def _fire(self, h: Tensor, neuron: Neuron) -> Tensor:
         threshold = neuron.params.v_threshold

@@ -284,7 +284,9 @@ def _carried(module: Any, request: Request, normalized: bool, notes: list[str]) 
     name = getattr(module.spike_grad, "__qualname__", type(module.spike_grad).__name__).split(".")[0]
     core = recognised(module.spike_grad)
     core = core.surrogate if isinstance(core, SpikeGradient) else core
-    own, own_area = {"spike_grad": module.spike_grad}, partial(area, core, carried["threshold"])
+    # Where neurons feed one another, a surrogate that passes more on makes the gradient grow from step to step.
+    own, recurrent = {"spike_grad": module.spike_grad}, isinstance(module, snn.RLeaky)
+    own_area = (lambda: 1.0) if recurrent else partial(area, core, carried["threshold"])
     leak = request.parameters.get("beta")
     if not isinstance(leak, int | float | Tensor):
         leak = _leak(module).clamp(max=MAX_BETA) if isinstance(module.beta, nn.Parameter) else _leak(module)

@@ -308,10 +308,10 @@ def derives(layer: QIFLayer) -> bool:
 def on_runaway(layer: QIFLayer, mean: float, std: float) -> str:
     """Advise on a membrane that is not finite although its input is."""
     found = f"its membrane is not finite ({plus_minus(mean, std)}), though its input is: "
-    if layer.qif_parameters.reset == "soft":
+    if layer.qif_parameters.reset == "soft" and layer.qif_parameters.rebound:
         return found + (
-            "the soft reset leaves a large membrane large, and the map squares it. Use the hard reset, v_reset=0 or "
-            "reset_mechanism='zero'."
+            "the soft reset leaves a large membrane large, and the map squares it. Use dynamics='monotone', which "
+            "bounds it, or the hard reset, v_reset=0 or reset_mechanism='zero'."
         )
     return found + (
         "the map squares a membrane far below rest, which strongly negative input makes. Normalize or clamp the input."

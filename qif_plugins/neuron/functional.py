@@ -14,7 +14,7 @@ differentiated with the reset folded into the charge, h[t+1] = (1 - s) f(h) + s 
 A single step sees only the second line; a chain of them through v multiplies it with f'(v[t]). With
 ``detach_reset=True`` the two are the same; without, chain calls through the membrane before its reset
 (``store_h_seq``, ``pre_reset``) to get the gradients of one long call.
-A soft reset, v = h - θ s, is always differentiated through v.
+A soft reset, v = h - θ s, without rebound min(h - θ s, θ), is always differentiated through v.
 
 A NaN in the input never spikes: h >= θ is false for it. The membrane becomes NaN and stays it until
 the state is reset, so that the fault shows where it entered instead of looking like activity.

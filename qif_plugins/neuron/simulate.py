@@ -71,7 +71,7 @@ def simulate_membrane(
 
     Raises:
         ValueError: A size out of range, parameters that are tensors, an input gain of 0, or a membrane that ran away
-            (possible under a soft reset only).
+            (possible under a soft reset with rebound only).
     """
     tensors = [name for name, value in params.numbers().items() if isinstance(value, Tensor)]
     if tensors:
@@ -114,7 +114,9 @@ def simulate_membrane(
     mean, _, rate, *passed = (weight * table).sum(0).tolist()
     variance = (weight[:, 0] * (table[:, 1] + (table[:, 0] - mean).square())).sum().item()
     if not math.isfinite(variance):
-        raise ValueError("the simulated membrane ran away: use a hard reset, or a smaller input deviation")
+        raise ValueError(
+            "the simulated membrane ran away: use a hard reset, a map without rebound, or a smaller input deviation"
+        )
     mean_error = (table[:, 0].std() / math.sqrt(len(groups))).item()
     std_error = (table[:, 1].sqrt().std() / math.sqrt(len(groups))).item()
     return MembraneStatistics(

@@ -721,3 +721,20 @@ def test_repr_shows_a_given_map_without_rebound():
     assert not neuron.qif_parameters.rebound
     assert "dynamics=explicit, rebound=False, a=" in repr(neuron)
     assert "rebound" not in repr(QIF(a=0.25)) + repr(QIF(beta=0.5, dynamics="monotone"))
+
+
+@pytest.mark.parametrize(("dynamics", "scale"), [("monotone", 1.0), ("monotone", 3.0), ("lif", 0.5)])
+def test_a_subtracting_reset_without_delay_gives_the_same_spikes(dynamics, scale):
+    x = scale * torch.randn(30, 200, generator=torch.Generator().manual_seed(0))
+    spikes, membranes = [], []
+    for delay in (True, False):
+        neuron = QIF(0.8, dynamics=dynamics, reset_mechanism="subtract", reset_delay=delay)
+        mem, found = torch.zeros(200), []
+        for step in x:
+            spike, mem = neuron(step, mem)
+            found.append(spike)
+        spikes.append(torch.stack(found))
+        membranes.append(mem)
+    assert torch.equal(*spikes)
+    left = membranes[0] - spikes[0][-1]
+    torch.testing.assert_close(membranes[1], left.clamp(max=1) if dynamics == "monotone" else left)

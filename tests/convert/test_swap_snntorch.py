@@ -743,3 +743,12 @@ def test_a_membrane_that_changes_its_sign_at_every_step_stays_lif():
     report = swap(net)
     assert [type(net[1]), type(net[3])] == [QIF, snn.Lapicque]
     assert "its leak 1 - time_step/RC is -1" in report.left[0].why
+
+
+def test_a_recurrent_neuron_keeps_a_surrogate_of_small_area():
+    recurrent = snn.RLeaky(beta=0.9, all_to_all=True, linear_features=6, spike_grad=snn.surrogate.fast_sigmoid())
+    net = nn.Sequential(nn.Linear(6, 6), recurrent, nn.Linear(6, 2))
+    report = swap(net)
+    assert type(net[1]).__name__ == "RecurrentQIF"
+    assert "FastSigmoid(slope=25" in repr(net[1].spike_grad)
+    assert "fast_sigmoid stays" in report.changed[0].why
