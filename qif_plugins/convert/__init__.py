@@ -61,7 +61,7 @@ def swap(
       another, times θ/γ for a LIF threshold θ above the norm's weight γ, taken as at least 1 (where this is 1, a
       ``ParametricLIFNode`` of τ up to 2 keeps its own gain, which it learns); and the surrogate gradient, to the
       isometric Gaussian for the input that results (``window="keep"`` keeps it). Elsewhere both stay LIF's, unless
-      the surrogate has a small area;
+      the surrogate has a small area, but for the gain in a model in which other neurons have a norm, which is 1 then;
     * the membrane, which starts at rest;
     * a reset that subtracts the threshold, which without rebound leaves at most the threshold. With the parabola the
       membrane would be unbounded, so it becomes a reset to rest (``v_reset=None`` or
@@ -159,7 +159,8 @@ def swap_found(
     Raises:
         ValueError: As ``refuse`` says.
     """
-    request = dataclasses.replace(request, depth=found.depth)
+    beside_norms = any(site.norms for site in found.sites if site.neuron == ("lif", ""))
+    request = dataclasses.replace(request, depth=found.depth, beside_norms=beside_norms)
     undo: list[Callable[[], None]] = []
     rates = measured_rates(found, hosts)
     lif = [expected(site, found.norms, rates) if site.neuron == ("lif", "") else None for site in found.sites]

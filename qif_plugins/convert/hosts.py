@@ -68,6 +68,7 @@ class Request:
         parameters: Arguments of the QIF neurons, over everything else.
         depth: Largest number of neurons in a row, see :attr:`~qif_plugins.convert.walk.Site.depth`.
         reach: Factor on the gain that brings a norm's output to a threshold above it. Default 1.
+        beside_norms: Whether a norm feeds any neuron of the model.
     """
 
     dynamics: str = "auto"
@@ -75,6 +76,7 @@ class Request:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     depth: int = 0
     reach: float = 1.0
+    beside_norms: bool = False
 
     @property
     def chooses_map(self) -> bool:
@@ -96,15 +98,18 @@ class Request:
 
         Under a norm it is 1. It is more in a network of more than 12 neurons in a row, where each layer of spikes
         passes on less of its input than it got, and one that spikes more often loses less; and where the threshold
-        is above the norm's output, see :attr:`reach`.
+        is above the norm's output, see :attr:`reach`. Neurons without a norm beside others with one get a gain of 1,
+        too: LIF's 1/τ would make the spikes of those small.
 
         Args:
             normalized: Whether a normalization feeds the neuron.
             gain_arguments: The host's arguments that give a gain; one that was passed decides.
         """
-        if not (self.chooses_map and CHOICE[normalized].unit_gain) or self.parameters.keys() & gain_arguments:
+        if not self.chooses_map or self.parameters.keys() & gain_arguments:
             return None
-        return gain_in_a_row(self.depth) * self.reach
+        if CHOICE[normalized].unit_gain:
+            return gain_in_a_row(self.depth) * self.reach
+        return 1.0 if self.beside_norms else None
 
     def surrogate(
         self,

@@ -410,7 +410,7 @@ def test_data_flow_follows_functional_weights_and_residual_paths():
     report = swap(net, norm="tdbn", example_input=torch.rand(3, 4))
     assert {row.name for row in report.changed} == {"a", "b", "c", "bn1", "bn2"}
     assert net.b.params == QIFParameters.matching_lif(0.5, rebound=False)
-    assert net.c.params == QIFParameters.matching_lif(0.5, input_gain=0.5, rebound=False)
+    assert net.c.params == QIFParameters.matching_lif(0.5, rebound=False)
     assert net.bn2.alpha == pytest.approx(2**-0.5)
     assert net.bn1.alpha == 1
 
@@ -1265,12 +1265,12 @@ class TestTheReportOfTheRates:
     def test_tell_why_a_neuron_spikes_more_whose_own_gain_is_lifs(self):
         torch.manual_seed(0)
         net = nn.Sequential(
-            layer.Linear(6, 64), TDBatchNorm1d(64), neuron.LIFNode(4.0), layer.Linear(64, 64), neuron.LIFNode(),
-            layer.Linear(64, 3),
+            layer.Linear(6, 64), TDBatchNorm1d(64), neuron.LIFNode(4.0), layer.Linear(64, 64),
+            neuron.LIFNode(decay_input=False), layer.Linear(64, 3),
         )  # fmt: skip
         functional.set_step_mode(net, "m")
         with torch.no_grad():
-            net[3].weight.mul_(6), net[3].bias.zero_()
+            net[3].weight.mul_(3), net[3].bias.zero_()
         row = swap(net, example_input=torch.randn(8, 64, 6)).rows[1]
         assert 0.5 > row.rate[1] > 2 * row.rate[0]
         assert "its gain is LIF's, its input comes from neurons whose gain changed" in row.why
