@@ -281,7 +281,7 @@ def _swap_site(
         if isinstance(error, ValueError) and not asked_for:
             return _left(site, f"QIF cannot take its place: {error}")
         raise type(error)(f"{site.name or was}: {error}") from error
-    if plan.gain is not None:
+    if plan.gain is not None and site.norms:
         gains[site.name] = plan.gain
     why = _why(site, plan)
     return Row(site.name, was, type(site.module).__name__, why, changed=True, norms=tuple(site.norms))

@@ -182,7 +182,7 @@ class _SnnTorch:
             | {"_no_leak_as": NO_LEAK_BETA if takes_leak else None},
             own=frozenset({"reset_mechanism_val", *(request.parameters.keys() & {"beta", "threshold"})}),
             idle=frozenset({"beta"}) if idle else frozenset(),
-            gain=gain if normalized else None,
+            gain=gain,
         )  # fmt: skip
 
     def back(self, module: Any) -> Plan:

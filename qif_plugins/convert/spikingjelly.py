@@ -134,9 +134,7 @@ class _SpikingJelly:
         attributes = {name: vars(module)[name] for name in KEPT if name in vars(module)}
         attributes["_open_to_leak"] = request.chooses_map
         idle = frozenset({"w"}) if learns_leak and dynamics not in MATCHED else frozenset[str]()
-        return Plan(
-            cls, arguments, dynamics, tuple(notes), attributes=attributes, idle=idle, gain=gain if normalized else None
-        )
+        return Plan(cls, arguments, dynamics, tuple(notes), attributes=attributes, idle=idle, gain=gain)
 
     def back(self, module: Any) -> Plan:
         base = _ours(type(module))

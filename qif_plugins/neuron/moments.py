@@ -186,11 +186,12 @@ def closure_step(
         first = first + fired * above
         second = second + fired * fired * above
     elif closure == "reset":
-        first_above, second_above = _above_moments(params, _charge_polynomial, mean, std, below)
+        subtracted = _subtracted_below(params, mean, std, below)
+        shifted = _charge_polynomial(params, mean - params.v_threshold, std)
+        first_above, second_above = _polynomial_moments(shifted, _difference(subtracted, below))
         first, second = first + first_above, second + second_above
         if not params.rebound:
-            held = params.map(params.v_threshold)
-            share = 1 - _held_below(params, mean, std, below)[0]
+            held, share = params.map(params.v_threshold), 1 - subtracted[0]
             first, second = first + held * share, second + held * held * share
     return first + input_mean, torch.sqrt(second - first * first + input_std * input_std)
 
@@ -212,7 +213,9 @@ def membrane_memory(params: QIFParameters, mean: Tensor, std: Tensor) -> Tensor:
     below = _lower_moments((params.v_threshold - mean) / std)
     memory = _below_moments(params, _slope_polynomial, mean, std, below)[1]
     if params.reset == "soft":
-        memory = memory + _above_moments(params, _slope_polynomial, mean, std, below)[1]
+        shifted = _slope_polynomial(params, mean - params.v_threshold, std)
+        subtracted = _subtracted_below(params, mean, std, below)
+        memory = memory + _polynomial_moments(shifted, _difference(subtracted, below))[1]
     return memory
 
 
@@ -247,17 +250,10 @@ def _below_moments(
     return first + first_of_tangent, second + second_of_tangent
 
 
-def _above_moments(
-    params: QIFParameters, polynomial: Any, mean: Tensor, std: Tensor, below: tuple[Any, ...]
-) -> tuple[Any, Any]:
-    """First and second moment of a polynomial of what a soft reset leaves, where it leaves h - θ."""
-    shifted = polynomial(params, mean - params.v_threshold, std)
-    whole = _MOMENTS if params.rebound else _held_below(params, mean, std, below)
-    return _polynomial_moments(shifted, _difference(whole, below))
-
-
-def _held_below(params: QIFParameters, mean: Tensor, std: Tensor, below: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Partial moments up to 2θ, above which a soft reset without rebound leaves the threshold; at least ``below``."""
+def _subtracted_below(params: QIFParameters, mean: Tensor, std: Tensor, below: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Partial moments up to where a soft reset leaves h - θ: all, without rebound up to 2θ, and at least ``below``."""
+    if params.rebound:
+        return _MOMENTS
     doubled = _lower_moments((2 * params.v_threshold - mean) / std)
     return tuple(torch.where(doubled[0] < below[0], low, part) for part, low in zip(doubled, below, strict=True))
 

@@ -265,9 +265,15 @@ def fires(strict, h, threshold):
 
 
 @inlined
+def highest(rebound, h, threshold):
+    """The membrane h, without rebound at most the threshold."""
+    return threshold if (h > threshold) & (not rebound) else h
+
+
+@inlined
 def subtracted(rebound, h, threshold):
-    """The membrane that a soft reset leaves after a spike: without rebound at most the threshold."""
-    return threshold if (h - threshold > threshold) & (not rebound) else h - threshold
+    """The membrane that a soft reset leaves after a spike."""
+    return highest(rebound, h - threshold, threshold)
 
 
 @inlined
@@ -318,8 +324,7 @@ def slope(rebound, a, u1, u2, v):
 @inlined
 def reach(rebound, a, u1, u2, threshold, v_reset, h):
     """The jump of the charge at a spike, as the surrogate of the reset sees it."""
-    highest = threshold if (h > threshold) & (not rebound) else h
-    return charge_of(rebound, a, u1, u2, v_reset) - charge_of(rebound, a, u1, u2, highest)
+    return charge_of(rebound, a, u1, u2, v_reset) - charge_of(rebound, a, u1, u2, highest(rebound, h, threshold))
 
 
 # -- the kernels ------------------------------------------------------------------------------------

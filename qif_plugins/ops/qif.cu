@@ -178,6 +178,11 @@ template <int V> struct Numbers {
         return QIF_STRICT ? h > threshold[k] : h >= threshold[k];
     }
 
+    // The membrane h, without rebound at most the threshold.
+    __device__ inline float highest(int k, float h) const {
+        return !QIF_REBOUND && h > threshold[k] ? threshold[k] : h;
+    }
+
     // Whether a soft reset leaves the membrane at the threshold: without rebound it leaves no more.
     __device__ inline bool holds(int k, float h) const {
         return QIF_SOFT && !QIF_REBOUND && fires(k, h) && h - threshold[k] > threshold[k];
@@ -185,7 +190,7 @@ template <int V> struct Numbers {
 
     __device__ inline float reset(int k, float h) const {
         if (!fires(k, h)) return h;
-        return QIF_SOFT ? (holds(k, h) ? threshold[k] : h - threshold[k]) : v_reset[k];
+        return QIF_SOFT ? highest(k, h - threshold[k]) : v_reset[k];
     }
 };
 
@@ -298,8 +303,7 @@ template <int V> struct Adjoint {
                 if (held) k0 = -k0;
             } else {
                 keep = (fired ? 0.0f : back[k] * c.slope(k, h[k]) + gv[k]) + gh[k];
-                const float highest = !QIF_REBOUND && h[k] > c.threshold[k] ? c.threshold[k] : h[k];
-                const float reach = c.map(k, c.v_reset[k]) - c.map(k, highest);
+                const float reach = c.map(k, c.v_reset[k]) - c.map(k, c.highest(k, h[k]));
                 through = QIF_DETACHED ? gs[k] : (gs[k] + back[k] * reach) + gv[k] * (c.v_reset[k] - h[k]);
             }
             const float surrogate = w == 0.0f ? 0.0f : through * w;

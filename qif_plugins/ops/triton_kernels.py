@@ -109,11 +109,19 @@ def _fires(h, threshold, STRICT: tl.constexpr):
 
 
 @triton.jit
+def _highest(h, threshold, REBOUND: tl.constexpr):
+    """The membrane h, without rebound at most the threshold."""
+    if REBOUND:
+        highest = h
+    else:
+        highest = tl.where(h > threshold, threshold, h)
+    return highest
+
+
+@triton.jit
 def _reset(h, fired, threshold, v_reset, SOFT: tl.constexpr, REBOUND: tl.constexpr):
     if SOFT:
-        after = h - threshold
-        if not REBOUND:  # at most the threshold
-            after = tl.where(after > threshold, threshold, after)
+        after = _highest(h - threshold, threshold, REBOUND)
     else:
         after = v_reset
     return tl.where(fired, after, h)
@@ -238,9 +246,7 @@ def _adjoint(
         if DETACHED:
             through = gs
         else:
-            highest = h
-            if not REBOUND:
-                highest = tl.where(h > threshold, threshold, h)
+            highest = _highest(h, threshold, REBOUND)
             reach = _map(a, u1, u2, v_reset, REBOUND) - _map(a, u1, u2, highest, REBOUND)
             through = (gs + back * reach) + gv * (v_reset - h)
     surrogate = tl.where(w == 0.0, 0.0, through * w)

@@ -64,16 +64,15 @@ def load(
         FileNotFoundError: ``root`` does not hold the files.
         ImportError: The package that the data set comes with is missing.
     """
-    if name in TIMED and root is None:
-        files = "shd_train.h5 and shd_test.h5" if name == "shd" else "the recordings"
-        raise ValueError(
-            f"the data set {name!r} is read from files; pass the folder that holds {files} as root (--data-folder of "
-            "'qif exact')"
-        )
-    if name == "spoken-digits":
-        return load_speech(Path(str(root)), duration, limit, split)
-    if name == "shd":
-        assert root is not None
+    if name in TIMED:
+        if root is None:
+            files = "shd_train.h5 and shd_test.h5" if name == "shd" else "the recordings"
+            raise ValueError(
+                f"the data set {name!r} is read from files; pass the folder that holds {files} as root (--data-folder "
+                "of 'qif exact')"
+            )
+        if name == "spoken-digits":
+            return load_speech(root, duration, limit, split)
         parts = [load_shd(root, train, duration, limit) for train in (True, False)]
         return SpikeData(*parts[0], *parts[1], classes=SHD_CLASSES)
     check_known("data set", DATA_SETS, name)
