@@ -1,8 +1,7 @@
 """Replace the LIF neurons of a built model by QIF neurons, and back.
 
-The modules change in place, so that everything that refers to them goes on doing so; see
-:mod:`~qif_plugins.convert.rebuild`. The modules
-``spikingjelly`` and ``snntorch`` choose the new neurons and their arguments.
+The neurons change in place (:mod:`~qif_plugins.convert.rebuild`), so that whatever refers to them still does. The
+modules ``spikingjelly`` and ``snntorch`` choose the new class of each neuron, and its arguments.
 """
 
 from __future__ import annotations
@@ -49,73 +48,88 @@ def swap(
     example_input: Any = None,
     **parameters: Any,
 ) -> SwapReport:
-    """Replace the LIF-family neurons of a built model by QIF neurons, in place.
+    """Replace the LIF neurons of a built model by QIF neurons, in place.
 
-    SpikingJelly's ``IFNode``, ``LIFNode`` and ``ParametricLIFNode``, their ``clock_driven`` forms, and snnTorch's
-    ``Leaky``, ``Lapicque`` and ``RLeaky`` are replaced, as are subclasses that add nothing but a constructor; a
-    subclass with code of its own is left alone. Threshold, reset, detach_reset, step mode, backend, hidden-state
-    options, device, dtype, training mode, hooks and parameters stay, and the model's state_dict keeps its keys. What
-    changes besides the map:
+    Replaced are SpikingJelly's ``IFNode``, ``LIFNode`` and ``ParametricLIFNode``, their ``clock_driven`` forms, and
+    snnTorch's ``Leaky``, ``Lapicque`` and ``RLeaky``. A subclass is replaced if all that it adds is a constructor; one
+    with methods of its own is left alone, because the swap would lose them.
 
-    * where a normalization feeds the neuron: the input gain, to 1, or up to 3 where more than 12 neurons follow one
-      another, times θ/γ for a LIF threshold θ above the norm's weight γ, taken as at least 1 (where this is 1, a
-      ``ParametricLIFNode`` of τ up to 2 keeps its own gain, which it learns); and the surrogate gradient, to the
-      isometric Gaussian for the input that results (``window="keep"`` keeps it). Elsewhere both stay LIF's, unless
-      the surrogate has a small area, but for the gain in a model in which other neurons have a norm, which is 1 then;
-    * the membrane, which starts at rest;
-    * a reset that subtracts the threshold, which without rebound leaves at most the threshold. With the parabola the
-      membrane would be unbounded, so it becomes a reset to rest (``v_reset=None`` or
-      ``reset_mechanism="subtract"`` asks for it all the same).
+    Threshold, ``detach_reset``, step mode, hidden-state options, device, dtype, training mode, hooks and parameters
+    stay, and the model's state_dict keeps its keys. An ``RLeaky`` keeps its recurrent layer, whose output is added to
+    the input. These change:
 
-    A learned leak stays learned and matched. A neuron without leak is matched at a leak of 0.95. An ``RLeaky``
-    keeps its recurrent layer; its membrane, which the recurrent input enters like the feed-forward one, is QIF's.
+    * **The map.** It matches the neuron's leak, see ``dynamics``. A learned leak stays learned. A neuron without leak
+      is matched at a leak of 0.95.
+    * **The input gain**, with ``dynamics="auto"``. Where a normalization feeds the neuron, the gain becomes 1. It is
+      larger where more than 12 neurons follow one another, by 0.1 for each further neuron, up to 3. A threshold θ
+      above the norm's weight γ multiplies it by θ/max(γ, 1), unless the norm is tdBN. A ``ParametricLIFNode`` with a τ
+      of at most 2 keeps its own gain, which it learns, in place of a gain of 1. Where no normalization feeds the
+      neuron, the gain becomes 1 if one feeds another neuron of the model; if not, it stays LIF's.
+    * **The surrogate gradient**, see ``window``.
+    * **The reset**, if it subtracts the threshold. With the map without rebound it leaves at most the threshold. With
+      any other map it becomes a reset to rest, since the membrane would be unbounded; ``v_reset=None`` or
+      ``reset_mechanism="subtract"`` asks for the unbounded one.
+    * **The membrane** starts at rest.
+
+    docs/mathematics.md, "Defaults", has these rules as a table, and the measurements behind them.
 
     Args:
         model: The model, before ``torch.compile`` and before wrapping for several devices.
-        dynamics: ``"auto"`` (default) matches the LIF neuron's own leak by a map that below rest is LIF's, and so
-            has no rebound, with an input gain of 1 where a normalization feeds the neuron and LIF's own elsewhere.
-            ``"monotone"`` is the same map with LIF's gain everywhere, ``"lif"`` the parabola with LIF's gain
-            everywhere. A neuron that leaks to below 0 gets the parabola in place of ``"auto"``. ``"paper"`` gives every
-            neuron the paper's parameters.
-        window: ``"auto"`` (default) is ``"isometric"`` where a normalization feeds the neuron, unless it keeps 0.8 or
-            more of its membrane in a step and at most 12 neurons follow one another; and where the area under the
-            neuron's surrogate is below one half, as with snnTorch's ``fast_sigmoid``. It is ``"keep"`` elsewhere.
-            ``"isometric"``, ``"unbiased"``, ``"paper"``, ``"heuristic"`` or a :class:`~qif_plugins.Window` for every
-            neuron; ``"keep"`` for each neuron's present surrogate.
-        norm: ``"tdbn"`` turns the batch norm that feeds a neuron into tdBN for that neuron's threshold. What a norm
-            has learned, weight and statistics, stays bit for bit; one that has seen no batch yet gets tdBN's
-            initial scale α θ. Norms that feed no neuron directly, or one that stays LIF, are named. With
-            ``example_input`` α is 1/√n where n paths add up before the neuron, else 1. In a
-            network that is stepped through time each step is normalized by itself. Default ``"keep"``.
-        readout: ``"keep"`` (default) leaves neurons alone that feed the model's output with no weight between, or
-            nothing: decoding was made for LIF's membrane. ``"swap"`` replaces them, too.
-        to: ``"qif"`` (default), or ``"lif"`` to make every swapped neuron what it was, with its parameters of now and
-            whatever was set on it since; what the swap itself chose, the surrogate or the reset, goes. Norms stay. A
-            neuron that was built as QIF becomes the LIF neuron whose leak it matches (``tau``, ``decay_input``,
-            ``beta``, ``dynamics="lif"``; of a ``ParametricQIFNode`` the leak that it has by now) and keeps what else it
-            was given; one without a leak stays QIF, and the report says so.
-        example_input: The model's argument, a tuple of them, or a dict of them by name. Copies of the model run on it,
-            in eval mode, to see what feeds what, and how often each neuron spikes before and after the swap (norms that
-            have seen no batch normalize by the example's statistics). A neuron that feeds nothing, since its state is
-            read by name, reads out. Without an example, the order in which modules were registered decides: for certain
-            in a plain ``nn.Sequential``, as a guess (the report says so) elsewhere.
-        **parameters: Arguments of the QIF neurons that take precedence over everything, such as ``a=0.2``,
-            ``v_threshold=0.5`` or ``backend="torch"``.
+        dynamics: The map of every neuron:
+
+            * ``"auto"`` (default): the leak matched without rebound, and the input gain as above. Only a neuron that
+              leaks to a potential below 0 (a negative ``v_reset``) gets the parabola.
+            * ``"monotone"``: the leak matched without rebound, with LIF's gain everywhere.
+            * ``"lif"``: the leak matched by the parabola, with LIF's gain everywhere.
+            * ``"paper"``: the paper's parameters.
+        window: The surrogate gradient of every neuron:
+
+            * ``"auto"`` (default): the isometric Gaussian where a normalization feeds the neuron, and LIF's surrogate
+              elsewhere. There are two exceptions. LIF's surrogate stays under a norm, too, for a leak of 0.8 or more,
+              if at most 12 neurons follow one another. And the isometric Gaussian replaces a surrogate that would stay
+              if the area under it is below one half, as with snnTorch's ``fast_sigmoid``; not in an ``RLeaky``.
+            * ``"keep"``: each neuron's present surrogate.
+            * ``"isometric"``, ``"unbiased"``, ``"paper"``, ``"heuristic"`` or a :class:`~qif_plugins.Window`.
+
+            A derived surrogate is the one for the input that the norm gives, times the gain, and at least as large as
+            the threshold.
+        norm: ``"keep"`` (default), or ``"tdbn"`` to turn each batch norm that feeds a neuron into tdBN with that
+            neuron's threshold. A trained norm keeps its weight and statistics bit for bit; one that has seen no batch
+            gets tdBN's initial scale α θ. With ``example_input`` α is 1/√n where n paths add up before the neuron;
+            otherwise it is 1. In a network that is called once per time step each step is normalized by itself. The
+            report names the norms that stay: those that feed no neuron directly, or one that stays LIF.
+        readout: ``"keep"`` (default) leaves a neuron alone if it reads out: if its output reaches the model's output
+            with no weight between, or feeds nothing. The decoding was made for LIF's membrane. ``"swap"`` replaces
+            readouts as well.
+        to: ``"qif"`` (default), or ``"lif"`` to turn every swapped neuron back into the LIF neuron that it was.
+            Trained parameters, and whatever was set on the neuron since, stay; what the swap chose goes, such as the
+            surrogate and the reset. Norms stay as they are. A neuron that was built as QIF becomes the LIF neuron
+            whose leak it matches, for a ``ParametricQIFNode`` the leak that it has learned by then. It keeps the other
+            arguments that it was given. One that matches no leak stays QIF, and the report says so.
+        example_input: The model's argument, a tuple of arguments, or a dict of them by name. Copies of the model run on
+            it in eval mode. They show what feeds what, which neurons read out, and how often each neuron spikes before
+            and after the swap. A norm that has seen no batch normalizes by the example's own statistics there.
+            Without an example, the order in which modules were registered decides. In a plain ``nn.Sequential`` that
+            is certain; elsewhere it is a guess, and the report says so.
+        **parameters: Arguments of the QIF neurons, such as ``a=0.2``, ``v_threshold=0.5`` or ``backend="torch"``. They
+            take precedence over everything else.
 
     Returns:
-        What became what, what was left, and why; ``print`` it.
+        The report: what each neuron became, which were left alone, and why. ``print`` shows it as a table.
 
     Raises:
-        ValueError: There is nothing to swap (says what was found), the model is compiled or wrapped, a choice is
-            unknown, the readout or what the norms feed cannot be told without ``example_input``, or QIF refuses a
-            parameter. The model is then as it was.
+        ValueError: There is nothing to swap, and the message says what was found; the model is compiled or wrapped; a
+            choice is unknown; QIF refuses a parameter; or ``example_input`` is needed to tell the readout, or what the
+            norms feed. The model is then unchanged.
         TypeError: ``model`` is no module, or a QIF neuron has no such parameter.
     """
     _check(model, {"dynamics": dynamics, "norm": norm, "readout": readout, "to": to}, window)
     hosts = loaded_hosts()
     if to == "lif":
         if (dynamics, window, norm, readout) != ("auto", "auto", "keep", "keep") or parameters:
-            raise ValueError("to='lif' restores what each neuron was and takes no other choice; leave them out")
+            raise ValueError(
+                "to='lif' takes no other choice, as it restores each neuron as it was; leave the others out"
+            )
         return _back(model, hosts)
     request = Request(dynamics, window, parameters)
     found = survey(model, hosts, example_input)
@@ -128,7 +142,7 @@ def swap(
 
 
 def _unknown(found: Survey, request: Request, norm: str, readout: str) -> tuple[str, str]:
-    """Say what the choices need to know and is not known, and which other choice does not; empty where all is known."""
+    """Return the reason why a choice cannot be made, and a choice that can; empty strings if all can be made."""
     if found.readout_unknown and readout == "keep":
         return found.readout_unknown, ", or readout='swap' to replace every neuron"
     if found.norms_unknown and (request.chooses_map or norm == "tdbn"):
@@ -151,13 +165,14 @@ def swap_found(
     Args:
         found: The places of the neurons.
         request: The user's choices.
-        norm: As in :func:`swap`; ``readout`` likewise.
-        hosts: Whose neurons they are.
-        refuse: Whether a neuron that cannot become what was asked for, and nothing to swap, are errors; else they are
-            in the report.
+        norm: As in :func:`swap`.
+        readout: As in :func:`swap`.
+        hosts: The hosts that have these neurons.
+        refuse: Whether to raise an error if there is nothing to swap, or a neuron cannot become what was asked for.
+            Default False: the report says so instead.
 
     Raises:
-        ValueError: As ``refuse`` says.
+        ValueError: With ``refuse``, in the two cases above.
     """
     beside_norms = any(site.norms for site in found.sites if site.neuron == ("lif", ""))
     request = dataclasses.replace(request, depth=found.depth, beside_norms=beside_norms)
@@ -193,7 +208,7 @@ def _with_rates(
     measured: Mapping[str, float],
     gains: Mapping[str, float],
 ) -> list[Row]:
-    """Add the firing rates before and after to the rows; of neurons that were left alone, where they were measured."""
+    """Add the firing rates before and after to the rows; for neurons that were left alone only if measured."""
     after = [
         None if before is None else expected(site, found.norms, measured, before)
         for site, before in zip(found.sites, lif, strict=True)
@@ -209,7 +224,8 @@ def _with_rates(
             rate, said = compared(before, now, site, row.changed, site.name in gains, keeping)
             if rates_change and not site.norms and rate is not None and site.name not in measured:
                 said.append(
-                    "the rates of neurons before it change, and with them its input: example_input=... shows it"
+                    "neurons before it spike more or less than before, which changes its input; example_input=... "
+                    "measures its rate"
                 )
             row = dataclasses.replace(row, why="; ".join([row.why, *said]), rate=rate)
             rates_change |= rate is not None and max(rate) > FACTOR * min(rate)
@@ -220,7 +236,7 @@ def _with_rates(
 def _check(model: Any, choices: dict[str, str], window: Any) -> None:
     if not isinstance(model, nn.Module):
         what = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
-        raise TypeError(f"swap takes a built model, a torch.nn.Module, got {what}")
+        raise TypeError(f"swap takes a built model, which is a torch.nn.Module, got {what}")
     for name, value in choices.items():
         if value not in _CHOICES[name]:
             raise ValueError(unknown(name, value, _CHOICES[name]))
@@ -233,7 +249,7 @@ def check_swappable(model: nn.Module) -> None:
     """Refuse a model that is compiled or wrapped.
 
     Raises:
-        ValueError: It is; says where, and what to do first.
+        ValueError: The model is compiled or wrapped. The message says where, and what to do first.
     """
     for name, module in model.named_modules():
         where = f" (at {name!r})" if name else ""
@@ -241,13 +257,13 @@ def check_swappable(model: nn.Module) -> None:
         wrapper = kinds & {"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"}
         if wrapper:
             raise ValueError(
-                f"the model is wrapped in {wrapper.pop()}{where}, which took stock of its parameters and buffers when "
+                f"the model is wrapped in {wrapper.pop()}{where}, which listed the model's parameters and buffers when "
                 "it was made: swap the model first, then wrap it"
             )
         if "OptimizedModule" in kinds or module._compiled_call_impl is not None:
             raise ValueError(
-                f"the model is compiled{where}, and the compiled code would go on running the neurons of before: swap "
-                "first, then compile"
+                f"the model is compiled{where}, and the compiled code would go on running the old neurons: swap first, "
+                "then compile"
             )
 
 
@@ -264,7 +280,7 @@ def _swap_site(
     refuse: bool,
     gains: dict[str, float],
 ) -> Row:
-    """Swap one neuron, and note in ``gains`` the input gain that was chosen for it because of its norm."""
+    """Swap one neuron; ``gains`` receives the input gain if a norm that feeds it decided on one."""
     was = type(site.module).__name__
     if site.neuron.role == "qif":
         return _left(site, "a QIF neuron already")
@@ -288,10 +304,11 @@ def _swap_site(
 
 
 def _reach(site: Site, found: Survey, request: Request, norm: str) -> float:
-    """Return the factor on the gain of a neuron whose threshold is above what plain norms hand it, else 1.
+    """Return the factor that lifts the input from plain norms to a larger threshold; 1 in all other cases.
 
-    tdBN hands it an input that is as large as the threshold. A norm's weight below 1 is learned, or chosen, and is not
-    made up for; nor is a threshold that was passed, which is the way to fewer spikes.
+    Under tdBN the factor is 1, since its output is as large as the threshold. A norm's weight below 1 is not made up
+    for, because it was learned or chosen. Neither is a threshold that was passed to :func:`swap`, because it was raised
+    to have fewer spikes.
     """
     tensors = (*site.module.parameters(), *site.module.buffers())
     norms = [found.norms[name] for name in site.norms]
@@ -311,13 +328,13 @@ def _reach(site: Site, found: Survey, request: Request, norm: str) -> float:
 
 
 def _fit_scale(row: Row, site: Site, found: Survey, gains: dict[str, float]) -> Row:
-    """Derive the surrogate of a neuron under norms for the input that these hand it.
+    """Derive the surrogate of a neuron under norms for the input that the norms give it.
 
-    Where the closure of the membrane's moments does not converge for so large an input, a gain that was chosen for the
+    If the closure of the membrane's moments does not converge for so large an input, a gain that was chosen for the
     depth is lowered until it does.
 
     Returns:
-        The row, with the gain above 1 that was chosen, and a warning where no surrogate is derived for the input.
+        The row. It names a gain above 1, and warns if no surrogate could be derived for this input.
     """
     neuron: Any = site.module
     params = neuron.qif_parameters
@@ -395,14 +412,14 @@ def _back(model: nn.Module, hosts: list[Host]) -> SwapReport:
 
 
 def _back_site(site: Site) -> Row:
-    """Make a QIF neuron the LIF neuron that it was, or whose leak it matches if it was built as QIF."""
+    """Turn a QIF neuron into the LIF neuron that it was or, if it was built as QIF, whose leak it matches."""
     was = type(site.module).__name__
     if site.neuron.role != "qif":
         return _left(site, "not a QIF neuron")
     if replaced(site.module) is not None:
         restore(site.module, site.host)
         site.host.update_derived(site.module)
-        why = "its LIF neuron again, with what was set since"
+        why = "the LIF neuron that it was, with what was set since"
     else:
         try:
             plan = site.host.back(site.module)

@@ -1,7 +1,7 @@
-"""The area under a surrogate, which tells how much of the gradient it passes on.
+"""The area under a surrogate, a measure of how much of the gradient it passes on.
 
-Where the membrane's density changes little over a surrogate's width, the mean surrogate is its area times the density
-at the threshold, and that density alone is the true sensitivity of the firing probability: an area of 1 has no bias.
+If the membrane's density changes little over the width of a surrogate, the mean surrogate is its area times the density
+at the threshold. The true sensitivity of the firing probability is that density alone, so an area of 1 has no bias.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ REACH = 20.0
 """Distance from the threshold, in thresholds, up to which a surrogate without a formula is integrated."""
 _CLOSEST = 1e-6
 _NEAR, _FAR = 2500, 4000
-"""Points of the grid: on each side with logarithmic spacing from ``_CLOSEST`` on, and evenly spaced over all of it."""
+"""Numbers of grid points: on each side with logarithmic spacing from ``_CLOSEST`` on, and evenly spaced everywhere."""
 
 
 def area(surrogate: Any, v_threshold: Any = 1.0) -> float:
     """Return the integral of a surrogate over the membrane.
 
     Args:
-        surrogate: One that the core takes: a fused one, or a callable, whose gradient is integrated over ``REACH``
-            thresholds on each side.
+        surrogate: A fused surrogate, or a callable. The gradient of a callable is integrated over ``REACH`` thresholds
+            on each side.
         v_threshold: Threshold θ of the neuron. Default 1.
 
     Returns:
-        The area; 1, that of the spike's true derivative, for a callable that draws random numbers, whose gradient is
-        negative somewhere or 0 everywhere, or that does not run by itself on the CPU.
+        The area. If a callable draws random numbers, does not run on the CPU, or has a gradient that is negative
+        somewhere or 0 everywhere, the result is 1, the area of the spike's true derivative.
     """
     if isinstance(surrogate, FastSigmoid):
         return 2 / surrogate.slope

@@ -1,7 +1,7 @@
-"""Find the places of a model's neurons: what feeds each, and which of them read out.
+"""Find the places of a model's neurons: which modules feed each neuron, and which neurons read out.
 
-With an example input, the model's copy runs on it, see :mod:`~qif_plugins.convert.flow`. Without one, the order in
-which the modules were registered decides where it can, see :mod:`~qif_plugins.convert.order`.
+With an example input, a copy of the model runs on it, see :mod:`~qif_plugins.convert.flow`. Without one, the order in
+which the modules were registered decides, as far as it can, see :mod:`~qif_plugins.convert.order`.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Survey:
     Attributes:
         sites: One for each neuron.
         norms: The normalizations, by name.
-        readout_unknown: The reason why the readout is not known; empty where it is.
-        norms_unknown: The reason why it is not known what the normalizations feed; empty where it is.
-        handwritten: Classes of no host that have the name of a neuron.
+        readout_unknown: The reason why the readout is unknown; empty if it is known.
+        norms_unknown: The reason why it is unknown which neurons the normalizations feed; empty if it is known.
+        handwritten: Classes that belong to no host but are named like a neuron.
         example: The model and the call that showed its data flow; ``None`` without one.
     """
 
@@ -44,7 +44,7 @@ class Survey:
 
     @property
     def depth(self) -> int:
-        """Largest number of neurons in a row, shortcuts taken; 0 where it is not known."""
+        """Largest :attr:`~qif_plugins.convert.walk.Site.depth` of the neurons; 0 if it is unknown."""
         return max((site.depth for site in self.sites), default=0)
 
 
@@ -53,7 +53,7 @@ def survey(model: nn.Module, hosts: Sequence[Host], example_input: Any = None) -
 
     Args:
         model: Any module.
-        hosts: Whose neurons to look for.
+        hosts: The hosts whose neurons to look for.
         example_input: The model's argument, a tuple of them, a dict of them by name, or a
             :class:`~qif_plugins.convert.trial.Call`; ``None`` to go by the registration order.
 

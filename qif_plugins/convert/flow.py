@@ -1,4 +1,4 @@
-"""Find the places of a model's neurons by data flow: a copy runs on an example, and every tensor carries its origin."""
+"""Find the places of neurons by data flow: a copy of the model runs on an example, and each tensor keeps its origin."""
 
 from __future__ import annotations
 
@@ -25,34 +25,35 @@ _MIXING = {
     "addmm", "mm", "bmm", "baddbmm", "addmv", "mv", "addbmm", "linear", "convolution", "_convolution", "embedding",
     "convolution_overrideable", "mkldnn_convolution", "cudnn_convolution", "einsum", "dot", "_int_mm",
 }  # fmt: skip
-"""Operators that are a weight layer where one of their arguments is a parameter."""
+"""Operators that count as a weight layer if one of their arguments is a parameter."""
 
 Source = tuple[str, str]
 Path = frozenset[Any]
-"""The neurons in a row that a tensor went through, from the input, over the way with the fewest.
+"""The neurons in a row between the input and a tensor, on the path with the fewest.
 
-Each entry is a neuron's name with the number of its call or with what feeds it, see :func:`_into_neuron`.
+Each entry is a neuron's name with the number of its call or with the layers that feed it, see :func:`_into_neuron`.
 """
 
 
 class _Flow(TorchDispatchMode):
-    """Every tensor's sources: the neurons, norms and weight layers that it was made from without another between.
+    """Records the sources of every tensor: the neurons, norms and weight layers that it was directly made from.
 
     A tensor that no operator of the run made came from outside: an argument, a field of one, an array that was turned
-    into a tensor. Each is a source of its own, ``"input"`` if it is floating point, else ``"mask"``; so is the result
-    of a comparison. What reaches a weight, a norm or a neuron before any other neuron is the network's input.
-    What only joins the network later, such as a mask, is not, so that no shortcut leads through it.
+    into a tensor. Each of these is a source of its own, ``"input"`` if it is floating point, else ``"mask"``. The
+    result of a comparison is a ``"mask"`` as well. A source is the network's input if it reaches a weight, a norm or a
+    neuron before any other neuron. A source that joins the network later, such as a mask, is not the input, so no
+    shortcut leads through it.
 
     Attributes:
-        sources: Tensor -> where it comes from.
-        paths: Tensor -> the neurons in a row that it went through.
-        inputs: The sources that are the network's input, with their paths: that of a comparison's result is the path
-            of what was compared, that of all others is empty.
+        sources: Tensor -> its sources.
+        paths: Tensor -> its path.
+        inputs: The sources that are the network's input, with their paths. The result of a comparison has the path of
+            the tensors that were compared, every other input an empty path.
         feeding: The neurons that feed a weight or another neuron.
         behind: Norm -> the neurons that feed it, with no weight between.
-        reached: Whether a neuron has run whose path is known.
-        within: The neuron that is running, whose own recurrence says nothing about its place.
-        behind_neuron: The path of what it returns; ``None`` where that is not known.
+        reached: Whether a neuron with a known path has run.
+        within: The neuron that is running. Its own recurrence does not count as feeding.
+        behind_neuron: The path of that neuron's output; ``None`` if it is unknown.
     """
 
     def __init__(self) -> None:
@@ -72,7 +73,7 @@ class _Flow(TorchDispatchMode):
             self.feeding |= self.neurons(sources)
 
     def neurons(self, sources: frozenset[Source]) -> set[str]:
-        """The neurons among ``sources``, seen through the norms there."""
+        """Return the neurons among ``sources``, and those that feed the norms among them."""
         found = {name for kind, name in sources if kind == NEURON}
         return found.union(*(self.behind.get(name, ()) for kind, name in sources if kind == NORM))
 
@@ -88,7 +89,7 @@ class _Flow(TorchDispatchMode):
         return found
 
     def outside(self, tensor: Tensor, path: Path = frozenset()) -> frozenset[Source]:
-        """Make a new source for a tensor from outside or a mask; none for a single number."""
+        """Make a new source for a tensor from outside or a mask; a single number gets no source."""
         if not tensor.dim():
             return frozenset()
         source = (_INPUT if _is_float(tensor) else _MASK), str(len(self._outside))
@@ -96,7 +97,7 @@ class _Flow(TorchDispatchMode):
         return frozenset({source})
 
     def take(self, values: Any) -> None:
-        """Note that what goes into a weight, a norm or a neuron is input, where no neuron is known to be before it."""
+        """Record ``values``, which enter a weight, norm or neuron, as the network's input if no neuron came before."""
         if self.within or self.path_of(values) is not None:
             return
         sources = self.of(values)
@@ -108,7 +109,7 @@ class _Flow(TorchDispatchMode):
             self.mark(values, sources, frozenset())
 
     def path_of(self, values: Any) -> Path | None:
-        """The path of what was made of ``values``; ``None`` where no input went into them."""
+        """Return the path of a tensor made from ``values``; ``None`` if they do not depend on the network's input."""
         tensors = [value for value in tree_leaves(values) if isinstance(value, Tensor)]
         known = [path for tensor in tensors if (path := self.paths.get(tensor)) is not None]
         for tensor in tensors:
@@ -144,7 +145,7 @@ class _Flow(TorchDispatchMode):
         for argument, value in zip(func._schema.arguments, args, strict=False):
             base = getattr(value, "_base", None)
             if base is not None and argument.alias_info is not None and argument.alias_info.is_write:
-                # record[t] = spikes: what the whole holds comes from there, too.
+                # record[t] = spikes: the whole record now has the sources of the spikes, too.
                 self.mark(base, sources | self.of(base), self.path_of((base, *args)))
         return out
 
@@ -154,7 +155,7 @@ def _is_float(tensor: Tensor) -> bool:
 
 
 def _compares(out: Any, args: Any) -> bool:
-    """Whether an operator's result is a mask or an index made of values of another dtype."""
+    """Return whether an operator's result is a mask or an index made from values of another dtype."""
     if not isinstance(out, Tensor) or _is_float(out):
         return False
     return any(isinstance(value, Tensor) and value.dtype != out.dtype for value in tree_leaves(args))
@@ -165,8 +166,8 @@ def trace(model: nn.Module, hosts: Sequence[Host], sites: list[Site], example: C
 
     Args:
         model: Any module.
-        hosts: Whose neurons it has.
-        sites: Its neurons, whose places are filled in.
+        hosts: The hosts of its neurons.
+        sites: Its neurons; their places are filled in.
         example: The call.
 
     Raises:
@@ -244,8 +245,9 @@ def _into_neuron(
         flow.feed(sources)
         flow.within, flow.behind_neuron = name, None
         if path is not None:
-            # A neuron that takes one time step a call and gets its own output is at its next step, not the next of a
-            # row, unless other layers feed it this time. One that takes sequences has had all steps at once.
+            # If a neuron that takes one time step per call gets its own output, that is its next step in time and not
+            # a further neuron in the row, unless other layers feed it this time. A neuron that takes sequences runs all
+            # steps in one call.
             flow.behind_neuron = path | {(name, next(calls) if sequences else sources)}
             flow.reached = True
             depths[name] = max(depths.get(name, 0), len(flow.behind_neuron))
@@ -282,7 +284,7 @@ def _out_of(flow: _Flow, kind: str, name: str) -> Callable[..., None]:
         if kind != NEURON:
             return
         flow.within, flow.behind_neuron = "", None
-        # Its state, which is read by name in place of what it returns; not the input, should it have kept that.
+        # Its state counts as output, too, as it may be read by name; but not an input that it keeps as an attribute.
         given = {id(value) for value in tree_leaves((args, kwargs))}
         state = {key: value for key, value in vars(module).items() if key not in ("_modules", "_parameters")}
         flow.mark([value for value in tree_leaves(state) if id(value) not in given], sources, path)

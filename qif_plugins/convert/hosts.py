@@ -27,26 +27,26 @@ HOSTS = {
 """Host package -> the module that has its :class:`Host` as ``HOST``."""
 
 NO_LEAK_BETA = 0.95
-"""Leak that a neuron without one gets: a QIF map needs a resting point, which no leak at all does not give."""
+"""Leak that is matched for a neuron without leak, since a QIF map needs a resting point."""
 
 LEAST_AREA, LARGE_AREA = 0.5, 2.0
-"""Area under a surrogate, that of the spike's true derivative being 1, below which it is not kept, and above which the
-report names it."""
+"""Areas under a surrogate: below the first it is replaced, above the second the report names the area. The spike's true
+derivative has an area of 1."""
 LONG_MEMORY = 0.8
-"""Leak from which on LIF's surrogate is kept under a norm, too, unless there are many neurons in a row."""
+"""Smallest leak with which LIF's surrogate is kept under a norm, too, unless there are many neurons in a row."""
 SHALLOW, EACH_MORE, LARGEST_GAIN = 12, 0.1, 3.0
-"""Number of neurons in a row up to which they do not raise the gain under a norm, its growth with each more, and its
+"""Gain under a norm: the number of neurons in a row up to which it is 1, its growth with each further neuron, and its
 limit. The measurement is in docs/does-not-learn.md, "More than twelve layers in a row"."""
 
 SWAP_OPTIONS = ("dynamics", "window", "norm", "readout", "to", "example_input")
-"""Arguments of :func:`~qif_plugins.swap` itself; it passes the others on."""
+"""Arguments of :func:`~qif_plugins.swap` itself; it passes all others on to the QIF neurons."""
 
 
 class Choice(NamedTuple):
-    """What is chosen for a neuron where the user leaves it open. The leak is matched in any case.
+    """Choices for a neuron that the user leaves open. The leak is matched in any case.
 
     Attributes:
-        unit_gain: Whether the input gain is 1, or larger in a deep network, instead of the LIF neuron's.
+        unit_gain: Whether the input gain is 1 (more in a deep network) instead of the LIF neuron's.
         window: A window's name, or ``"keep"`` for the LIF neuron's surrogate.
     """
 
@@ -55,7 +55,8 @@ class Choice(NamedTuple):
 
 
 CHOICE = {True: Choice(unit_gain=True, window="isometric"), False: Choice(unit_gain=False, window="keep")}
-"""By whether a normalization feeds the neuron. The numbers behind it are in docs/mathematics.md, "Defaults"."""
+"""Choices for a neuron that a normalization feeds (True), and for one without (False). The measurements behind them are
+in docs/mathematics.md, "Defaults"."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,9 @@ class Request:
     Attributes:
         dynamics: ``"auto"`` or one of :data:`~qif_plugins.neuron.names.DYNAMICS`.
         window: A window's name, a Window, ``"keep"`` for the surrogate that the LIF neuron has, or ``"auto"``.
-        parameters: Arguments of the QIF neurons, over everything else.
+        parameters: Arguments of the QIF neurons, which take precedence over everything else.
         depth: Largest number of neurons in a row, see :attr:`~qif_plugins.convert.walk.Site.depth`.
-        reach: Factor on the gain that brings a norm's output to a threshold above it. Default 1.
+        reach: Factor on the gain that brings a norm's output to a larger threshold. Default 1.
         beside_norms: Whether a norm feeds any neuron of the model.
     """
 
@@ -84,7 +85,7 @@ class Request:
         return self.dynamics == "auto" and not self.parameters.keys() & {"a", "u1", "u2"}
 
     def map(self, v_rest: Any = 0.0) -> str:
-        """Name the dynamics, ``"explicit"`` where a, u1 or u2 decide.
+        """Name the dynamics, ``"explicit"`` if a, u1 or u2 were passed.
 
         Args:
             v_rest: The potential that the LIF neuron leaks to; ``None`` for 0.
@@ -94,16 +95,16 @@ class Request:
         return map_resting_at(v_rest) if self.dynamics == "auto" else self.dynamics
 
     def gain(self, normalized: bool, gain_arguments: frozenset[str]) -> float | None:
-        """Choose the input gain, ``None`` where the host's arguments give it.
+        """Choose the input gain; ``None`` leaves it to the host's arguments.
 
-        Under a norm it is 1. It is more in a network of more than 12 neurons in a row, where each layer of spikes
-        passes on less of its input than it got, and one that spikes more often loses less; and where the threshold
-        is above the norm's output, see :attr:`reach`. Neurons without a norm beside others with one get a gain of 1,
-        too: LIF's 1/τ would make the spikes of those small.
+        Under a norm it is 1. It is larger in a network of more than 12 neurons in a row: each layer of spikes passes on
+        less of its input than it got, and a layer that spikes more often loses less. It is also larger if the
+        threshold is above the norm's output, see :attr:`reach`. Without a norm it is 1 if a norm feeds another neuron
+        of the model, since LIF's 1/τ would make that neuron's spikes small.
 
         Args:
             normalized: Whether a normalization feeds the neuron.
-            gain_arguments: The host's arguments that give a gain; one that was passed decides.
+            gain_arguments: The host's arguments that determine a gain. If the user passed one, it decides.
         """
         if not self.chooses_map or self.parameters.keys() & gain_arguments:
             return None
@@ -124,11 +125,11 @@ class Request:
 
         Args:
             normalized: Whether a normalization feeds the neuron.
-            leak: Share β of its membrane that the QIF neuron is to keep in a step.
+            leak: Share β of its membrane that the QIF neuron will keep in a step.
             own: The argument that keeps the LIF neuron's surrogate.
             own_area: Returns the area under that surrogate, see :func:`~qif_plugins.convert.area.area`.
             name: That surrogate's name.
-            notes: Receives the note.
+            notes: List to which the note is added.
         """
         if self.window == "keep":
             notes.append(f"its surrogate {name} stays")
@@ -146,15 +147,15 @@ class Request:
             notes.append(f"its surrogate {name} stays{large}")
             return dict(own)
         notes.append(
-            f"surrogate {name} to the isometric window, as it passes {share:.2g} of the gradient on; window='keep' "
-            "keeps it"
+            f"surrogate {name} to the isometric window, as it would pass on only {share:.2g} of the gradient; "
+            "window='keep' keeps it"
         )
         return {"window": "isometric"}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Instructions to make one neuron a QIF neuron, or the other way round.
+    """Instructions to turn one LIF neuron into a QIF neuron, or the other way round.
 
     Attributes:
         cls: The class that it gets.
@@ -163,7 +164,7 @@ class Plan:
         notes: Changes that the report mentions.
         attributes: Further attributes to set.
         own: Names of parameters and buffers that are not taken over from the LIF neuron.
-        idle: Names of parameters that the neuron keeps for the state_dict's sake and does not use.
+        idle: Names of parameters that the neuron keeps only so that the state_dict keeps its keys.
         gain: The input gain of :meth:`Request.gain`.
     """
 
@@ -181,8 +182,8 @@ class Neuron(NamedTuple):
     """Kind of a neuron.
 
     Attributes:
-        role: ``"lif"`` for one of the LIF family, ``"qif"`` for one of this package, ``"other"`` for the rest.
-        reason: The reason to leave one of the rest, or a LIF neuron, alone.
+        role: ``"lif"`` for the LIF family, ``"qif"`` for the neurons of this package, ``"other"`` for all others.
+        reason: The reason to leave it alone; empty if there is none.
     """
 
     role: Literal["lif", "qif", "other"]
@@ -193,8 +194,8 @@ class Snapshot(NamedTuple):
     """The plain attributes of a neuron.
 
     Attributes:
-        at_rest: All of them, with the membrane and whatever else is left from a forward pass cleared.
-        extra: Those that the user set, as the host's constructor does not set them.
+        at_rest: All of them, without the membrane and other results of a forward pass.
+        extra: Those that the user set, recognised by the fact that the host's constructor does not set them.
     """
 
     at_rest: dict[str, Any]
@@ -211,7 +212,7 @@ class Host(Protocol):
         """Plan how the LIF neuron ``module`` becomes a QIF neuron.
 
         Raises:
-            ValueError: It cannot, for the reason given.
+            ValueError: It cannot become one; the message says why.
             TypeError: ``request.parameters`` has a name that the QIF neuron does not take.
         """
 
@@ -219,7 +220,7 @@ class Host(Protocol):
         """Plan how a neuron that was built as QIF becomes the LIF neuron whose leak it matches.
 
         Raises:
-            ValueError: It matches none, or is not told apart from QIF by its constructor alone.
+            ValueError: It matches no leak, or its class defines methods of its own.
         """
 
     def snapshot(self, module: nn.Module) -> Snapshot:
@@ -229,28 +230,28 @@ class Host(Protocol):
         """Run the constructor of ``plan`` on ``module``, which has no attributes, and set its class."""
 
     def assign(self, module: nn.Module, changes: Mapping[str, Any]) -> None:
-        """Set on a LIF neuron what was set on the QIF neuron in its place, as far as it takes that."""
+        """Set on a LIF neuron the attributes that were set on the QIF neuron in its place, if it has them."""
 
     def update_derived(self, module: nn.Module) -> None:
-        """Bring a rebuilt neuron up to date once parameters, buffers and children are in place."""
+        """Update what a rebuilt neuron derives from its parameters, buffers and children, once these are in place."""
 
     def unlisted(self) -> AbstractContextManager[Any]:
         """Keep neurons that are made inside out of the host's own lists of neurons."""
 
     def threshold(self, module: nn.Module) -> float | None:
-        """Return the threshold of a neuron; ``None`` where it is not one number."""
+        """Return the threshold of a neuron; ``None`` if it is not one number."""
 
     def dynamics(self, module: nn.Module) -> Dynamics:
-        """Describe the dynamics of a LIF or QIF neuron, recurrent input aside, to compute its firing rate."""
+        """Describe the dynamics of a LIF or QIF neuron without recurrent input, to compute its firing rate."""
 
     def takes_sequences(self, module: nn.Module) -> bool:
-        """Whether one call of the neuron is all time steps."""
+        """Return whether one call of the neuron runs all time steps."""
 
     def tdbn(self, norm: nn.Module) -> type[nn.Module] | None:
-        """Return the host's tdBN class for a batch norm of its own; ``None`` where the norm is not the host's.
+        """Return the host's tdBN class for a batch norm of its own; ``None`` if the norm is not the host's.
 
         Raises:
-            ValueError: It cannot become one, for the reason given.
+            ValueError: It cannot become tdBN; the message says why.
         """
 
 
@@ -260,7 +261,7 @@ def gain_in_a_row(depth: int) -> float:
 
 
 def check_arguments(cls: type[Any], given: Iterable[str], accepted: Iterable[str]) -> None:
-    """Refuse what the QIF class does not take, with what comes nearest.
+    """Refuse arguments that the QIF class does not take, and suggest similar ones.
 
     Raises:
         TypeError: A name in ``given`` is not in ``accepted``.
@@ -279,18 +280,18 @@ def check_arguments(cls: type[Any], given: Iterable[str], accepted: Iterable[str
 
 def no_leak(dynamics: str) -> str:
     """Explain why a QIF neuron of these ``dynamics`` has no LIF neuron to go back to."""
-    chosen = "has the paper's parameters" if dynamics == "paper" else "has an a, u1, u2 of its own"
+    chosen = "has the paper's parameters" if dynamics == "paper" else "has its own a, u1, u2"
     return f"it {chosen}, which match no leak; train one that was built with a leak, or with dynamics='lif'"
 
 
 def never_fires(threshold: Any) -> str:
-    """Explain why a LIF neuron stays one if no membrane reaches its threshold in float32; empty if one does."""
+    """Return why a LIF neuron cannot be swapped if its threshold is infinite in float32; empty if it is finite."""
     values = threshold.detach() if isinstance(threshold, Tensor) else torch.tensor(threshold, dtype=torch.float64)
     if values.is_meta or bool(values.to(torch.float32).isfinite().all()):
         return ""
-    return "its threshold is not finite, as that of a neuron that only integrates: no QIF neuron does that"
+    return "its threshold is not finite, so it only integrates, which no QIF neuron does"
 
 
 def loaded_hosts() -> list[Host]:
-    """Return the hosts that were imported; a model cannot have neurons of another."""
+    """Return the hosts that were imported; a model cannot have neurons of any other."""
     return [importlib.import_module(module).HOST for name, module in HOSTS.items() if name in sys.modules]

@@ -1,4 +1,4 @@
-"""A QIF neuron that goes on learning the leak of the ``ParametricLIFNode`` in whose place it stands."""
+"""A QIF neuron that replaces a ``ParametricLIFNode`` and goes on learning its leak."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from ..neuron.module import undone_on_error
 from ..neuron.parameters import QIFParameters
 
 MIN_LEAK = 1e-4
-"""Distance that a learned leak keeps from 0 and from 1: the matched map needs both apart, and float32 some distance."""
+"""Least distance of a learned leak from 0 and from 1, where no map matches it; large enough for float32."""
 
 
 class LearnedLeak(LearnedMap):
-    """A node that learns the leak that its map matches. Mixed in before a QIFNode.
+    """Mixin for a QIFNode that learns the leak which its map matches.
 
-    Its one parameter is that of ``ParametricLIFNode``: sigmoid(w) = 1/tau. The map matches the leak 1 - sigmoid(w)
-    at every step, see :meth:`qif_plugins.QIFParameters.matching_lif`, and the window follows. Where
-    ``decay_input`` scales the input by 1/tau, that is learned with it, unless ``input_gain`` is given.
+    Its only parameter w is that of ``ParametricLIFNode``: sigmoid(w) = 1/tau. At every step the map matches the leak
+    1 - sigmoid(w), see :meth:`qif_plugins.QIFParameters.matching_lif`, and the window follows. With ``decay_input``
+    the input gain is sigmoid(w) and is learned along with the leak, unless ``input_gain`` is given.
     """
 
     w: nn.Parameter
@@ -50,7 +50,7 @@ class LearnedLeak(LearnedMap):
 
     @staticmethod
     def _rate(w: Tensor) -> Tensor:
-        """1/tau, kept where a map matches it."""
+        """Compute 1/tau, clamped to the range in which a map matches it."""
         return torch.sigmoid(w).clamp(MIN_LEAK, 1 - MIN_LEAK)
 
     def _matched(self, rate: Any, fixed: QIFParameters, checked: bool = False) -> QIFParameters:
@@ -75,7 +75,7 @@ class LearnedLeak(LearnedMap):
             self._window_changed()
 
     def _replace(self, **changes: Any) -> None:
-        """Assign threshold or reset; the map goes on matching the leak."""
+        """Assign a threshold, a reset or an input gain; the map still matches the leak."""
         fixed = dataclasses.replace(self._params, **changes)
         rest = None if fixed.reset == "soft" else fixed.v_reset
         self._arguments = self._arguments.resting_at(rest, self._open_to_leak)
@@ -90,14 +90,14 @@ class LearnedLeak(LearnedMap):
 
 
 class LeakQIFNode(LearnedLeak, QIFNode):
-    """In the place of ``ParametricLIFNode``."""
+    """QIFNode that replaces ``ParametricLIFNode``."""
 
 
 if find_spec("spikingjelly.clock_driven") is not None:
     from ..adapters.spikingjelly import clock_driven
 
     class ClockDrivenLeakQIFNode(LearnedLeak, clock_driven.QIFNode):
-        """In the place of ``clock_driven``'s ``ParametricLIFNode``."""
+        """QIFNode that replaces ``clock_driven``'s ``ParametricLIFNode``."""
 
     class MultiStepLeakQIFNode(LearnedLeak, clock_driven.MultiStepQIFNode):
-        """In the place of ``clock_driven``'s ``MultiStepParametricLIFNode``."""
+        """QIFNode that replaces ``clock_driven``'s ``MultiStepParametricLIFNode``."""

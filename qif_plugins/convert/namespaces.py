@@ -1,13 +1,13 @@
-"""Publishing the neurons inside the host frameworks.
+"""Publish the QIF neurons inside the host frameworks.
 
-:func:`register` adds names and registry entries to the hosts, never replaces one, and :func:`unregister`
-takes away exactly what it added. What is published:
+:func:`register` adds names and registry entries to the hosts and never replaces one; :func:`unregister` removes exactly
+those:
 
-* SpikingJelly: ``spikingjelly.activation_based.neuron.AnalyticQIFNode``, and in 2.x the entries of
-  ``distributed.vision``'s registries, which resolve the class paths in its configurations;
+* SpikingJelly: ``spikingjelly.activation_based.neuron.AnalyticQIFNode``, and in 2.x entries in the registries of
+  ``distributed.vision``, which resolve the class paths in its configurations;
 * snnTorch: ``snntorch.QIF``.
 
-Everything else in the hosts dispatches on base classes that the neurons have.
+Everything else in the hosts dispatches on base classes, which the QIF neurons share.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class _Host(NamedTuple):
     """One host framework.
 
     Attributes:
-        newest_tested: Its newest version that the neurons were tested with.
-        needs: What the neurons need of it, as ``module:attribute``, with the arguments that must be there.
+        newest_tested: Its newest version with which the neurons were tested.
+        needs: Objects that the neurons need of it, as ``module:attribute``, with the arguments that these must take.
         entries: Yields the names to add.
     """
 
@@ -54,16 +54,17 @@ class _Host(NamedTuple):
 def register(*hosts: str) -> None:
     """Publish the QIF neurons in the hosts.
 
-    Afterwards ``spikingjelly.activation_based.neuron.AnalyticQIFNode`` and ``snntorch.QIF`` exist. Calling it again
-    changes nothing. Either every host is registered or, on an error, none.
+    Afterwards ``spikingjelly.activation_based.neuron.AnalyticQIFNode`` and ``snntorch.QIF`` exist. A second call
+    changes nothing. After an error nothing has been published.
 
     Args:
-        *hosts: ``"spikingjelly"``, ``"snntorch"``; left out, every one that is installed.
+        *hosts: ``"spikingjelly"``, ``"snntorch"`` or both. Default: every host that is installed.
 
     Raises:
         ValueError: Unknown host.
-        ModuleNotFoundError: A host that is not installed; left out, none is. Says what to install.
-        RuntimeError: A host lacks interfaces that the neurons need (named), or has one of the names already.
+        ModuleNotFoundError: One of ``hosts`` is not installed, or no host is. The message says what to install.
+        RuntimeError: A host lacks interfaces that the neurons need, or has one of the names already. The message names
+            them.
     """
     installed = _installed(hosts)
     for host in installed:
@@ -72,7 +73,7 @@ def register(*hosts: str) -> None:
     for entry in entries:
         if entry.table.get(entry.key, entry.value) is not entry.value:
             raise RuntimeError(
-                f"{entry.place} exists already, as {entry.table[entry.key]!r}, and is not shadowed; "
+                f"{entry.place} exists already, as {entry.table[entry.key]!r}, and is not replaced; "
                 "use the neuron from qif_plugins.adapters instead"
             )
     for host in installed:
@@ -85,7 +86,7 @@ def register(*hosts: str) -> None:
 
 
 def unregister() -> None:
-    """Take away what :func:`register` added; everything else, before it or since, stays as it is."""
+    """Remove the names that :func:`register` added, unless they were assigned anew since; change nothing else."""
     while _added:
         entry = _added.pop()
         if entry.table.get(entry.key) is entry.value:
@@ -93,7 +94,7 @@ def unregister() -> None:
 
 
 def _installed(hosts: tuple[str, ...]) -> list[str]:
-    """Return the hosts that were asked for, or else all that are installed."""
+    """Return ``hosts`` or, if it is empty, all hosts that are installed."""
     for host in hosts:
         if host not in _HOSTS:
             raise ValueError(unknown("host", host, _HOSTS))
@@ -109,7 +110,7 @@ def _installed(hosts: tuple[str, ...]) -> list[str]:
 
 
 def _absent(needs: dict[str, tuple[str, ...]]) -> Iterator[str]:
-    """Yield the names that are not there."""
+    """Yield the names in ``needs`` that are missing."""
     for place, arguments in needs.items():
         name = place.replace(":", ".")
         try:
@@ -161,7 +162,7 @@ def _spikingjelly_entries() -> Iterator[_Entry]:
     distributed = "spikingjelly.activation_based.distributed"
     if importlib.util.find_spec(distributed) is None or importlib.util.find_spec(f"{distributed}.vision") is None:
         return
-    # Its register functions have no inverse, hence the tables themselves.
+    # Its register functions have no inverse, so the tables are changed directly.
     config = f"{distributed}.vision.config"
     for table, classes in (
         ("_NEURON_REGISTRY", (ours.QIFNode, ours.ParametricQIFNode)),

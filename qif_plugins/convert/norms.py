@@ -1,8 +1,8 @@
 """Turn a batch norm into tdBN in place.
 
-A norm that has been trained keeps its weight, bias and statistics bit for bit: its weight is λ α θ already, for the
-λ that makes it so. One that has never seen a batch gets tdBN's initial weight, α θ times the one it has (1, or 0 where
-a residual branch starts silent). Loading a checkpoint before or after the swap thus gives the same network.
+A trained norm keeps its weight, bias and statistics bit for bit: its weight counts as tdBN's λ α θ with some λ. A norm
+that has never seen a batch gets tdBN's initial weight: its own (1, or 0 where a residual branch starts silent) times
+α θ. A checkpoint can therefore be loaded before or after the swap, with the same result.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from .report import Row
 
 
 class TokenTDBatchNorm1d(TDBatchNorm1d):
-    """tdBN in the place of :class:`torch.nn.BatchNorm1d`, whose three-dimensional input is ``[N, C, L]``.
+    """tdBN that reads three-dimensional input as ``[N, C, L]``, as :class:`torch.nn.BatchNorm1d` does.
 
-    :class:`~qif_plugins.neuron.norm.TDBatchNorm1d` takes three dimensions for ``[T, N, C]``.
+    :class:`~qif_plugins.neuron.norm.TDBatchNorm1d` reads it as ``[T, N, C]``.
     """
 
     _check_input_dim = nn.BatchNorm1d._check_input_dim
@@ -40,17 +40,17 @@ _OURS: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def is_tdbn(norm: nn.Module) -> bool:
-    """Whether ``norm`` is tdBN already, ours or a host's."""
+    """Return whether ``norm`` is tdBN already, this package's or a host's."""
     return isinstance(norm, _TDBatchNorm) or any("ThresholdDependent" in cls.__name__ for cls in type(norm).__mro__)
 
 
 def convert_norms(found: Survey, hosts: list[Host], undo: list[Callable[[], None]]) -> list[Row]:
-    """Make tdBN of every norm that feeds QIF neurons of one threshold.
+    """Turn every norm into tdBN that feeds QIF neurons with one and the same threshold.
 
     Args:
         found: The model's survey, after its neurons were swapped.
         hosts: Hosts that may have a tdBN of their own.
-        undo: Receives the functions that undo it.
+        undo: List to which the functions are added that undo it.
 
     Returns:
         A row for each norm.
@@ -75,7 +75,7 @@ def convert_norms(found: Survey, hosts: list[Host], undo: list[Callable[[], None
             alpha = min(site.sources for site in sites) ** -0.5
             try:
                 if threshold is None:
-                    raise ValueError(f"the neurons that it feeds, {names}, have no one threshold")
+                    raise ValueError(f"the neurons that it feeds, {names}, do not have one threshold in common")
                 fresh, undo_norm = _to_tdbn(norm, threshold, alpha, hosts)
             except ValueError as error:
                 why = str(error)
@@ -91,7 +91,7 @@ def convert_norms(found: Survey, hosts: list[Host], undo: list[Callable[[], None
 
 
 def _to_tdbn(norm: Any, threshold: float, alpha: float, hosts: list[Host]) -> tuple[bool, Callable[[], None]]:
-    """Make ``norm`` a tdBN.
+    """Turn ``norm`` into tdBN.
 
     Args:
         norm: A batch norm of torch or of a host.
@@ -103,18 +103,18 @@ def _to_tdbn(norm: Any, threshold: float, alpha: float, hosts: list[Host]) -> tu
         Whether the weight was untrained and got tdBN's initial scale, and a function that undoes everything.
 
     Raises:
-        ValueError: It cannot be one, for the reason given.
+        ValueError: It cannot become tdBN; the message says why.
     """
     cls = next(filter(None, (host.tdbn(norm) for host in hosts)), None) or _OURS.get(type(norm))
     if cls is None:
         raise ValueError(f"there is no tdBN for {type(norm).__name__}")
     if not norm.affine:
-        raise ValueError("tdBN carries its scale in the weight, and this norm has none (affine=False)")
+        raise ValueError("tdBN has its scale in the weight, and this norm has no weight (affine=False)")
     undo_class = undoing(norm)
     fresh = _is_fresh(norm)
     weight = norm.weight.detach().clone()
     object.__setattr__(norm, "__class__", cls)
-    # Our attribute and the hosts' for the same number.
+    # This package's attribute or the hosts' for the same number.
     vars(norm).update(alpha=alpha, **{"v_threshold" if issubclass(cls, _TDBatchNorm) else "v_th": threshold})
     if fresh:
         with torch.no_grad():
@@ -130,7 +130,7 @@ def _to_tdbn(norm: Any, threshold: float, alpha: float, hosts: list[Host]) -> tu
 
 
 def _is_fresh(norm: Any) -> bool:
-    """Whether the norm is as its constructor left it; a weight without values has nothing to scale."""
+    """Return whether the norm is as its constructor left it; False for a weight on the meta device."""
     if norm.weight.is_meta:
         return False
     seen = norm.num_batches_tracked is not None and bool(norm.num_batches_tracked)

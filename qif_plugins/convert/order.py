@@ -1,7 +1,7 @@
 """Find the places of a model's neurons by the order in which modules were registered, without an example.
 
-In a plain ``nn.Sequential`` that order is the order in which modules run, and what follows from it is certain. Anywhere
-else it is a guess, which is made where modules are registered the way they would run, and refused where they are not.
+In a plain ``nn.Sequential`` modules run in that order, so the result is certain. In any other model it is a guess. If
+the modules do not look registered in the order in which they run, no guess is made.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class _Item:
     """A neuron, norm or weight layer, or a block of them with a forward of its own.
 
     Attributes:
-        name: Its name; of a block that of its last neuron or weight.
+        name: Its name; for a block that of its last neuron or weight.
         kind: Neuron, norm, weight or block.
-        first: The kind that comes first in it, norms aside.
-        last: The kind that comes last in it, norms aside.
+        first: The kind of its first part that is not a norm.
+        last: The kind of its last part that is not a norm.
         module: The module.
         chain: The ``nn.Sequential`` that runs it.
     """
@@ -46,7 +46,8 @@ def place(model: nn.Module, hosts: Sequence[Host], sites: list[Site]) -> tuple[s
     """Fill in the places of ``sites``, the model's neurons.
 
     Returns:
-        The reasons why the order does not tell the readout, and what the norms feed; empty where it does.
+        The reason why the order does not tell the readout, and the reason why it does not tell which neurons the norms
+        feed; empty strings if it does.
     """
     kinds = {id(module): (name, kind_of(module, found)) for name, module, found in walk(model, hosts)}
     parts = [module for _, module, _ in walk(model, hosts) if kinds[id(module)][1] == OTHER and _items(module, kinds)]
@@ -73,7 +74,7 @@ def place(model: nn.Module, hosts: Sequence[Host], sites: list[Site]) -> tuple[s
 
 
 def _norms(sites: list[Site], kinds: dict[int, tuple[str, str]], fed: dict[str, list[str]] | None) -> str:
-    """Note which norms feed which neuron; return the reason why that is not known, if it is not."""
+    """Store in ``sites`` which norms feed which neuron; return the reason if that is unknown, else an empty string."""
     unknown = fed is None and any(kind == NORM for _, kind in kinds.values())
     for site in sites:
         site.norms_known = not unknown
@@ -86,7 +87,7 @@ def _is_chain(module: nn.Module) -> bool:
 
 
 def _items(module: nn.Module, kinds: dict[int, tuple[str, str]]) -> list[_Item]:
-    """List the parts of ``module``, those of a plain container in the container's place."""
+    """List the parts of ``module``; a plain container is replaced by its own parts."""
     found: list[_Item] = []
     chain = module if _is_chain(module) else None
     for child in module._modules.values():
@@ -104,7 +105,7 @@ def _items(module: nn.Module, kinds: dict[int, tuple[str, str]]) -> list[_Item]:
 
 
 def _line(module: nn.Module, kinds: dict[int, tuple[str, str]]) -> list[tuple[str, str]]:
-    """List name and kind of everything in ``module``; what it has twice is listed twice."""
+    """List name and kind of every part of ``module``; a part that it has twice is listed twice."""
     line: list[tuple[str, str]] = []
     for item in _items(module, kinds):
         line += _line(item.module, kinds) if item.kind == BLOCK else [(item.name, item.kind)]
@@ -114,8 +115,8 @@ def _line(module: nn.Module, kinds: dict[int, tuple[str, str]]) -> list[tuple[st
 def _depths(model: nn.Module, kinds: dict[int, tuple[str, str]]) -> dict[str, int]:
     """Count the neurons in a row up to each neuron.
 
-    A block that has a forward of its own and several neurons may have a shortcut past them, so that what follows it is
-    no deeper than the block itself, unless it has every neuron of the model.
+    A block with several neurons and a ``forward`` of its own may have a shortcut past them. It therefore adds nothing
+    to the count of the neurons after it, unless it holds all neurons of the model.
     """
     depths: dict[str, int] = {}
 
@@ -144,10 +145,10 @@ class _AmbiguousError(Exception):
 
 
 def _readout(module: nn.Module, kinds: dict[int, tuple[str, str]]) -> str | None:
-    """Find the neuron after which nothing comes but norms, if any.
+    """Find the neuron that only norms follow, if there is one.
 
     Raises:
-        _AmbiguousError: It cannot be told.
+        _AmbiguousError: The order does not tell.
     """
     items = _items(module, kinds)
     solid = [item for item in items if item.kind != NORM]
@@ -162,7 +163,11 @@ def _readout(module: nn.Module, kinds: dict[int, tuple[str, str]]) -> str | None
 
 
 def _check(items: list[_Item], solid: list[_Item]) -> None:
-    """Refuse modules that are not registered as they would run: weight, norm if any, neuron, and so on."""
+    """Refuse modules that are not registered in the order of a network: a weight, perhaps a norm, a neuron, and so on.
+
+    Raises:
+        _AmbiguousError: They are not.
+    """
     word = "".join({NEURON: "n", WEIGHT: "w", BLOCK: "c"}[item.kind] for item in solid)
     neurons, weights = word.count("n"), word.count("w")
     if neurons > 1 and weights and word == "n" * neurons + "w" * weights:
@@ -181,7 +186,7 @@ def _check(items: list[_Item], solid: list[_Item]) -> None:
             raise _AmbiguousError(f"{_UNKNOWN}: {solid[0].name} comes before every weight")
         return
     if runs[-1][0] == "n" and len(runs[-1]) > 1:
-        return  # as many weights before as many neurons: grouped by kind, and the last of them reads out
+        return  # as many weights, then as many neurons: grouped by kind, and the last neuron reads out
     for one, other in itertools.pairwise(solid):
         together = one.chain is not None and one.chain is other.chain
         if not together and one.last == other.first != NORM:
@@ -193,19 +198,17 @@ def _check(items: list[_Item], solid: list[_Item]) -> None:
 
 
 def _check_last(items: list[_Item]) -> None:
-    """Refuse a norm and a weight, in this order, before the last neuron: it may stand between them."""
+    """Refuse a norm followed by a weight before the last neuron, because the neuron may run between these two."""
     last = max(i for i, item in enumerate(items) if item.kind == NEURON)
     before = [i for i, item in enumerate(items[:last]) if item.last == NEURON]
     segment = items[before[-1] + 1 if before else 0 : last]
     for one, other in itertools.pairwise(segment):
         if one.kind == NORM and other.first == WEIGHT:
-            raise _AmbiguousError(
-                f"{_UNKNOWN}: {items[last].name} may come after {one.name}, and {other.name} after it"
-            )
+            raise _AmbiguousError(f"{_UNKNOWN}: {items[last].name} may come between {one.name} and {other.name}")
 
 
 def _check_sizes(items: list[_Item]) -> None:
-    """Refuse an order in which what one layer gives is not what the next one takes."""
+    """Refuse an order in which the output size of one layer is not the input size of the next."""
     gives, giver = None, ""
     for item in items:
         takes = _size(item.module, "in_features", "in_channels", "num_features") if item.kind != BLOCK else None
@@ -226,7 +229,7 @@ def _size(module: Any, *names: str) -> int | None:
 
 
 def _fed_in_chain(line: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
-    """Neuron -> norms, of modules that run one after the other."""
+    """Map each neuron to the norms that feed it, for modules that run one after the other."""
     fed: dict[str, list[str]] = {}
     norms: list[str] = []
     for name, kind in line:
@@ -237,7 +240,10 @@ def _fed_in_chain(line: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
 
 
 def _fed_by_order(line: Sequence[tuple[str, str]]) -> dict[str, list[str]] | None:
-    """Neuron -> norms, where a weight parts every two neurons or a run of neurons follows as many norms; else None."""
+    """Map each neuron to the norms that feed it, or return ``None`` if the order does not tell.
+
+    It tells if there is a weight between every two neurons, or if n neurons in a row follow n norms.
+    """
     fed: dict[str, list[str]] = {}
     runs = [(is_run, list(group)) for is_run, group in itertools.groupby(line, lambda item: item[1] == NEURON)]
     before: list[tuple[str, str]] = []

@@ -1,8 +1,9 @@
 """Find how a swap changes the input gain and the firing rate of each neuron, for the report.
 
 With an example, copies of the model run on it before and after the swap, and their spikes are counted. Without one,
-both neurons run by themselves for a few steps on the same currents: those that its norm hands it (mean and deviation
-of a norm's output are its bias and weight), or else normal ones whose deviation is the threshold, as windows assume.
+the LIF and the QIF neuron each run alone for a few steps on the same normally distributed currents. If a norm feeds the
+neuron, mean and deviation of the currents are the norm's bias and weight; otherwise they are 0 and the threshold, as
+windows assume.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from .walk import Site, neurons
 
 STEPS, NEURONS = 16, 4096
 FACTOR = 2.0
-"""A firing rate that changes by more than this is told."""
+"""Factor by which a firing rate must change for the report to mention it."""
 SATURATED = 0.9
 """Spikes a step above which a layer hardly depends on its input."""
 DENSE = 0.5
-"""Spikes a step above which a layer that spiked less than half as often before is warned of."""
+"""Spikes a step above which the report warns of a layer that spiked less than half as often before."""
 SILENT = 0.01
-"""Spikes a step below which a layer is silent; changes between smaller rates are not told."""
+"""Spikes a step below which a layer is silent; the report mentions no change between smaller rates."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ class Dynamics:
         gain: Factor on the input.
         threshold: Threshold θ.
         start: Membrane before the first step.
-        charge: The membrane one step on, without input.
-        fired: The same of a membrane that spiked.
+        charge: Maps the membranes of neurons that did not spike to the next step, without input.
+        fired: Does the same for neurons that spiked.
     """
 
     gain: float
@@ -67,7 +68,7 @@ class Dynamics:
 
 
 def leaky(beta: Any, gain: Any, threshold: Any, v_reset: Any = 0.0, rest: Any = 0.0, subtracted: Any = 0.0) -> Dynamics:
-    """Describe LIF with leak β towards ``rest``; numbers of several values stand for their mean.
+    """Describe LIF with leak β towards ``rest``. A tensor of several values is replaced by its mean.
 
     Args:
         beta: Leak β.
@@ -75,7 +76,7 @@ def leaky(beta: Any, gain: Any, threshold: Any, v_reset: Any = 0.0, rest: Any = 
         threshold: Threshold θ.
         v_reset: Membrane after a spike; ``None`` subtracts.
         rest: Potential that it leaks to, and starts at.
-        subtracted: Amount that a spike takes from the leaked membrane where ``v_reset`` is ``None``.
+        subtracted: Amount that a spike takes from the membrane after the leak, if ``v_reset`` is ``None``.
     """
     beta, gain, threshold, rest, subtracted = (mean_of(value) for value in (beta, gain, threshold, rest, subtracted))
     after = None if v_reset is None else mean_of(v_reset)
@@ -90,11 +91,11 @@ def leaky(beta: Any, gain: Any, threshold: Any, v_reset: Any = 0.0, rest: Any = 
 
 
 def quadratic(params: QIFParameters, scale: Any = 1.0) -> Dynamics:
-    """Describe QIF; numbers of several values stand for their mean.
+    """Describe QIF. A tensor of several values is replaced by its mean.
 
     Args:
         params: The neuron.
-        scale: Factor on the input before it.
+        scale: Further factor on the input. Default 1.
     """
     one = params.with_numbers(**{n: mean_of(v) for n, v in params.numbers().items()})
     start: Any = one.v_reset if one.reset == "hard" else 0.0
@@ -113,12 +114,12 @@ def measured_rates(found: Survey, hosts: Sequence[Host]) -> dict[str, float]:
 
     Args:
         found: The model's survey.
-        hosts: Whose neurons it has.
+        hosts: The hosts of its neurons.
 
     Returns:
-        Spikes per neuron and step, by the neuron's name; NaN where its input has NaN or infinite values. Empty without
-        an example, or where the model does not run as it is: its neurons are set to a GPU's backend and the example is
-        not there, or the example has one sample, which a norm cannot normalize.
+        Spikes per neuron and step, by the neuron's name; NaN if its input has NaN or infinite values. Empty without an
+        example, and if the copy does not run: its neurons may be set to a GPU's backend while the example is on the
+        CPU, or the example may have one sample, which a norm cannot normalize.
     """
     if found.example is None:
         return {}
@@ -164,8 +165,8 @@ class Expected:
         gain: Factor on its input.
         rate: Spikes per neuron and step; NaN where the currents are not finite.
         source: The measurement or assumption behind the rate.
-        currents: ``[T, N]`` that it was computed from; ``None`` where it was measured.
-        assumed: Whether the currents are assumed, as nothing is known of the neuron's input. Default False.
+        currents: Currents ``[T, N]`` that it was computed from; ``None`` if it was measured.
+        assumed: Whether the currents are assumed because the neuron's input is unknown. Default False.
     """
 
     gain: float
@@ -178,13 +179,14 @@ class Expected:
 def expected(
     site: Site, norms: Mapping[str, nn.Module], measured: Mapping[str, float], before: Expected | None = None
 ) -> Expected | None:
-    """Find the firing rate of the neuron at ``site``; ``None`` where its numbers have no values yet.
+    """Find the firing rate of the neuron at ``site``; ``None`` if its parameters are on the meta device.
 
     Args:
         site: Its place.
         norms: The model's norms, by name.
         measured: The rates that were measured, by the neuron's name.
-        before: The same before the swap, whose currents stay where no norm decides on them.
+        before: The result for the LIF neuron before the swap. Its currents are used again unless a norm feeds the
+            neuron.
     """
     if any(t.is_meta for t in (*site.module.parameters(), *site.module.buffers())):
         return None
@@ -216,21 +218,21 @@ def compared(
     """Compare a neuron before and after the swap.
 
     Args:
-        before: The LIF neuron; ``None`` where its numbers have no values yet, or it is no LIF neuron.
+        before: The LIF neuron; ``None`` if its parameters are on the meta device, or if it is no LIF neuron.
         after: The neuron in its place.
-        site: Its place. Of one that reads out, which may be decoded by its membrane, silence is not told.
-        swapped: Whether it is another neuron now.
-        chosen: Whether the gain was chosen for the norm that feeds it.
-        keeping: The call that keeps LIF's gain in every neuron; empty where every neuron has it.
+        site: Its place. Silence of a readout is not mentioned, because it may be decoded by its membrane.
+        swapped: Whether it was replaced.
+        chosen: Whether the gain was chosen because of the norm that feeds it.
+        keeping: The call that keeps LIF's gain in every neuron; empty if every neuron has it.
 
     Returns:
-        The rates before and after, spikes a neuron and step, and what there is to say about gain and rates: a gain that
-        changed, a rate that changed by more than a factor of two, a layer that saturates, falls silent or was silent.
+        The rates before and after in spikes per neuron and step, and sentences for the report: a gain that changed, a
+        rate that changed by more than a factor of two, a layer that saturates, falls silent or was silent already.
     """
     if before is None or after is None:
         return None, []
     if math.isnan(before.rate) or math.isnan(after.rate):
-        return None, [f"WARNING: its input has NaN or infinite values, so that no rate is expected ({before.source})"]
+        return None, [f"WARNING: its input has NaN or infinite values, so its rate is unknown ({before.source})"]
     said = []
     own_gain_changed = abs(after.gain - before.gain) > 1e-3 * abs(before.gain)
     if own_gain_changed:
@@ -269,8 +271,8 @@ def compared(
         )
     if max(was, now) < SILENT and not (site.reads_out or after.assumed):
         said.append(
-            f"silent with LIF, too ({was:.2g} and {now:.2g} spikes a step, {after.source}): hardly a neuron spikes, "
-            "with LIF or QIF, so that little reaches the layers after it; health(model, batch) says what to do"
+            f"silent with LIF, too ({was:.2g} and {now:.2g} spikes a step, {after.source}): hardly a neuron spikes, so "
+            "little reaches the layers after it; health(model, batch) says what to do"
         )
     elif said and not swapped:
         said[0] = f"its input changed: {said[0]}"
@@ -278,7 +280,7 @@ def compared(
 
 
 def _moments(norm: Any) -> tuple[Tensor, Tensor] | None:
-    """Read mean and deviation of a norm's output, by channel; ``None`` where its parameters do not tell."""
+    """Read mean and deviation of a norm's output, by channel; ``None`` if its parameters do not determine them."""
     if isinstance(norm, nn.LocalResponseNorm):
         return None
     weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
@@ -289,20 +291,20 @@ def _moments(norm: Any) -> tuple[Tensor, Tensor] | None:
 
 
 def _known(norms: Sequence[nn.Module]) -> list[tuple[Tensor, Tensor]]:
-    """Read the moments of all these norms; none where those of one are not known."""
+    """Read the moments of all these norms; an empty list if those of one are unknown."""
     moments = [_moments(norm) for norm in norms]
     known = [both for both in moments if both is not None]
     return known if len(known) == len(moments) else []
 
 
 def deviation_after(norms: Sequence[nn.Module]) -> float | None:
-    """Return the deviation of the summed outputs of norms, over all channels; ``None`` where it is not known, or 0."""
+    """Return the deviation of the summed outputs of norms, over all channels; ``None`` if it is unknown or 0."""
     total = sum(std.double().square().mean().item() for _, std in _known(norms)) ** 0.5
     return total if 0 < total < math.inf else None
 
 
 def _normal(moments: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """Draw currents ``[T, N]`` that are the sum of normal ones of these means and deviations, independent in time."""
+    """Draw currents ``[T, N]``: sums of normal ones with these means and deviations, independent in time."""
     if len({len(std) for _, std in moments}) > 1:
         moments = [(mean.mean()[None], std.square().mean().sqrt()[None]) for mean, std in moments]
     mean = torch.stack([mean for mean, _ in moments]).sum(0)

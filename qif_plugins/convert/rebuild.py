@@ -1,7 +1,7 @@
 """Change a neuron's class in place, and back.
 
-The object stays, so that whatever refers to it still does: parents that share it, lists, optimizers and wrappers that
-hold its parameters. It keeps its training mode, hooks, parameters, buffers and children.
+The object stays the same, so that everything that refers to it still does: parents that share it, lists, optimizers and
+wrappers that hold its parameters. It keeps its training mode, hooks, parameters, buffers and children.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .hosts import Host, Neuron, Plan
 
 _HELD = frozenset({"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"})
 _GENERIC = frozenset(vars(nn.Module())) - _HELD
-"""The other attributes that every module has: training mode and hooks."""
+"""The other attributes of every module, such as training mode and hooks."""
 _RECORD = "_replaced"
 
 HARMLESS = {
@@ -26,18 +26,18 @@ HARMLESS = {
     "__static_attributes__", "__annotate__", "__annotate_func__", "__annotations_cache__", "__dict__", "__weakref__",
     "stands_for",
 }  # fmt: skip
-"""Attributes that a subclass may define without having code that a swap would lose; ``qif run`` marks its own classes
-by the last."""
+"""Attributes that a subclass may define and still be swapped, since they are no code that a swap would lose. The last
+one marks the classes of ``qif run``."""
 
 
 def extended(cls: type[Any], classes: Iterable[type[Any]]) -> type[Any] | None:
-    """Return the one of ``classes`` that ``cls`` is or extends, the nearest; ``None`` where there is none."""
-    # By identity: what `qif run` puts in a host's class's place compares equal to it.
+    """Return the nearest of ``classes`` that ``cls`` is or extends; ``None`` if there is none."""
+    # By identity: the class that `qif run` puts in the place of a host's class compares equal to it.
     return next((known for base in cls.__mro__ for known in classes if base is known), None)
 
 
 def own_code(module: nn.Module, known: type[Any]) -> list[str]:
-    """Name the methods that ``module`` has beyond the class ``known`` that it extends, its class's or its own."""
+    """Name the methods of ``module``, defined by its class or set on itself, that differ from those of ``known``."""
     mro = type(module).__mro__
     names = {name for cls in mro[: mro.index(known)] for name in vars(cls)} - HARMLESS
     patched = {name for name in vars(module) if inspect.isroutine(getattr(known, name, None))}
@@ -59,13 +59,13 @@ def classify(module: nn.Module, known: type[Any] | None, neurons: tuple[type[Any
         return Neuron(
             "other",
             f"has code of its own ({', '.join(code)}), which a swap would lose; for QIF derive its class from the QIF "
-            f"class of qif_plugins.adapters in place of {known.__name__}, or put such a neuron there by hand",
+            f"class of qif_plugins.adapters instead of {known.__name__}, or replace the neuron by hand",
         )
     return Neuron("lif")
 
 
 class Bound:
-    """Stands for a method of the module itself among its recorded attributes."""
+    """Placeholder for a method of the module itself among its recorded attributes."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -76,9 +76,9 @@ class Bound:
 
 
 class Replaced:
-    """Record of a neuron before :func:`rebuild`. It is an attribute of the new neuron, and copies and pickles with it.
+    """Record of a neuron before :func:`rebuild`; an attribute of the new neuron, copied and pickled with it.
 
-    Parameters, buffers and children stay with the module, except those that the new class has in their place.
+    The module keeps its parameters, buffers and children, except those that the new class replaces by its own.
     """
 
     def __init__(self, module: nn.Module, attributes: dict[str, Any]) -> None:
@@ -99,7 +99,7 @@ class Replaced:
         self.own_tensors: dict[str, Tensor | None] = {}
 
     def became(self, module: nn.Module, plan: Plan, extra: Collection[str]) -> None:
-        """Note the settings of the new neuron: one that differs later was set by the user.
+        """Note the settings of the new neuron. A setting that differs later was changed by the user.
 
         Args:
             module: The QIF neuron.
@@ -118,7 +118,7 @@ class Replaced:
         self.own_tensors = {name: _copied(held.get(name)) for name in plan.own if name in self.own_buffers}
 
     def changes(self, module: nn.Module) -> dict[str, Any]:
-        """Return what was set since on the QIF neuron, of the settings that the neuron of before has, too."""
+        """Return the settings that were changed since on the QIF neuron and that the original neuron has as well."""
         return {
             name: getattr(module, name)
             for name, then in self.settings.items()
@@ -128,7 +128,7 @@ class Replaced:
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         if "<locals>" not in self.cls.__qualname__:
-            # By name: under `qif run` another class stands at that name, which pickle would object to.
+            # By name: under `qif run` that name refers to another class, so pickle would refuse.
             state["cls"] = (self.cls.__module__, self.cls.__qualname__)
         return state
 
@@ -139,7 +139,7 @@ class Replaced:
 
 
 def resolve(module: str, qualname: str) -> type[Any]:
-    """Return the class of that name, even where ``qif run`` has put another in its place."""
+    """Return the class of that name, even if ``qif run`` has put another in its place."""
     found: Any = importlib.import_module(module)
     for part in qualname.split("."):
         found = getattr(found, part)
@@ -147,21 +147,21 @@ def resolve(module: str, qualname: str) -> type[Any]:
 
 
 def replaced(module: nn.Module) -> Replaced | None:
-    """Return the record of what ``module`` was before :func:`rebuild`; ``None`` if it did not go through it."""
+    """Return the record of ``module`` before :func:`rebuild`; ``None`` if it was not rebuilt."""
     return vars(module).get(_RECORD)
 
 
 def rebuild(module: nn.Module, host: Host, plan: Plan, remember: bool = True) -> Callable[[], None]:
-    """Make ``module`` the neuron that ``plan`` describes.
+    """Turn ``module`` into the neuron that ``plan`` describes. After an error the module is unchanged.
 
     Args:
         module: A neuron.
         host: Its host.
         plan: The new neuron.
-        remember: Whether it keeps a record of what it was, for :func:`restore`. Default True.
+        remember: Whether the module keeps a record of its old class and attributes, for :func:`restore`. Default True.
 
     Returns:
-        A function that undoes it. After an error it is undone already.
+        A function that undoes the change.
     """
     before, undo = dict(vars(module)), undoing(module)
     at_rest, extra = host.snapshot(module)
@@ -185,12 +185,12 @@ def rebuild(module: nn.Module, host: Host, plan: Plan, remember: bool = True) ->
 
 
 def restore(module: nn.Module, host: Host) -> None:
-    """Make ``module`` the neuron that it was before :func:`rebuild`, as it would be had it been left alone.
+    """Turn ``module`` back into the neuron that it was before :func:`rebuild`.
 
-    What was set since on the QIF neuron stays set where the other neuron has it: settings, surrogate, parameters,
-    buffers and children, the user's own attributes, hooks, training mode. The map, the window and what else only a QIF
-    neuron has go, and so does what :func:`rebuild` had to choose otherwise and nobody touched, such as the reset. The
-    membrane starts at rest.
+    Changes that were made since on the QIF neuron stay, if the original neuron has the same attribute: settings,
+    surrogate, parameters, buffers, children, the user's own attributes, hooks and training mode. Attributes that only
+    a QIF neuron has, such as the map and the window, are dropped. A setting that :func:`rebuild` chose, such as the
+    reset, returns to its old value unless it was changed since. The membrane starts at rest.
     """
     before = dict(vars(module))
     record: Replaced = before[_RECORD]
@@ -229,7 +229,7 @@ def restore(module: nn.Module, host: Host) -> None:
 
 
 def _take_over(module: nn.Module, before: dict[str, Any], plan: Plan, record: Replaced) -> None:
-    """Put the neuron's parameters, buffers and children in the places of those that the new constructor made."""
+    """Replace the parameters, buffers and children that the new constructor made by those of the neuron."""
     tensors: dict[str, Tensor | None] = {**before["_buffers"], **before["_parameters"]}
     some = next((t for t in tensors.values() if t is not None), None)
     names = [*module._parameters, *module._buffers]
@@ -274,7 +274,7 @@ def _like(value: Tensor | None, other: Tensor | None) -> Tensor | None:
 
 
 def _public(cls: type[Any], name: str) -> str:
-    """Return the name by which the attribute ``name`` is set: that of its property, if there is one."""
+    """Return the name by which users set the attribute ``name``: that of its property, if there is one."""
     return name[1:] if name.startswith("_") and isinstance(getattr(cls, name[1:], None), property) else name
 
 
@@ -292,7 +292,7 @@ def _same(now: Any, then: Any) -> bool:
         return now is then
     try:
         return type(now) is type(then) and bool(now == then)
-    except (TypeError, ValueError, RuntimeError):  # what compares element by element
+    except (TypeError, ValueError, RuntimeError):  # values that compare element by element
         return False
 
 
@@ -307,7 +307,7 @@ def _equal(now: Tensor | None, then: Tensor | None) -> bool:
 
 
 def undoing(module: nn.Module) -> Callable[[], None]:
-    """Return a function that gives ``module`` its present class and attributes again; tensors keep their values."""
+    """Return a function that gives ``module`` its present class and attributes back; tensors keep their values."""
     cls, attributes = type(module), dict(vars(module))
     held = {name: attributes[name].copy() for name in _HELD}
     wants_grad = [(p, p.requires_grad) for p in module._parameters.values() if p is not None]

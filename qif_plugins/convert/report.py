@@ -14,10 +14,10 @@ class Row:
     Attributes:
         name: Its name in the model; empty for the model itself.
         was: Its class before.
-        now: Its class now; the same where it was left alone.
+        now: Its class now; the same if it was left alone.
         why: The reason, and what else changed.
         changed: Whether it was changed.
-        rate: Spikes a neuron and step that are expected before and after; ``None`` where they are not known.
+        rate: Expected spikes per neuron and step, before and after; ``None`` if they are unknown.
         norms: Names of the normalizations that feed it.
     """
 
@@ -35,7 +35,7 @@ class SwapReport:
     """Modules that were changed, modules that were left, and the reasons. ``print`` shows it as a table.
 
     Attributes:
-        rows: The model's neurons, in order, and the norms that were asked to change.
+        rows: The model's neurons, in order, and with ``norm="tdbn"`` its norms.
     """
 
     rows: tuple[Row, ...]
@@ -61,7 +61,7 @@ class SwapReport:
         return text_table(("module", "was", "is now", "spikes/step", "why"), rows, left=5)
 
     def _reasons(self) -> list[str]:
-        """Shorten reasons that differ from an earlier one by no more than their norms and the part that names these."""
+        """Shorten a reason that repeats an earlier one but for the names of the norms."""
         first: dict[str, str] = {}
         reasons = []
         for row in self.rows:

@@ -1,8 +1,8 @@
-"""Swap the neurons of networks in a program that knows nothing of QIF, when each network is called for the first time.
+"""Swap the neurons of each network in a program that knows nothing of QIF, when the network is called first.
 
-Until then the program has the host's own neurons, so that whatever it sets on them has its effect there. At the first
-call :func:`~qif_plugins.swap` decides on the network's neurons together, as they are then. It follows the arguments of
-that call to see which neurons a normalization feeds, and which read out.
+Until then the program has the host's own neurons, so whatever it sets on them takes effect. At the first call
+:func:`~qif_plugins.swap` decides on all neurons of the network together. It follows the arguments of that call through
+the network to find which neurons a normalization feeds, and which read out.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from .walk import Site, neurons
 from .watch import Watch
 
 _DECIDED = "_qif_run_decided"
-"""Attribute of a LIF neuron that is to stay one: the number of modules of the network for which that was decided. In a
-network of another size, which it has been built into since, it is decided again. Copies and pickles carry it."""
+"""Attribute of a LIF neuron that stays LIF: the number of modules of the network for which that was decided. If it has
+become part of a network of another size since, the decision is made again. Copies and pickles keep the attribute."""
 
 _STATE = ("v", "mem", "spk")
-"""Attributes that the hosts keep of a neuron from step to step."""
+"""Attributes in which the hosts keep a neuron's state from step to step."""
 
 
 class Patch:
-    """Patches the hosts that are imported from now on, and those that are imported already.
+    """Patches, inside a ``with`` block, the hosts that are imported already or will be.
 
     Args:
-        say: Receives each line that reports what was done.
+        say: Function that receives each line of the report.
         dynamics: As in :func:`~qif_plugins.swap`.
         window: As in :func:`~qif_plugins.swap`.
         norm: As in :func:`~qif_plugins.swap`.
@@ -50,9 +50,9 @@ class Patch:
     Attributes:
         patched: Module -> names that were patched in it.
         became: Number of neurons of each host class that became QIF.
-        stayed: Number of neurons of networks that were called which stayed LIF.
-        alone: Number of those that became QIF and were called outside any network.
-        uncalled: Number of neurons that were built and are in no network that was called: LIF neurons.
+        stayed: Number of neurons that stayed LIF in networks that were called.
+        alone: Number of neurons that became QIF and were called outside any network.
+        uncalled: Number of LIF neurons that were built but are in no network that was called.
         watch: Firing rates of the neurons in the networks that were called.
     """
 
@@ -75,7 +75,7 @@ class Patch:
         self._standins = StandIns(self._built, say)
         self.patched = self._standins.patched
         self._undo = contextlib.ExitStack()
-        # By identity, and weakly: a network may compare equal to another, and goes when the program drops it.
+        # By identity, since a network may compare equal to another; weakly, so that the program can drop it.
         self._uncalled, self._stayed = WeakIdKeyDictionary(), WeakIdKeyDictionary()
         self._settled, self._running = WeakIdKeyDictionary(), WeakIdKeyDictionary()
         self._parents = WeakIdKeyDictionary()
@@ -126,7 +126,7 @@ class Patch:
             self._ask_again()
 
     def _copied(self, module: nn.Module) -> None:
-        """Register ``module`` after it was copied or unpickled, its children before it."""
+        """Register ``module`` after it was copied or unpickled; its children were registered before."""
         if self._aside():
             return
         for name, child in module._modules.items():
@@ -136,7 +136,7 @@ class Patch:
             self._built(module)
 
     def _compiled(self, module: Any) -> None:
-        """After ``module.compile()``, have its neurons decided on before it is compiled, at its first call."""
+        """After ``module.compile()``, have its neurons swapped at its first call, before it is compiled."""
         compiled = module._compiled_call_impl
 
         def first(*args: Any, **kwargs: Any) -> Any:
@@ -148,7 +148,7 @@ class Patch:
         module._compiled_call_impl = first
 
     def _aside(self) -> bool:
-        """Whether a swap is at work, and not the program."""
+        """Return whether a swap is running now, and not the program itself."""
         return self._deciding or on_trial()
 
     def _ask_again(self) -> None:
@@ -158,7 +158,7 @@ class Patch:
     # -- the first call ----------------------------------------------------------------------------
 
     def _root(self, module: nn.Module) -> nn.Module:
-        """Find the outermost module that contains ``module``, which is often called through a method of its network."""
+        """Find the outermost module that contains ``module``; often a method of the network calls a part directly."""
         passed: list[nn.Module] = []
         while not any(module is one for one in passed):
             passed.append(module)
@@ -173,13 +173,13 @@ class Patch:
         if torch.compiler.is_compiling() or self._aside() or module in self._settled:
             return
         if self._standins.kind(type(module)) and replaced(module) is None:
-            # PyTorch has chosen the forward that it is about to run: what it gives is replaced after it ran.
+            # PyTorch has already chosen the forward that it will run, so the output is replaced afterwards.
             self._running[module] = _state(module)
         else:
             self._first_call(module, Call(args, _keywords(module)))
 
     def _ran(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """After a neuron ran that was called by itself, make it QIF and do its first call again."""
+        """After a neuron that was called by itself has run, make it QIF and repeat its first call."""
         if torch.compiler.is_compiling() or module not in self._running:
             return None
         before, after = self._running.pop(module), _state(module)
@@ -199,7 +199,7 @@ class Patch:
         if any(self._standins.kind(type(parent)) or replaced(parent) is not None for parent in parents):
             return  # a neuron's surrogate, which the hosts' neurons share, or its recurrent layer
         if len(parents) > 1 and not neurons(module, self._standins.hosts()):
-            return  # it does not say which of the networks that share it runs
+            return  # several networks share it, and it is unknown which one runs
         root = self._root(module)
         if root is not module and root in self._settled:
             return
@@ -272,10 +272,10 @@ class Patch:
         readout, norm, request = self.readout, self.norm, self.request
         hosts = self._standins.hosts()
         if all(site.neuron.reason for site in sites):
-            found = Survey(sites, {})  # nothing is asked of the data's flow, so the network does not run once more
+            found = Survey(sites, {})  # there is nothing to swap, so the network need not run once more
             return found, swap_found(found, request, norm, readout, hosts)
         if len(sites) == 1 and readout == "keep":
-            # Left alone, it would leave nothing that is QIF.
+            # If it were left alone, the network would have no QIF neuron.
             readout = "swap"
             if sites[0].module is not network and sites[0].neuron.role == "lif":
                 self.say("  its one neuron is swapped although it may read out")
@@ -286,12 +286,12 @@ class Patch:
         except ValueError as error:
             found, unknown = Survey(sites, {}), str(error)
         if unknown:
-            self.say(f"  {unknown}: every neuron is swapped, one that reads out, too")
+            self.say(f"  {unknown}: every neuron is swapped, including one that reads out")
             readout = "swap"
             for site in found.sites:
                 site.reads_out = False
         if (unknown or found.norms_unknown) and request.dynamics == "auto":
-            why = found.norms_unknown or "what feeds them is not known"
+            why = found.norms_unknown or "it is not known what feeds them"
             self.say(f"  {why}: each has the leak, the input gain and the surrogate of its LIF neuron")
             norm = "keep"
             for site in found.sites:
@@ -302,7 +302,7 @@ class Patch:
         """Find the places of the neurons by the data flow of ``call``, if it shows them, else by registration order."""
         follow = network if called is network or _has_all(called, network, hosts) else None
         if follow is None:
-            self.say("  a part of it is called by itself, which does not show what the network does with it")
+            self.say("  only a part of it is called, which does not show the data flow of the whole network")
             return survey(network, hosts)
         try:
             return survey(called, hosts, call)
@@ -316,14 +316,14 @@ def _holds(parent: nn.Module, child: nn.Module) -> bool:
 
 
 def _has_all(part: nn.Module, network: nn.Module, hosts: Sequence[Host]) -> bool:
-    """Whether whatever has weights in ``network``, and every neuron, is in ``part``."""
+    """Return whether ``part`` contains every neuron of ``network`` and every module that has weights."""
     inside = {id(module) for module in part.modules()} | {id(site.module) for site in neurons(part, hosts)}
     weights = (module for module in network.modules() if next(module.parameters(recurse=False), None) is not None)
     return all(id(module) in inside for module in (*weights, *(site.module for site in neurons(network, hosts))))
 
 
 def _state(neuron: nn.Module) -> dict[str, Any]:
-    """Return a neuron's state: what the program has set, and what is left of earlier steps."""
+    """Return a neuron's state, which the program may have set or earlier steps have left."""
     return {name: getattr(neuron, name) for name in _STATE if hasattr(neuron, name)}
 
 
@@ -333,7 +333,7 @@ def _set_state(neuron: nn.Module, state: Mapping[str, Any]) -> None:
 
 
 def _keywords(module: nn.Module) -> dict[str, Any]:
-    """Find the keyword arguments of the present call of ``module``, which PyTorch does not pass to global hooks."""
+    """Find the keyword arguments of the current call of ``module``, which PyTorch does not pass to global hooks."""
     frame = sys._getframe(1)
     for _ in range(6):
         if frame.f_back is None:
@@ -346,7 +346,7 @@ def _keywords(module: nn.Module) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _uncompiled(network: nn.Module) -> Iterator[None]:
-    """Inside, do not compile the parts of ``network`` that are to be compiled at their first call."""
+    """Run the parts of ``network`` uncompiled inside, even those that would be compiled at their first call."""
     waiting: list[Any] = [m for m in network.modules() if hasattr(m._compiled_call_impl, "compiles")]
     calls = [module._compiled_call_impl for module in waiting]
     for module in waiting:

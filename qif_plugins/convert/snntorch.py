@@ -1,4 +1,4 @@
-"""snnTorch's part of :func:`qif_plugins.swap`: which neuron becomes which, and with what arguments."""
+"""snnTorch's part of :func:`qif_plugins.swap`: the QIF class and the arguments for each of its neurons."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from .rebuild import classify, extended, own_code
 
 
 class LapicqueQIF(QIF):
-    """QIF in the place of ``snn.Lapicque``, whose leak is 1 - Δt/RC and whose input is scaled by Δt/C."""
+    """QIF neuron that replaces ``snn.Lapicque``, whose leak is 1 - Δt/RC and whose input is scaled by Δt/C."""
 
     time_step: Tensor
     R: Tensor
     C: Tensor
 
     def forward(self, input_: Tensor, mem: Tensor | None = None) -> Any:
-        """Run one time step, as :meth:`QIF.forward`."""
+        """Run one time step, as :meth:`QIF.forward` does."""
         return super().forward(input_ * (self.time_step / self.C), mem)
 
     def forward_sequence(self, x_seq: Tensor, mem: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Run all time steps, as :meth:`QIF.forward_sequence`."""
+        """Run all time steps, as :meth:`QIF.forward_sequence` does."""
         return super().forward_sequence(x_seq * (self.time_step / self.C), mem)
 
     def _used(self, name: str, tensor: Tensor) -> Tensor:
-        # The state_dict's beta is exp(-Δt/RC), which Lapicque does not leak with.
+        # The state_dict's beta is exp(-Δt/RC), but Lapicque leaks with 1 - Δt/RC.
         return super()._used(name, leak_of_lapicque(self).to(tensor) if name == "beta" else tensor)
 
     def init_lapicque(self) -> Tensor:
@@ -49,12 +49,12 @@ class LapicqueQIF(QIF):
 
 
 class RecurrentQIF(QIF, snn.RLeaky):
-    """QIF in the place of ``snn.RLeaky``, with its recurrent layer, which feeds the last spikes back::
+    """QIF neuron that replaces ``snn.RLeaky`` and keeps its recurrent layer V, which feeds the last spikes back::
 
         mem[t] = f(v[t-1]) + g (x[t] + V(spk[t-1]))
 
-    with the input gain g, 1 unless :func:`qif_plugins.swap` chooses or is given another.
-    It has no constructor of its own: :func:`qif_plugins.swap` makes it of a QIF and an RLeaky.
+    The input gain g is 1 unless :func:`qif_plugins.swap` chooses another or is given one. Only
+    :func:`qif_plugins.swap` makes such a neuron; it has no constructor of its own.
     """
 
     recurrent: nn.Module
@@ -66,10 +66,10 @@ class RecurrentQIF(QIF, snn.RLeaky):
         Args:
             input_: Input current.
             spk: Spikes of the step before; ``None`` (default) takes the neuron's own.
-            mem: As in :meth:`QIF.forward`.
+            mem: Membrane, as in :meth:`QIF.forward`.
 
         Returns:
-            As :meth:`QIF.forward`.
+            The same as :meth:`QIF.forward`.
         """
         if self.init_hidden and spk is not None:
             raise TypeError("spk cannot be passed to a neuron with init_hidden=True, which keeps its own")
@@ -81,7 +81,7 @@ class RecurrentQIF(QIF, snn.RLeaky):
         return out
 
     def forward_sequence(self, x_seq: Tensor, mem: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Run all time steps, one after the other, as each needs the spikes of the one before."""
+        """Run all time steps, one after the other, because each needs the spikes of the step before."""
         if x_seq.dim() == 0 or len(x_seq) == 0:
             raise ValueError(f"x_seq needs at least one time step in dimension 0, got shape {list(x_seq.shape)}")
         if mem is not None:
@@ -127,7 +127,7 @@ _PROBES: dict[type[Any], dict[str, Any]] = {
 
 
 class HostGradient:
-    """A closure of ``snntorch.surrogate``, pickled by the name of the function that makes it and its argument."""
+    """A function made by ``snntorch.surrogate``, which pickles as the name of its factory and the argument."""
 
     def __init__(self, function: Any, argument: dict[str, Any]) -> None:
         self.function, self.argument = function, argument
@@ -139,7 +139,7 @@ class HostGradient:
         return self
 
     def resolve(self, module: nn.Module) -> Any:
-        """Return the closure itself."""
+        """Return the function itself."""
         return self.function
 
 
@@ -148,7 +148,7 @@ def _make_gradient(factory: str, argument: dict[str, Any]) -> HostGradient:
 
 
 class _SnnTorch:
-    """See :class:`qif_plugins.convert.hosts.Host`."""
+    """Implements :class:`qif_plugins.convert.hosts.Host` for snnTorch."""
 
     def neuron(self, module: nn.Module) -> Neuron | None:
         if isinstance(module, QIF):
@@ -170,7 +170,7 @@ class _SnnTorch:
         idle = learns_leak and dynamics not in MATCHED
         if learns_leak:
             learned = "its leak beta goes on being learned" + ("" if module.beta.requires_grad else " (frozen)")
-            notes.append("beta is kept and not used" if idle else learned)
+            notes.append("beta is kept but not used" if idle else learned)
         gain = request.gain(normalized and known is not snn.Lapicque, GAIN_ARGUMENTS)
         arguments |= {} if gain is None else {"input_gain": gain}
         arguments |= request.parameters
@@ -209,7 +209,7 @@ class _SnnTorch:
 
     def construct(self, module: nn.Module, plan: Plan) -> None:
         entered = module in snn.SpikingNeuron.instances
-        # QIF's constructor calls the host's next in line, which must be Leaky's.
+        # QIF's constructor calls that of the next class in the MRO, which must be Leaky's.
         first: Any = QIF if issubclass(plan.cls, QIF) else plan.cls
         object.__setattr__(module, "__class__", first)
         first.__init__(module, **plan.arguments)
@@ -223,7 +223,7 @@ class _SnnTorch:
         for name, value in changes.items():
             setattr(module, name, value)
         if "reset_mechanism" in changes:
-            # The host's setter leaves the function that its constructor chose by it.
+            # The host's setter does not update the function that its constructor chose by the mechanism.
             ending = {"subtract": "sub", "zero": "zero", "none": "int"}[module.reset_mechanism]
             module.state_function = getattr(module, f"_base_{ending}")
 
@@ -269,7 +269,7 @@ def leak_of_lapicque(module: Any) -> Tensor:
 
 
 def _carried(module: Any, request: Request, normalized: bool, notes: list[str]) -> dict[str, Any]:
-    """The arguments that the LIF neuron gives, dynamics aside."""
+    """Return the arguments taken over from the LIF neuron, except those for the dynamics."""
     carried = {name: getattr(module, name) for name in CARRIED if hasattr(module, name)}
     carried |= {
         f"learn_{name}": isinstance(getattr(module, name, None), nn.Parameter)
@@ -284,7 +284,7 @@ def _carried(module: Any, request: Request, normalized: bool, notes: list[str]) 
     name = getattr(module.spike_grad, "__qualname__", type(module.spike_grad).__name__).split(".")[0]
     core = recognised(module.spike_grad)
     core = core.surrogate if isinstance(core, SpikeGradient) else core
-    # Where neurons feed one another, a surrogate that passes more on makes the gradient grow from step to step.
+    # In a recurrent layer, a surrogate that passes on more makes the gradient grow from step to step.
     own, recurrent = {"spike_grad": module.spike_grad}, isinstance(module, snn.RLeaky)
     own_area = (lambda: 1.0) if recurrent else partial(area, core, carried["threshold"])
     leak = request.parameters.get("beta")
@@ -294,7 +294,7 @@ def _carried(module: Any, request: Request, normalized: bool, notes: list[str]) 
 
 
 def _reset(module: Any, dynamics: str | None, notes: list[str]) -> dict[str, Any]:
-    """The argument for the reset.
+    """Return the argument for the reset.
 
     Raises:
         ValueError: The neuron never resets.
@@ -308,17 +308,17 @@ def _reset(module: Any, dynamics: str | None, notes: list[str]) -> dict[str, Any
 
 
 def _dynamics(module: Any, dynamics: str, chosen: bool, notes: list[str]) -> dict[str, Any]:
-    """QIF's arguments for the map; ``chosen`` says that the user passed the leak."""
+    """Return QIF's arguments for the map; ``chosen`` is whether the user passed the leak."""
     if dynamics not in MATCHED:
         return {} if dynamics == "explicit" else {"dynamics": dynamics}
     beta = _leak(module)
     if isinstance(module.beta, nn.Parameter):
-        # It may have wandered out of the range that the host clamps it to, and ours, too.
+        # Learning may have moved it out of the range to which the host and this package clamp it.
         return {"dynamics": dynamics, "beta": beta.clamp(0, MAX_BETA), "learn_beta": True}
     if not chosen and isinstance(module, snn.Lapicque) and bool((beta < 0).any()):
         raise ValueError(
-            f"its leak 1 - time_step/RC is {number(beta, '.4g')}, so that its membrane changes its sign at every step; "
-            "a shorter time_step has a leak to match, and beta=... chooses one"
+            f"its leak 1 - time_step/RC is {number(beta, '.4g')}, so its membrane changes its sign at every step; "
+            "a shorter time_step gives a leak that can be matched, and beta=... chooses one"
         )
     without = beta >= 1
     if not chosen and bool(without.any()):

@@ -1,4 +1,4 @@
-"""SpikingJelly's part of :func:`qif_plugins.swap`: which node becomes which, and with what arguments."""
+"""SpikingJelly's part of :func:`qif_plugins.swap`: the QIF class and the arguments for each of its nodes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ if find_spec("spikingjelly.clock_driven") is not None:
     BASES += (clock_driven.BaseNode,)
 
 BACK: dict[type[Any], type[Any]] = {QIFNode: neuron.LIFNode, ParametricQIFNode: neuron.LIFNode}
-"""Classes that users build QIF neurons of -> the LIF class whose leak those match."""
+"""QIF classes that users build -> the LIF class in whose place they stand."""
 if find_spec("spikingjelly.clock_driven") is not None:
     BACK |= {ours.QIFNode: clock_driven.LIFNode, ours.MultiStepQIFNode: clock_driven.MultiStepLIFNode}
 
@@ -68,19 +68,19 @@ GAIN_ARGUMENTS = frozenset({"tau", "decay_input", "input_gain"})
 
 
 class TDBatchNorm1d(layer.ThresholdDependentBatchNorm1d):
-    """The host's tdBN, with the check of dimensions that 0.0.0.0.14's lacks and cannot run without."""
+    """The host's tdBN, with the check of dimensions that it needs and that is missing in 0.0.0.0.14."""
 
     _check_input_dim = nn.BatchNorm1d._check_input_dim
 
 
 class TDBatchNorm2d(layer.ThresholdDependentBatchNorm2d):
-    """As :class:`TDBatchNorm1d`."""
+    """The same as :class:`TDBatchNorm1d`, in two dimensions."""
 
     _check_input_dim = nn.BatchNorm2d._check_input_dim
 
 
 class TDBatchNorm3d(layer.ThresholdDependentBatchNorm3d):
-    """As :class:`TDBatchNorm1d`."""
+    """The same as :class:`TDBatchNorm1d`, in three dimensions."""
 
     _check_input_dim = nn.BatchNorm3d._check_input_dim
 
@@ -90,11 +90,11 @@ TDBN: dict[type[Any], type[Any]] = {
     layer.BatchNorm2d: TDBatchNorm2d,
     layer.BatchNorm3d: TDBatchNorm3d,
 }
-"""The host's batch norms -> tdBN in their place."""
+"""The host's batch norms -> the tdBN that takes their place."""
 
 
 class _SpikingJelly:
-    """See :class:`qif_plugins.convert.hosts.Host`."""
+    """Implements :class:`qif_plugins.convert.hosts.Host` for SpikingJelly."""
 
     def neuron(self, module: nn.Module) -> Neuron | None:
         if isinstance(module, QIFLayer) and isinstance(module, BASES):
@@ -118,12 +118,12 @@ class _SpikingJelly:
         arguments = _carried(module, request, dynamics, normalized, notes) | _dynamics(module, dynamics, notes)
         gain = request.gain(normalized, GAIN_ARGUMENTS)
         if learns_leak and gain == 1 and _leak(module)["tau"] <= DEFAULT_TAU + 1e-6:
-            gain = None  # LIF's, which follows the learned leak; docs/mathematics.md, "Defaults", has the measurement
+            gain = None  # LIF's, which follows the learned leak; measured in docs/mathematics.md, "Defaults"
         if gain is not None:
             arguments |= {"decay_input": False} | ({"input_gain": gain} if gain != 1 else {})
         if learns_leak:
             learned = "its leak w goes on being learned" + ("" if module.w.requires_grad else " (frozen)")
-            notes.append(learned if dynamics in MATCHED else "w is kept and not used")
+            notes.append(learned if dynamics in MATCHED else "w is kept but not used")
         check_arguments(cls, request.parameters, _arguments(cls) - {"window", "dynamics"})
         given = dict(request.parameters)
         if issubclass(cls, LearnedLeak):
@@ -146,7 +146,7 @@ class _SpikingJelly:
         tau, learned, notes = DEFAULT_TAU if module.tau is None else module.tau, frozenset[str](), []
         if isinstance(module, LearnedMap):
             tau, learned = _tau_by_now(module), frozenset({name for name in module._parameters if "raw_" in name})
-            notes.append(f"tau={tau:.4g} as learned so far; {', '.join(sorted(learned))} are kept and not used")
+            notes.append(f"tau={tau:.4g} as learned so far; {', '.join(sorted(learned))} are kept but not used")
         values = {name: getattr(module, name) for name in CARRIED if hasattr(module, name)}
         values |= {"tau": tau, "decay_input": module._arguments.decays_input}
         gain, lif = mean_of(module.params.input_gain), mean_of(1 / tau) if values["decay_input"] else 1.0
@@ -160,7 +160,7 @@ class _SpikingJelly:
             values["backend"] = "cupy"
         attributes = {name: vars(module)[name] for name in KEPT if name in vars(module)}
         for name in ("tau", "v_threshold", "v_reset"):
-            if isinstance(values[name], Tensor):  # which the host's constructor does not take
+            if isinstance(values[name], Tensor):  # the host's constructor takes no tensors
                 value = values.pop(name)
                 attributes |= {name: value} if name not in module._parameters | module._buffers else {}
         names = inspect.signature(BACK[base]).parameters
@@ -197,7 +197,7 @@ class _SpikingJelly:
         if isinstance(module, LearnedLeak):
             module._window_changed()
         for name in (*module._parameters, *module._buffers):
-            vars(module).pop(name, None)  # a threshold that is learned, in place of the constructor's
+            vars(module).pop(name, None)  # a learned threshold takes the place of the constructor's
 
     def unlisted(self) -> nullcontext[None]:
         return nullcontext()
@@ -234,27 +234,27 @@ HOST = _SpikingJelly()
 
 
 def _ours(cls: type[Any]) -> type[Any]:
-    """The class of this package that ``cls`` is or extends."""
+    """Return the class of this package that ``cls`` is or extends."""
     return next(base for base in cls.__mro__ if base.__module__.startswith("qif_plugins."))
 
 
 def _tau_by_now(module: Any) -> float:
-    """LIF's time constant for the slope that a learned map has at its resting point.
+    """Return the time constant of the LIF neuron whose leak is the slope of a learned map at its resting point.
 
     Raises:
-        ValueError: It is no leak, or not one number.
+        ValueError: The slope is not between 0 and 1, or not one number.
     """
     params = module.qif_parameters
     beta = torch.as_tensor(params.map_derivative(params.fixed_points()[0]), dtype=torch.float64).detach()
     if bool((beta.max() - beta.min()) > 1e-6):
-        raise ValueError("its leak differs from channel to channel by now, and LIFNode has one tau")
+        raise ValueError("its learned leak differs from channel to channel, and LIFNode has one tau")
     if not 0 < beta.mean() < 1:
-        raise ValueError(f"the slope of its map at rest is {beta.mean().item():.4g} by now, which is no leak")
+        raise ValueError(f"the learned slope of its map at rest is {beta.mean().item():.4g}, and a leak is in (0, 1)")
     return 1 / (1 - beta.mean().item())
 
 
 def _carried(module: Any, request: Request, dynamics: str, normalized: bool, notes: list[str]) -> dict[str, Any]:
-    """The arguments that the LIF neuron gives, dynamics aside."""
+    """Return the arguments taken over from the LIF neuron, except those for the dynamics."""
     carried = {name: getattr(module, name) for name in CARRIED if hasattr(module, name)}
     if not isinstance(module.v_threshold, int | float):
         raise ValueError("its threshold is a tensor; pass v_threshold=<number>")
@@ -263,7 +263,7 @@ def _carried(module: Any, request: Request, dynamics: str, normalized: bool, not
         carried["v_reset"] = 0.0
         notes.append("reset to 0 instead of subtracting the threshold, after which the parabola may run away")
     if getattr(module, "backend", None) == "cupy":
-        carried["backend"] = "cupy"  # "torch", the default there, is what "auto" does faster with the same bits
+        carried["backend"] = "cupy"  # in place of "torch", the host's default, "auto" is faster with the same bits
     if "surrogate_function" in request.parameters:
         return carried
     own, name, said = module.surrogate_function, type(module.surrogate_function).__name__, list[str]()
@@ -290,7 +290,7 @@ def _dynamics(module: Any, dynamics: str, notes: list[str]) -> dict[str, Any]:
 
 
 def _leak(module: Any) -> dict[str, Any]:
-    """LIFNode's arguments for the leak that a neuron has now; empty for one that has none."""
+    """Return LIFNode's arguments for the leak that a neuron has now; empty for a neuron without leak."""
     leak = {name: getattr(module, name) for name in ("tau", "decay_input") if hasattr(module, name)}
     if hasattr(module, "w"):
         learned = module.w.detach().float().sigmoid().clamp(MIN_LEAK, 1 - MIN_LEAK)
@@ -299,7 +299,7 @@ def _leak(module: Any) -> dict[str, Any]:
 
 
 def _arguments(cls: type[Any]) -> frozenset[str]:
-    """Names of the constructor's arguments, those of the base that it hands others to included."""
+    """Return the names of the constructor's arguments, and of those that it passes on to its base class."""
     parameters = inspect.signature(cls).parameters.values()
     names = frozenset(p.name for p in parameters if p.kind is not p.VAR_KEYWORD)
     takes_more = any(p.kind is p.VAR_KEYWORD for p in parameters)

@@ -1,6 +1,7 @@
-"""Put classes in the place of the hosts' LIF classes, in a program that knows nothing of QIF.
+"""Replace the hosts' LIF classes by stand-ins, in a program that knows nothing of QIF.
 
-Such a class builds the host's own LIF neuron, and counts the QIF neuron that takes its place later as its instance.
+A stand-in builds the host's own LIF neuron. When a QIF neuron takes that neuron's place later, the stand-in still
+counts it as its instance.
 """
 
 from __future__ import annotations
@@ -28,16 +29,16 @@ NAMES = {
 """Module -> the classes in it that are patched."""
 
 _PACKAGES = {name.removesuffix(".neuron"): name for name in NAMES}
-"""Package -> the module in it to patch, as soon as the package is there and before any other of its modules is:
-these import one another, and the adapter needs them whole."""
+"""Package -> the module in it to patch. It is patched right after the package was imported and before any other of its
+modules, because these import one another, and the adapter needs all of them complete."""
 
 
 class StandIns:
-    """Patches the hosts that are imported from now on, and those that are imported already, inside a ``with`` block.
+    """Patches, inside a ``with`` block, the hosts that are imported already or will be.
 
     Args:
-        built: Receives each neuron that one of the classes has built.
-        say: Receives a line for each module that was patched.
+        built: Function that receives each neuron that a stand-in has built.
+        say: Function that receives a line for each module that was patched.
 
     Attributes:
         patched: Module -> names that were patched in it.
@@ -63,11 +64,11 @@ class StandIns:
             step()
 
     def kind(self, cls: type[Any]) -> str:
-        """Return the name of the host's LIF class that ``cls`` is or extends; empty for one that does neither."""
+        """Return the name of the host's LIF class that ``cls`` is or extends; empty if there is none."""
         return next((base.__name__ for base in cls.__mro__ if base in self._classes), "")
 
     def unmask(self, module: nn.Module) -> None:
-        """Give a neuron that was copied or unpickled as one of these classes the host's own class."""
+        """Give a neuron that was copied or unpickled as a stand-in the host's own class."""
         cls = type(module)
         if self._classes.get(vars(cls).get("stands_for", cls)) is cls:
             object.__setattr__(module, "__class__", vars(cls)["stands_for"])
@@ -78,7 +79,7 @@ class StandIns:
         return [importlib.import_module(HOSTS[name]).HOST for name in sorted(names)]
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        """Answer the import system: another finder provides a package to patch, which is patched once it has run."""
+        """Find a package to patch by the other finders, and have it patched once it has been imported."""
         module_name = _PACKAGES.get(name)
         if module_name is None:
             return None
@@ -105,7 +106,7 @@ class StandIns:
             self._waiting.pop(0)
 
     def _patch_one(self, module_name: str) -> None:
-        importlib.import_module(HOSTS[module_name.split(".")[0]])  # while the names still are the host's own
+        importlib.import_module(HOSTS[module_name.split(".")[0]])  # must import the host's own classes
         module = importlib.import_module(module_name)
         for name in NAMES[module_name]:
             original = getattr(module, name)
@@ -122,7 +123,7 @@ class StandIns:
         copyreg.dispatch_table.pop(original, None)
 
     def _stand_in(self, original: type[Any]) -> type[Any]:
-        """Make a class that builds ``original`` and counts the QIF neurons that become of its instances as its own."""
+        """Make a class that builds ``original``, and that counts QIF neurons in the place of those as its instances."""
 
         class Meta(type(original)):  # type: ignore[misc]
             def __instancecheck__(cls, instance: Any) -> bool:
@@ -169,7 +170,7 @@ class StandIns:
 
 
 def _reduce(module: nn.Module) -> Any:
-    """Pickle a LIF neuron by the name of its class, in whose place another stands now."""
+    """Pickle a LIF neuron by the name of its class, which now refers to a stand-in."""
     reduced: Any = module.__reduce_ex__(2)
     _, _, *rest = reduced
     return _new, (type(module).__module__, type(module).__qualname__), *rest

@@ -1,4 +1,4 @@
-"""Run a copy of a model on an example, to see what its neurons do, and leave no other trace."""
+"""Run a copy of a model on an example, and observe its neurons without any other effect."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ class Call:
     """The arguments of one call of a model.
 
     Attributes:
-        args: The positional ones.
-        kwargs: Those by name.
-        drive: Takes the model and the positional arguments, and runs it in its own way; ``None`` (default) calls it.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        drive: Function that takes the model and the positional arguments, and runs the model. ``None`` (default) calls
+            the model.
     """
 
     args: tuple[Any, ...] = ()
@@ -37,9 +38,10 @@ class Call:
 
     @staticmethod
     def of(example: Any, model: nn.Module) -> Call:
-        """Make a call of what a user gives as ``example_input``: a tuple of arguments, a dict by name, or one argument.
+        """Make a call from ``example_input``: a tuple of arguments, a dict of arguments by name, or one argument.
 
-        A dict is taken apart only where the model takes arguments by all of its keys. A Call stays as it is.
+        A dict counts as arguments by name only if all of its keys are names of the model's arguments. A Call is
+        returned as it is.
         """
         if isinstance(example, Call):
             return example
@@ -52,7 +54,7 @@ class Call:
         return Call((example,))
 
     def copied(self) -> Call:
-        """Copy the arguments, which a model may write into.
+        """Copy the arguments, since a model may write into them.
 
         Raises:
             ValueError: An argument cannot be copied.
@@ -72,7 +74,7 @@ class Call:
 
 
 class _UnchangedGenerators(TorchDispatchMode):
-    """Restores the generators that operators inside were told to draw from."""
+    """Restores on exit the random generators that were passed to operators inside."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,7 +96,7 @@ _ON_TRIAL = contextvars.ContextVar("on_trial", default=False)
 
 
 def on_trial() -> bool:
-    """Whether what runs now is a copy of a model, inside :func:`trial`."""
+    """Return whether a copy of a model is running now, inside :func:`trial`."""
     return _ON_TRIAL.get()
 
 
@@ -102,7 +104,8 @@ def on_trial() -> bool:
 def trial(model: nn.Module, hosts: Sequence[Host]) -> Iterator[nn.Module]:
     """Yield a copy of the model, in eval mode and without the user's hooks.
 
-    What runs inside prints nothing, enters no host's books and leaves random number generators as they were.
+    Inside the ``with`` block nothing is printed, new neurons are not added to a host's own lists, and random number
+    generators keep their state.
 
     Raises:
         ValueError: The model cannot be copied.
@@ -112,7 +115,7 @@ def trial(model: nn.Module, hosts: Sequence[Host]) -> Iterator[nn.Module]:
         with contextlib.ExitStack() as stack:
             stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
             stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
-            # A warning that is given once is for the user's own run.
+            # Warnings that are given only once must appear in the user's own run.
             stack.enter_context(warnings.catch_warnings())
             stack.enter_context(unchanged_randomness())
             for host in hosts:
@@ -125,7 +128,7 @@ def trial(model: nn.Module, hosts: Sequence[Host]) -> Iterator[nn.Module]:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Take a model out of DistributedDataParallel, DataParallel and torch.compile."""
+    """Return the model inside DistributedDataParallel, DataParallel and torch.compile."""
     while True:
         inner = getattr(model, "_orig_mod", None)
         if inner is None and isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
@@ -138,28 +141,28 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def reset_state(model: nn.Module) -> None:
     """Reset the membranes of the neurons of either host."""
     for module in model.modules():
-        # By what they have: SpikingJelly's memories, snnTorch's reset_mem.
+        # Neurons are recognised by SpikingJelly's memories and snnTorch's reset_mem.
         clear: Any = getattr(module, "reset" if hasattr(module, "_memories") else "reset_mem", None)
         if callable(clear):
             clear()
 
 
 def _copy(model: nn.Module) -> nn.Module:
-    # States that a forward pass left behind have a graph, which deepcopy refuses; the copy gets them without.
+    # States left by a forward pass have a graph, which deepcopy refuses: the copy gets them detached.
     states = [t for m in model.modules() for t in tree_leaves(dict(vars(m))) if isinstance(t, Tensor) and not t.is_leaf]
     try:
         with _without_hooks(model):
             return copy.deepcopy(model, {id(state): state.detach().clone() for state in states})
     except Exception as error:
         raise ValueError(
-            f"the model cannot be copied to follow example_input through it: {type(error).__name__}: {error}. Leave "
-            "example_input out to go by the order of registration."
+            f"the model cannot be copied to follow example_input through it: {type(error).__name__}: {error}. Without "
+            "example_input, the order of registration decides."
         ) from error
 
 
 @contextlib.contextmanager
 def _without_hooks(model: nn.Module) -> Iterator[None]:
-    """Hide all hooks but PyTorch's own (weight norms) from a copy that is made inside: monitors are not to see it."""
+    """Hide the user's hooks from a copy that is made inside, so that monitors do not see it; keep PyTorch's own."""
     attached = [
         (vars(module), kind, vars(module)[kind])
         for module in model.modules()

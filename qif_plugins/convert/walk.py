@@ -28,19 +28,21 @@ class Site:
         host: Its host.
         neuron: Its kind.
         norms: Names of the normalizations that feed it.
-        norms_known: Whether it is known what feeds it.
-        weights: Names of the weight layers that feed it with no norm between; ``aten.`` and an operator's name for a
-            parameter that a function uses. Known by data flow only, as is ``direct``.
+        norms_known: Whether it is known which modules feed it.
+        weights: Names of the weight layers that feed it with no norm between; for a parameter that a function uses,
+            ``aten.`` and the operator's name. Found by data flow only.
         direct: Names of the neurons that feed it with no weight or norm between, and ``"input"`` for the model's input.
-        depth: Number of neurons in a row from the model's input to its output, itself included, over the way with the
-            fewest of them, such as that through shortcuts; 0 where that is not known. A way through a mask does not
-            count. A neuron that takes sequences counts once for each call in that row. One that takes one time step a
-            call counts once for each set of layers that feed it, as its calls on its own output are steps in time.
-        sources: Number of paths that its input comes over, where that is known, else 1.
-        reads_out: Whether it feeds the model's output, with no weight between, or nothing at all, so that only its
-            state can be what is read.
+            Found by data flow only.
+        depth: Number of neurons in a row from the model's input up to and including this one, on the path with the
+            fewest neurons, such as one through shortcuts; 0 if it is unknown. Paths through a mask do not count. If
+            the path goes through a neuron several times, each call counts for a neuron that takes sequences. For one
+            that takes one time step per call, each different set of layers that feed it counts, because its calls on
+            its own output are steps in time.
+        sources: Number of paths that add up to its input; 1 if it is unknown.
+        reads_out: Whether it feeds the model's output with no weight between, or feeds nothing, so that only its state
+            can be read.
         how: The way in which ``norms`` and ``reads_out`` were found.
-        guess: Whether they were guessed, since modules need not run in the order in which they were registered.
+        guess: Whether they were guessed, because modules need not run in the order in which they were registered.
     """
 
     name: str
@@ -64,7 +66,12 @@ def neurons(model: nn.Module, hosts: Sequence[Host]) -> list[Site]:
 
 
 def kind_of(module: nn.Module, found: Found | None) -> str:
-    """Tell a neuron, norm or weight layer from other modules; ``found`` is what :func:`walk` yields with it."""
+    """Return whether a module is a neuron, a norm, a weight layer or none of these.
+
+    Args:
+        module: The module.
+        found: Its host and kind as :func:`walk` yields them; ``None`` if it is no neuron.
+    """
     if found:
         return NEURON
     if isinstance(module, NORMS):
@@ -74,7 +81,7 @@ def kind_of(module: nn.Module, found: Found | None) -> str:
 
 
 def walk(model: nn.Module, hosts: Sequence[Host]) -> Iterator[tuple[str, nn.Module, Found | None]]:
-    """Yield every module once, in registration order, but nothing inside a neuron."""
+    """Yield every module once, in registration order, without the modules inside a neuron."""
     seen: set[int] = set()
 
     def visit(name: str, module: nn.Module) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""Watch the firing rates of neurons while a program runs: now and then count spikes, and read the counts at the end."""
+"""Watch the firing rates of neurons while a program runs: count spikes in some calls, and read the counts later."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from torch.utils.weak import WeakIdKeyDictionary
 from ..neuron.observe import fired
 
 STRIDE = 17
-"""One call in this many is looked at. A prime, so that a loop over time does not show one and the same step."""
+"""Number of calls of which one is counted. It is prime, so that in a loop over time not always the same step counts."""
 FIRST, LAST = 4, 32
-"""Numbers of looks that are kept of the beginning and of the end. With fewer than FIRST no rate is given: a program
-that made a few calls has not shown what its neurons do."""
+"""Numbers of counts that are kept of the beginning and of the end. With fewer than FIRST counts no rate is given, since
+a few calls do not show the behaviour of the neurons."""
 HARDLY = 0.002
-"""Spikes per neuron-step below which a layer hardly spikes: in a small network of the shape of SpikingJelly's
-convolutional tutorial that learns scikit-learn's digits under ``qif run`` they are 0.1 to 0.4."""
+"""Spikes per neuron-step below which a layer hardly spikes. For comparison: they are 0.1 to 0.4 in a small network like
+SpikingJelly's convolutional tutorial that learns scikit-learn's digits under ``qif run``."""
 NEVER = 1e-4
-"""Spikes per neuron-step below which a readout hardly spikes: one of a thousand classes may spike."""
+"""Spikes per neuron-step below which a readout hardly spikes. Lower, since only one of a thousand classes may spike."""
 INTEGRATES = 1000.0
-"""A readout with a threshold of this or more is not meant to spike."""
+"""Threshold from which on a readout is not meant to spike."""
 
 
 class Rate(NamedTuple):
@@ -34,8 +34,8 @@ class Rate(NamedTuple):
     Attributes:
         name: Its name in its network.
         reads_out: Whether it is a LIF neuron that was left alone.
-        first: In the first looks; NaN where they cannot be read any more.
-        last: In the last looks.
+        first: Rate in the first counts; NaN if they can no longer be read.
+        last: Rate in the last counts.
     """
 
     name: str
@@ -45,12 +45,12 @@ class Rate(NamedTuple):
 
     @property
     def silent(self) -> bool:
-        """Whether it hardly spiked in the end."""
+        """Whether it hardly spiked at the end."""
         return self.last < (NEVER if self.reads_out else HARDLY)
 
 
 class _Looks:
-    """Spikes, on their device, and neuron-steps of one neuron layer."""
+    """Counts of spikes (kept on their device) and of neuron-steps of one neuron layer."""
 
     def __init__(self, name: str, reads_out: bool) -> None:
         self.name, self.reads_out = name, reads_out
@@ -59,7 +59,7 @@ class _Looks:
         self.last: deque[tuple[Tensor, int]] = deque(maxlen=LAST)
 
     def add(self, spikes: Tensor) -> None:
-        # Counted where they are: reading the number back would make the program wait for its GPU.
+        # The count stays on the device: reading it would make the program wait for its GPU.
         look = torch.count_nonzero(spikes.detach()), spikes.numel()
         if len(self.first) < FIRST:
             self.first.append(look)
@@ -73,9 +73,9 @@ class _Looks:
 
 
 class Watch:
-    """Watches neurons of any host, whose modules stay as they are.
+    """Watches neurons of any host without changing their modules.
 
-    The rates of a neuron that is garbage collected are kept, of several with one name those of the last.
+    The rates of a neuron are kept after it is garbage collected; of several with one name, those of the last.
     """
 
     def __init__(self) -> None:
@@ -93,11 +93,11 @@ class Watch:
     def _ended(self, looks: _Looks) -> None:
         rate = looks.rate()
         if rate is not None:
-            self._gone.pop(looks.name, None)  # to the end of the order
+            self._gone.pop(looks.name, None)  # the new entry comes last
             self._gone[looks.name] = rate
 
     def ran(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Count the spikes of a watched neuron at every :data:`STRIDE`-th call; a forward hook for every module."""
+        """Count the spikes of a watched neuron at every :data:`STRIDE`-th call; meant as a global forward hook."""
         if torch.compiler.is_compiling():
             return
         looks = self._looks.get(module)
@@ -107,12 +107,12 @@ class Watch:
         if looks.calls % STRIDE != 1:
             return
         spikes = fired(output)
-        # A plain tensor, and none inside the capture of a CUDA graph, which would replay the count.
+        # Only a plain tensor, and not while a CUDA graph is captured, which would replay the count.
         if type(spikes) is Tensor and not (spikes.is_cuda and torch.cuda.is_current_stream_capturing()):
             looks.add(spikes)
 
     def rates(self) -> Iterator[Rate]:
-        """Yield the rates of each neuron that ran often enough, those that are gone first."""
+        """Yield the rates of each neuron that ran often enough, beginning with those that no longer exist."""
         yield from self._gone.values()
         yield from filter(None, (looks.rate() for looks in self._looks.values()))
 

@@ -1118,7 +1118,7 @@ def test_neurons_built_without_a_leak_stay_qif_with_the_reason():
     why = {row.name: row.why for row in report.left}
     assert all("there is no neuron to go back to" in reason for reason in why.values())
     assert "the paper's parameters, which match no leak" in why["1"]
-    assert "an a, u1, u2 of its own" in why["3"]
+    assert "has its own a, u1, u2" in why["3"]
     assert "the paper's parameters" in why["5"]
     assert "code of its own (leak)" in why["7"]
 
@@ -1259,8 +1259,8 @@ class TestTheReportOfTheRates:
         )  # fmt: skip
         first, normed, last = swap(net).rows
         assert normed.rate[1] > 2 * normed.rate[0]
-        assert "the rates of neurons before it change" in last.why
-        assert "the rates of neurons before it" not in first.why + normed.why
+        assert "neurons before it spike more or less than before, which changes its input" in last.why
+        assert "neurons before it spike" not in first.why + normed.why
 
     def test_tell_why_a_neuron_spikes_more_whose_own_gain_is_lifs(self):
         torch.manual_seed(0)
