@@ -6,7 +6,6 @@ import itertools
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,49 +18,6 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 """Colours that stay apart for colour-blind readers and in grey (Okabe and Ito). LIF has the first, QIF the second."""
 MARKERS = "osD^vP*"
 _REGION_COLOURS = {"rebound": "#CC79A7", "rest": "#009E73", "fire": "#E69F00", "runaway": "#D55E00"}
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One line of :func:`plot_curves`.
-
-    Attributes:
-        panel: Title of the panel it belongs to.
-        label: Its name in the legend.
-        mean: One value an epoch.
-        deviation: Half-height of its band at each epoch.
-    """
-
-    panel: str
-    label: str
-    mean: Sequence[float]
-    deviation: Sequence[float]
-
-
-def plot_curves(path: Path, curves: Iterable[Curve], title: str, y_label: str) -> None:
-    """Draw curves over epochs with their deviation bands, a panel for each host and one colour for each label."""
-    curves = list(curves)
-    panels = list(dict.fromkeys(curve.panel for curve in curves))
-    labels = list(dict.fromkeys(curve.label for curve in curves))
-    colours = colours_of(labels)
-    with figure(path, (1.2 + 4.4 * len(panels), 4.6), grid=True) as drawn:
-        all_axes = drawn.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-        for panel, axes in zip(panels, all_axes, strict=True):
-            for curve in (curve for curve in curves if curve.panel == panel):
-                style = {"color": colours[curve.label], "marker": MARKERS[labels.index(curve.label) % len(MARKERS)]}
-                epochs = range(1, len(curve.mean) + 1)
-                if len(epochs) == 1:  # where a band would have no width
-                    axes.errorbar(epochs, curve.mean, curve.deviation, capsize=3, label=curve.label, **style)
-                    continue
-                low = [mean - deviation for mean, deviation in zip(curve.mean, curve.deviation, strict=True)]
-                high = [mean + deviation for mean, deviation in zip(curve.mean, curve.deviation, strict=True)]
-                axes.fill_between(epochs, low, high, color=style["color"], alpha=0.15, linewidth=0)
-                axes.plot(epochs, curve.mean, markersize=4, label=curve.label, **style)
-            axes.set(title=panel, xlabel="epoch")
-            integer_ticks(axes.xaxis)
-        all_axes[0].set_ylabel(y_label)
-        legend_below(drawn, all_axes[-1])
-        drawn.suptitle(title)
 
 
 def plot_differences(

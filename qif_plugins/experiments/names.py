@@ -17,7 +17,7 @@ SEQUENCES = ("cifar10dvs", "nmnist", *SOUNDS)
 """Data sets whose samples have a time axis; those of the others are repeated over time."""
 DATA_SETS = (*IMAGES, "cifar100", "imagenet", "image-folder", *SEQUENCES)
 """Data sets of ``qif train``."""
-STUDIED = ("spoken-digits", "nmnist")
+STUDIED = ("spoken-digits", "nmnist", "cifar10")
 """Data sets of ``qif study`` that lie in folders of the user's."""
 ENCODERS = ("onset", "crossings", "rates")
 """Encoders of sound, see :func:`~qif_plugins.experiments.data.sound.encode`."""

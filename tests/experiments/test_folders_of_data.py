@@ -10,7 +10,7 @@ pytest.importorskip("accelerate")
 pytest.importorskip("spikingjelly")
 pytest.importorskip("torchvision")
 
-from data_files import tone, write_nmnist, write_wav
+from data_files import tone, write_images, write_nmnist, write_wav
 from PIL import Image
 from shd_files import write_shd
 
@@ -22,15 +22,6 @@ from qif_plugins.experiments.training.config import DataConfig, load_config
 from qif_plugins.experiments.training.data import load_task
 
 pytestmark = pytest.mark.host_independent
-
-
-def write_images(folder, parts, classes, size=(32, 32), number=2):
-    random = numpy.random.RandomState(0)
-    for part, label in itertools.product(parts, classes):
-        (folder / part / label).mkdir(parents=True)
-        for index in range(number):
-            pixels = random.randint(0, 256, (*size, 3), dtype=numpy.uint8)
-            Image.fromarray(pixels).save(folder / part / label / f"{index}.png")
 
 
 @pytest.fixture

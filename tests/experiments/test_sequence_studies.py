@@ -14,14 +14,14 @@ pytest.importorskip("accelerate")
 pytest.importorskip("optuna")
 pytest.importorskip("scipy")
 
-from data_files import tone, write_nmnist, write_wav
+from data_files import tone, write_images, write_nmnist, write_wav
 from qif_plugins.adapters.spikingjelly import QIFNode
 from spikingjelly.activation_based import neuron
 
 from qif_plugins.cli import main
 from qif_plugins.diagnostics.energy.costs import Costs
 from qif_plugins.diagnostics.spiking import spiking_layers
-from qif_plugins.experiments.studies import sequences, spikes
+from qif_plugins.experiments.studies import images, sequences, spikes
 from qif_plugins.experiments.studies.runner import Options, run_study
 
 pytestmark = pytest.mark.host_independent
@@ -166,13 +166,38 @@ def test_accuracy_against_spikes_from_a_folder(folders, small, tmp_path, monkeyp
     assert len(json.loads((tmp_path / "out" / "spikes.json").read_text())["trials"]) == 2 * 4 * 3
 
 
+def test_images_are_shown_at_every_step_to_as_many_arms_as_steps_are_asked_for(tmp_path, monkeypatch):
+    write_images(tmp_path / "images", ("train", "test"), [f"class{number}" for number in range(10)])
+    kind = dataclasses.replace(sequences.KINDS["cifar10"], widths=(2, 2, 3), epochs=1)
+    monkeypatch.setitem(sequences.KINDS, "cifar10", kind)
+    monkeypatch.chdir(tmp_path)
+    words = ["study", "images", "--data-folder", "cifar10=images", "--out", "out"]
+    assert main([*words, "--seeds", "1"]) == 0
+    assert "Nothing is significant from one seed." in (tmp_path / "out" / "images.md").read_text()
+    assert main([*words, "--seeds", "2"]) == 0
+    text = (tmp_path / "out" / "images.md").read_text()
+    assert "CIFAR-10, T = 4, batch norm | QIF, paper's parameters | 2 |" in text
+    assert "a folder a class" in text
+    assert (
+        "CIFAR-10 (the same image at every step): 20 samples to train and 20 to test, T = 2 and 4, convolutions" in text
+    )
+    trials = json.loads((tmp_path / "out" / "images.json").read_text())["trials"]
+    assert len(trials) == 2 * len(images.STEPS) * len(images.ARMS)
+    for trial in trials:  # pixels at every step; fewer channels than before, so the first stride is 1
+        setting, result = trial["setting"], trial["result"]
+        assert result["by_class"]
+        assert result["macs"] == setting["steps"] * 9 * 3 * 2 * 32 * 32
+
+
 def test_data_that_are_not_there_or_not_the_same_are_refused(folders, small, tmp_path, capsys):
     out = str(tmp_path / "out")
     assert main(["study", "sequences", "--out", out]) == 2
     assert "pass --data-folder spoken-digits=FOLDER nmnist=FOLDER, or one of them" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["study", "sequences", "--out", out, "--data-folder", str(tmp_path)])
-    assert "is not of the form NAME=FOLDER with one of the names spoken-digits, nmnist" in capsys.readouterr().err
+    assert (
+        "is not of the form NAME=FOLDER with one of the names spoken-digits, nmnist, cifar10" in capsys.readouterr().err
+    )
     assert main(["study", "sequences", "--out", out, "--data-folder", f"nmnist={tmp_path / 'nowhere'}"]) == 2
     assert "there is no N-MNIST in" in capsys.readouterr().err
     run_study("sequences", Options(seeds=1, folders={"nmnist": folders["nmnist"]}), tmp_path / "out", "")

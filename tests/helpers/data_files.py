@@ -1,5 +1,6 @@
-"""Small files of the formats in which users have data: WAV files of spoken digits and N-MNIST's events."""
+"""Small files of the formats in which users have data: images by class, WAV files, N-MNIST's events."""
 
+import itertools
 import wave
 
 import numpy
@@ -26,3 +27,14 @@ def write_nmnist(path, events):
     """Events ``(t, x, y, p)`` of 40 bits: x, y, polarity and 23 bits of microseconds, big-endian."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"".join(bytes([x, y]) + (p << 23 | t).to_bytes(3, "big") for t, x, y, p in events))
+
+
+def write_images(folder, parts, classes, size=(32, 32), number=2):
+    from PIL import Image
+
+    random = numpy.random.RandomState(0)
+    for part, label in itertools.product(parts, classes):
+        (folder / part / label).mkdir(parents=True)
+        for index in range(number):
+            pixels = random.randint(0, 256, (*size, 3), dtype=numpy.uint8)
+            Image.fromarray(pixels).save(folder / part / label / f"{index}.png")

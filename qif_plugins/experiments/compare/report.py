@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from ...support import files
 from ...support.text import text_table
-from ..figures import Curve, deviation, plot_curves
+from ..figures import MARKERS, colours_of, deviation, errorbars, figure, integer_ticks, legend_below
 from .training import Training
 
 GOAL = 0.9
@@ -86,14 +87,26 @@ def write_json(path: Path, header: dict[str, Any], trainings: Sequence[Training]
 
 def write_figure(path: Path, title: str, trainings: Sequence[Training]) -> None:
     """Draw the test accuracy by epoch, mean and standard deviation over seeds, with one panel for each host."""
-    curves = []
-    for group in _groups(trainings):
-        label = "LIF" if group[0].neuron == "LIF" else f"QIF, {group[0].window}"
-        epochs = list(zip(*([100 * epoch.accuracy for epoch in training.epochs] for training in group), strict=True))
-        curves.append(
-            Curve(group[0].host, label, [mean(values) for values in epochs], [deviation(values) for values in epochs])
-        )
-    plot_curves(path, curves, title, "test accuracy (%)")
+    groups = {
+        (group[0].host, "LIF" if group[0].neuron == "LIF" else f"QIF, {group[0].window}"): group
+        for group in _groups(trainings)
+    }
+    hosts, labels = (list(dict.fromkeys(key[place] for key in groups)) for place in (0, 1))
+    styles = {
+        label: {"color": colour, "marker": marker, "markersize": 4, "label": label}
+        for (label, colour), marker in zip(colours_of(labels).items(), itertools.cycle(MARKERS), strict=False)
+    }
+    with figure(path, (1.2 + 4.4 * len(hosts), 4.6), grid=True) as drawn:
+        panels = dict(zip(hosts, drawn.subplots(1, len(hosts), sharey=True, squeeze=False)[0], strict=True))
+        for (host, label), group in groups.items():
+            by_epoch = zip(*([100 * epoch.accuracy for epoch in training.epochs] for training in group), strict=True)
+            errorbars(panels[host], dict(enumerate(by_epoch, 1)), **styles[label])
+        for host, axes in panels.items():
+            axes.set(title=host, xlabel="epoch")
+            integer_ticks(axes.xaxis)
+        panels[hosts[0]].set_ylabel("test accuracy (%)")
+        legend_below(drawn, panels[hosts[-1]])
+        drawn.suptitle(title)
 
 
 def _groups(trainings: Iterable[Training]) -> list[list[Training]]:

@@ -36,9 +36,10 @@ STUDIES = {
     "budget": "LIF against QIF after the same number of trials of the same search",
     "swap": "small published LIF networks of both hosts, each against the same network after swap",
     "sequences": "LIF, parametric LIF and QIF on spoken digits and N-MNIST, from your own folders",
+    "images": "LIF and QIF in eight convolutional layers on CIFAR-10 at T = 2 and 4, from your own folder",
     "spikes": "accuracy against synaptic operations and energy, firing penalized or thresholds raised",
-    "depth": "norm of the gradient by layer in deep perceptrons, predicted and measured, for every window",
+    "depth": "norm of the gradient by layer in deep perceptrons, and accuracy against depth and number of steps",
 }
 """Studies by the name of their module, with the question of each."""
-OF_FOLDERS = ("sequences", "spikes")
+OF_FOLDERS = ("sequences", "images", "spikes")
 """Studies of data that the package neither ships nor downloads."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,7 +20,6 @@ from ...diagnostics.spiking import spiking_layers
 from ...neuron.observe import watching
 from ...support.text import mean_pm
 from ..figures import plot_differences
-from ..names import STUDIED
 from ..records import Records, Result, Setting, Trial, by_seed
 from ..training.batches import Batches
 from ..training.config import DataConfig
@@ -42,7 +42,7 @@ QUESTION = (
     "Is QIF more accurate than LIF on data whose time matters? LIF, parametric LIF and QIF neurons with surrogate "
     "gradients learn spoken digits of speakers that the test alone has, and the events of N-MNIST."
 )
-FOLDERS = STUDIED
+FOLDERS = ("spoken-digits", "nmnist")
 """Data sets that the study reads from the user's folders."""
 
 ARMS: dict[str, dict[str, Any] | None] = {
@@ -65,9 +65,11 @@ class Kind:
 
     Attributes:
         name: Name in the tables.
-        steps: T.
+        encoding: What a network gets of a sample, as ``qif train`` makes it.
+        steps: T; 0 where settings differ in it.
         widths: Neurons of each layer, or its channels where ``kernel`` is not 0.
-        kernel: Side of the convolutions' kernels, with a stride of 2; 0 for linear layers.
+        kernel: Side of the convolutions' kernels, with a stride of 2 where there are more channels than before; 0 for
+            linear layers.
         tau: Time constant of LIF, in steps: a leak of 1 - 1/tau.
         epochs: Passes over the training samples.
         seeds: Number of seeds.
@@ -75,6 +77,7 @@ class Kind:
     """
 
     name: str
+    encoding: str
     steps: int
     widths: tuple[int, ...]
     kernel: int
@@ -85,22 +88,25 @@ class Kind:
 
 
 KINDS = {
-    "spoken-digits": Kind("speech", 60, (128, 128), 0, 10.0, 8, 5, (6, 3)),
-    "nmnist": Kind("N-MNIST", 10, (8, 16, 32), 3, 2.0, 6, 3),
-    "digits": Kind("rows of digits", 8, (16,), 0, 10.0, 1, 1, (1, 1)),
+    "spoken-digits": Kind(
+        "speech", "divided by speaker, onset events in 40 mel bands", 60, (128, 128), 0, 10.0, 8, 5, (6, 3)
+    ),
+    "nmnist": Kind("N-MNIST", "frames of equal event counts", 10, (8, 16, 32), 3, 2.0, 6, 3),
+    "cifar10": Kind("CIFAR-10", "the same image at every step", 0, (8, 16, 16, 32, 32, 64, 64), 3, 2.0, 1, 3),
+    "digits": Kind("rows of digits", "a row a step", 8, (16,), 0, 10.0, 1, 1, (1, 1)),
 }
 """By name of the data; ``"digits"`` are scikit-learn's, row by row, for the tiny version."""
 TEST_BATCH = 100
 
-Condition = tuple[str, bool, str | None]
-"""Data, whether the layers feed themselves, and the norm."""
+Condition = tuple[str, int, bool, str | None]
+"""Data, T, whether the layers feed themselves, and the norm."""
 Results = dict[tuple[Condition, str], dict[int, Result]]
 """By condition and arm, then by seed."""
 
 
 @lru_cache(maxsize=2)
 def _data(name: str, folder: Path | None, steps: int) -> Samples:
-    """Load sequences ``[N, T, C, H, W]`` with their classes."""
+    """Load sequences ``[N, T, C, H, W]`` with their classes; T = 1 for images."""
     if name == "digits":
         images, by_row = data_of(name), rows(8)
         x, test_x = (by_row(part).transpose(0, 1)[:, :, None, None] for part in (images.x, images.test_x))
@@ -109,7 +115,10 @@ def _data(name: str, folder: Path | None, steps: int) -> Samples:
         DataConfig(name, folder=str(folder), steps=steps), 1000, 0, advice=(f"pass --data-folder {name}=FOLDER", "")
     )
     parts = [list(part.epoch(0)) for part in (task.train, task.test)]
-    return Samples(*(torch.cat([batch[i] for batch in part]) for part in parts for i in (0, 1)))
+    x, y, test_x, test_y = (torch.cat([batch[i] for batch in part]) for part in parts for i in (0, 1))
+    if x.dim() == 4:
+        x, test_x = x[:, None], test_x[:, None]
+    return Samples(x, y, test_x, test_y)
 
 
 # -- one network -------------------------------------------------------------------------------------------------------
@@ -151,8 +160,9 @@ def make(setting: Setting, example: Tensor) -> nn.Module:
     batch_norm = layer.BatchNorm2d if kernel else layer.BatchNorm1d
     for width in setting["widths"]:
         if kernel:
-            side = (side + 1) // 2
-            made.append(layer.Conv2d(channels, width, kernel, 2, kernel // 2, bias=not normed))
+            stride = 2 if width > channels else 1
+            side = (side + stride - 1) // stride
+            made.append(layer.Conv2d(channels, width, kernel, stride, kernel // 2, bias=not normed))
             features, channels = width * side**2, width
         else:
             made.append(layer.Linear(features, width, bias=not normed))
@@ -193,16 +203,21 @@ def run(setting: Setting, folders: Mapping[str, Path]) -> Result:
         diagnostics.energy.costs`. ``diverged`` in place of all but the accuracy, that of guessing, where a value
         stopped being finite.
     """
-    data = _data(setting["data"], folders.get(setting["data"]), setting["steps"])
+    steps = setting["steps"]
+    data = _data(setting["data"], folders.get(setting["data"]), steps if KINDS[setting["data"]].steps else 1)
     samples = [len(data.x), len(data.test_x)]
-    model = make(setting, data.x[:8].transpose(0, 1))
+
+    def sequence(x: Tensor) -> Tensor:
+        return x.transpose(0, 1).expand(steps, *[-1] * (x.dim() - 1))
+
+    model = make(setting, sequence(data.x[:8]))
     layers = spiking_layers(model)
 
     def loss(model: nn.Module, batch: Sequence[Tensor]) -> Tensor:
         x, labels = batch
         rates: list[Tensor] = []
         with watching(layers if setting["penalty"] else {}, lambda seen: rates.append(seen.spikes.mean())):
-            logits = model(x.transpose(0, 1))
+            logits = model(sequence(x))
         penalty = setting["penalty"] * torch.stack(rates).mean() if rates else 0.0
         return mean_cross_entropy(logits, labels) + penalty
 
@@ -217,7 +232,7 @@ def run(setting: Setting, folders: Mapping[str, Path]) -> Result:
         nonlocal correct
         for x, labels in zip(data.test_x.split(TEST_BATCH), data.test_y.split(TEST_BATCH), strict=True):
             functional.reset_net(model)
-            correct += int((model(x.transpose(0, 1)).mean(0).argmax(1) == labels).sum())
+            correct += int((model(sequence(x)).mean(0).argmax(1) == labels).sum())
 
     counts = count_operations(model, drive)
     energy = Energy.of(counts.macs, counts.synops, counts.neuron_steps, Costs())
@@ -332,14 +347,14 @@ def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
     ]  # fmt: skip
     cells = (
         " A recurrent layer adds the weighted spikes of its own neurons of the step before."
-        if any(recurrent for _, recurrent, _ in conditions)
+        if any(recurrent for _, _, recurrent, _ in conditions)
         else ""
     )
     method = (
         f"{described(trials)} Batch norm is over batch, time and space, before each layer of neurons.{cells} Every arm "
         "of a seed starts from the same LIF network, with `decay_input=False` and ATan as surrogate, and sees the same "
-        "batches. `PLIF` learns the leak; the QIF arms are `swap`'s with "
-        f"{'; '.join(_arguments(arm) for arm in ARMS if ARMS[arm])}; `{DEFAULT}` has the defaults, which with a norm "
+        f"batches. {'`PLIF` learns the leak; the' if 'PLIF' in others else 'The'} QIF arms are `swap`'s with "
+        f"{'; '.join(_arguments(arm) for arm in others if ARMS[arm])}; `{DEFAULT}` has the defaults, which with a norm "
         "are the map without rebound and, at a leak below 0.8, the isometric surrogate. Differences are paired by seed "
         f"with Student's intervals, each for itself; p is adjusted by Holm for all {len(differences)} comparisons. "
         f"{COUNTED}"
@@ -349,7 +364,7 @@ def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
 
 COUNTED = (
     "Spikes, operations and energy are those of the trained network on the test samples, as `qif energy` counts them: "
-    "an input that is not 0 or 1 costs multiplications (MACs), as the counts of N-MNIST's frames do."
+    "an input that is not 0 or 1 costs multiplications (MACs), as counts of events and pixels do."
 )
 
 
@@ -371,19 +386,23 @@ def described(trials: Sequence[Trial]) -> str:
         ((train, test),) = sizes
         setting, kind = of_kind[0].setting, KINDS[name]
         widths = ", ".join(map(str, setting["widths"]))
-        layers = f"convolutions of {widths} channels and stride 2" if kind.kernel else f"layers of {widths} neurons"
+        layers = (
+            f"convolutions of {widths} channels, of stride 2 where their number grows"
+            if kind.kernel
+            else f"layers of {widths} neurons"
+        )
         epochs = sorted({trial.setting["epochs"] for trial in of_kind}, reverse=True)
+        steps = sorted({trial.setting["steps"] for trial in of_kind})
         sentences.append(
-            f"{kind.name[0].upper()}{kind.name[1:]}: {train:,} samples to train and {test:,} to test, T = "
-            f"{setting['steps']}, {layers}, a leak of {1 - 1 / setting['tau']:g} and a linear readout whose "
-            f"mean over time decides, {' and (recurrent) '.join(map(str, epochs))} epochs."
+            f"{kind.name[0].upper()}{kind.name[1:]} ({kind.encoding}): {train:,} samples to train and {test:,} to "
+            f"test, T = {' and '.join(map(str, steps))}, {layers}, a leak of {1 - 1 / setting['tau']:g} and a linear "
+            f"readout whose mean over time decides, {' and (recurrent) '.join(map(str, epochs))} "
+            f"epoch{'s' if max(epochs) > 1 else ''}."
         )
     setting = trials[0].setting
     return (
-        f"{' '.join(sentences)} Spoken digits are divided by speaker and become onset events in 40 mel bands; N-MNIST "
-        "becomes frames of equal event counts; both as `qif train` has them. Adam at "
-        f"{setting['lr']:g}, which a cosine takes to 0, in batches of {setting['batch_size']}; cross-entropy of the "
-        "mean output."
+        f"{' '.join(sentences)} Adam at {setting['lr']:g}, which a cosine takes to 0, in batches of "
+        f"{setting['batch_size']}; cross-entropy of the mean output."
     )
 
 
@@ -397,12 +416,13 @@ def costs_of(found: Sequence[Result]) -> list[str]:
 
 
 def _condition(setting: Setting) -> Condition:
-    return setting["data"], setting["recurrent"], setting["norm"]
+    return setting["data"], setting["steps"], setting["recurrent"], setting["norm"]
 
 
 def _label(condition: Condition) -> str:
-    data, recurrent, norm = condition
-    return f"{KINDS[data].name}{', recurrent' if recurrent else ''}, {'batch norm' if norm else 'no norm'}"
+    data, steps, recurrent, norm = condition
+    name = KINDS[data].name if KINDS[data].steps else f"{KINDS[data].name}, T = {steps}"
+    return f"{name}{', recurrent' if recurrent else ''}, {'batch norm' if norm else 'no norm'}"
 
 
 def _values(results: Results, condition: Condition, arm: str, name: str) -> list[float]:
@@ -426,11 +446,11 @@ def _finding(
     means = []
     for norm, name in (("batch", "with batch norm"), (None, "without norm")):
         of_arms = {
-            arm: [f.interval[0] for (condition, of), f in differences.items() if (condition[2], of) == (norm, arm)]
+            arm: [f.interval[0] for (condition, of), f in differences.items() if (condition[-1], of) == (norm, arm)]
             for arm in ARMS
         }
         parts = [f"{arm} {100 * fmean(values):+.1f}" for arm, values in of_arms.items() if values]
-        cases = sum(condition[2] == norm for condition in conditions)
+        cases = sum(condition[-1] == norm for condition in conditions)
         means += [f"{name} ({cases} case{'s' if cases > 1 else ''}) {', '.join(parts)}"] if parts else []
     significant = {key: differences[key].interval[0] > 0 for key, p in p_values.items() if p < 1 - LEVEL}
     counts = [
@@ -439,7 +459,10 @@ def _finding(
         if (of_arm := [better for (_, of), better in significant.items() if of == arm])
         for above in (sum(of_arm),)
     ]
-    return (
-        f"Points of accuracy less LIF's, on average: {'; '.join(means)}. Significantly above and below LIF after "
-        f"Holm's adjustment for {len(differences)} comparisons: {'; '.join(counts) or 'no arm in any case'}."
+    by_arm = (
+        f"Significantly above and below LIF after Holm's adjustment for {len(differences)} comparisons: "
+        f"{'; '.join(counts) or 'no arm in any case'}."
     )
+    if all(map(math.isnan, p_values.values())):
+        by_arm = "Nothing is significant from one seed."
+    return f"Points of accuracy less LIF's, on average: {'; '.join(means)}. {by_arm}"

@@ -169,16 +169,13 @@ def _cells(found: tuple[Interval, tuple[float, float]] | None, cost: str) -> lis
 
 
 def _finding(found: Mapping[tuple[str, str, str, str], tuple[Interval, tuple[float, float]] | None]) -> str:
-    sentences = []
+    parts = []
     for cost, what in COSTS.items():
-        known = {key[:3]: each[0] for key, each in found.items() if key[3] == cost and each is not None}
-        parts = [
-            f"{ARMS[arm]} {100 * difference[0]:+.1f} ({ends(difference, 1)}; {KINDS[name].name}, {SWEEPS[sweep]})"
-            for (name, arm, sweep), difference in known.items()
-        ]
-        if parts:
-            sentences.append(f"Points above LIF at equal {what}: {'; '.join(parts)}.")
-    return " ".join(sentences) or "The study is under way: no two curves can be compared yet."
+        points = [100 * each[0][0] for key, each in found.items() if key[3] == cost and each is not None]
+        parts += [f"by {min(points):+.1f} to {max(points):+.1f} points at equal {what}"] if points else []
+    if not parts:
+        return "The study is under way: no two curves can be compared yet."
+    return f"QIF's accuracy differs from LIF's {' and '.join(parts)}."
 
 
 def _draw(results: Results, names: Sequence[str], path: Path) -> None:
