@@ -1,6 +1,7 @@
-"""Find what keeps QIF layers from training, and say what to do about it.
+"""Name the causes that keep QIF layers from training, with their cures.
 
-:func:`~qif_plugins.health` prints what :func:`advise` finds in a layer and :func:`advise_network` in all of them.
+:func:`~qif_plugins.health` prints the advice of :func:`advise` on each layer, and of :func:`advise_network` on all of
+them together.
 """
 
 from __future__ import annotations
@@ -27,50 +28,51 @@ if TYPE_CHECKING:
     from .health import LayerHealth
 
 ONE_STEP = "measured over one time step; pass steps=T or a callable that runs the model over all its steps"
-"""Advice on a layer whose membrane had no time to leave rest: its spikes and gradient may mislead."""
+"""Advice on a layer whose membrane had no time to leave rest, so that its spikes and gradient may mislead."""
 
 REACH = 3.0
-"""Largest distance of the threshold from the membrane's mean, in deviations, at which a window around the threshold
-has membranes in it."""
+"""Largest distance of the threshold from the membrane's mean, in deviations, for which a window around the threshold
+contains membranes."""
 DEAD = 0.9
-"""A layer is dead when this share of its neurons or more is silent."""
+"""Share of silent neurons from which on a layer is dead."""
 SATURATED = 0.5
-"""A layer is saturated when this share of its neurons or more is."""
+"""Share of saturated neurons from which on a layer is saturated."""
 LARGE = 30.0
-"""An input is too large from this many distances between rest and threshold in its deviation on. On scikit-learn's
-digits a network without norm has 93.6 % at 0.6 and 6, 91.0 at 56, 89.9 at 560; LIF 91.6 and 94.8, 92.3, 90.3."""
+"""Deviation of the input, in units of the distance from rest to threshold, from which on the input is too large. On
+scikit-learn's digits a network without norm has 93.6 % at 0.6 and 6, 91.0 at 56 and 89.9 at 560; LIF has 91.6 and 94.8,
+92.3 and 90.3."""
 STARVED = 0.02
-"""A layer is starved when less than this share of its membranes, or of its gradient, is inside the window."""
+"""Share of membranes, or of the gradient, inside the window below which a layer is starved."""
 REBOUND = 0.1
-"""A layer rebounds when this share of its membranes or more does. Under tdBN the paper's neuron has 0.03."""
+"""Share of rebounding membranes from which on ``"rebound"`` is reported. The paper's neuron has 0.03 under tdBN."""
 REBOUND_SPIKES = 0.5
-"""A layer rebounds, too, when it causes this share of its spikes. Under tdBN it causes 0.24 of the paper's neuron's."""
+"""Share of spikes caused by a rebound from which on it is reported. The paper's neuron has 0.24 under tdBN."""
 FORGETS = 0.1
-"""A map keeps nothing from step to step when its slope at rest is below this. That of the paper's map is -0.125."""
+"""Slope of a map at rest below which it has no memory. The paper's map has -0.125."""
 CONSTANT = 0.9
-"""An input is constant when its correlation with that of the step before is above this."""
+"""Correlation of the input with that of the step before above which the input is constant."""
 DEEP = 6
-"""From this many layers on a map without memory costs accuracy under any input: 83 % where LIF has 94 % at nine."""
+"""Number of layers from which on a map without memory costs accuracy under any input: with nine, 83 % (LIF 94 %)."""
 GROWTH = 20.0
-"""The surrogates' width is told of when the mean square of the gradient grows or shrinks by more than this."""
+"""Growth or decay of the mean square of the gradient, as a factor, above which ``"window's width"`` is reported."""
 ISOMETRIC = 1.15
-"""A factor a layer below this, and above its inverse, is taken for 1."""
+"""Factor per layer that still counts as 1, as does its inverse."""
 
 
 Cause = Literal["memory", "window's width", "window's scale", "input's scale", "rebound"]
 CAUSES: tuple[Cause, ...] = get_args(Cause)
 """Names of the causes that keep QIF layers from training."""
 Advice = tuple[Cause | None, str]
-"""A cause, ``None`` where it is none of these, and a sentence that has the numbers and the cure."""
+"""A cause, or ``None`` for a problem of another kind, and a sentence with the numbers and the cure."""
 
 
 @dataclass(frozen=True)
 class InputPlace:
-    """Place of a layer as far as its input is concerned.
+    """Place of a layer in the model, and the advice on its input that follows from it.
 
     Attributes:
-        cure: Advice on its scale, as an imperative that begins in lower case.
-        normed: Whether it is known that a norm feeds it.
+        cure: Advice on the scale of the input, as an imperative that begins in lower case.
+        normed: Whether it is known that a norm feeds the layer.
     """
 
     cure: str
@@ -78,18 +80,18 @@ class InputPlace:
 
 
 def advise(row: LayerHealth, layer: QIFLayer, place: InputPlace, *, one_step: bool) -> list[Advice]:
-    """Name the causes that keep a layer from training, the first to cure first, each with its cure.
+    """Name the causes that keep a layer from training, and their cures, the most urgent first.
 
     Args:
         row: The layer's measurements.
         layer: The layer.
-        place: What feeds it, from :func:`input_places`.
-        one_step: Whether it ran a single time step. Its membrane had no time to leave rest then, so that little can
-            be said of its spikes and its window.
+        place: Its place, from :func:`input_places`.
+        one_step: Whether it ran a single time step. Then its membrane had no time to leave rest, and most advice on
+            spikes and window is left out.
 
     Returns:
-        One sentence or more a cause; empty for a healthy layer. Values that are not finite are reported alone, since
-        the other measurements mean nothing then.
+        One or more sentences for each cause; empty for a healthy layer. If values are not finite, only these are
+        reported, since the other measurements mean nothing then.
     """
     not_finite: list[Advice] = [(None, sentence) for sentence in _not_finite(row, layer)]
     return not_finite or _causes(row, layer, place, one_step)
@@ -103,7 +105,7 @@ def advise_network(
     Args:
         rows: The layers' measurements.
         layers: The layers by name.
-        places: What feeds them, from :func:`input_places`.
+        places: Their places, from :func:`input_places`.
     """
     measured = [row for row in rows if math.isfinite(row.membrane_std)]
     return [*_memory(measured), *_width([row for row in measured if places[row.name].normed], layers)]
@@ -119,7 +121,7 @@ def _memory(rows: Sequence[LayerHealth]) -> list[tuple[Cause, str]]:
         repeats = sum(row.spike_repeats for row in found) / len(found)
         why = (
             f"its input hardly changes from step to step (correlation {min(row.input_repeats for row in found):.2f}), "
-            f"so that {percent(repeats)} of its neurons do in a step what they did in the step before"
+            f"so that {percent(repeats)} of its neurons repeat the step before"
         )
     else:
         why = f"nothing adds up over the time steps in any of {len(found)} layers"
@@ -127,7 +129,7 @@ def _memory(rows: Sequence[LayerHealth]) -> list[tuple[Cause, str]]:
         (
             "memory",
             f"memory: the map of {_names(found)} keeps {min(row.memory for row in found):.3g} of a membrane from step "
-            f"to step, and {why}. Match a leak: tau= or beta= in place of dynamics='paper', which swap(model) does.",
+            f"to step, and {why}. Match a leak, as swap(model) does: pass tau= or beta= instead of dynamics='paper'.",
         )
     ]
 
@@ -139,14 +141,14 @@ def _width(rows: Sequence[LayerHealth], layers: Mapping[str, QIFLayer]) -> list[
         return []
     total = math.prod(gains)
     average_gain, measured = total ** (1 / len(gains)), passing[0] / passing[-1]
-    # Shortcuts lead past the layers, so that what is expected of a chain has to show in the gradient itself.
+    # Shortcuts lead past the layers, so the product holds for a chain only: the gradient itself must show it, too.
     grows = total > GROWTH and measured > math.sqrt(GROWTH) and average_gain > ISOMETRIC
     shrinks = total < 1 / GROWTH and measured < 1 / math.sqrt(GROWTH) and average_gain < 1 / ISOMETRIC
     others = [row for row in rows if layers[row.name].derived_window != "isometric"]
     if not (grows or shrinks):
         return []
     cure = (
-        f"Take window='isometric' in {_names(others)}, whose width makes the factor 1."
+        f"Use window='isometric' in {_names(others)}, whose width makes the factor 1."
         if others
         else "Their isometric surrogates have the width for many time steps and the input that they assume: "
         "calibrate(model, batches, moments='measured') fits them to this batch."
@@ -174,12 +176,12 @@ def _not_finite(row: LayerHealth, layer: QIFLayer) -> list[str]:
         found.append(on_runaway(layer, row.membrane_mean, row.membrane_std))
     if not math.isfinite(row.gradient):
         found.append(
-            f"the gradient that arrives at its spikes is not finite ({row.gradient}): look at the loss and at what "
-            "comes after this layer, with torch.autograd.detect_anomaly()."
+            f"the gradient that arrives at its spikes is not finite ({row.gradient}): search the loss and the layers "
+            "after this one, with torch.autograd.detect_anomaly()."
         )
     if derives(layer) and not (math.isfinite(row.predicted_mean) and math.isfinite(row.predicted_std)):
         found.append(
-            "the membrane that its window assumes is not finite: with its present parameters the closure does not "
+            "the membrane that its window assumes is not finite: with its current parameters the closure does not "
             "converge for the input that the window assumes. Lower v_threshold, or a."
         )
     return found
@@ -203,8 +205,8 @@ def _causes(row: LayerHealth, layer: QIFLayer, place: InputPlace, one_step: bool
     if dead and row.input_mean < -max(row.input_std, reach):
         tell(
             "input's scale",
-            f"dead: {percent(row.silent)} of its neurons never spike; {scale}. Inhibition holds it down: raise the "
-            f"mean of its input, by the bias of what feeds it, or {scale_input}.",
+            f"dead: {percent(row.silent)} of its neurons never spike; {scale}. Inhibition keeps it silent: raise the "
+            f"mean of its input, by the bias of the layer before it, or {scale_input}.",
         )
     elif dead:
         gain = f", take a gain {reach / row.input_std:.3g} times as large" if row.input_std > 0 else ""
@@ -238,7 +240,7 @@ def _causes(row: LayerHealth, layer: QIFLayer, place: InputPlace, one_step: bool
             "smaller weights; `qif phase` shows the point.",
         )
     if one_step:
-        # A membrane that is still near rest is in no window, and lets no gradient through to the layers before.
+        # A membrane that is still near rest is outside the window, so no gradient reaches the layers before.
         return found
     starved = row.window_share < STARVED or row.gradient_share < STARVED
     if starved:
@@ -249,8 +251,8 @@ def _causes(row: LayerHealth, layer: QIFLayer, place: InputPlace, one_step: bool
             f"fall into the window. {'Its input comes first, see above.' if by_input else _widen(layer, scale_input)}",
         )
     elif math.isnan(row.gradient_share) and layer.fires_in_operator:
-        tell(None, "no gradient arrives: nothing after it passes one back, or the output does not depend on it.")
-    # No window helps where the input is the problem, or the threshold out of reach: calibrate leaves it there.
+        tell(None, "no gradient arrives: no layer after it passes one back, or the output does not depend on it.")
+    # A window cannot help if the input is the problem or the threshold is out of reach: calibrate changes nothing then.
     within_reach = abs(threshold - row.membrane_mean) <= REACH * row.membrane_std
     if derives(layer) and _misses(row) and within_reach and not (dead or starved or rebounds or large):
         tell(
@@ -262,14 +264,14 @@ def _causes(row: LayerHealth, layer: QIFLayer, place: InputPlace, one_step: bool
 
 
 def surrogate_with_tails(layer: QIFLayer) -> str:
-    """Advise a layer whose derived surrogate is a rectangle to take one with tails; empty for every other layer."""
+    """Return the advice to take a surrogate with tails if the derived one is a rectangle; else an empty string."""
     if layer.derived_window in (None, "isometric"):
         return ""
-    return f"; or give it a surrogate with tails, window='isometric', in place of the {layer.derived_window} rectangle"
+    return f"; or use a surrogate with tails, window='isometric', instead of the {layer.derived_window} rectangle"
 
 
 def _rebound_point(layer: QIFLayer) -> float:
-    """The lower root of f(v) = θ."""
+    """Return the lower root of f(v) = θ."""
     params = layer.qif_parameters
     vertex = (params.u1 + params.u2) / 2
     above = torch.as_tensor((params.v_threshold - params.map(vertex)) / params.a, dtype=torch.float64, device="cpu")
@@ -279,7 +281,7 @@ def _rebound_point(layer: QIFLayer) -> float:
 def _widen(layer: QIFLayer, scale_input: str) -> str:
     if layer.derived_window is None:
         return "Its surrogate was given: widen it, or leave it out for the isometric Gaussian."
-    if layer.derived_window in ("isometric", "unbiased"):  # centred on the threshold, as wide as the membrane asks for
+    if layer.derived_window in ("isometric", "unbiased"):  # centred on the threshold, with the membrane's own width
         return (
             f"Its membranes stay away from the threshold: bring the input to the threshold's scale: {scale_input}"
             f"{surrogate_with_tails(layer)}."
@@ -293,7 +295,7 @@ def _calibration(layer: QIFLayer) -> str:
 
 
 def _misses(row: LayerHealth) -> bool:
-    """Whether the membrane is not what the window assumes."""
+    """Return whether the membrane differs from the one that the window assumes."""
     if not row.membrane_std > 0:
         return False
     ratio = row.predicted_std / row.membrane_std
@@ -301,12 +303,12 @@ def _misses(row: LayerHealth) -> bool:
 
 
 def derives(layer: QIFLayer) -> bool:
-    """Whether the layer's window follows from the moments of its membrane."""
+    """Return whether the layer's window follows from the moments of its membrane."""
     return layer.derived_window not in (None, "heuristic")
 
 
 def on_runaway(layer: QIFLayer, mean: float, std: float) -> str:
-    """Advise on a membrane that is not finite although its input is."""
+    """Return the advice on a membrane that is not finite although its input is."""
     found = f"its membrane is not finite ({plus_minus(mean, std)}), though its input is: "
     if layer.qif_parameters.reset == "soft" and layer.qif_parameters.rebound:
         return found + (
@@ -314,17 +316,18 @@ def on_runaway(layer: QIFLayer, mean: float, std: float) -> str:
             "bounds it, or the hard reset, v_reset=0 or reset_mechanism='zero'."
         )
     return found + (
-        "the map squares a membrane far below rest, which strongly negative input makes. Normalize or clamp the input."
+        "strongly negative input takes it far below rest, and the map squares it. Normalize or clamp the input."
     )
 
 
 def input_places(
     model: nn.Module, layers: Mapping[str, QIFLayer], example: Call | None = None
 ) -> dict[str, InputPlace]:
-    """Find for each layer, by name, the norm that scales its input, and what to do about that scale.
+    """Find for each layer, by name, the norm that scales its input, and the advice on that scale.
 
-    Which norm feeds a layer follows from the order of registration, as in :func:`~qif_plugins.swap`, or else from the
-    data flow of the example. Converting norms inserts none, so that a layer without one gets other advice.
+    The norm that feeds a layer is found by the order of registration, as in :func:`~qif_plugins.swap`, or else by the
+    data flow of the example. A layer without a norm gets other advice, because ``swap(model, norm="tdbn")`` converts
+    norms but inserts none.
 
     Args:
         model: The model.
@@ -341,8 +344,8 @@ def input_places(
         site = sites.get(id(layer))
         if site is None or not site.norms_known:
             cure = (
-                "see that tdBN comes before it (swap(model, norm='tdbn') makes tdBN of a batch norm that is there, and "
-                "inserts none; qif_plugins.neuron.norm has TDBatchNorm1d to 3d)"
+                "check that tdBN comes before it (swap(model, norm='tdbn') turns a batch norm into tdBN, but inserts "
+                "none; qif_plugins.neuron.norm has TDBatchNorm1d to 3d)"
             )
         elif not site.norms:
             cure = (
@@ -350,7 +353,7 @@ def input_places(
                 "scale its weights before training (initialise(model, batch))"
             )
         elif all(isinstance(found.norms[norm], _BatchNorm) and not is_tdbn(found.norms[norm]) for norm in site.norms):
-            cure = f"make tdBN of {', '.join(site.norms)}, which feeds it (swap(model, norm='tdbn'))"
+            cure = f"turn {', '.join(site.norms)}, which feeds it, into tdBN (swap(model, norm='tdbn'))"
         else:
             cure = f"change the scale of {', '.join(site.norms)}, which feeds it (its weight and bias)"
         places[name] = InputPlace(cure, bool(site and site.norms_known and site.norms))

@@ -1,6 +1,6 @@
 """Derive windows from the input that the layers of a model receive.
 
-The analytic windows assume the input that tdBN makes, g·x ~ N(0, θ²). A layer without tdBN receives something else.
+The analytic windows assume the input that tdBN gives, g·x ~ N(0, θ²). A layer without tdBN receives a different input.
 :func:`calibrate` measures it on real batches and derives every layer's window from the measurement.
 """
 
@@ -31,26 +31,26 @@ KURTOSIS_LIMIT = 3.0
 MEAN_LIMIT = 0.25
 """Largest tolerated |predicted - measured| of the membrane's mean, in measured deviations."""
 STD_LIMIT = 1.25
-"""Largest tolerated ratio of the membrane's predicted and measured deviations, either way."""
+"""Largest tolerated ratio of the membrane's predicted and measured deviations, and of the measured to the predicted."""
 
 
 class CalibrationWarning(UserWarning):
-    """A layer's input or membrane is not what its window assumes."""
+    """Warns that a layer's input or membrane differs from the one that its window assumes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibratedLayer(MeasuredLayer):
-    """Measurements of one layer, and what became of its window; predicted is the closure's for the measured input.
+    """Measurements of one layer, and its window afterwards. The closure predicts its moments from the measured input.
 
     Attributes:
-        samples: Neuron-steps measured.
+        samples: Number of neuron-steps that were measured.
         skewness: Skewness of g·x; 0 for a normal distribution.
         kurtosis: Excess kurtosis of g·x; 0 for a normal distribution.
         predicted_rate: Spikes per neuron-step, by the closure.
-        window: The window's ends, ``(lo, hi)``; with ``per="channel"`` averaged over the channels; ``None`` where the
+        window: The window's ends, ``(lo, hi)``, with ``per="channel"`` averaged over the channels; ``None`` if the
             layer's surrogate is not derived.
         changed: Whether the window was set.
-        note: What to know about this layer, or ``""``.
+        note: A remark on this layer, or ``""``.
     """
 
     samples: int = 0
@@ -89,7 +89,7 @@ class CalibrationReport:
 
 
 class _Statistics(LayerStatistics):
-    """Statistics of one layer, for each channel too where that is asked for, and the number of runs."""
+    """Statistics of one layer, also for each channel if ``per`` says so, and the number of runs."""
 
     def __init__(self, per: str) -> None:
         super().__init__()
@@ -119,42 +119,44 @@ def calibrate(
 ) -> CalibrationReport:
     """Measure the input of every QIF layer on real batches and derive the layers' windows from it.
 
-    The model runs as it is (training or evaluation mode, without gradient), each batch from reset membranes.
-    Everything but the windows is left as found: modes, membranes, batch-norm statistics, hooks, random numbers. If
-    anything fails, or a warning is made an error, so are the windows. A layer whose surrogate was given
-    (``surrogate_function``, ``spike_grad``, a ``Window``) keeps it. So does one whose threshold is out of reach, more
-    than three deviations from the mean of the membrane: a window fitted there is narrow and far from every membrane,
-    and no gradient would pass. Calibrate once the layers spike. Under DistributedDataParallel call it in every
-    process; the measurements are pooled.
+    The model runs in its present mode (training or evaluation), without gradient, and each batch starts from reset
+    membranes. Only the windows change; modes, membranes, batch-norm statistics, hooks and random numbers are restored.
+    If there is an error, or a warning that was made an error, the windows stay as well.
 
-    The measured moments become part of the model's state_dict, see :mod:`qif_plugins.neuron.module`.
+    Two kinds of layers keep their surrogate. One is a layer whose surrogate was given (``surrogate_function``,
+    ``spike_grad``, a ``Window``). The other is a layer whose threshold is out of reach, more than three deviations from
+    the mean of the membrane: a window fitted there would be narrow and far from every membrane, and no gradient would
+    pass. So calibrate once the layers spike.
+
+    The measured moments become part of the model's state_dict, see :mod:`qif_plugins.neuron.module`. Under
+    DistributedDataParallel call it in every process; the measurements are pooled.
 
     Args:
         model: A model with QIF layers, of either host.
         batches: Batches to run the model on: tensors, or tuples or lists whose first element is the input, such as
-            those of a DataLoader; a single one; or a callable that takes the model and runs it in its own way, such
+            those of a DataLoader; a single batch; or a callable that takes the model and runs it in its own way, such
             as over time. The callable resets the state itself.
         per: ``"layer"`` (default), or ``"channel"``: one window for each entry of the first dimension after the batch.
             A channel that does not vary, or whose threshold is out of reach, gets the moments of the layer.
-        moments: ``"closure"`` (default): the membrane's moments follow from the measured input. ``"measured"``:
-            those measured at the membrane itself, for layers whose input is far from independent in time, so
-            that no closure fits. A layer that learns its parameters needs the closure, which follows them.
+        moments: ``"closure"`` (default) computes the membrane's moments from the measured input. ``"measured"`` takes
+            those measured at the membrane itself, for layers whose input is so far from independent in time that no
+            closure fits. A layer that learns its parameters always uses the closure, which follows them.
         steps: How often to call the model on each batch, without a reset in between; for models that take one time
-            step a call. Default 1.
+            step per call. Default 1.
 
     Returns:
-        What was measured and set; ``str()`` is a table.
+        The report with the measurements and the windows; ``str()`` is a table.
 
     Raises:
         ValueError: No QIF layer, no batch or only empty ones, an input that is not finite, or an unknown option.
         TypeError: ``batches`` holds something else, or the model takes more than one input.
 
     Warns:
-        CalibrationWarning: A layer's input is far from normal (skewness above 1 or excess kurtosis above 3 either
-            way), the closure misses the measured membrane (its mean by more than a quarter of a deviation, its
-            deviation by a factor of more than 1.25) or does not converge, the threshold is out of reach, a membrane is
-            not finite, or a layer was not reached. A layer that saw one time step a batch is warned of that instead of
-            its membrane, which had no time to leave rest.
+        CalibrationWarning: A layer's input is far from normal (absolute skewness above 1, or absolute excess kurtosis
+            above 3); the closure misses the measured membrane (its mean by more than a quarter of a deviation, its
+            deviation by a factor of more than 1.25) or does not converge; the threshold is out of reach; a membrane is
+            not finite; or a layer did not run. For a layer that saw one time step per batch the warning names this
+            instead of its membrane, which had no time to leave rest.
     """
     for name, value, known in (("per", per, ("layer", "channel")), ("moments", moments, ("closure", "measured"))):
         if value not in known:
@@ -192,7 +194,7 @@ def _set(
 
 def _set_layer(name: str, layer: QIFLayer, seen: _Statistics, moments: str, scale_input: str) -> CalibratedLayer:
     if not seen.input.n:
-        note = "the batches did not reach it, or a subclass computes its own steps; its window is left as it was"
+        note = "the batches did not reach it, or a subclass computes its own steps; its window is unchanged"
         return CalibratedLayer(name=name, window=_window(layer), note=note)
     found = seen.moments()
     mean, std = found["input_mean"], found["input_std"]
@@ -212,11 +214,11 @@ def _set_layer(name: str, layer: QIFLayer, seen: _Statistics, moments: str, scal
             layer.measured_moments, strays = _found(layer, seen, by_membrane)
             changed = True
             if strays:
-                notes.append(f"in {strays} channels the threshold is out of reach: they have the moments of the layer")
+                notes.append(f"in {strays} channels the threshold is out of reach: they get the moments of the layer")
         except MomentClosureError as error:
             problem = f"in a channel, {error}"
     if problem:
-        notes.append(f"{problem}; its window is left as it was")
+        notes.append(f"{problem}; its window is unchanged")
     return CalibratedLayer(
         name=name, **found, samples=seen.input.n, skewness=seen.input.skewness.item(),
         kurtosis=seen.input.kurtosis.item(), predicted_mean=predicted[0], predicted_std=predicted[1],
@@ -230,8 +232,8 @@ def _closure(
     """Solve the closure for the measured input.
 
     Returns:
-        Mean and deviation of the membrane, and the firing rate, NaN where they are not known; notes on how well the
-        closure fits; and what keeps a window from being fitted, or ``""``.
+        Mean and deviation of the membrane, and the firing rate, NaN if they are unknown; notes on how well the closure
+        fits; and the reason why no window can be fitted, or ``""``.
     """
     predicted, rate = (math.nan, math.nan), math.nan
     notes = [ONE_STEP] if one_step else []
@@ -253,11 +255,11 @@ def _closure(
 
 
 def _found(layer: QIFLayer, seen: _Statistics, by_membrane: bool) -> tuple[dict[str, Tensor], int]:
-    """Choose the moments to derive the window from; count the channels out of reach, which get those of the layer."""
+    """Choose the moments to derive the window from; count the channels out of reach, which get the layer's moments."""
     kind, pooled, channels = "input", seen.input, seen.input_channels
     if by_membrane:
         kind, pooled, channels = "membrane", seen.membrane, seen.membrane_channels
-    # Learned parameters take the closure along with them, one for all channels.
+    # With learned parameters the closure follows these, and there is one for all channels.
     if channels is None or layer.learns_window:
         return {f"{kind}_mean": pooled.mean[0], f"{kind}_std": pooled.std[0]}, 0
     still = channels.std <= 1e-6 * pooled.std
@@ -279,7 +281,7 @@ def _far_channels(layer: QIFLayer, membrane: Moments) -> Tensor:
 
 
 def _predict(layer: QIFLayer, mean: float, std: float) -> tuple[tuple[float, float], float]:
-    """Compute the closure's membrane moments and rate, pooled over neurons where the parameters differ between them."""
+    """Compute the closure's membrane moments and rate, pooled over neurons if their parameters differ."""
     params = layer.qif_parameters
     mu, sigma = membrane_moments(params, std, mean)
     rate = firing_rate(params, mu, sigma)
@@ -304,7 +306,7 @@ def _misfit(layer: QIFLayer, membrane: tuple[float, float], predicted: tuple[flo
     ratio = predicted[1] / membrane[1] if membrane[1] > 0 else math.inf
     if shift <= MEAN_LIMIT and 1 / STD_LIMIT <= ratio <= STD_LIMIT:
         return []
-    remedy = "" if layer.learns_window else ". Calibrate with moments='measured' to take the membrane's own"
+    remedy = "" if layer.learns_window else ". Calibrate with moments='measured' to use the membrane's own moments"
     return [
         f"its closure does not fit: it predicts a membrane of {plus_minus(*predicted)}; {plus_minus(*membrane)} was "
         f"measured (off by {shift:.2f} deviations and a factor of {ratio:.2f}){remedy}"
@@ -315,7 +317,7 @@ def _out_of_reach(
     layer: QIFLayer, membrane: tuple[float, float], predicted: tuple[float, float], by_membrane: bool, one_step: bool,
     scale_input: str,
 ) -> str:  # fmt: skip
-    """Explain why no window is fitted: the threshold is far from the membrane, measured or as the window assumes it."""
+    """Return why no window is fitted if the threshold is far from the measured or the assumed membrane; else ``""``."""
     threshold = average(layer.qif_parameters.v_threshold)
     judged = [membrane] if by_membrane else [predicted] if one_step else [membrane, predicted]
     distances = [(threshold - mean) / std if std > 0 else math.inf for mean, std in judged]
@@ -350,7 +352,7 @@ def _pool(statistics: list[_Statistics]) -> None:
     everyone: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(everyone, mine)
     for index, seen in enumerate(statistics):
-        # All of it, so that every process decides alike.
+        # Everything is merged, so that all processes decide alike.
         counts = [other[index][1] for other in everyone]
         seen.spikes, seen.steps, seen.runs = (sum(column) for column in zip(*counts, strict=True))
         for position, stream in enumerate(seen.streams()):

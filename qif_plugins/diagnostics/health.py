@@ -1,4 +1,4 @@
-"""Check the QIF layers of a model on one batch: input, membranes, spikes, gradients, what is wrong and its cure."""
+"""Check the QIF layers of a model on one batch: measure input, membranes, spikes and gradients, and give advice."""
 
 from __future__ import annotations
 
@@ -35,28 +35,31 @@ SATURATED_RATE = 0.95
 class LayerHealth(MeasuredLayer):
     """Measurements and advice of one layer on one batch.
 
-    Predicted is the membrane that the surrogate was derived for; NaN where the surrogate was given.
+    The predicted moments are those of the membrane that the surrogate was derived for, or NaN if the surrogate was
+    given.
 
     Attributes:
         steps: Number of time steps, of all calls together.
-        window_share: Share of neuron-steps whose membrane lies where the surrogate is not 0.
-        gradient_share: Share of the gradient (sum of absolute values) that arrives at the spikes where the surrogate
-            is not 0; NaN where no gradient arrives.
+        window_share: Share of neuron-steps with a membrane at which the surrogate is not 0.
+        gradient_share: Of the gradient that arrives at the spikes (sum of absolute values), the share that arrives
+            where the surrogate is not 0; NaN if no gradient arrives.
         gradient: Mean absolute gradient that arrives at a spike.
         silent: Share of neurons without a spike in the batch.
         saturated: Share of neurons that spike in 95 % of their steps or more.
         near: Share of neuron-steps whose membrane is at most as far from the threshold as the resting point is.
-        rebound: Share of neuron-steps whose membrane lies so far below rest that the parabola is above the threshold
-            again: the neuron spikes at the next step without further input.
-        rebound_spikes: Share of spikes that only the parabola's rise below its vertex causes: were the map held at its
-            vertex there, the neuron would not have spiked.
-        memory: Slope f' of the map at rest, the share of a membrane near rest that is left a step later.
+        rebound: Share of neuron-steps whose membrane lies so far below rest that the parabola maps it to the threshold
+            or above: the neuron spikes at the next step without further input.
+        rebound_spikes: Share of spikes caused by the parabola's rise below its vertex alone: if the map stayed at the
+            vertex's value there, the neuron would not have spiked.
+        memory: Slope f' of the map at rest: the share of a membrane near rest that remains one step later.
         input_repeats: Correlation of the input with that of the step before; 1 for an input that is constant in time.
-        spike_repeats: Share of neuron-steps that do what the step before did, spike or not.
-        gain: Factor that the layer multiplies the mean square of the gradient by, if a norm feeds it:
-            σ_I² E[w²]/(r(1 - r)) and the memory's part, all from what was measured (docs/mathematics.md).
+        spike_repeats: Share of neuron-steps in which the neuron repeats the step before, with a spike or without.
+        gain: Factor by which the layer multiplies the mean square of the gradient, if a norm feeds it:
+            σ_I² E[w²]/(r(1 - r)), times the part that the memory adds. All quantities are the measured ones
+            (docs/mathematics.md, "How wide").
         gradient_square: Sum of squares of the gradient that arrives at its spikes.
-        advice: What keeps the layer from training, each with its cure; empty for a healthy layer.
+        advice: A sentence for each problem that keeps the layer from training, with its cure; empty for a healthy
+            layer.
         causes: The causes that the advice names: ``"memory"``, ``"window's width"``, ``"window's scale"``,
             ``"input's scale"``, ``"rebound"``.
     """
@@ -85,8 +88,8 @@ class HealthReport:
 
     Attributes:
         layers: One entry for each layer, in the model's order.
-        advice: What keeps the network as a whole from training, each with its cure.
-        causes: The causes that the advice on the network and on its layers names, as in :class:`LayerHealth`.
+        advice: A sentence for each problem that keeps the network as a whole from training, with its cure.
+        causes: The causes that the advice on the network and on its layers names, see :class:`LayerHealth`.
         batched: Whether the input of the layers had a batch dimension.
     """
 
@@ -97,7 +100,7 @@ class HealthReport:
 
     @property
     def healthy(self) -> bool:
-        """Whether there is no advice."""
+        """True if there is no advice."""
         return not self.advice and not any(row.advice for row in self.layers)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -133,7 +136,7 @@ class HealthReport:
 
 
 class _Statistics(LayerStatistics):
-    """Statistics of one layer, of its neurons, window and steps too, with the spikes whose gradient is wanted."""
+    """Statistics of one layer, its neurons, its window and its steps; keeps the spikes whose gradient is needed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -165,7 +168,7 @@ class _Statistics(LayerStatistics):
         v_reset: Any = params.v_reset
         left = params.after_soft_reset(h) if params.reset == "soft" else v_reset
         after = h.where(~spikes, left)
-        # The derivative of the reset is 0 where it does not leave h, or h - θ.
+        # The derivative of the reset is 0, except where it leaves h or h - θ.
         kept = params.map_derivative(after) * (~spikes | ((left == h - params.v_threshold) & (params.reset == "soft")))
         self._sum("kept", kept.double().square())
         self._between_steps(params, effective_input(params, seen.x_seq.detach()), after, spikes)
@@ -191,11 +194,11 @@ class _Statistics(LayerStatistics):
         self.sums[name] += values.sum().item()
 
     def shares(self, layer: QIFLayer) -> dict[str, Any]:
-        """Return what :class:`LayerHealth` holds of the sums, by name."""
+        """Return the attributes of :class:`LayerHealth` that follow from the sums, by name."""
         n, sums = self.input.n, self.sums
         variance, rate = self.input.std.item() ** 2, self.spikes / n
         kept = min(sums["kept"] / n, 1.0)
-        # A membrane hands the gradient to earlier steps: on the mean of T steps, 1 + j + ... + j^(n-1) with n = 1 .. T.
+        # A membrane hands the gradient to earlier steps: the mean of 1 + j + ... + j^(n-1) over n = 1 .. T.
         handed = sum(kept**k * (self.steps - k) for k in range(self.steps)) / self.steps
         spread = rate * (1 - rate)
         params = layer.qif_parameters
@@ -212,7 +215,10 @@ class _Statistics(LayerStatistics):
         }
 
     def gradient(self, grads: list[Tensor | None]) -> tuple[float, float, float]:
-        """Share of the gradient that passes, NaN where none arrives or it is not finite; mean and squares of it all."""
+        """Compute the share of the gradient that passes the window, its mean absolute value, and its sum of squares.
+
+        The share is NaN if no gradient arrives, or if it is not finite.
+        """
         arrived = [
             (g.detach().abs().double(), inside) for g, inside in zip(grads, self.inside, strict=True) if g is not None
         ]
@@ -239,32 +245,33 @@ def health(
 ) -> HealthReport:
     """Check every QIF layer of a model while it runs one batch, forward and backward.
 
-    The advice names which of five causes is present, with the number that shows it and the option that cures it: a map
-    without memory, the surrogate's width in a deep network, the scale for which the surrogate was derived, the input's
-    scale, and the rebound of the parabola. docs/does-not-learn.md explains each.
+    The advice names which of five causes are present, the number that shows each, and the option that cures it. The
+    causes are a map without memory, the surrogate's width in a deep network, the scale for which the surrogate was
+    derived, the input's scale, and the rebound of the parabola. docs/does-not-learn.md explains each.
 
-    The model is left as found: no gradient is accumulated, membranes, buffers, modes and random numbers are restored.
+    The model is unchanged afterwards: no gradient is accumulated, and membranes, buffers, modes and random numbers are
+    restored.
 
     Args:
         model: A model with QIF layers, of either host.
         batch: A tensor, or a tuple or list whose first element is the input and whose second, if any, is the target;
             or a callable that takes the model, runs it in its own way, such as over time, and returns the output.
             The callable resets the state itself.
-        loss: Takes the output and the target (``None`` without one) and returns a scalar. With ``steps`` above 1 the
-            output is the list of the outputs. Default: a fixed random direction in the output, which
-            shows how much gradient the layers let through without saying where it should point.
+        loss: Function that takes the output and the target (``None`` without one) and returns a scalar. With ``steps``
+            above 1 the output is the list of the outputs. Default: a sum of the outputs with fixed random signs, which
+            shows how much gradient the layers let through.
         steps: How often to call the model on the batch, without a reset in between; for models that take one time
-            step a call. Default 1. The advice on a layer that ran a single step says so, and nothing of a membrane
-            that had no time to leave rest.
+            step per call. Default 1. For a layer that ran a single step the advice says so, and leaves out its
+            membrane, which had no time to leave rest.
 
     Returns:
-        A row for each layer, with advice; ``str()`` is a table.
+        The report, with a row and advice for each layer; ``str()`` is a table.
 
     Raises:
         ValueError: No QIF layer, an empty batch, or an output without gradient for the loss.
         TypeError: ``batch`` is something else, such as a DataLoader; the model takes more than one input; or ``loss``
-            does not take the output and the target. Other errors of the loss keep their kind, and say what the loss
-            was called with.
+            does not take the output and the target. Other errors of the loss keep their kind, and say with which
+            arguments the loss was called.
     """
     check_steps(steps)
     inner = unwrapped(model)
@@ -282,7 +289,7 @@ def health(
     batched = all(s.batched for s in statistics.values())
     broken = [row for row in rows if row.steps and not math.isfinite(row.membrane_std)]
     if broken:
-        # What is measured of the other layers follows from it.
+        # The measurements of the other layers follow from it.
         rows = tuple(row if row in broken else replace(row, advice=(), causes=()) for row in rows)
         return HealthReport(rows, tuple(_not_finite_values(inner, batch)), (), batched)
     found = advise_network(rows, layers, places)
@@ -297,7 +304,7 @@ def _not_finite_values(model: nn.Module, batch: Any) -> Iterator[str]:
     for name, value in values:
         count = int((~value.detach().isfinite()).sum())
         if count:
-            yield f"{name}: {count} of its {value.numel()} values are NaN or infinite, and so is what follows."
+            yield f"{name}: {count} of its {value.numel()} values are NaN or infinite, and so are the results."
 
 
 def _run(model: nn.Module, batch: Any, steps: int) -> tuple[Any, Any]:
@@ -324,11 +331,11 @@ def _loss(loss: Callable[[Any, Any], Tensor], output: Any, target: Any, steps: i
     except (TypeError, AttributeError, LookupError, ValueError, RuntimeError) as error:
         kind = next((kind for kind in (ValueError, RuntimeError) if isinstance(error, kind)), TypeError)
         if target is None:
-            way_out = "there was no target: pass (x, target) as the batch, or a loss that needs none"
+            way_out = "there was no target: pass (x, target) as the batch, or a loss that needs no target"
         elif steps > 1:
             each = "[s for s, *_ in outputs]" if isinstance(output[0], tuple | list) else "outputs"
             way_out = (
-                f"with steps={steps} the output is the list of what the calls returned: put them together, as in "
+                f"with steps={steps} the output is the list of the outputs of all calls: combine them, as in "
                 f"loss=lambda outputs, target: your_loss(torch.stack({each}), target)"
             )
         else:
@@ -350,8 +357,7 @@ def _described(value: Any) -> str:
 def _gradients(statistics: dict[str, _Statistics], value: Any) -> dict[str, list[Tensor | None]]:
     if not isinstance(value, Tensor) or not value.requires_grad:
         raise ValueError(
-            "the loss carries no gradient: the model ran under no_grad, or its output does not depend on anything "
-            "that has one"
+            "the loss has no gradient: the model ran under no_grad, or its output does not depend on any parameter"
         )
     spikes = [spike for seen in statistics.values() for spike in seen.spike_seqs if spike.requires_grad]
     found = torch.autograd.grad(value.sum(), spikes, allow_unused=True) if spikes else ()
@@ -364,7 +370,7 @@ def _direction(output: Any) -> Tensor:
     tensors = [t for t in tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point() and t.requires_grad]
     if not tensors:
         raise ValueError(
-            "the model's output carries no gradient; if it is spikes without one, pass a loss or a callable"
+            "the model's output has no gradient; if it consists of spikes without gradient, pass a loss or a callable"
         )
     generator = torch.Generator().manual_seed(0)
     total = tensors[0].new_zeros(())

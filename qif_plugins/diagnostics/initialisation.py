@@ -1,20 +1,20 @@
 """Scale the weights of a network without norms, before it trains, so that every layer spikes.
 
-The analytic windows assume an input g·x whose deviation is the threshold θ, as tdBN makes it. With PyTorch's initial
+The analytic windows assume an input g·x whose deviation is the threshold θ, as under tdBN. With PyTorch's initial
 weights and no norm the input is far smaller, and a deep network does not spike at all. :func:`initialise` scales the
-weights layer by layer until each neuron receives that deviation. Mishkin and Matas (*All you need is a good init*,
-arXiv 1511.06422) do so for analog networks.
+weights layer by layer until each neuron receives that deviation, as Mishkin and Matas do for analog networks (*All you
+need is a good init*, arXiv 1511.06422).
 
-In a long row of neurons that is not enough, since each layer of random weights passes on less of its input than it got.
-There every neuron starts as a copy of one before it: a weight becomes
+If many neurons follow one another that is not enough, since each layer of random weights passes on less of its input
+than it got. There every neuron starts as a copy of one before it. Its weights become
 
     W = ρ P + √(1 - ρ²) N,     ρ² = 0.965
 
-with the neuron's own weights N and an identity P, both with rows of length 1, and the mean of each row subtracted from
-it, so that the input has no mean and the firing rate does not drift from layer to layer. With a larger share ρ² of the
-identity gradients grow from layer to layer, with a smaller one they shrink; at this one, in perceptrons of 100 layers
-of 128 neurons, they keep their size to some per cent a layer. Identities in place of
-shortcuts are Zagoruyko and Komodakis' (*DiracNets*, arXiv 1706.00388).
+with the initial weights N and an identity P, both with rows of length 1. The mean of each row is subtracted, so that
+the input has mean 0 and the firing rate does not drift from layer to layer. With a larger share ρ² of the identity
+gradients grow from layer to layer, with a smaller one they shrink. With this share, in perceptrons of 100 layers of 128
+neurons, they keep their size to some per cent per layer. Zagoruyko and Komodakis use identities in place of shortcuts
+(*DiracNets*, arXiv 1706.00388).
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ from .running import check_steps, input_of, preserved, run_on
 from .statistics import Moments
 
 TOLERANCE = 0.01
-"""Relative distance from the threshold at which the deviation of an input is taken as reached."""
+"""Largest relative error of the deviation of an input."""
 ATTEMPTS = 8
-"""Largest number of times that the weights of a layer are scaled. Once is enough
-where they feed their neuron through linear modules."""
+"""Largest number of times that the weights of a layer are scaled. Once is enough if they feed their neuron through
+linear modules."""
 MARGIN = 4.0
 """Largest distance of the largest singular value of initial weights above √rows + √columns, in units of their root mean
 square. Independent normal entries exceed it with a probability below exp(-MARGIN² / 2) = 3e-4 (Davidson and Szarek,
 *Local operator theory, random matrices and Banach spaces*, theorem II.13)."""
 IDENTITY = 0.965
-"""Share of an identity in the mean square of the weights in a long row of neurons."""
+"""Share of an identity in the mean square of the weights, if many neurons follow one another."""
 INTEGRATES = 1000.0
-"""A neuron with a threshold of this or more is not meant to spike."""
+"""Threshold from which on a neuron is not meant to spike."""
 
 _WEIGHTS = (nn.Linear, _ConvNd)
 _FROZEN = " is frozen (requires_grad=False)"
@@ -63,20 +63,20 @@ _FROZEN = " is frozen (requires_grad=False)"
 
 @dataclass(frozen=True, kw_only=True)
 class InitialisedLayer:
-    """Weights and input of one neuron layer; NaN where it was not measured.
+    """Weights and input of one neuron layer; NaN if they were not measured.
 
     Attributes:
         name: The neuron's name in the model.
-        weights: Names of the modules whose weight and bias were scaled; empty where the layer was left alone.
+        weights: Names of the modules whose weight and bias were scaled; empty if the layer was left alone.
         factor: Factor on their weight and bias, after an identity was mixed in.
-        identity: Share ρ² of an identity in the weight's mean square; 0 where none was mixed in.
+        identity: Share ρ² of an identity in the weight's mean square; 0 if none was mixed in.
         threshold: Threshold θ.
-        std_before: Standard deviation of g·x with the weights as they were.
+        std_before: Standard deviation of g·x with the initial weights.
         input_mean: Mean of g·x afterwards.
-        input_std: Its standard deviation afterwards.
+        input_std: Standard deviation of g·x afterwards.
         rate: Spikes per neuron-step afterwards.
-        expected_rate: Spikes per neuron-step of the same neuron under a normal input of mean ``input_mean`` and
-            the deviation aimed at that is independent in time.
+        expected_rate: Spikes per neuron-step of the same neuron under a normal input, independent in time, of mean
+            ``input_mean`` and the intended deviation.
         note: The reason why the layer was left alone, or a remark; or ``""``.
     """
 
@@ -128,49 +128,52 @@ class _Seen:
         self.spikes = self.neuron_steps = self.steps = self.calls = 0
 
     def moments(self) -> tuple[float, float]:
-        """Deviation and mean of the input."""
+        """Return deviation and mean of the input."""
         return self.input.std.item(), self.input.mean.item()
 
 
 def initialise(model: nn.Module, batch: Any, *, steps: int = 1, identity: float | None = None) -> InitialisationReport:
     """Scale each layer's weights so that its neurons receive an input g·x whose standard deviation is the threshold.
 
-    For networks that train from scratch and have no norm before their neurons. Layer by layer, in the order in which
-    they run, the weight and the bias of the linear and convolution modules that feed a neuron are multiplied by one
-    factor; the deviation is taken over batch, time and neurons. The membranes then have the scale that the analytic
-    windows assume, and the neurons spike about as often. QIF neurons and the hosts' LIF neurons are treated alike.
+    This is for networks that train from scratch and have no norm before their neurons. The layers are scaled in the
+    order in which they run: the weight and the bias of the linear and convolution modules that feed a neuron are
+    multiplied by one factor. The deviation is taken over batch, time and neurons. The membranes then have the scale
+    that the analytic windows assume, and the neurons spike about as often. QIF neurons and the hosts' LIF neurons are
+    treated alike.
 
-    In a network of more than 12 neurons in a row, shortcuts taken, weights that follow another neuron are mixed with an
-    identity first, and their biases become 0; and the deviation is the threshold times the gain that
-    :func:`~qif_plugins.swap` would choose under norms for so deep a network, up to 3, which the surrogates of QIF
-    neurons then assume (their ``window_scale``; no ``state_dict`` has it, so set it where one is loaded to train on).
-    See :mod:`qif_plugins.diagnostics.initialisation`.
+    Two things are different if more than 12 neurons follow one another, not counting those that a shortcut passes by
+    (see :mod:`qif_plugins.diagnostics.initialisation`):
 
-    Nothing else changes: modes, membranes, norm statistics, hooks and random numbers are as before, and on an error the
-    weights are, too.
+    * Weights that follow another neuron are first mixed with an identity, and their biases become 0.
+    * The deviation is the threshold times the gain that :func:`~qif_plugins.swap` would choose under norms for a
+      network of this depth, up to 3. The surrogates of QIF neurons then assume this deviation. They keep it in their
+      attribute ``window_scale``, which is not part of the ``state_dict``: set it when you load one to train further.
 
-    Where a norm feeds a neuron, the norm sets the scale, and the layer is left alone. So is one with no weight before
-    it, one with a frozen weight or bias before it (``requires_grad=False``), one that does not run, one whose threshold
-    is 1000 or more, and a neuron of a class that is not known. The report says so.
+    Modes, membranes, norm statistics, hooks and random numbers do not change, and after an error the weights do not
+    either.
+
+    Some layers are left alone, and the report says why: a norm feeds the neuron, and so sets the scale; no weight feeds
+    it, or a frozen one (``requires_grad=False``); it does not run; its threshold is 1000 or more; or its class is
+    unknown.
 
     Args:
         model: A model of either host, before ``torch.compile`` and before wrapping for several devices.
         batch: A tensor, or a tuple or list whose first element is the input, as a DataLoader gives it; or a callable
             that takes the model and runs it in its own way, such as over time. The callable resets the state itself.
         steps: How often to call the model on the batch, without a reset in between; for models that take one time
-            step a call. Default 1.
-        identity: Share of an identity in the mean square of each weight that follows another neuron, from 0 up to, but
-            not including, 1. ``None`` (default): 0 up to 12 neurons in a row, else 0.965.
+            step per call. Default 1.
+        identity: Share of an identity in the mean square of each weight that follows another neuron, in [0, 1).
+            ``None`` (default): 0 for up to 12 neurons in a row, 0.965 for more.
 
     Returns:
-        The factor of each layer, and its input and firing rate afterwards; ``str()`` is a table.
+        The report with the factor of each layer, and its input and firing rate afterwards; ``str()`` is a table.
 
     Raises:
-        ValueError: ``identity`` is out of range; the model has no spiking neuron; it shows signs of training (norms
-            that have counted batches, a gradient, calibrated windows, weights whose entries are not independent of one
-            another); weights are shared between neurons or by parametrization, or add up before a neuron with something
-            that no weight scales; every weight that could be scaled is frozen; or an input does not vary or is not
-            finite. A model that was trained for a few steps only shows no such sign.
+        ValueError: ``identity`` is out of range. The model has no spiking neuron. It shows signs of training: norms
+            that have counted batches, a gradient, calibrated windows, or weights whose entries are not independent (a
+            model that was trained for a few steps shows no such sign). Weights are shared between neurons or by
+            parametrization, or their output is added to spikes or to the network's input, which no weight scales.
+            Every weight that could be scaled is frozen. Or an input does not vary, or is not finite.
         TypeError: ``model`` is no module, ``batch`` is something else, or the model takes more than one input.
     """
     check_steps(steps)
@@ -219,7 +222,7 @@ def _is_known(site: Site) -> bool:
 
 
 def _why_left(model: nn.Module, site: Site, seen: _Seen | None, dynamics: Dynamics | None) -> str:
-    """Say why the weights before a neuron stay as they are, or return ``""``."""
+    """Return why the weights before a neuron stay unchanged, or ``""``."""
     if dynamics is None:
         return f"left: {site.neuron.reason}"
     if seen is None:
@@ -237,7 +240,7 @@ def _why_left(model: nn.Module, site: Site, seen: _Seen | None, dynamics: Dynami
 
 
 def _frozen(left: Mapping[str, str]) -> str:
-    """Name the frozen parameters among the reasons, and the way out; or return ``""``."""
+    """Return a sentence on the frozen parameters among the reasons and the way out, or ``""``."""
     frozen = [reason.removeprefix("left: ").removesuffix(_FROZEN) for reason in left.values() if _FROZEN in reason]
     if not frozen:
         return ""
@@ -246,10 +249,10 @@ def _frozen(left: Mapping[str, str]) -> str:
 
 
 def _feeding(model: nn.Module, scaled: Mapping[str, Site], places: Mapping[str, Site]) -> dict[str, list[str]]:
-    """Find the modules whose weights each neuron's scale is set by.
+    """Find the modules whose weights set the scale of each neuron's input.
 
     Raises:
-        ValueError: They do not set the scale of this neuron alone, or not all of its input.
+        ValueError: They also set the scale of another neuron, or another part of the input has no weight.
     """
     modules = dict(model.named_modules())
     shared = Counter(id(p) for m in modules.values() for p in m._parameters.values() if p is not None)
@@ -257,7 +260,7 @@ def _feeding(model: nn.Module, scaled: Mapping[str, Site], places: Mapping[str, 
         if site.direct:
             raise ValueError(
                 f"{name} adds up the output of {', '.join(site.weights)} and of {', '.join(site.direct)}, which no "
-                "weight scales, so that no factor on the weights sets the deviation of the sum. Put a norm before "
+                "weight scales, so no factor on the weights can set the deviation of the sum. Put a norm before "
                 f"{name}, or a weight on the other path."
             )
         for weight in site.weights:
@@ -272,7 +275,7 @@ def _feeding(model: nn.Module, scaled: Mapping[str, Site], places: Mapping[str, 
             if others or any(shared[id(p)] > 1 for p in module.parameters(recurse=False)):
                 by = f"feeds {', '.join(others)}, too" if others else "shares its parameters with another module"
                 raise ValueError(
-                    f"{weight}, which feeds {name}, {by}, so that one factor cannot set the scale of both. Put a norm "
+                    f"{weight}, which feeds {name}, {by}, so one factor cannot set the scale of both. Put a norm "
                     "before these neurons, or give each a weight of its own."
                 )
     return {name: site.weights for name, site in scaled.items()}
@@ -282,15 +285,15 @@ def _measure(
     model: nn.Module, neurons: Mapping[str, Site], dynamics: Mapping[str, Dynamics], drive: Any,
     adjust: Callable[[str, float], float] | None = None,
 ) -> dict[str, _Seen]:  # fmt: skip
-    """Run the batch once, and return the neurons that ran, in the order in which they did.
+    """Run the batch once, and return the measurements of the neurons that ran, in the order in which they ran.
 
     Args:
         model: The model.
         neurons: Its neurons by name.
         dynamics: Gain and threshold of those that are measured.
-        drive: Runs the model on the batch.
-        adjust: Takes the name and the deviation of the input of a neuron that is about to run, scales the weights
-            before it, and returns their factor, which the present input is scaled by, too. Default: leaves them.
+        drive: Function that runs the model on the batch.
+        adjust: Function of the name and the input's deviation of a neuron that is about to run. It scales the weights
+            before the neuron and returns the factor, by which the current input is scaled, too. Default: no scaling.
     """
     found: dict[str, _Seen] = {}
 
@@ -325,7 +328,7 @@ def _measure(
             found[seen.name].neuron_steps += seen.spikes.numel()
 
     known = {name: neurons[name] for name in dynamics}
-    # preserved gives every run the same random numbers, so that what is random in the model disturbs no comparison.
+    # preserved gives every run the same random numbers, so that randomness in the model does not affect comparisons.
     with preserved(model), watching({name: site.module for name, site in known.items()}, see), torch.no_grad():
         for name, site in known.items():
             site.module.register_forward_pre_hook(entering(name, site), with_kwargs=True)
@@ -341,7 +344,7 @@ def _scaled(
 
     Args:
         scale: The deviation that the inputs get, in thresholds.
-        mixed: Neuron -> the share of an identity in the weights before it, which becomes 0 where they take none.
+        mixed: Neuron -> the share of an identity in the weights before it. It becomes 0 if they cannot hold one.
     """
     modules = dict(model.named_modules())
     parameters = {
@@ -354,7 +357,7 @@ def _scaled(
     targets = {name: scale * dynamics[name].threshold for name in feeding}
     notes = dict(left)
     factors, attempts = dict.fromkeys(feeding, 1.0), Counter[str]()
-    # A single call has the whole input, all time steps, so that all of these can be scaled while the batch runs.
+    # One call of these neurons has the whole input, all time steps, so they can all be scaled in a single run.
     at_once = {n for n in feeding if before[n].calls == 1 and neurons[n].host.takes_sequences(neurons[n].module)}
 
     def is_off(name: str, std: float, mean: float) -> bool:
@@ -378,7 +381,7 @@ def _scaled(
             mixed[name] = share if any(took) else 0.0
         if any(mixed.values()):
             seen = _measure(model, neurons, dynamics, drive)
-        # In the order of the run, as what comes later depends on what came before.
+        # In the order of the run, as the input of later neurons depends on the earlier ones.
         while name := next((n for n in seen if n in feeding and is_off(n, *seen[n].moments())), ""):
             if name in at_once:
                 _measure(model, neurons, dynamics, drive, adjust_at_once)
@@ -392,8 +395,8 @@ def _scaled(
                     layer.window_scale = scale
                 except MomentClosureError:  # the parabola's, for large inputs
                     notes[name] = (
-                        f"its surrogate assumes a deviation of one threshold, as its membrane is not stationary under "
-                        f"{scale:.3g}; dynamics='monotone' is"
+                        "its surrogate assumes an input deviation of one threshold, since its membrane is not "
+                        f"stationary under {scale:.3g} thresholds; with dynamics='monotone' it would be"
                     )
     except BaseException:
         with torch.no_grad():
@@ -419,26 +422,25 @@ def _scaled(
 def _mix_identity(module: Any, share: float) -> bool:
     """Mix an identity into the weight of a linear or convolution module, in place, and set its bias to 0.
 
-    The mean square becomes that of rows of length 1. Where inputs and outputs differ in number, each output copies all
-    inputs, or each input goes to all outputs, whose numbers leave the same remainder. An identity that the weight has
-    already is replaced.
+    The mean square becomes that of rows of length 1. If there are m outputs and n inputs, output i copies input j where
+    i and j have the same remainder modulo min(m, n). An identity that the weight has already is replaced.
 
     Args:
-        module: The module; transposed convolutions, and those whose outputs have one input each, are left as they are.
-        share: ρ², the share of the identity in the mean square.
+        module: The module. Transposed convolutions, and modules whose outputs have one input each, are left unchanged.
+        share: Share ρ² of the identity in the mean square.
 
     Returns:
         Whether there is an identity in the weight now.
 
     Raises:
-        ValueError: The weight is no parameter of the module, so that its next call computes it anew.
+        ValueError: The weight is no parameter of the module, so its next call would compute it anew.
     """
     if getattr(module, "transposed", False) or module.weight[0].numel() == 1:
         return False
     if "weight" not in module._parameters:
         raise ValueError(
-            f"the weight of {module} is computed from other parameters, as under weight_norm, so that no identity can "
-            "be mixed in: initialise before that is applied, or pass identity=0"
+            f"the weight of {module} is computed from other parameters, as under weight_norm, so no identity can be "
+            "mixed in: initialise before that is applied, or pass identity=0"
         )
     weight = module.weight.to(torch.promote_types(module.weight.dtype, torch.float32))
     groups = getattr(module, "groups", 1)
@@ -465,10 +467,10 @@ def _mix_identity(module: Any, share: float) -> bool:
 
 
 def _centre(module: Any) -> tuple[Any, ...]:
-    """Return the index of the kernel's weights that leave an image where it is; of all weights of a linear module.
+    """Return the index of the weights by which a kernel copies an image without a shift; for a linear module, of all.
 
-    An even kernel has two positions next to its centre, of which one meets the pixel that the output is for: which one
-    depends on the padding before the image.
+    An even kernel has two positions next to its centre. The padding before the image decides which of them meets the
+    pixel of the output.
     """
     centre: list[int] = []
     for i, size in enumerate(module.weight.shape[2:]):
@@ -482,10 +484,10 @@ def _centre(module: Any) -> tuple[Any, ...]:
 
 
 def _is_off(name: str, std: float, mean: float, target: float, frozen: str) -> bool:
-    """Whether the deviation of an input is not ``target``; errors say what is ``frozen``, too.
+    """Return whether the deviation of an input differs from ``target``. Errors also contain the sentence ``frozen``.
 
     Raises:
-        ValueError: It is not finite, or 0.
+        ValueError: The deviation is not finite, or 0.
     """
     if not math.isfinite(std):
         raise ValueError(
@@ -493,9 +495,9 @@ def _is_off(name: str, std: float, mean: float, target: float, frozen: str) -> b
         )
     if not std > 0:
         raise ValueError(
-            f"the input of {name} is constantly {mean:g}, so that no factor on the weights gives it a deviation: its "
-            "weights are 0, or nothing before it spikes. Pass another batch, more steps, or see to the layer before it."
-            + (f" Note that {frozen}." if frozen else "")
+            f"the input of {name} is constantly {mean:g}, so no factor on the weights can give it a deviation: its "
+            "weights are 0, or no layer before it spikes. Pass another batch or more steps, or check the layer before "
+            "it." + (f" Note that {frozen}." if frozen else "")
         )
     return abs(std / target - 1) > TOLERANCE
 
@@ -518,14 +520,14 @@ def _row(
 
 
 def _expected(dynamics: Dynamics, mean: float, std: float, steps: int) -> float:
-    """Spikes per neuron-step under normal input of these moments, over as many steps from rest."""
+    """Compute the spikes per neuron-step under normal input of these moments, over ``steps`` steps from rest."""
     size = min(max(steps, 1), 64), 4096
     draws = torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu")
     return dynamics.rate((mean + std * draws) / dynamics.gain)
 
 
 def _signs_of_training(model: nn.Module) -> str:
-    """Say what shows that a model was trained, and what to do where that is not so; or return ``""``."""
+    """Return the sign that a model was trained, and the way out if it was not; or ``""``."""
     for name, module in model.named_modules():
         at = name or "the model"
         if isinstance(module, _NormBase) and module.num_batches_tracked is not None:
@@ -536,7 +538,7 @@ def _signs_of_training(model: nn.Module) -> str:
                     "first."
                 )
         if isinstance(module, QIFLayer) and module.measured_moments:
-            return f"the window of {at} is calibrated to its present input. Initialise first, then calibrate."
+            return f"the window of {at} is calibrated to its current input. Initialise first, then calibrate."
         if isinstance(module, _WEIGHTS) and not nn.parameter.is_lazy(module.weight) and _is_structured(module.weight):
             return (
                 f"the weights of {at} are not independent of one another, as initial ones are: their largest singular "
@@ -550,7 +552,7 @@ def _signs_of_training(model: nn.Module) -> str:
 
 @torch.no_grad()
 def _is_structured(weight: Tensor) -> bool:
-    """Whether a weight's largest singular value is beyond that of independent entries with mean 0.
+    """Return whether a weight's largest singular value is above that of independent entries with mean 0.
 
     Training adds a few directions to the initial noise, and these stand out of its singular values (Martin and
     Mahoney, *Implicit self-regularization in deep neural networks*, arXiv 1810.01075).
@@ -559,7 +561,7 @@ def _is_structured(weight: Tensor) -> bool:
     if matrix.is_meta or not matrix.numel():
         return False
     rows, columns = matrix.shape
-    # Power iteration approaches the largest singular value from below, so that it accuses no one wrongly.
+    # Power iteration approaches the largest singular value from below, so it raises no false alarm.
     v = torch.randn(columns, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu")
     v = v.to(matrix.device)
     for _ in range(50):

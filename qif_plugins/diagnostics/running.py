@@ -1,4 +1,4 @@
-"""Run a model to look at its layers, and leave it as it was found."""
+"""Run a model to observe its layers, and restore it afterwards."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ Batches = Iterable[Any] | Tensor | Callable[[nn.Module], Any]
 
 @contextlib.contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
-    """Undo what the block does to the model's parameters, buffers, membranes, modes and hooks, and to random numbers.
+    """Restore the model's parameters, buffers, membranes, modes and hooks after the block, and random generators, too.
 
     Raises:
-        ValueError: The model has parameters that its first forward would create, or is on the meta device.
+        ValueError: The model has lazy parameters, which its first forward would create, or is on the meta device.
     """
     modules = list(model.modules())
     if any(nn.parameter.is_lazy(p) for p in model.parameters()):
         raise ValueError("the model has lazy layers without parameters yet; run one batch through it first")
     if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
         raise ValueError(
-            "the model is on the meta device and cannot run; give it values first, to_empty and a checkpoint"
+            "the model is on the meta device and cannot run; give it values first, by to_empty and a checkpoint"
         )
     saved = [(module, _shallow(module.__dict__)) for module in modules]
     tensors = [tensor for _, state in saved for tensor in _state_tensors(state)]
@@ -66,7 +66,7 @@ def _eager() -> contextlib.AbstractContextManager[Any]:
 
 
 def batches_of(batches: Any) -> Iterable[Any]:
-    """Make an iterable of batches of ``batches``, where a single batch is one of length 1."""
+    """Return ``batches`` as an iterable of batches; a single batch becomes a tuple of length 1."""
     if isinstance(batches, Tensor) or _is_pair(batches):
         return (batches,)
     if not isinstance(batches, Iterable):
@@ -78,11 +78,11 @@ def batches_of(batches: Any) -> Iterable[Any]:
 
 
 def run_all(model: nn.Module, batches: Batches, steps: int, purpose: str) -> int:
-    """Run the model on every batch, from a reset state, or in the callable's own way; return the number of runs.
+    """Run the model on every batch, each from a reset state, or call ``batches`` with it; return the number of runs.
 
     Raises:
         ValueError: There is no batch.
-        TypeError: A batch is neither a tensor nor a sequence that begins with one, or the model takes more than it.
+        TypeError: A batch is neither a tensor nor a sequence that begins with one, or the model takes more arguments.
     """
     if callable(batches) and not isinstance(batches, nn.Module):
         batches(model)
@@ -92,12 +92,12 @@ def run_all(model: nn.Module, batches: Batches, steps: int, purpose: str) -> int
         run_on(model, input_of(model, batch), steps, f"batch {count}")
         count += 1
     if not count:
-        raise ValueError(f"there is no batch to {purpose} on; an exhausted iterator has none either")
+        raise ValueError(f"there is no batch to {purpose} on; an iterator that was used before is empty")
     return count
 
 
 def _is_pair(batch: Any) -> bool:
-    """Whether this is one (input, target) rather than two batches: the target is integer, the input is not."""
+    """Return whether this is one (input, target) rather than two batches: the target is integer, the input is not."""
     if not (isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)):
         return False
     return batch[0].is_floating_point() and not batch[1].is_floating_point()
@@ -114,15 +114,15 @@ def run_on(model: nn.Module, x: Tensor, steps: int, which: str = "the batch") ->
 
     Raises:
         TypeError: The model cannot be called on ``x`` alone.
-        ValueError: The model's own, with the shape, the dtype and the device of ``x``; likewise a ``RuntimeError`` and
-            an ``IndexError``.
+        ValueError: The model raised it; the message adds the shape, the dtype and the device of ``x``. The same holds
+            for a ``RuntimeError`` and an ``IndexError``.
     """
     reset_state(model)
     try:
         return [model(x) for _ in range(steps)]
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
         if type(error) not in (TypeError, ValueError, RuntimeError, IndexError):
-            raise  # one of a kind that says more, such as too little memory
+            raise  # a subclass says more, such as too little memory
         dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
         cast = f" The model's parameters are {dtypes.pop()}." if len(dtypes - {x.dtype}) == len(dtypes) == 1 else ""
         raise type(error)(
@@ -134,11 +134,11 @@ def run_on(model: nn.Module, x: Tensor, steps: int, which: str = "the batch") ->
 
 
 def input_of(model: nn.Module, batch: Any) -> Tensor:
-    """Take the input tensor out of a batch, to the model's device.
+    """Take the input tensor out of a batch and move it to the model's device.
 
     Raises:
         TypeError: The batch is neither a tensor nor a tuple or list that begins with one.
-        ValueError: It is on the meta device.
+        ValueError: The batch is on the meta device.
     """
     x = batch[0] if isinstance(batch, tuple | list) and batch else batch
     if not isinstance(x, Tensor):

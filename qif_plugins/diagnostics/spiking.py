@@ -28,10 +28,10 @@ _EXACT = "qif_plugins.exact.layers", "SpikingLayer"
 
 
 def qif_layers(model: nn.Module) -> dict[str, QIFLayer]:
-    """Find the QIF layers of a model, by name; a shared one once.
+    """Find the QIF layers of a model, by name; a shared layer is listed once.
 
     Raises:
-        ValueError: There is none.
+        ValueError: The model has no QIF layer.
     """
     layers = {
         name or "(model)": module
@@ -40,7 +40,7 @@ def qif_layers(model: nn.Module) -> dict[str, QIFLayer]:
     }
     if not layers:
         raise ValueError(
-            f"{type(model).__name__} has no QIF layer to look at. Build it with QIFNode or QIF in LIF's place, or "
+            f"{type(model).__name__} has no QIF layer. Build it with QIFNode or QIF in LIF's place, or "
             "replace its LIF neurons with qif_plugins.swap(model)."
         )
     return layers
@@ -49,8 +49,8 @@ def qif_layers(model: nn.Module) -> dict[str, QIFLayer]:
 def spiking_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Find the spiking layers of a model, by name, in its order: QIF layers, either host's neurons, and exact layers.
 
-    A neuron that spikes has a threshold; a host's neuron without one is left out, as are other modules with a memory.
-    A neuron that a user wrote is found if it derives from the host's base class.
+    A host's module counts as a spiking neuron if it has a threshold. A neuron that a user wrote is found if it derives
+    from the host's base class.
 
     Args:
         model: Any module. A model that is itself a spiking layer has the name ``"(model)"``.
@@ -73,7 +73,7 @@ def _loaded(classes: tuple[tuple[str, str], ...]) -> tuple[Any, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredLayer:
-    """Measurements of one layer, NaN where it did not run.
+    """Measurements of one layer; NaN if it did not run.
 
     Attributes:
         name: The module's name in the model.
@@ -81,8 +81,8 @@ class MeasuredLayer:
         input_std: Standard deviation of g·x.
         membrane_mean: Measured mean of the membrane before its reset.
         membrane_std: Its measured standard deviation.
-        predicted_mean: Mean of the membrane by the closure; NaN where the closure does not converge.
-        predicted_std: Its standard deviation by the closure, likewise.
+        predicted_mean: Mean of the membrane by the closure; NaN if the closure does not converge.
+        predicted_std: Standard deviation of the membrane by the closure; NaN if the closure does not converge.
         rate: Spikes per neuron-step.
     """
 
@@ -107,18 +107,18 @@ class MeasuredLayer:
 
     @property
     def predicted(self) -> str:
-        """Mean ± deviation of the predicted membrane, as text; a dash where nothing is predicted."""
+        """Mean ± deviation of the predicted membrane, as text; a dash without a prediction."""
         return "–" if math.isnan(self.predicted_mean) else plus_minus(self.predicted_mean, self.predicted_std)
 
 
 def by_kind(notes: Iterable[tuple[str, str]]) -> list[str]:
-    """Write what there is to say of each layer, once for all layers of which the same is said.
+    """Combine the sentences on the layers: a problem of several layers is described for the first of them only.
 
     Args:
-        notes: Name of a layer, and a sentence that says what is the case before its first colon.
+        notes: Pairs of a layer's name and a sentence. The words before the first colon name the problem.
 
     Returns:
-        A line for the first layer of which something is said, and one that names the others, if any.
+        For each problem a line on the first layer that has it, and a line that names the other layers, if any.
     """
     kinds: dict[str, list[tuple[str, str]]] = {}
     for name, sentence in notes:
@@ -128,7 +128,7 @@ def by_kind(notes: Iterable[tuple[str, str]]) -> list[str]:
         lines.append(f"{name}: {sentence}")
         if others:
             names = ", ".join(other for other, _ in others)
-            first = f" Cure {name} first: what it gives decides what they get." if ":" in sentence else ""
+            first = f" Cure {name} first: its output decides their input." if ":" in sentence else ""
             lines.append(f"    The same is true of {names}.{first}")
     return lines
 
@@ -139,8 +139,8 @@ class LayerStatistics:
     Attributes:
         input: Moments of g·x, one group.
         membrane: Moments of the membrane before its reset, one group.
-        spikes: How many spikes.
-        steps: How many time steps, of all calls together.
+        spikes: Number of spikes.
+        steps: Number of time steps, of all calls together.
     """
 
     def __init__(self) -> None:
@@ -161,7 +161,7 @@ class LayerStatistics:
         self.membrane.update(h.reshape(-1, 1))
 
     def moments(self) -> dict[str, Any]:
-        """Return what :class:`MeasuredLayer` holds of the measurements, by name."""
+        """Return the attributes of :class:`MeasuredLayer` that were measured, by name."""
         return {
             "input_mean": self.input.mean.item(), "input_std": self.input.std.item(),
             "membrane_mean": self.membrane.mean.item(), "membrane_std": self.membrane.std.item(),
@@ -173,12 +173,12 @@ class LayerStatistics:
 def measured(
     model: nn.Module, layers: Mapping[str, QIFLayer], statistics: Mapping[str, LayerStatistics]
 ) -> Iterator[None]:
-    """Measure QIF layers whenever they run inside the block, and leave the model as found.
+    """Measure QIF layers whenever they run inside the block. The model is unchanged afterwards.
 
     Args:
         model: The model, see :func:`~.running.preserved`.
         layers: Its QIF layers by name.
-        statistics: What receives the measurements of each layer, by the same names.
+        statistics: Objects that receive the measurements of the layers, by the same names.
     """
 
     def see(seen: Seen) -> None:

@@ -1,4 +1,4 @@
-"""Compute moments of a stream chunk by chunk, and the moments of what a neuron receives."""
+"""Compute the moments of a stream of values chunk by chunk, and the effective input of a neuron."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from ..neuron.parameters import Number, QIFParameters
 
 
 class Moments:
-    """Count, mean and central moments up to the fourth of the values of a stream, for each group of them.
+    """Count, mean and central moments up to the fourth of a stream of values, for each group separately.
 
     Merged chunk by chunk (Chan, Golub and LeVeque; Pébay, *Formulas for robust, one-pass parallel computation of
     covariances and arbitrary-order statistical moments*, SAND2008-6212), in float64.
 
     Attributes:
-        n: Values so far in each group.
+        n: Number of values so far in each group.
         sums: ``[4, groups]``: the mean, and the sums of the 2nd, 3rd and 4th powers of the deviations from it.
     """
 
@@ -24,7 +24,7 @@ class Moments:
         self.sums: Tensor | None = None
 
     def update(self, values: Tensor) -> None:
-        """Add ``[n, groups]``; nothing where n is 0."""
+        """Add values ``[n, groups]``; n may be 0."""
         if not len(values):
             return
         # Apple's GPUs have no float64.
@@ -36,7 +36,7 @@ class Moments:
         self.merge(values.shape[0], chunk.to("cpu", torch.float64))
 
     def merge(self, n: int, sums: Tensor) -> None:
-        """Add another stream's count and sums; nothing where the count is 0."""
+        """Add another stream's count, which may be 0, and its sums."""
         if not n:
             return
         if self.sums is None:
@@ -49,7 +49,7 @@ class Moments:
         self.n = total
         self.sums = torch.stack(
             [
-                # Infinity where either is, not the NaN of their difference.
+                # Infinite if one of them is, instead of the NaN of their difference.
                 torch.where(d.isfinite(), mean_a + d * b / total, mean_a + mean_b),
                 m2a + m2b + d**2 * (a * b / total),
                 m3a + m3b + d**3 * (a * b * (a - b) / total**2) + 3 * d * (a * m2b - b * m2a) / total,
@@ -92,5 +92,5 @@ def effective_input(params: QIFParameters, x_seq: Tensor) -> Tensor:
 
 
 def average(value: Number) -> float:
-    """Average over neurons a number that may differ between them."""
+    """Average a number over the neurons, between which it may differ."""
     return torch.as_tensor(value, dtype=torch.float64, device="cpu").mean().item()

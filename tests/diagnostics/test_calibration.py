@@ -468,7 +468,7 @@ def test_a_threshold_out_of_reach_leaves_the_window(host, moments, per, first):
     name, layer = next(iter(layers(model).items()))
     before, keys = layer.measured_moments, list(model.state_dict())
     weak = [0.1 * x for x in batches]
-    with pytest.warns(CalibrationWarning, match=r"threshold 1 is \d+\.\d dev.*insert tdBN.*window is left as it was"):
+    with pytest.warns(CalibrationWarning, match=r"threshold 1 is \d+\.\d dev.*insert tdBN.*window is unchanged"):
         report = calibrate(model, weak, per, moments=moments)
     assert report.layers[0].name == name
     assert not report.layers[0].changed
@@ -500,7 +500,7 @@ def test_a_membrane_that_runs_away_leaves_the_window(node):
     node.v_reset = None
     before = node.derive_window("unbiased", node.qif_parameters)
     for moments in ("closure", "measured"):
-        with pytest.warns(CalibrationWarning, match=r"membrane is not finite.*v_reset=0.*left as it was"):
+        with pytest.warns(CalibrationWarning, match=r"membrane is not finite.*v_reset=0.*its window is unchanged"):
             assert not calibrate(node, 2.5 * torch.randn(100, 3, 8), moments=moments).layers[0].changed
         assert node.derive_window("unbiased", node.qif_parameters) == before
 
@@ -518,7 +518,7 @@ def test_warns_of_a_closure_that_does_not_converge(node):
 
 
 def test_warns_of_a_constant_input_and_of_a_layer_not_reached(node):
-    with pytest.warns(CalibrationWarning, match=r"constantly 0\.5; its window is left"):
+    with pytest.warns(CalibrationWarning, match=r"constantly 0\.5; its window is unchanged"):
         assert not calibrate(node, torch.full((3, 4, 5), 0.5)).layers[0].changed
     with pytest.warns(CalibrationWarning, match="did not reach it"):
         calibrate(

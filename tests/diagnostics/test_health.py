@@ -177,7 +177,7 @@ class TestCauses:
         isometric = perceptron(10)
         report, cured = health(narrow, x), health(isometric, x)
         assert report.causes == ("window's width",)
-        assert "Take window='isometric' in 10 layers (2 to 29)" in report.advice[0]
+        assert "Use window='isometric' in 10 layers (2 to 29)" in report.advice[0]
         assert cured.healthy
         growth = [r.layers[0].gradient_square / r.layers[-1].gradient_square for r in (report, cured)]
         assert growth[0] > 200
@@ -332,7 +332,7 @@ def test_a_surrogate_with_tails_is_advised_where_there_is_none():
     for window, advised in (("unbiased", True), ("heuristic", True), ("isometric", False), (Window(0, 2), False)):
         neuron = node(window=window)
         assert ("a surrogate with tails, window='isometric'" in str(health(neuron, x))) == advised
-    with pytest.warns(CalibrationWarning, match="tails, window='isometric', in place of the unbiased rectangle"):
+    with pytest.warns(CalibrationWarning, match="tails, window='isometric', instead of the unbiased rectangle"):
         calibrate(node(window="unbiased"), x)
     with pytest.warns(CalibrationWarning) as told:
         calibrate(node(window="isometric"), x)
@@ -372,13 +372,13 @@ def test_what_to_do_depends_on_the_norm_before_the_layer():
 
     assert "insert tdBN before it, as no normalization feeds it" in advice()
     batch_norm = nn.Flatten(0, 1), nn.BatchNorm1d(8), nn.Unflatten(0, (4, 10))
-    assert "make tdBN of 2, which feeds it (swap(model, norm='tdbn'))" in advice(*batch_norm)
+    assert "turn 2, which feeds it, into tdBN (swap(model, norm='tdbn'))" in advice(*batch_norm)
     for norm in (qif_plugins.neuron.norm.TDBatchNorm1d(8), nn.LayerNorm(8)):
         nn.init.constant_(norm.weight, 0.1)
         assert "change the scale of 1, which feeds it" in advice(norm)
     shared = nn.ModuleDict({"norm": nn.BatchNorm1d(8), "one": node(), "two": node()})
     told = str(health(shared, lambda net: net["two"](net["one"](0.1 * torch.randn(4, 10, 8).requires_grad_()))))
-    assert "makes tdBN of a batch norm that is there, and inserts none" in told
+    assert "turns a batch norm into tdBN, but inserts none" in told
 
 
 def test_a_gradient_that_is_not_finite():
@@ -478,7 +478,7 @@ def test_bad_input():
         health(nn.Linear(2, 2), torch.randn(3, 2))
     with pytest.raises(TypeError, match="callable"):
         health(node(), {"x": torch.randn(3, 2)})
-    with pytest.raises(ValueError, match="carries no gradient"):
+    with pytest.raises(ValueError, match="has no gradient"):
         health(node(), torch.randn(3, 2, 2), loss=lambda output, _: output.detach().sum())
     with pytest.raises(ValueError, match="at least 1"):
         health(node(), torch.randn(3, 2, 2), steps=0)
@@ -566,7 +566,7 @@ class TestAfterSwap:
             model.get_submodule(name).weight[0, 0] = math.nan
         report = health(model, x)
         assert not report.healthy
-        assert report.advice == (f"{name}.weight: 1 of its 1024 values are NaN or infinite, and so is what follows.",)
+        assert report.advice == (f"{name}.weight: 1 of its 1024 values are NaN or infinite, and so are the results.",)
         assert [bool(row.advice) for row in report.layers] == [False, True]
         assert "dead" not in str(report)
         x[0, 0, 0] = math.inf

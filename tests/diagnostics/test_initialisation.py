@@ -320,7 +320,7 @@ def test_the_report_says_so_where_no_surrogate_is_derived_for_a_large_input():
     model[3] = QIFNode(dynamics="lif", step_mode="m")
     report = initialise(model, torch.rand(4, 32, 64))
     assert [bool(row.note) for row in report.layers[:3]] == [False, True, False]
-    assert "its surrogate assumes a deviation of one threshold" in report.layers[1].note
+    assert "its surrogate assumes an input deviation of one threshold" in report.layers[1].note
     assert (model[1].window_scale, model[3].window_scale) == (3, 1)
 
 
@@ -437,7 +437,7 @@ def test_a_trained_model_is_refused():
 
     model = perceptron(QIFNode, 3)
     calibrate(model, torch.randn(4, 64, 64))
-    refused(model, x, "calibrated to its present input. Initialise first")
+    refused(model, x, "calibrated to its current input. Initialise first")
 
 
 def test_weights_that_were_learned_are_told_from_initial_ones_of_any_kind():

@@ -7,11 +7,11 @@ Per inference and in the arithmetic alone::
     E_update(QIF) = E_update(LIF) + 1 multiplication + 1 addition: h = (a v + b) v + x
                     + 1 addition without rebound, h = (a max(v, 0) + β) v + x, for the comparison
 
-A MAC is a multiply-accumulate, a SynOp one spike arriving at one target, a neuron-step one neuron updated once; how
-they are counted, see :mod:`.counting`. Default energies are those of 45 nm CMOS at 32 bit floating point: M. Horowitz,
-*Computing's energy problem (and what we can do about it)*, ISSCC 2014, doi 10.1109/ISSCC.2014.6757323. Left out are
-biases and normalizations (folded into weights), pooling, additions of branches and, unless asked for by
-:func:`memory_traffic`, all movement of data.
+A MAC is a multiply-accumulate, a SynOp one spike arriving at one target, a neuron-step one neuron updated once;
+:mod:`.counting` counts them. The default energies are those of 45 nm CMOS at 32 bit floating point: M. Horowitz,
+*Computing's energy problem (and what we can do about it)*, ISSCC 2014, doi 10.1109/ISSCC.2014.6757323. Not included are
+biases and normalizations (folded into weights), pooling, additions of branches, and the movement of data, which
+:func:`memory_traffic` counts.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from ...support.names import unknown
 __all__ = ["LIF_UPDATES", "MEMORIES", "QIF_MAPS", "Costs", "Energy", "Traffic", "memory_traffic"]
 
 LIF_UPDATES = {"none": (0, 0), "charge": (1, 1), "compare": (1, 2)}
-"""Multiplications and additions that a LIF update is taken to be. ``"charge"`` is h = β v + x, ``"compare"`` counts
-the comparison with the threshold too, as an addition; a reset to a constant is a selection and costs nothing."""
+"""Multiplications and additions of a LIF update. ``"charge"`` counts h = β v + x; ``"compare"`` also counts the
+comparison with the threshold, as an addition. A reset to a constant is a selection and costs nothing."""
 
 QIF_MAPS = {"parabola": (1, 1, 0), "monotone": (1, 1, 1)}
-"""Multiplications, additions and comparisons that QIF's map has in addition to LIF's. ``"monotone"`` is the map without
-rebound. A comparison is counted as an addition, if that of LIF with its threshold is counted."""
+"""Multiplications, additions and comparisons of QIF's map beyond LIF's. ``"monotone"`` is the map without rebound. A
+comparison counts as an addition, provided that LIF's comparison with its threshold is counted."""
 
 MEMORIES = {"8 KB SRAM": 5.0, "32 KB SRAM": 10.0, "1 MB SRAM": 50.0, "DRAM": 650.0}
-"""pJ for one access to 32 bits. Horowitz gives 10, 20 and 100 pJ for 64 bits of caches of these sizes and 1.3 to
-2.6 nJ for DRAM: halved, and of DRAM the lower one."""
+"""Energy in pJ of one access to 32 bits: half of what Horowitz gives for 64 bits, 10, 20 and 100 pJ for caches of these
+sizes and, for DRAM, 1.3 nJ, the lower end of his 1.3 to 2.6 nJ."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Costs:
         ac: An accumulate. Default 0.9.
         mult: A multiplication. Default 3.7.
         add: An addition. Default 0.9.
-        lif_update: What a LIF update consists of, of :data:`LIF_UPDATES`. Default ``"compare"``.
-        qif_map: QIF's map, of :data:`QIF_MAPS`. Default ``"parabola"``.
+        lif_update: Operations of a LIF update, a key of :data:`LIF_UPDATES`. Default ``"compare"``.
+        qif_map: QIF's map, a key of :data:`QIF_MAPS`. Default ``"parabola"``.
 
     Raises:
         ValueError: An energy that is negative or not finite, or an unknown update or map.
@@ -71,15 +71,15 @@ class Costs:
 
     @property
     def lif(self) -> float:
-        """pJ of a neuron-step of LIF."""
+        """Energy in pJ of a neuron-step of LIF."""
         mults, adds = LIF_UPDATES[self.lif_update]
         return mults * self.mult + adds * self.add
 
     @property
     def qif_extra(self) -> float:
-        """pJ that a neuron-step of QIF costs in addition: f(v) = (a v + b) v where LIF has β v.
+        """Additional energy in pJ of a neuron-step of QIF, for f(v) = (a v + b) v instead of LIF's β v.
 
-        The comparison that bounds a soft reset is needed after a spike alone, and is left out.
+        The comparison that bounds a soft reset is not included, as it is needed only after a spike.
         """
         mults, adds, comparisons = QIF_MAPS[self.qif_map]
         return mults * self.mult + (adds + comparisons * (self.lif_update == "compare")) * self.add
@@ -90,10 +90,10 @@ class Energy:
     """Arithmetic energy in pJ, part by part.
 
     Attributes:
-        macs: Multiply-accumulates.
-        synops: Accumulates of spikes.
-        lif: Neuron updates, were every neuron LIF.
-        qif_extra: Energy that the updates need in addition, were every neuron QIF.
+        macs: Energy of multiply-accumulates.
+        synops: Energy of accumulates of spikes.
+        lif: Energy of neuron updates if every neuron is LIF.
+        qif_extra: Additional energy of the updates if every neuron is QIF.
     """
 
     macs: float
@@ -103,7 +103,7 @@ class Energy:
 
     @classmethod
     def of(cls, macs: float, synops: float, neuron_steps: float, costs: Costs) -> Energy:
-        """Compute the energy of so many operations."""
+        """Compute the energy of these numbers of operations."""
         return cls(macs * costs.mac, synops * costs.ac, neuron_steps * costs.lif, neuron_steps * costs.qif_extra)
 
     def scaled(self, factor: float) -> Energy:
@@ -122,7 +122,7 @@ class Energy:
 
     @property
     def overhead(self) -> float:
-        """Energy that QIF adds, as a fraction of that with LIF; NaN where nothing costs anything."""
+        """Energy that QIF adds, as a fraction of the energy with LIF; NaN if both are 0."""
         if not self.total_lif:
             return math.inf if self.qif_extra else math.nan
         return self.qif_extra / self.total_lif
@@ -148,15 +148,16 @@ class Traffic:
 
 
 def memory_traffic(used: float, weights: float, neuron_steps: float, reuse: bool) -> Traffic:
-    """Count the words that move to and from memory, at either end of what hardware may do.
+    """Count the words that move to and from memory, for either of two extreme kinds of hardware.
+
+    In both, a neuron-step reads and writes the membrane.
 
     Args:
-        used: SynOps and MACs.
-        weights: Weights, times the time steps in which they are used.
-        neuron_steps: Neuron updates.
-        reuse: ``False``: event by event, each SynOp and MAC reads its weight, and reads and writes its target's sum.
-            ``True``: each weight is read once a time step, and sums stay in registers. Either way a neuron-step reads
-            and writes the membrane.
+        used: Number of SynOps and MACs.
+        weights: Number of weights, times the time steps in which they are used.
+        neuron_steps: Number of neuron updates.
+        reuse: ``False`` for event-driven hardware, where each SynOp and MAC reads its weight, and reads and writes its
+            target's sum. ``True`` for hardware that reads each weight once per time step and keeps sums in registers.
     """
     membranes = 2 * neuron_steps
     return Traffic(weights, 0, membranes) if reuse else Traffic(used, 2 * used, membranes)

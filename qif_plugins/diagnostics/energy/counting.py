@@ -1,9 +1,9 @@
-"""Count the operations of a spiking network on what really flows through it.
+"""Count the operations of a spiking network while it runs on real data.
 
-- A *SynOp* is one spike arriving at one target: every spike counts as often as it is used, at the borders of a
+- A *SynOp* is one spike arriving at one target. A spike counts as often as it is used, so at the borders of a
   convolution less often than inside.
-- *MACs* are counted where a layer's input is not binary, decided by looking at its values, call by call: the input
-  layer of images, and layers behind an average pooling. As usual they include the multiplications with padding.
+- *MACs* are counted in a call of a layer whose input has values other than 0 and 1, such as the input layer of images
+  and layers after an average pooling. As usual they include the multiplications with padding.
 - A *neuron-step* is one neuron updated once.
 """
 
@@ -39,9 +39,9 @@ class LayerCount:
         name: The module's name.
         macs: Multiply-accumulates, in the calls whose input was not binary.
         synops: Spikes times the targets that each reached, in the other calls.
-        connections: ``synops`` as they would be if every input had spiked.
-        padded: ``connections`` with those to padding, which is what papers call the layer's FLOPs.
-        weights: How many weights.
+        connections: ``synops`` if every input had spiked.
+        padded: ``connections`` including those to padding, the number that papers call the layer's FLOPs.
+        weights: Number of weights.
     """
 
     name: str
@@ -60,7 +60,7 @@ class NeuronCount:
         name: The module's name.
         kind: ``"QIF"``, ``"LIF"`` or the class of another neuron.
         steps: Neurons times time steps times samples.
-        spikes: How many spikes.
+        spikes: Number of spikes.
     """
 
     name: str
@@ -88,7 +88,7 @@ class Operations:
     macs = _total("macs", "Multiply-accumulates.")
     synops = _total("synops", "Synaptic operations.")
     connections = _total("connections", "Synaptic operations if every input had spiked.")
-    padded = _total("padded", "Connections with those to padding.")
+    padded = _total("padded", "Connections including those to padding.")
     weights = _total("weights", "Weights that were used.")
 
     @property
@@ -108,24 +108,24 @@ class Operations:
 
     @property
     def synaptic_rate(self) -> float:
-        """SynOps per connection: the firing rate weighted by the fan-out of the neurons, which sets the energy."""
+        """SynOps per connection: the firing rate weighted by the fan-out of the neurons, which decides the energy."""
         return self.synops / self.connections if self.connections else 0.0
 
 
 def count_operations(model: nn.Module, batches: Batches, steps: int = 1) -> Operations:
-    """Run a model on batches, in evaluation mode and without gradient, and count what it does.
+    """Run a model on batches, in evaluation mode and without gradient, and count its operations.
 
-    Counted are ``linear``, ``conv1d`` to ``conv3d`` and ``conv_transpose1d`` to ``conv_transpose3d``, wherever they are
-    called. A batch that is binary by chance, such as an image of zeros, counts as spikes. Everything is left as found:
-    modes, membranes, hooks, random numbers.
+    Calls of ``linear``, ``conv1d`` to ``conv3d`` and ``conv_transpose1d`` to ``conv_transpose3d`` are counted wherever
+    they occur. A batch that is binary by chance, such as an image of zeros, counts as spikes. Modes, membranes, hooks
+    and random numbers are restored.
 
     Args:
         model: A model with spiking neurons, of either host.
         batches: Batches to run the model on: tensors, or tuples or lists whose first element is the input, such as
-            those of a DataLoader; a single one; or a callable that takes the model and runs it in its own way. The
+            those of a DataLoader; a single batch; or a callable that takes the model and runs it in its own way. The
             callable resets the state itself.
         steps: How often to call the model on each batch, without a reset in between; for models that take one time
-            step a call. Default 1.
+            step per call. Default 1.
 
     Returns:
         The counts, summed over batches and steps.
@@ -135,7 +135,7 @@ def count_operations(model: nn.Module, batches: Batches, steps: int = 1) -> Oper
         TypeError: ``batches`` holds something else, or the model takes more than one input.
 
     Warns:
-        UserWarning: Products of other kinds ran, such as attention's, and are not in the counts.
+        UserWarning: Products of other kinds ran, such as those of attention, which are not counted.
     """
     check_steps(steps)
     inner = unwrapped(model)
@@ -223,11 +223,11 @@ class _Counter(TorchFunctionMode):
             x, weight = given.pop("input"), given.pop("weight")
             given.pop("bias", None)
             counts = self._counts.setdefault(name, [0, 0, 0, 0])
-            # Nothing else that counts operations is to see ours.
+            # Other counters of operations must not see these calls.
             with torch.autocast(x.device.type, enabled=False), _disable_current_modes():
                 found = _count(lambda x, weight: func(x, weight, None, *args[3:], **given), func, x, weight, out, name)
             self._counts[name] = [count + more for count, more in zip(counts, found, strict=True)]
-            # One that is computed anew for every call is another tensor each time.
+            # A weight that is computed anew for every call is another tensor each time.
             key = id(weight) if isinstance(weight, nn.Parameter) else tuple(weight.shape)
             self._weights.setdefault(name, {})[key] = weight.numel()
         elif func in _UNCOUNTED:
@@ -250,7 +250,7 @@ def _count(apply: Any, func: Any, x: Tensor, weight: Tensor, out: Tensor, name: 
                 f"layer {name} received a value that is not finite; look for it where the model runs first"
             )
         return padded, 0, 0, 0
-    # With weights of 1 each output is the number of spikes that reach it. One output channel a group stands for all.
+    # With weights of 1 each output is the number of spikes that reach it. One output channel per group is enough.
     groups = x.shape[-weight.dim() + 1] // weight.shape[1] if not transposed and func is not F.linear else 1
     channels = weight.shape[1] if transposed else weight.shape[0] // groups
     ones = torch.ones_like(weight[:, :1] if transposed else weight[:groups], dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""Overhead of QIF over LIF as a function of the firing rate: in closed form, and with neurons held at a rate."""
+"""Compute the energy that QIF adds to LIF's at any firing rate, in closed form or with neurons held at the rate."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class StepCount:
 
     Attributes:
         connections: SynOps if every neuron spiked.
-        padded: The same with connections to padding.
+        padded: The same, including connections to padding.
         input_macs: MACs of the input layer.
         other_macs: MACs of the other layers whose input is not binary.
-        neurons: Neurons.
-        weights: Weights.
+        neurons: Number of neurons.
+        weights: Number of weights.
     """
 
     connections: int
@@ -57,7 +57,7 @@ class StepCount:
         )
 
     def with_padding(self) -> StepCount:
-        """Count spikes at borders as those inside, as papers do that multiply a layer's FLOPs by the firing rate."""
+        """Count spikes at borders like those inside, as papers do that multiply a layer's FLOPs by the firing rate."""
         return replace(self, connections=self.padded)
 
     def energy(self, rate: float, costs: Costs, once_in: int = 1) -> Energy:
@@ -66,8 +66,8 @@ class StepCount:
         Args:
             rate: Spikes per neuron-step, weighted by fan-out.
             costs: Energies of the operations.
-            once_in: Time steps that share one computation of the input layer: 1 (default) where it runs at each, T
-                where a static image goes through it once.
+            once_in: Number of time steps that share one computation of the input layer: 1 (default) if it runs at
+                every step, T if a static image passes it once.
         """
         macs = self.input_macs / once_in + self.other_macs
         return Energy.of(macs, self.connections * rate, self.neurons, costs)
@@ -78,11 +78,13 @@ class StepCount:
         return memory_traffic(used, self.weights, self.neurons, reuse)
 
     def break_even(self, costs: Costs) -> float:
-        """Compute how many spikes per connection fewer a QIF network must fire to cost what a LIF network does."""
+        """Compute by how many spikes per connection a QIF network must fire less to cost the same as a LIF network."""
         return self.energy(0.0, costs).qif_extra / (self.connections * costs.ac)
 
     def rate_at(self, overhead: float, costs: Costs, once_in: int = 1) -> float:
-        """Compute the firing rate at which QIF costs the fraction ``overhead`` more; negative if it costs less at any.
+        """Compute the firing rate at which QIF costs the fraction ``overhead`` more than LIF.
+
+        It is negative if QIF's overhead is smaller at every rate.
 
         Raises:
             ZeroDivisionError: SynOps cost nothing, so the rate does not matter.
@@ -101,11 +103,12 @@ def count_at_rate(model: nn.Module, shape: Sequence[int], steps: int, rate: floa
         model: A SpikingJelly model in multi-step mode, from ``[T, N, *shape]``.
         shape: Shape of one sample of one step.
         steps: Time steps T.
-        rate: Spikes per neuron-step to hold, between 0 and 1; what comes out is in the counts.
+        rate: Spikes per neuron-step to hold, between 0 and 1. The rate that was reached is in the counts.
         seed: Seed of the sample. Default 0.
 
     Raises:
-        ValueError: A rate outside of (0, 1), or as :func:`~qif_plugins.diagnostics.energy.counting.count_operations`.
+        ValueError: The rate is outside (0, 1), or
+            :func:`~qif_plugins.diagnostics.energy.counting.count_operations` raises one.
     """
     generator = torch.Generator().manual_seed(seed)
     sample = torch.randn(1, *shape, generator=generator, dtype=torch.float32, device="cpu")
@@ -121,16 +124,16 @@ def count_at_rate(model: nn.Module, shape: Sequence[int], steps: int, rate: floa
 
 @contextlib.contextmanager
 def held_at_rate(model: nn.Module, rate: float) -> Iterator[None]:
-    """Shift the input of every layer of neurons by a constant that makes it fire at ``rate``, inside the block.
+    """Add a constant to the input of every layer of neurons, inside the block, so that the layer fires at ``rate``.
 
-    The constant is found anew at each call, from a reset state, by bisection of the input's mean between -2 θ and 3 θ.
+    At each call the constant is found from a reset state, by bisection of the input's mean between -2 θ and 3 θ.
 
     Args:
         model: A SpikingJelly model in multi-step mode.
         rate: Spikes per neuron-step, between 0 and 1.
 
     Raises:
-        ValueError: A rate outside of (0, 1).
+        ValueError: The rate is outside (0, 1).
     """
     if not 0 < rate < 1:
         raise ValueError(f"a firing rate to hold must be between 0 and 1, got {rate}")
@@ -142,7 +145,7 @@ def held_at_rate(model: nn.Module, rate: float) -> Iterator[None]:
         for _ in range(_BISECTIONS):
             middle = (lo + hi) / 2
             neuron.reset()
-            # Past the hooks, this one among them.
+            # Without the hooks, of which this is one.
             spikes = neuron.forward(x + middle)
             lo, hi = (lo, middle) if spikes.count_nonzero() > rate * spikes.numel() else (middle, hi)
         neuron.reset()
