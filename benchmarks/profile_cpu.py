@@ -76,9 +76,9 @@ def profile(steps: int, neurons: int, repeats: int) -> list[dict[str, Any]]:
         qif_multi_step(x, 0.0, PARAMS, WINDOW)[0].backward(gradient)
 
     parts: dict[str, Callable[[], Any]] = {
-        "three copies, memory that is there": lambda: [tensor.copy_(x) for tensor in warm],
+        "three copies, reused memory": lambda: [tensor.copy_(x) for tensor in warm],
         "three copies, new memory": lambda: [x.clone() for _ in range(3)],
-        "kernels, memory that is there": lambda: kernels(*warm),
+        "kernels, reused memory": lambda: kernels(*warm),
         "kernels, new memory": lambda: kernels(new(), new(), new()),
         "kernels, new memory on huge pages": lambda: kernels(huge(), huge(), huge()),
         "qif_multi_step, forward and backward": lambda: call(leaf, gradient),

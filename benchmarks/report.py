@@ -57,21 +57,21 @@ GPU_PEERS = (("SpikingJelly LIFNode", 1.0), ("SpikingJelly LIFNode, cupy, 0.0.0.
 FLOORS_TEXT = (
     "\n\nThe floors are three copies of the tensor, which in float32 move as many bytes as forward and backward do:\n\n"
     "- *newly mapped memory*: the operating system provides it page by page, at the cost of a fault for every 4 KiB;\n"
-    "- *memory that is there*: it was allocated and used before.\n\n"
-    "The hosts' large tensors get one or the other, as the C library's allocator has it, so their ratios differ from "
-    "process to process. Ours asks for huge pages, and may be faster than copies into newly mapped memory. In bfloat16 "
-    "the kernels move 16 bytes per neuron-step and three copies 12, since h is saved in float32."
+    "- *reused memory*: it was allocated and used before.\n\n"
+    "The C library's allocator decides which of the two the hosts' large tensors get, so their ratios differ from "
+    "process to process. `qif_multi_step` asks for huge pages, and may be faster than copies into newly mapped memory. "
+    "In bfloat16 the kernels move 16 bytes per neuron-step and three copies 12, since h is saved in float32."
 )
 OLD_FLOOR_TEXT = (
-    "Plain *three copies*, in files from before that distinction, went into memory as PyTorch allocates it, which is "
-    "the one or the other."
+    "Plain *three copies*, in files from before that distinction, went into memory as PyTorch allocates it, which may "
+    "be either."
 )
 GPU_TEXT = (
-    "On a GPU there are two clocks. *Call time* is what the caller waits for, from an idle GPU until it is idle again, "
-    "with Python and launches. *Device time* is the GPU's own: the pass is queued behind a delay, and events before "
-    "and after it see no gaps. The share of the copy bandwidth is judged by device time and by the bytes that each "
-    "must move (bfloat16: ours 16 per neuron-step and the last membrane, three copies 12); beside another neuron ours "
-    "must hold by call time and by device time. The figure shows device time."
+    "On a GPU there are two clocks. *Call time* is the caller's waiting time, from an idle GPU until it is idle again, "
+    "with Python and launches. *Device time* is measured on the GPU: the pass is queued behind a delay, so that events "
+    "before and after it see no gaps. The share of the copy bandwidth is judged by device time and by the bytes that "
+    "each must move (bfloat16: QIF 16 per neuron-step and the last membrane, three copies 12). The comparison with "
+    "other neurons is judged by call time and by device time. The figure shows device time."
 )
 
 
@@ -197,8 +197,8 @@ def page(results: dict[str, Any], figure: Path) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     load = machine["load"]
     busy = load is not None and load > 1.5
-    warning = f"**The machine was busy: load average {load} at the start.** Ratios mean more than milliseconds; a peer "
-    warning += "that waits for all its threads in every operation suffers more from that than one that does not.\n"
+    warning = f"**The machine was busy: load average {load} at the start.** Ratios mean more than milliseconds. A peer "
+    warning += "that waits for all its threads in every operation is slowed down more by this than others.\n"
     lines = [
         f"## {_machine(results)}",
         "",
@@ -291,7 +291,7 @@ def gpu_targets(results: dict[str, Any]) -> list[str]:
         ]
     if len(lines) == 2:
         return []
-    note = "In these the GPU had begun before all was queued, so that device time holds some of Python's: "
+    note = "In these cases the GPU began before everything was queued, so device time includes some of Python's: "
     note += f"{'; '.join(mixed)}."
     return [*lines, "", *([note, ""] if mixed else [])]
 
@@ -324,12 +324,12 @@ def _misses(results: dict[str, Any]) -> list[str]:
                 )
     if not lines:
         return []
-    there, new = took["kernels, memory that is there"], took["kernels, new memory on huge pages"]
+    there, new = took["kernels, reused memory"], took["kernels, new memory on huge pages"]
     return [
         *lines,
-        f"In the profile below the two kernels alone take {there:.1f} ms on memory that is there and {new:.1f} ms on "
-        f"new memory on huge pages; three copies, {took['three copies, memory that is there']:.1f} ms and "
-        f"{took['three copies, new memory']:.1f} ms. What is left is the memory's own speed: the forward pass reads 4 "
+        f"In the profile below the two kernels alone take {there:.1f} ms on reused memory and {new:.1f} ms on "
+        f"new memory on huge pages; three copies, {took['three copies, reused memory']:.1f} ms and "
+        f"{took['three copies, new memory']:.1f} ms. The rest is the speed of the memory: the forward pass reads 4 "
         "bytes per neuron-step and writes 8, the backward pass reads 8 and writes 4.",
         "",
     ]
@@ -350,13 +350,14 @@ def _profile(results: dict[str, Any]) -> list[str]:
 
 
 NETWORKS_TEXT = (
-    "A training step (forward, backward, optimizer) of whole networks, all peers in turn: the network with its host's "
-    "LIF, the same after `qif_plugins.swap`, and the same with an identity in place of every neuron that was swapped. "
-    "*LIF over QIF* is the ratio of the steps; the *share* is QIF's time over the identity's as a part of LIF's time "
-    "over the identity's, left out where LIF took no longer than it. Medians over the "
-    "repetitions; in brackets their quartiles, which show the noise. Targets: a "
-    "share of at most 0.25 where the neurons take all steps in a call (`m`), 0.7 where they take one (`s`, to which "
-    "snnTorch's own loops count)."
+    "Each row times a training step (forward, backward, optimizer) of a whole network, all peers in turn: with its "
+    "host's LIF, after `qif_plugins.swap`, and with an identity in place of every neuron that was swapped. Numbers are "
+    "medians over the repetitions, with their quartiles in brackets, which show the noise.\n\n"
+    "- *LIF over QIF* is the ratio of the two times.\n"
+    "- The *share* is (QIF − identity) / (LIF − identity): the neurons' own time with QIF as a part of that with LIF. "
+    "It is left out if LIF took no longer than the identity.\n"
+    "- The *target* is a share of at most 0.25 if the neurons take all steps in a call (`m`), and of 0.7 if they take "
+    "one step per call (`s`, as in snnTorch's own loops)."
 )
 
 

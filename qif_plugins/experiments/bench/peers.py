@@ -110,7 +110,7 @@ def _mapped_like(x: Tensor) -> Tensor:
 
 
 FLOOR_NEW = "three copies, newly mapped memory"
-FLOOR_THERE = "three copies, memory that is there"
+FLOOR_THERE = "three copies, reused memory"
 FLOORS = (FLOOR_NEW, FLOOR_THERE)
 """In float32 they move as many bytes as forward and backward do; see :func:`moved_bytes`."""
 OURS = "qif"
