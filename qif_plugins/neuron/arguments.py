@@ -1,14 +1,16 @@
 """The arguments that decide the map of a neuron, by one rule for both hosts and for ``qif window``.
 
-1. ``dynamics``: ``"paper"`` takes the a, u1 and u2 of arXiv 2510.05168; ``"lif"`` matches the leak;
-   ``"monotone"`` matches it by a map that below rest is LIF's, so that strong inhibition causes no spike.
-2. Otherwise any of ``a``, ``u1``, ``u2``; those left out are the paper's. Together with ``dynamics`` they are refused.
-3. Otherwise a leak (``tau`` and ``decay_input`` in SpikingJelly, ``beta`` in snnTorch): it is matched.
-4. Otherwise the leak of :data:`DEFAULT_BETA`, with an input gain of 1.
+The first of these that was passed decides:
 
-A leak that was passed and does not decide is set aside, which ``repr`` shows: so a model that passes its own leak can
-be given another neuron. After construction the last assignment decides, except that a leak assigned to a neuron that
-was given ``dynamics="paper"`` or a map is refused.
+1. ``dynamics``: ``"paper"`` takes the a, u1 and u2 of arXiv 2510.05168, ``"lif"`` matches the leak by the parabola, and
+   ``"monotone"`` matches it by a map that is LIF's below rest, so that strong inhibition causes no spike.
+2. ``a``, ``u1``, ``u2``, any of them; those left out are the paper's. Together with ``dynamics`` they are refused.
+3. A leak: ``tau`` and ``decay_input`` in SpikingJelly, ``beta`` in snnTorch. It is matched by the parabola.
+4. Nothing: the leak of :data:`DEFAULT_BETA` is matched, with an input gain of 1.
+
+A leak that was passed but does not decide is set aside, and ``repr`` shows it. A model that passes its own leak can
+therefore be given another neuron. After construction the last assignment decides. Only a leak that is assigned to a
+neuron with ``dynamics="paper"`` or a given map is refused.
 """
 
 from __future__ import annotations
@@ -27,14 +29,14 @@ from .names import DYNAMICS, MAP, MATCHED, PAPER, DynamicsName
 from .parameters import Number, QIFParameters, holds_everywhere, is_finite
 
 MIN_DISTANCE = 1e-6
-"""Least distance of a matched neuron's learned threshold from the resting point, which it must lie above."""
+"""Least distance of a matched neuron's learned threshold above the resting point."""
 MAX_REACH = 0.99
-"""Share of the way from the resting to the unstable point of a given map that a learned threshold may go."""
+"""Largest learned threshold of a given map, as a share of the way from the resting to the unstable point."""
 DEFAULT_TAU = 2.0
-"""The time constant of a SpikingJelly node that matches a leak and was given none."""
+"""Time constant of a SpikingJelly node that matches a leak if none was passed."""
 MAX_BETA = 0.9999
-"""Upper limit of a learned leak β, and of the one that a window is derived for: the matched map needs β < 1, its
-float32 gradient and its moments some distance from it.
+"""Upper limit of a learned leak β, and of the β for which a window is derived. The matched map needs β < 1, and its
+float32 gradient and its moments need some distance from 1.
 """
 
 
@@ -43,10 +45,10 @@ class MapArguments:
     """The arguments, passed or assigned since, that could decide the map.
 
     Attributes:
-        dynamics: ``"paper"``, ``"lif"``, ``"monotone"``, or ``None`` where it was left out.
+        dynamics: ``"paper"``, ``"lif"``, ``"monotone"``, or ``None`` if it was left out.
         given: Those of a, u1 and u2 that were passed.
-        leak: What was passed of the leak, by the host's names.
-        monotone: Whether a given map is that of ``dynamics="monotone"`` before, as it was.
+        leak: The arguments of the leak that were passed, by the host's names.
+        monotone: Whether a given map is the one that ``dynamics="monotone"`` had before.
 
     Raises:
         ValueError: An unknown ``dynamics``, or one together with a, u1 or u2.
@@ -67,44 +69,44 @@ class MapArguments:
 
     @property
     def decided(self) -> str:
-        """``"paper"``, ``"explicit"``, ``"lif"`` or ``"monotone"``."""
+        """Kind of the map: ``"paper"``, ``"explicit"``, ``"lif"`` or ``"monotone"``."""
         if self.dynamics is not None:
             return self.dynamics
         return "explicit" if self.given else "lif"
 
     @property
     def matches_leak(self) -> bool:
-        """Whether the map is matched to a leak."""
+        """True if the map is matched to a leak."""
         return self.decided in MATCHED
 
     @property
     def left_open(self) -> bool:
-        """Whether nothing was passed that decides the map."""
+        """True if no argument was passed that decides the map."""
         return self.dynamics is None and not self.given and not self.leak
 
     @property
     def rebound(self) -> bool:
-        """Whether the map rebounds, see :class:`QIFParameters`."""
+        """True if the map rebounds, see :class:`QIFParameters`."""
         return not (self.monotone or self.decided == "monotone")
 
     @property
     def roots(self) -> dict[str, Number]:
-        """a, u1 and u2 where no leak is matched."""
+        """Values of a, u1 and u2; empty if a leak is matched."""
         return {} if self.matches_leak else {**PAPER, **self.given}
 
     @property
     def set_aside(self) -> dict[str, Any]:
-        """The leak that was passed and does not decide."""
+        """Arguments of a leak that was passed but does not decide."""
         return {} if self.matches_leak else dict(self.leak)
 
     def check_beta(self, way_out: str) -> None:
-        """Refuse to match a leak where the argument of the leak, ``beta``, was not passed and is needed.
+        """Refuse to match a leak if ``beta`` is needed but was not passed.
 
         Args:
-            way_out: What to do, for the message.
+            way_out: The advice in the message.
 
         Raises:
-            ValueError: It was not, and is.
+            ValueError: ``beta`` is missing.
         """
         if self.matches_leak and "beta" not in self.leak and not self.left_open:
             matches, shapes = f"dynamics={self.dynamics!r} matches a leak", "curvature shapes the map that beta matches"
@@ -116,18 +118,18 @@ class MapArguments:
         return f", {shown} set aside" if shown else ""
 
     def assigned(self, name: str, value: Any, current: QIFParameters | None) -> MapArguments:
-        """The arguments after an assignment, the last of which decides.
+        """Return the arguments after an assignment, which decides from now on.
 
         Args:
-            name: a, u1 or u2: the map is given from now on, the others being the present ones; ``"dynamics"``, which
-                puts a given map aside (``"explicit"`` keeps the present one, ``None`` leaves it to the other
-                arguments); or an argument of the leak, which is matched from now on.
-            value: Its value. ``None`` takes an argument of the leak back.
-            current: The neuron before; an argument of the leak needs none.
+            name: The argument that is assigned. After a, u1 or u2 the map is given, and the other two keep their
+                current values. ``"dynamics"`` replaces a given map (``"explicit"`` keeps the current map, ``None``
+                leaves the map to the other arguments). After an argument of the leak, the leak is matched.
+            value: Its value. ``None`` removes an argument of the leak.
+            current: The neuron before the assignment; ``None`` suffices for an argument of the leak.
 
         Raises:
-            ValueError: An unknown ``dynamics``, or a leak that would have no effect, since ``dynamics="paper"`` or a,
-                u1, u2 were given.
+            ValueError: ``dynamics`` is unknown, or a leak would have no effect, since ``dynamics="paper"`` or a, u1, u2
+                were given.
         """
         if name == "dynamics" and value != "explicit":
             return MapArguments(value, self.given if value is None else {}, self.leak, value is None and self.monotone)
@@ -157,24 +159,24 @@ def build_parameters(
     learned_threshold: bool = False,
     **others: Any,
 ) -> QIFParameters:
-    """The neuron that the arguments describe together.
+    """Build the neuron that the arguments describe together.
 
-    A learned threshold is kept where the membrane is stable: at least 1e-6 above the resting point where a leak is
-    matched, so that the unstable point moves with the threshold; otherwise at most 99 % of the way from the resting to
-    the unstable point. Beyond, it passes no gradient.
+    A learned threshold is clamped to the region in which the membrane is stable. If a leak is matched, the unstable
+    point moves with the threshold, which must be at least 1e-6 above the resting point. Otherwise it must be at most
+    99 % of the way from the resting to the unstable point. Beyond these limits it gets no gradient.
 
     Args:
-        roots: a, u1 and u2; empty where a leak is matched.
+        roots: a, u1 and u2; empty if a leak is matched.
         v_threshold: Threshold θ.
-        beta: The leak to match where ``roots`` are empty.
+        beta: The leak to match if ``roots`` is empty.
         v_rest: The potential that a matched leak decays to. Default 0.
         checked: Whether to check the numbers. ``False`` reads no tensor back from its device. Default True.
         learned_threshold: Whether the threshold is a tensor that is learned. Default False.
-        **others: ``v_reset``, ``reset``, ``input_gain``, ``rebound`` and, where a leak is matched, ``curvature``, see
+        **others: ``v_reset``, ``reset``, ``input_gain``, ``rebound`` and, if a leak is matched, ``curvature``, see
             :meth:`QIFParameters.matching_lif`.
 
     Raises:
-        ValueError: Parameters that :class:`QIFParameters` refuses.
+        ValueError: :class:`QIFParameters` refuses the parameters.
     """
     if not roots:
         if learned_threshold:
@@ -189,7 +191,7 @@ def build_parameters(
 
 
 def map_resting_at(v_rest: Any) -> DynamicsName:
-    """Choose the map that matches a leak where :func:`~qif_plugins.swap` chooses: below 0 only the parabola does.
+    """Choose the map with which :func:`~qif_plugins.swap` matches a leak; towards a rest below 0 only the parabola can.
 
     Args:
         v_rest: The potential that the neuron leaks to; ``None`` for 0.
@@ -207,7 +209,7 @@ class NodeArguments:
     Attributes:
         map: The arguments that decide the map.
         v_reset: Membrane after a spike, and the potential that a matched leak decays to; ``None`` for the soft reset.
-        input_gain: Factor on the input; ``None`` where it was left out.
+        input_gain: Factor on the input; ``None`` if it was left out.
         kept_gain: The gain of the leak that was matched before a, u1 or u2 was assigned.
     """
 
@@ -217,10 +219,10 @@ class NodeArguments:
     kept_gain: Any = 1.0
 
     def assigned(self, name: str, value: Any, current: QIFParameters, open_to_leak: bool) -> NodeArguments:
-        """The arguments after an assignment, see :meth:`MapArguments.assigned` and :meth:`resting_at`.
+        """Return the arguments after an assignment, see :meth:`MapArguments.assigned` and :meth:`resting_at`.
 
         Raises:
-            ValueError: As there.
+            ValueError: As in :meth:`MapArguments.assigned`.
         """
         if name in ("v_reset", "input_gain"):
             changed = dataclasses.replace(self, **{name: value})
@@ -232,7 +234,7 @@ class NodeArguments:
         return dataclasses.replace(self, map=decides, kept_gain=current.input_gain if matched else self.kept_gain)
 
     def resting_at(self, v_rest: Any, open_to_leak: bool) -> NodeArguments:
-        """The arguments for another potential to leak to, see :func:`map_resting_at`.
+        """Return the arguments for another potential to leak to, see :func:`map_resting_at`.
 
         Args:
             v_rest: The potential; ``None`` for 0.
@@ -244,35 +246,35 @@ class NodeArguments:
 
     @property
     def decays_input(self) -> bool:
-        """Whether a matched LIF neuron scales its input by 1/tau."""
+        """True if the matched LIF neuron scales its input by 1/tau."""
         return bool(self.map.leak.get("decay_input", not self.map.left_open))
 
     @property
     def tau(self) -> Any:
-        """The time constant of the leak."""
+        """Time constant of the leak."""
         return self.map.leak.get("tau", DEFAULT_TAU)
 
     def numbers(self, v_threshold: Any) -> dict[str, Any]:
-        """The numbers that decide, with the threshold, by the names that they were passed by."""
+        """Return the numbers that decide, including the threshold, under the names of the arguments."""
         leak = {"tau": self.map.leak.get("tau")} if self.map.matches_leak else dict(self.map.given)
         return {"v_threshold": v_threshold, "v_reset": self.v_reset, "input_gain": self.input_gain, **leak}
 
     def tensors(self, v_threshold: Any) -> list[Tensor]:
-        """The tensors among all numbers, the threshold included."""
+        """Return the tensors among all numbers, including the threshold."""
         values = (v_threshold, *self.map.given.values(), *self.map.leak.values(), self.v_reset, self.input_gain)
         return [value for value in values if isinstance(value, Tensor)]
 
     def parameters(self, v_threshold: Any, learned: bool = False) -> QIFParameters:
-        """The neuron that all of them describe together.
+        """Build the neuron that all arguments describe together.
 
         Args:
             v_threshold: Threshold θ.
-            learned: Whether the threshold is a tensor that is learned. It is then kept where the membrane is stable
-                instead of checked, and nothing is read back from its device. Default False.
+            learned: Whether the threshold is a tensor that is learned. It is then clamped to the stable region instead
+                of checked, and nothing is read back from its device. Default False.
 
         Raises:
-            ValueError: A ``tau`` that is not finite and above 1, or parameters that
-                :class:`~qif_plugins.QIFParameters` refuses.
+            ValueError: ``tau`` is not finite or not above 1, or :class:`~qif_plugins.QIFParameters` refuses the
+                parameters.
         """
         rest: Any = 0.0 if self.v_reset is None else one_number(self.v_reset)
         if learned:  # a half module's threshold, too
@@ -312,7 +314,7 @@ class NodeArguments:
 
 
 def one_number(value: Any) -> Any:
-    """A tensor of one number as that number, one of several integers as floats; anything else as it is."""
+    """Turn a tensor of one number into a float, and one of integers into floats; return anything else unchanged."""
     if not isinstance(value, Tensor) or value.is_meta:
         return value
     if value.numel() == 1:

@@ -1,9 +1,9 @@
-"""Time steps in several calls, with the gradients of one call over all of them.
+"""Run time steps in several calls, with the same gradients as one call over all of them.
 
-Without ``detach_reset`` the gradient of a sequence folds the reset into the charge (:mod:`.functional`), which a chain
-of calls through the membrane after its reset cannot give. So the membrane before its reset is kept beside the module's
-``v``, and the next call starts from it, as long as ``v`` is what the last call left there. In half precision, where
-``v`` is rounded, the next call starts from the float32 membrane, as a call over all steps does.
+Without ``detach_reset`` the gradient of a sequence folds the reset into the charge (:mod:`.functional`). Calls that are
+linked by the membrane after its reset cannot give this gradient. So the module also keeps the membrane before its
+reset, and the next call starts from it if ``v`` has not been changed since the last call. In half precision ``v`` is
+rounded, and the next call starts from the float32 membrane, as a call over all steps does.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ _LOW_PRECISION = (torch.float16, torch.bfloat16)
 
 
 class _Link(NamedTuple):
-    """The membrane that the last call left in ``v``, and the one that the next call starts from.
+    """The membrane that the last call left in ``v``, and the one from which the next call starts.
 
     Attributes:
         v: The membrane in ``v``.
-        marks: Of ``v`` and of the threshold, see :func:`_mark`.
-        threshold: The threshold; another one would reset otherwise.
-        state: The membrane before its reset with the graph behind it, or after it in float32 where ``v`` is rounded.
-        pre_reset: Whether it is the membrane before its reset.
+        marks: The marks of ``v`` and of the threshold, see :func:`_mark`.
+        threshold: The threshold of the last call; another one would change the reset.
+        state: The membrane before its reset, with its graph; or the membrane after its reset in float32, if ``v`` is
+            rounded.
+        pre_reset: Whether ``state`` is the membrane before its reset.
     """
 
     v: Tensor
@@ -41,7 +42,7 @@ class _Link(NamedTuple):
     pre_reset: bool
 
     def leads_to(self, v: Any, threshold: Any) -> bool:
-        """Whether ``v`` is what the last call left there, and the threshold is the same."""
+        """Return whether ``v`` and the threshold are unchanged since the last call."""
         if v is not self.v or _mark(v) != self.marks[0]:
             return False
         fixed = not isinstance(self.threshold, Tensor)
@@ -49,21 +50,21 @@ class _Link(NamedTuple):
 
 
 class ChainedSteps(QIFLayer):
-    """A module that keeps its membrane in ``v`` between calls. Mixed in before the host's base class."""
+    """Mixin, placed before the host's base class, for a module that keeps its membrane in ``v`` between calls."""
 
     detach_reset: bool
     _link: _Link | None = None
 
     def _neuron(self, x: Tensor, single: bool = False) -> tuple[Any, Any]:
-        """The parameters and the surrogate for this input, which has no dimension for time if ``single``."""
+        """Return the parameters and the surrogate for this input, which has no time dimension if ``single``."""
         raise NotImplementedError
 
     def _threshold(self) -> Any:
-        """The threshold as it was assigned: a number, a tensor or a parameter."""
+        """Return the threshold as it was assigned: a number, a tensor or a parameter."""
         raise NotImplementedError
 
     def _implementation(self, x: Tensor) -> BackendName:
-        """The back end for this input."""
+        """Return the back end for this input."""
         raise NotImplementedError
 
     if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class ChainedSteps(QIFLayer):
         def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor: ...
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """One time step or all of them, as the host's base class decides.
+        """Run one time step or all of them, as the host's base class decides.
 
         Raises:
             NotImplementedError: torch.fx traces into the module, as NIR's exporter does.
@@ -86,13 +87,13 @@ class ChainedSteps(QIFLayer):
     def _run(
         self, x: Tensor, v: Tensor | float, store_v_seq: bool = False, single: bool = False
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The spikes, the last membrane and, on demand, every membrane.
+        """Compute the spikes, the last membrane and, on demand, every membrane.
 
         Args:
             x: All time steps, or one if ``single``.
             v: The module's membrane.
             store_v_seq: Whether to return every membrane. Default False.
-            single: Whether ``x`` has no dimension for time. Default False.
+            single: Whether ``x`` has no time dimension. Default False.
         """
         params, surrogate = self._neuron(x, single)
         threshold = self._threshold()
@@ -126,7 +127,7 @@ class ChainedSteps(QIFLayer):
 
 
 def _may_be_trained() -> bool:
-    """Whether a gradient may be asked for: of what is captured (exported, traced) even where none is possible now."""
+    """Return whether a gradient may be needed; a captured graph (exported, traced) may need one later."""
     if torch.is_grad_enabled() or torch.jit.is_tracing():  # type: ignore[attr-defined]
         return True
     if torch.compiler.is_compiling():  # versions of PyTorch without is_exporting may be exporting
@@ -136,7 +137,7 @@ def _may_be_trained() -> bool:
 
 
 def _mark(value: Any) -> Any:
-    """Version, graph and memory of a tensor: a write, ``detach_()`` or an assigned ``.data`` changes one of them."""
+    """Return version, graph and memory of a tensor: a write, ``detach_()`` or an assigned ``.data`` changes one."""
     if not isinstance(value, Tensor):
         return None
     if torch.compiler.is_compiling():  # which cannot trace the rest

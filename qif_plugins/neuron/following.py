@@ -1,15 +1,15 @@
-"""The window of a neuron that learns its parameters: a function of their current values, and of nothing else.
+"""Derive the window of a neuron that learns its parameters, from their current values alone.
 
-However often forward ran, in evaluation or in training, for one step or for all of them, in the first pass or in the
-recomputation of activation checkpointing: equal parameters have equal windows. So the reset closure of
-:mod:`qif_plugins.neuron.moments` is solved anew whenever a parameter has changed, from the input's moments, by a fixed
-number of steps: four iterations, then Newton's method. Nothing is read back from a GPU on the way, so that a training
-step does not wait for it, and nothing is kept for a checkpoint.
+Equal parameters have equal windows: in evaluation and in training, for one step and for all of them, in the first pass
+and in the recomputation of activation checkpointing. So whenever a parameter has changed, the reset closure of
+:mod:`qif_plugins.neuron.moments` is solved anew, from the input's moments and by a fixed number of steps: four
+iterations, then Newton's method. Nothing is read back from a GPU, so a training step does not wait for it, and a
+checkpoint needs no further state.
 
-The result agrees with :func:`~qif_plugins.membrane_moments` to rounding where the last steps settle, and to 1e-5 of the
-deviation at worst. Where that function raises, because the closure does not converge, training cannot stop to say
-so: the moments are then the input's, those of a membrane that keeps nothing from step to step. Simulated membranes are
-close to them there: at θ = σ_I = 1, u1 = 0, u2 = 0.5 and a from 0.7 to 1.5, where the closure's deviation grows without
+The result agrees with :func:`~qif_plugins.membrane_moments` to rounding if the last steps have settled, and to 1e-5 of
+the deviation at worst. That function raises an error if the closure does not converge. Training cannot stop then, so
+the moments are those of the input, as for a membrane that keeps nothing from step to step. Simulated membranes are
+close to this: at θ = σ_I = 1, u1 = 0, u2 = 0.5 and a from 0.7 to 1.5, where the closure's deviation grows without
 bound, their density at the threshold is 0.26 to 0.25, and that of the input 0.24.
 """
 
@@ -35,24 +35,24 @@ _TOLERANCE = 1e-5
 
 @torch.no_grad()
 def followed_moments(params: QIFParameters, input_std: Number, input_mean: Number = 0.0) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of the membrane, reading nothing back from a device.
+    """Compute mean and deviation of the membrane without reading anything back from a device.
 
     Args:
         params: The neuron; at least one of its numbers is a tensor.
-        input_std: Standard deviation of g·x, a float or a tensor that broadcasts with the parameters. Taken as at least
-            1e-6 in magnitude, so that a learned threshold that it is derived from may pass through 0.
+        input_std: Standard deviation of g·x, a float or a tensor that broadcasts with the parameters. Its magnitude
+            counts as at least 1e-6, so that a learned threshold from which it is derived may pass through 0.
         input_mean: Mean of g·x. Default 0.
 
     Returns:
-        ``(mean, std)`` of the reset closure, of the broadcast shape, on the parameters' device; the input's own where
-        the closure does not converge. float64 (float32 on devices that have none), without gradient.
+        ``(mean, std)`` of the reset closure, of the broadcast shape, on the parameters' device; the input's own moments
+        if the closure does not converge. float64 (float32 on devices that have none), without gradient.
     """
     numbers = params.numbers()
     device = next(value.device for value in numbers.values() if isinstance(value, Tensor))
     dtype = torch.float32 if device.type == "mps" else torch.float64
 
     def placed(value: Number) -> Any:
-        # Non-blocking, so that a measured moment on its way to the device is not waited for.
+        # Non-blocking, so that the copy of a measured moment to the device is not waited for.
         return value.detach().to(device, dtype, non_blocking=True) if isinstance(value, Tensor) else value
 
     params = params.with_numbers(**{name: placed(value) for name, value in numbers.items()})
@@ -77,14 +77,14 @@ def followed_moments(params: QIFParameters, input_std: Number, input_mean: Numbe
 def window_of_moments(
     name: str, params: QIFParameters, mean: Number, std: Number, input_std: Number | None = None
 ) -> Window | Gaussian:
-    """The surrogate called ``name``, ``"isometric"``, ``"unbiased"`` or ``"paper"``, for a membrane, unchecked.
+    """Derive a surrogate from the moments of the membrane, without checks.
 
     Args:
-        name: Which.
+        name: ``"isometric"``, ``"unbiased"`` or ``"paper"``.
         params: The neuron.
         mean: Mean of the membrane.
-        std: Its standard deviation.
-        input_std: Standard deviation of g·x; ``None`` (default) where only the membrane was measured.
+        std: Standard deviation of the membrane.
+        input_std: Standard deviation of g·x; ``None`` (default) if only the membrane was measured.
     """
     if name == "isometric":
         return Gaussian.unchecked(*isometric_gaussian(params, mean, std, input_std))
@@ -94,14 +94,14 @@ def window_of_moments(
 
 
 class WindowMemory:
-    """The last window derived, for as long as the parameters stay what they were. Copies and pickles begin empty."""
+    """Cache of the last window, valid as long as the parameters are unchanged. Copies and pickles are empty."""
 
     def __init__(self) -> None:
         self.clear()
 
     @property
     def window(self) -> Window | Gaussian | None:
-        """The window that is kept."""
+        """The window in the cache."""
         return self._window
 
     def clear(self) -> None:
@@ -111,20 +111,20 @@ class WindowMemory:
         self._doubted = True
 
     def doubt(self) -> None:
-        """Derive the window anew for the next gradient: a write through ``.data`` since would not show."""
+        """Have the window derived anew for the next gradient, since writes through ``.data`` are not noticed."""
         self._doubted = True
 
     def __call__(self, parameters: Sequence[Any], derive: Callable[[], Window | Gaussian]) -> Window | Gaussian:
-        """The window for these parameters.
+        """Return the window for these parameters.
 
         Args:
-            parameters: What the window depends on, seen by identity and by version.
-            derive: Derives it.
+            parameters: The values on which the window depends, compared by identity and by version.
+            derive: Function that derives the window.
         """
         if torch.compiler.is_compiling():
             return derive()
         seen = versions(parameters)
-        # Without gradients a window is of no use, so that evaluation does not pay for the doubt.
+        # Without gradients the window is not used, so evaluation need not derive it anew.
         if self._window is None or not same_versions(seen, self._seen) or (self._doubted and torch.is_grad_enabled()):
             window = derive()
             if not all(has_storage(value) for value in window.coefficients()):
@@ -137,14 +137,14 @@ class WindowMemory:
 
 
 def versions(values: Sequence[Any]) -> list[tuple[Any, Any]]:
-    """The values, each with the count of its changes in place."""
+    """Return the values, each with the count of its changes in place."""
     return [(value, _version(value)) for value in values]
 
 
 def same_versions(now: list[tuple[Any, Any]], before: list[tuple[Any, Any]] | None) -> bool:
-    """Whether nothing has changed.
+    """Return whether nothing has changed.
 
-    By identity, while holding on to the objects: a new tensor never passes for an old one.
+    Values are compared by identity. The old ones are kept alive, so that a new tensor is never taken for an old one.
     """
     return (
         before is not None
@@ -160,7 +160,7 @@ def _version(value: Any) -> Any:
 
 
 def has_storage(value: Any) -> bool:
-    """Whether a number may be kept: one that a transform of torch.func has wrapped must not outlive the transform."""
+    """Return whether a number may be kept; a tensor wrapped by a transform of torch.func must not outlive it."""
     if not isinstance(value, Tensor):
         return True
     try:

@@ -1,21 +1,23 @@
 """The width of a surrogate that keeps the gradient's size from layer to layer.
 
-A norm before each neuron (tdBN of scale σ_I) divides by the deviation of the weighted spikes, whose variance is
-r(1 - r) for each unit of squared weight, r = P(h >= θ). So one layer multiplies the mean square of the gradient by
+A norm before each neuron (tdBN of scale σ_I) divides by the deviation of the weighted spikes. Their variance is
+r(1 - r) for each unit of squared weight, with the firing rate r = P(h >= θ). So one layer multiplies the mean square of
+the gradient by
 
     G = σ_I² E[w(h)²] / (r (1 - r) (1 - j)),     j = E[(∂h[t+1]/∂h[t])²]
 
-where 1/(1 - j) adds what reaches later time steps through the membrane, in the stationary state. A surrogate
-A g((h - θ)/s) without bias has A E[g] = p(θ), so that G = 1 asks for one relative mean square,
+The factor 1/(1 - j) adds the gradient that the membrane passes between time steps, in the stationary state. A surrogate
+A g((h - θ)/s) without bias has A E[g] = p(θ), so G = 1 fixes its relative mean square:
 
     ρ = E[w²]/E[w]² = r (1 - r) (1 - j) / (σ_I p(θ))²
 
-which decreases from infinity to 1 as the width s grows. With z = (θ - μ)/σ and the density φ of the standard normal
-distribution it is r(1 - r)/φ(z)² times σ²(1 - j)/σ_I². The first factor is at least π/2, its value at z = 0. Where the
-second pushes ρ below π/2, the width is that for π/2: a wider surrogate would hardly tell one membrane from another.
+The ρ of a surrogate decreases from infinity to 1 as its width s grows. With z = (θ - μ)/σ and the density φ of the
+standard normal distribution the required ρ is r(1 - r)/φ(z)² times σ²(1 - j)/σ_I². The first factor is at least π/2,
+its value at z = 0. If the second makes ρ smaller than π/2, the width is the one for π/2, because a wider surrogate
+would hardly distinguish one membrane from another.
 
-Everything here is elementwise in float64, reads nothing back from a device and works in logarithms, so that thresholds
-far in the tail of the membrane's distribution, or far below its mean, give finite numbers.
+All computations are elementwise, in float64 and in logarithms, and read nothing back from a device. Thresholds far in
+the tail of the membrane's distribution, or far below its mean, therefore give finite numbers.
 """
 
 from __future__ import annotations
@@ -31,21 +33,22 @@ from .parameters import Number, QIFParameters
 
 LEAST = math.log(math.pi / 2)
 _STEPS = 10
-"""The last changes less than 1e-10 of the width for thresholds up to 1,000 deviations from the mean."""
+"""Number of Newton's steps. The last changes the width by less than 1e-10 of it, for thresholds up to 1,000 deviations
+from the mean."""
 
 
 @torch.no_grad()
 def relative_mean_square(
     params: QIFParameters, mean: Number, std: Number, input_std: Number | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The relative mean square that an isometric surrogate has.
+    """Compute the relative mean square of an isometric surrogate.
 
     Args:
         params: The neuron.
         mean: Mean μ of the membrane.
-        std: Its standard deviation σ.
-        input_std: Standard deviation σ_I of g·x. ``None`` (default) where only the membrane was measured: σ √(1 - j),
-            which it is for a linear membrane.
+        std: Standard deviation σ of the membrane.
+        input_std: Standard deviation σ_I of g·x. ``None`` (default) if only the membrane was measured; it is then taken
+            as σ √(1 - j), its value for a linear membrane.
 
     Returns:
         ``(z, log ρ)`` with z = (θ - μ)/σ, float64.
@@ -55,14 +58,14 @@ def relative_mean_square(
     log_rho = torch.special.log_ndtr(z) + torch.special.log_ndtr(-z) + z * z + math.log(2 * math.pi)
     if input_std is not None:
         kept = (1 - membrane_memory(params, mean, std)).clamp(min=1e-12)
-        # A learned threshold, which the deviation is derived from, may pass through 0.
+        # A learned threshold, from which the deviation is derived, may pass through 0.
         log_rho = log_rho + torch.log(kept) + 2 * torch.log((std / _float64(input_std)).abs().clamp(max=1e6))
     return z, log_rho.clamp(min=LEAST)
 
 
 @torch.no_grad()
 def gaussian_width(z: Tensor, log_rho: Tensor) -> Tensor:
-    """The width of a Gaussian surrogate centred on the threshold, in deviations of the membrane.
+    """Compute the width of a Gaussian surrogate centred on the threshold, in deviations of the membrane.
 
     For w = A exp(-(h - θ)²/(2 s²)) and u = (s/σ)²::
 
@@ -87,9 +90,9 @@ def gaussian_width(z: Tensor, log_rho: Tensor) -> Tensor:
 
 @torch.no_grad()
 def rectangle_width(z: Tensor, log_rho: Tensor) -> Tensor:
-    """Half the width of a rectangular surrogate centred on the threshold, in deviations of the membrane.
+    """Compute half the width of a rectangular surrogate centred on the threshold, in deviations of the membrane.
 
-    A rectangle without bias has ρ = 1/P(lo <= h <= hi): it covers the share 1/ρ of the membranes.
+    A rectangle without bias has ρ = 1/P(lo <= h <= hi), so it covers the share 1/ρ of the membranes.
 
     Args:
         z: (θ - μ)/σ.
@@ -111,7 +114,7 @@ def rectangle_width(z: Tensor, log_rho: Tensor) -> Tensor:
 
 
 def _root(excess: Callable[[Tensor], tuple[Tensor, Tensor]], start: Tensor) -> Tensor:
-    """The zero of a decreasing function: a fixed number of Newton's steps, halving the bracket where one leaves it."""
+    """Find the zero of a decreasing function by Newton's steps; a step that leaves the bracket halves it instead."""
     x, low, high = start, start - 100, start + 10
     for _ in range(_STEPS):
         value, slope = excess(x)

@@ -1,9 +1,9 @@
-"""The part that the QIF neurons of all hosts share: the window, and the moments that it is derived from.
+"""Common part of the QIF neurons of all hosts: the window, and the moments from which it is derived.
 
-By default a window assumes the input that tdBN makes, mean 0 and deviation θ. :func:`~qif_plugins.calibrate`
-replaces the assumption by what it measured. A module that was calibrated has two more entries in its state_dict,
+By default a window assumes the input that tdBN gives, mean 0 and deviation θ. :func:`~qif_plugins.calibrate`
+replaces the assumption by measurements. A calibrated module has two more entries in its state_dict,
 ``input_mean`` and ``input_std`` or ``membrane_mean`` and ``membrane_std``. A checkpoint without them loads under
-``strict=True`` and leaves the window as it is; a checkpoint with them brings its window along.
+``strict=True`` and does not change the window; a checkpoint with them sets its window.
 """
 
 from __future__ import annotations
@@ -34,33 +34,33 @@ _REGISTERS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_se
 
 NO_NIR = (
     "NIR has no quadratic integrate-and-fire neuron: its neurons (LIF, IF, LI, CubaLIF) are linear below the "
-    "threshold, and none of them is this one. qif_plugins.swap(model, to='lif') makes LIF neurons of those that were "
-    "swapped, and of those that were built with a leak (tau, beta, dynamics='lif'): fine-tune and export that. The "
-    "paper's parameters, and an a, u1, u2 of one's own, match no leak and stay QIF: train with dynamics='lif' what is "
-    "to be exported, or export the layers between the neurons by themselves."
+    "threshold. qif_plugins.swap(model, to='lif') turns QIF neurons into LIF neurons if they were swapped, or built "
+    "with a leak (tau, beta, dynamics='lif'): fine-tune the result and export it. Neurons with the paper's parameters, "
+    "or with an a, u1, u2 of your own, match no leak and stay QIF: train the network with dynamics='lif' if you want "
+    "to export it, or export only the layers between the neurons."
 )
-"""Why a QIF network is not exported to NIR, and what to do."""
+"""The message of an attempt to export a QIF network to NIR: the reason, and the ways out."""
 
 
 class QIFLayer:
-    """A spiking QIF module of any host; adapters mix it in before the host's base class."""
+    """Mixin for a spiking QIF module of any host; adapters place it before the host's base class."""
 
     _measured: Mapping[str, Tensor] = {}
     _window_scale: float = 1.0
     _x_std: float | None = None
-    """Deviation of the input x where a norm gives it, see :meth:`assume_input`."""
+    """Deviation of the input x if a norm gives it, see :meth:`assume_input`."""
     _open_to_leak: bool = False
     """Whether swap chose the map and the user has not changed it, so that an assigned reset may change it."""
     _window_memory: WindowMemory
-    """The window of learned numbers."""
+    """Cache of the window that follows learned numbers."""
     _settled = False
-    """Whether the user assigns: neither the constructor nor the loading of a state does."""
+    """Whether the constructor has finished, so that assignments are the user's. False while a state is loaded."""
     _backend: BackendName
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "forward_sequence" in vars(cls):
-            # Called by its name, past the module's hooks.
+            # It is called by its name, without the module's hooks.
             cls.forward_sequence = watchable(vars(cls)["forward_sequence"])  # type: ignore[attr-defined]
 
     @property
@@ -81,48 +81,48 @@ class QIFLayer:
 
     @property
     def derived_window(self) -> WindowName | None:
-        """Name of the window that the module derives for itself; ``None`` where its surrogate was given."""
+        """Name of the window that the module derives for itself; ``None`` if its surrogate was given."""
         raise NotImplementedError
 
     @property
     def learns_window(self) -> bool:
-        """Whether the window follows learned parameters, which needs the moments of the input."""
+        """True if the window follows learned parameters, which needs the moments of the input."""
         return False
 
     @property
     def resets(self) -> bool:
-        """Whether the membrane is reset after a spike; without, there is no stationary membrane to measure."""
+        """True if the membrane is reset after a spike. Without a reset there is no stationary membrane to measure."""
         return True
 
     @property
     def fires_in_operator(self) -> bool:
-        """Whether the spikes are the operator's own, so that their gradient passes through it."""
+        """True if the operator itself makes the spikes, so that their gradient passes through it."""
         return True
 
     def _window_changed(self) -> None:
         """Derive the window anew.
 
         Raises:
-            MomentClosureError: The closure does not converge. Only training goes on with learned numbers then.
+            MomentClosureError: The closure does not converge. With learned numbers there is no error.
         """
         raise NotImplementedError
 
     def _learned(self) -> Sequence[Any]:
-        """The numbers that the window follows where they are learned."""
+        """Return the numbers that the window follows if they are learned."""
         raise NotImplementedError
 
     def _follow(self) -> Window | Gaussian:
-        """The window of the learned numbers as they are now."""
+        """Return the window of the current values of the learned numbers."""
         assert self.derived_window is not None
         return self.followed_window(self.derived_window, self.qif_parameters)
 
     def _followed(self) -> Window | Gaussian:
-        """The window of the learned numbers, kept until one of them changes."""
+        """Return the window of the learned numbers, from the cache if none of them has changed."""
         return self._window_memory(self._learned(), self._follow)
 
     @property
     def measured_moments(self) -> Mapping[str, Tensor]:
-        """The moments that the window was calibrated to, by name; empty where it was not.
+        """Moments to which the window was calibrated, by name; empty if it was not calibrated.
 
         float64 on the CPU, one value or of a shape that broadcasts to one time step.
         """
@@ -135,21 +135,21 @@ class QIFLayer:
             self._window_changed()
 
     def _measured_of(self, kind: str) -> tuple[Number, Number] | None:
-        """Mean and deviation that were measured of the ``"input"`` or of the ``"membrane"``."""
+        """Return the measured mean and deviation of the ``"input"`` or the ``"membrane"``, if there are any."""
         if f"{kind}_mean" not in self._measured:
             return None
         return one_number(self._measured[f"{kind}_mean"]), one_number(self._measured[f"{kind}_std"])
 
     @property
     def window_scale(self) -> float:
-        """Deviation of g·x, in thresholds, that the window is derived for where nothing was measured.
+        """Deviation of g·x, in thresholds, for which the window is derived if nothing was measured.
 
-        Default 1, that of tdBN before a neuron with an input gain of 1. :func:`~qif_plugins.swap` has it follow the
-        input gain and the threshold of a neuron under a norm, until another is assigned. Not part of the
-        ``state_dict``. Numbers of several values stand for their mean.
+        Default 1, as under tdBN with an input gain of 1. Under a norm, :func:`~qif_plugins.swap` makes it follow the
+        neuron's input gain and threshold until a number is assigned. It is not part of the ``state_dict``. If the
+        neuron's numbers are tensors of several values, it is computed from their means.
 
         Raises:
-            ValueError: Assigned a number that is not positive and finite.
+            ValueError: The assigned number is not positive and finite.
         """
         if self._x_std is None:
             return self._window_scale
@@ -168,16 +168,16 @@ class QIFLayer:
         self._assume(scale, None)
 
     def assume_input(self, std: float) -> None:
-        """Derive the window for an input x of deviation ``std``, times the input gain that the neuron has by then.
+        """Derive the window for an input x of deviation ``std`` times the input gain, also if the gain changes later.
 
-        For an input below the threshold the window is that for one as large as the threshold: it is wider, and less
-        sharp, which trains better where neurons seldom spike.
+        For a deviation below the threshold the window is the one for a deviation equal to the threshold. It is wider,
+        and less sharp, which trains better if neurons seldom spike.
 
         Args:
             std: Deviation of x, such as a norm's weight, > 0.
 
         Raises:
-            MomentClosureError: The closure does not converge; everything is as before.
+            MomentClosureError: The closure does not converge. The module is then unchanged.
         """
         self._assume(1.0, std)
 
@@ -187,7 +187,7 @@ class QIFLayer:
             self._window_changed()
 
     def input_moments(self, params: QIFParameters | None = None) -> tuple[Number, Number]:
-        """Mean and deviation of g·x that the window assumes: measured, or 0 and θ times :attr:`window_scale`.
+        """Return mean and deviation of g·x for the window: those measured, or else 0 and θ times :attr:`window_scale`.
 
         Args:
             params: The neuron. Default: the module's own parameters.
@@ -210,7 +210,7 @@ class QIFLayer:
 
     @contextlib.contextmanager
     def _explaining(self) -> Iterator[None]:
-        """Say where the deviation comes from if the closure does not converge for one that nobody measured."""
+        """Add to the error of a closure where the input deviation comes from, if it was not measured."""
         try:
             yield
         except MomentClosureError as error:
@@ -223,7 +223,7 @@ class QIFLayer:
             ) from None
 
     def derive_window(self, name: WindowName, params: QIFParameters) -> Window | Gaussian:
-        """The window called ``name`` for the moments that were measured, or else assumed.
+        """Derive the window called ``name`` for the measured moments, or else for the assumed ones.
 
         Raises:
             ValueError: Unknown name.
@@ -232,7 +232,7 @@ class QIFLayer:
         return self.followed_window(name, params) if self.learns_window else self.settled_window(name, params)
 
     def settled_window(self, name: WindowName, params: QIFParameters) -> Window | Gaussian:
-        """The window of :meth:`derive_window` for parameters that are not learned.
+        """Derive the window of :meth:`derive_window` for parameters that are not learned.
 
         Raises:
             ValueError: Unknown name.
@@ -248,7 +248,7 @@ class QIFLayer:
             return Window.named(name, params, std, input_mean=mean)
 
     def followed_moments(self, params: QIFParameters) -> tuple[Tensor, Tensor]:
-        """Mean and deviation of the membrane behind the window of learned ``params``, see :mod:`.following`."""
+        """Compute mean and deviation of the membrane for the window of learned ``params``, see :mod:`.following`."""
         if "membrane_mean" in self._measured:
             device = next(v.device for v in params.numbers().values() if isinstance(v, Tensor))
             measured = (self._measured[f"membrane_{name}"] for name in ("mean", "std"))
@@ -259,9 +259,9 @@ class QIFLayer:
 
     @torch.no_grad()
     def followed_window(self, name: str, params: QIFParameters) -> Window | Gaussian:
-        """The window called ``name`` for learned ``params``: a function of their values alone, see :mod:`.following`.
+        """Derive the window called ``name`` from the values of learned ``params`` alone, see :mod:`.following`.
 
-        Reads nothing back from a device. In float32, in float64 for parameters in float64.
+        Nothing is read back from a device. The result is in float32, or in float64 for parameters in float64.
         """
         threshold: Any = params.v_threshold
         if name == "heuristic":
@@ -276,7 +276,7 @@ class QIFLayer:
         return window.mapped(lambda value: value.to(dtype) if isinstance(value, Tensor) else value)
 
     def window_moments(self, params: QIFParameters | None = None) -> tuple[Number, Number]:
-        """Mean and deviation of the membrane that the window assumes.
+        """Return the mean and deviation of the membrane that the window assumes.
 
         Args:
             params: The neuron. Default: the module's own parameters.
@@ -296,7 +296,7 @@ class QIFLayer:
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         names = [f"{kind}_{moment}" for kind in KINDS for moment in ("mean", "std")]
-        # Taken out, so that the host's loading does not call them unexpected; load_state_dict works on a copy.
+        # Removed, so that the host's loading does not find them unexpected; load_state_dict works on a copy.
         moments = {name: state_dict.pop(prefix + name) for name in names if prefix + name in state_dict}
         super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc]
         if moments:
@@ -324,16 +324,16 @@ def _checked_moments(moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-OTHERS = "any other surrogate, a Gaussian, too, is passed as surrogate_function (SpikingJelly) or spike_grad (snnTorch)"
+OTHERS = "pass any other surrogate, also a Gaussian, as surrogate_function (SpikingJelly) or spike_grad (snnTorch)"
 """Advice for a surrogate that ``window`` does not take."""
 
 
 def checked_window(window: Any) -> Any:
-    """``window``, a name or a window.
+    """Check and return ``window``, a name or a window.
 
     Raises:
-        TypeError: Neither.
-        ValueError: An unknown name.
+        TypeError: It is neither.
+        ValueError: The name is unknown.
     """
     if not isinstance(window, str | Window):
         raise TypeError(f"window must be one of {', '.join(map(repr, WINDOWS))} or a Window, got {window!r}; {OTHERS}")
@@ -344,7 +344,7 @@ def checked_window(window: Any) -> Any:
 
 @contextlib.contextmanager
 def undone_on_error(module: Any) -> Iterator[None]:
-    """Give ``module`` its attributes, parameters and buffers back where the block raises a TypeError or ValueError."""
+    """Restore the attributes, parameters and buffers of ``module`` if the block raises a TypeError or ValueError."""
     before = {name: copy.copy(value) if name in _REGISTERS else value for name, value in vars(module).items()}
     try:
         yield
@@ -355,7 +355,7 @@ def undone_on_error(module: Any) -> Iterator[None]:
 
 
 EXAMPLES = {"surrogate_function": "surrogate.ATan()", "spike_grad": "snntorch.surrogate.atan()"}
-"""A surrogate of the host for each of the arguments that take one."""
+"""Argument for a surrogate -> an example of the host's surrogates."""
 
 
 def check_surrogate(argument: str, surrogate: Any) -> None:
@@ -372,14 +372,15 @@ def check_surrogate(argument: str, surrogate: Any) -> None:
 
 
 def chosen_window(window: Any, surrogate: Any, argument: str) -> Any:
-    """The window of a constructor, the default one where neither it nor a surrogate, in ``argument``, was passed.
+    """Choose the window of a neuron from the arguments of its constructor.
 
     Returns:
-        A name or a window; ``None`` where a surrogate was passed.
+        The name or the window that was passed; ``None`` if a surrogate was passed (as ``argument``); the default if
+        neither was.
 
     Raises:
-        TypeError: As :func:`checked_window` and :func:`check_surrogate`.
-        ValueError: As :func:`checked_window`, or both were passed.
+        TypeError: As in :func:`checked_window` and :func:`check_surrogate`.
+        ValueError: As in :func:`checked_window`, or both were passed.
     """
     if surrogate is None:
         return checked_window(DEFAULT_WINDOW if window is None else window)
@@ -390,7 +391,7 @@ def chosen_window(window: Any, surrogate: Any, argument: str) -> Any:
 
 
 def on_device(window: Window | Gaussian, device: torch.device) -> Window | Gaussian:
-    """``window`` with its tensors, if any, in float32 on ``device``; itself where nothing has to move."""
+    """Return ``window`` with its tensors, if any, in float32 on ``device``; the same object if nothing has to move."""
     if not any(isinstance(value, Tensor) and value.device != device for value in window.coefficients()):
         return window
     return window.mapped(lambda value: value.to(device, torch.float32) if isinstance(value, Tensor) else value)

@@ -1,18 +1,17 @@
 """Stationary mean and deviation of the QIF membrane under normal input.
 
 Under threshold-dependent batch normalization the input g·x[t] is close to N(m, σ_I²). Two closures
-approximate the mean μ and deviation σ of the pre-reset membrane h ~ N(μ, σ²) that result:
+approximate the resulting mean μ and deviation σ of the pre-reset membrane h ~ N(μ, σ²):
 
-* ``"free"``, the membrane without its reset, the assumption of arXiv 2510.05168. With S = u1 + u2
-  and P = u1 u2::
+* ``"free"`` leaves out the reset, as arXiv 2510.05168 does. With S = u1 + u2 and P = u1 u2::
 
       μ  = a (σ² + μ² - S μ + P) + m
       σ² = a² (2 σ⁴ + 4 μ² σ² + S² σ² - 4 S μ σ²) + σ_I²
 
-* ``"reset"``, this package's, the same with the reset in it: below the threshold the charge is
-  f(h), above it f of the membrane after the reset, each weighted by its part of the normal density.
+* ``"reset"``, this package's, includes the reset: below the threshold the charge is f(h), above it f of
+  the membrane after the reset, each weighted by its part of the normal density.
 
-A map without rebound is f's tangent below u1, with that part of the density.
+For a map without rebound, the part of the density below u1 goes with f's tangent there.
 """
 
 from __future__ import annotations
@@ -37,13 +36,13 @@ _MOMENTS = (1.0, 0.0, 1.0, 0.0, 3.0)
 
 
 class MomentClosureError(ValueError):
-    """A moment closure has no fixed point that iteration from the input's moments reaches."""
+    """Raised if iterating a moment closure from the input's moments does not reach a fixed point."""
 
 
 def membrane_moments(
     params: QIFParameters, input_std: Number, input_mean: Number = 0.0, closure: ClosureName = "reset"
 ) -> tuple[Number, Number]:
-    """Stationary mean and standard deviation of the pre-reset membrane h.
+    """Compute the stationary mean and standard deviation of the pre-reset membrane h.
 
     Args:
         params: The neuron.
@@ -52,12 +51,12 @@ def membrane_moments(
         closure: ``"reset"`` (default) or ``"free"``, see the module's docstring.
 
     Returns:
-        ``(mean, std)``: floats where every argument is one, else float64 tensors of the
-        broadcast shape, without gradient.
+        ``(mean, std)``: floats if every argument is a float, else float64 tensors of the
+        broadcast shape, without gradient. They are never NaN.
 
     Raises:
-        MomentClosureError: The closure does not converge; it never hands NaN on.
-        ValueError: Unknown closure, or an ``input_std`` that is not positive and finite.
+        MomentClosureError: The closure does not converge.
+        ValueError: The closure is unknown, or ``input_std`` is not positive and finite.
     """
     if closure not in CLOSURES:
         raise ValueError(unknown("closure", closure, CLOSURES))
@@ -81,7 +80,7 @@ def _iterate(
 ) -> tuple[Tensor, Tensor]:
     values = (*params.numbers().values(), input_std, input_mean)
     device = next((v.device for v in values if isinstance(v, Tensor) and v.dim() > 0), torch.device("cpu"))
-    # On the host, where asking for convergence after every iteration costs nothing.
+    # On the CPU, where checking for convergence after every iteration costs nothing.
     params = params.with_numbers(**{name: _float64(value) for name, value in params.numbers().items()})
     input_std, input_mean = _float64(input_std), _float64(input_mean)
     if not bool(torch.all(torch.isfinite(input_std) & (input_std > 0) & torch.isfinite(input_mean))):
@@ -101,7 +100,7 @@ def _iterate(
             new_mean, new_std = step(mean, std)
             settles, tolerance = True, 1e-13
         else:
-            # A long leak lets the iteration settle as slowly as the membrane does, which Newton's method does not.
+            # With a long memory the iteration settles as slowly as the membrane; Newton's method does not.
             new_mean, new_std, attracts = newton_step(step, mean, std)
             settles, tolerance = bool(attracts.all()), 1e-12
         change = torch.maximum((new_mean - mean).abs(), (new_std - std).abs())
@@ -122,17 +121,19 @@ def _iterate(
 def newton_step(
     step: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], mean: Tensor, std: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One step of Newton's method towards a fixed point of ``step``, or ``step`` itself where it leads away from any.
+    """Take one step of Newton's method towards a fixed point of ``step``, or ``step`` itself if it leads away from any.
 
     The derivatives are finite differences. No value is read back from the device.
 
     Args:
-        step: Takes mean and deviation with one more dimension in front, of 3, and returns them after a time step.
+        step: Function of mean and deviation, both with an additional first dimension of size 3, that returns them after
+            a time step.
         mean: Mean of h.
-        std: Its standard deviation.
+        std: Standard deviation of h.
 
     Returns:
-        ``(mean, std, attracts)``, the last one whether iterating ``step`` leads to a fixed point nearby, elementwise.
+        ``(mean, std, attracts)``; ``attracts`` is, elementwise, whether iterating ``step`` leads to a fixed point
+        nearby.
     """
     by = std * torch.finfo(std.dtype).eps ** 0.5
     next_mean, next_std = step(torch.stack([mean, mean + by, mean]), torch.stack([std, std, std + by]))
@@ -155,7 +156,7 @@ def closure_step(
     input_mean: Number = 0.0,
     closure: ClosureName = "reset",
 ) -> tuple[Tensor, Tensor]:
-    """One iteration of a closure: the moments one time step after ``(mean, std)``.
+    """Run one iteration of a closure: compute the moments one time step after ``(mean, std)``.
 
     No value is read back from the device, so a neuron whose parameters are learned can follow its
     moments inside a training step.
@@ -197,10 +198,10 @@ def closure_step(
 
 
 def membrane_memory(params: QIFParameters, mean: Tensor, std: Tensor) -> Tensor:
-    """Mean square of ∂h[t+1]/∂h[t] for h ~ N(mean, std²), the surrogate in the reset left out.
+    """Compute the mean square of ∂h[t+1]/∂h[t] for h ~ N(mean, std²), without the surrogate in the reset.
 
-    That derivative is f'(h) below the threshold; above it, 0 under a hard reset and f'(h - θ) under a soft one,
-    without rebound 0 above 2θ.
+    Below the threshold that derivative is f'(h). Above it, it is 0 under a hard reset and f'(h - θ) under a soft one;
+    without rebound it is also 0 above 2θ.
 
     Args:
         params: The neuron.
@@ -208,7 +209,7 @@ def membrane_memory(params: QIFParameters, mean: Tensor, std: Tensor) -> Tensor:
         std: Standard deviation of h.
 
     Returns:
-        E[(∂h[t+1]/∂h[t])²], 0 where nothing is kept from step to step, of the broadcast shape.
+        E[(∂h[t+1]/∂h[t])²], of the broadcast shape; 0 if nothing is kept from step to step.
     """
     below = _lower_moments((params.v_threshold - mean) / std)
     memory = _below_moments(params, _slope_polynomial, mean, std, below)[1]
@@ -220,7 +221,7 @@ def membrane_memory(params: QIFParameters, mean: Tensor, std: Tensor) -> Tensor:
 
 
 def firing_rate(params: QIFParameters, mean: Number, std: Number) -> Number:
-    """Probability of a spike a step, P(h >= θ) = 1 - Φ((θ - μ)/σ), for h ~ N(mean, std²).
+    """Compute the probability of a spike per step, P(h >= θ) = 1 - Φ((θ - μ)/σ), for h ~ N(mean, std²).
 
     Args:
         params: The neuron.
@@ -228,7 +229,7 @@ def firing_rate(params: QIFParameters, mean: Number, std: Number) -> Number:
         std: Standard deviation of h.
 
     Returns:
-        Spikes per neuron-step, a float where every argument is one.
+        Spikes per neuron-step, a float if every argument is a float.
     """
     z = (params.v_threshold - mean) / std
     if isinstance(z, Tensor):
