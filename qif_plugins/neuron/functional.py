@@ -11,13 +11,13 @@ differentiated with the reset folded into the charge, h[t+1] = (1 - s) f(h) + s 
     dh[t+1]/dh[t] = (1 - s) f'(h) + d (f(v_reset) - f(h)) w(h)
     dv[t]/dh[t]   = (1 - s) + d (v_reset - h) w(h)
 
-A single step sees only the second line; a chain of them through v multiplies it with f'(v[t]). With
-``detach_reset=True`` the two are the same; without, chain calls through the membrane before its reset
+A single step sees only the second line, and a chain of single steps through v multiplies it with f'(v[t]). With
+``detach_reset=True`` this is the same. Without it, chain calls through the membrane before its reset
 (``store_h_seq``, ``pre_reset``) to get the gradients of one long call.
-A soft reset, v = h - θ s, without rebound min(h - θ s, θ), is always differentiated through v.
+A soft reset, v = h - θ s, or min(h - θ s, θ) without rebound, is always differentiated through v.
 
-A NaN in the input never spikes: h >= θ is false for it. The membrane becomes NaN and stays it until
-the state is reset, so that the fault shows where it entered instead of looking like activity.
+A NaN in the input never causes a spike, since h >= θ is false for it. The membrane becomes NaN and stays NaN until
+the state is reset, so the fault shows where it entered instead of looking like activity.
 """
 
 from __future__ import annotations
@@ -76,19 +76,19 @@ def qif_step(
         v: Membrane after the previous step, of ``x``'s shape, or a float.
         params: The neuron.
         surrogate: As in :func:`qif_multi_step`.
-        detach_reset: Whether the reset passes no gradient to the spike. Default False.
+        detach_reset: Whether to detach the spike in the reset, so that no gradient passes through it. Default False.
         backend: As in :func:`qif_multi_step`.
         store_h: Whether to return the pre-reset membrane, too, with gradient. Default False.
         pre_reset: Whether ``v`` is the membrane before its reset, as in :func:`qif_multi_step`. Default False.
 
     Returns:
-        ``(spike, v)``, both of ``x``'s shape: 0 or 1 in ``x``'s dtype, and the membrane after the reset;
-        ``store_h`` appends a copy of the membrane before it, which may be changed in place.
+        ``(spike, v)``, both of ``x``'s shape: 0 or 1 in ``x``'s dtype, and the membrane after the reset.
+        ``store_h`` appends a copy of the membrane before the reset, which may be changed in place.
 
     Raises:
-        TypeError: As :func:`qif_multi_step`.
-        ValueError: As :func:`qif_multi_step`.
-        RuntimeError: As :func:`qif_multi_step`.
+        TypeError: As in :func:`qif_multi_step`.
+        ValueError: As in :func:`qif_multi_step`.
+        RuntimeError: As in :func:`qif_multi_step`.
     """
     results = uncopied_step(x, v, params, surrogate, detach_reset, backend, store_h, pre_reset)
     return (*results[:2], *[h.clone() for h in results[2:]])
@@ -98,10 +98,11 @@ def uncopied_step(
     x: Tensor, v: Tensor | float, params: QIFParameters, surrogate: Surrogate, detach_reset: bool,
     backend: BackendName, store_h: bool, pre_reset: bool, twin: Tensor | None = None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Compute :func:`qif_step`, where the membrane before the reset is what the backward pass reads: not to be changed.
+    """Compute :func:`qif_step`, but return the very membrane before the reset that the backward pass reads.
 
-    The arguments and the errors are those of :func:`qif_step`. ``twin``, if given, is such a membrane with the values
-    of ``v``: the backward pass reads it in place of ``v``, so that the copy in ``v`` need not stay in memory.
+    That membrane must not be changed. The arguments and the errors are those of :func:`qif_step`. ``twin``, if given,
+    is such a membrane with the values of ``v``: the backward pass reads it instead of ``v``, so that the copy in ``v``
+    need not stay in memory.
     """
     _check_tensor("x", x)
     call = _check(x, v, params, surrogate, backend, x.shape)
@@ -144,21 +145,21 @@ def qif_multi_step(
 
     Args:
         x_seq: Input current ``[T, ...]``, time first, T >= 1; float16, bfloat16 (both computed in
-            float32 and rounded once on output), float32 or float64. Any dense layout with time outermost in memory,
-            such as channels-last, goes through uncopied. Of others, such as a batch-first ``x.transpose(0, 1)`` or a
-            slice, each tensor of this size is copied on its way in or out: in time about as much as the pass itself.
+            float32 and rounded once on output), float32 or float64. A dense layout with time outermost in memory,
+            such as channels-last, is not copied. With other layouts, such as a batch-first ``x.transpose(0, 1)`` or a
+            slice, each tensor of this size is copied on its way in or out, which takes about as long as the pass.
         v: Membrane before the first step: a tensor of one time step's shape ``[...]``, which may
             carry gradient, or a float.
         params: The neuron.
         surrogate: A :class:`~qif_plugins.neuron.surrogate.Window`, another surrogate of
-            :mod:`qif_plugins.neuron.surrogate`, or any callable that takes h - θ and returns the spike; the
-            last kind runs on the reference.
-        detach_reset: Whether the reset passes no gradient to the spike. Default False.
+            :mod:`qif_plugins.neuron.surrogate`, or any callable that takes h - θ and returns the spike. A callable
+            runs on the reference, which is slower.
+        detach_reset: Whether to detach the spike in the reset, so that no gradient passes through it. Default False.
         store_v_seq: Whether to return the membrane after every step instead of after the last. Default False.
         backend: ``"auto"`` (default) takes the best for the input's device, see :func:`available_backends`.
         store_h_seq: Whether to return the pre-reset membrane of every step, too, with gradient. Default False.
-        pre_reset: Whether ``v`` is the membrane before its reset, as ``h_seq[-1]`` of an earlier call is; the reset is
-            then applied to it first. Chaining calls through it gives the gradients of one call. Default False.
+        pre_reset: Whether ``v`` is the membrane before its reset, such as ``h_seq[-1]`` of an earlier call. The reset
+            is then applied to it first, and the chained calls have the gradients of one call. Default False.
 
     Returns:
         ``(spike_seq, v_last)``, or ``(spike_seq, v_seq)`` with ``store_v_seq``; ``store_h_seq`` appends
@@ -167,8 +168,8 @@ def qif_multi_step(
         gives an elementwise function of ``x_seq`` (the last membrane, of one time step of it).
 
     Raises:
-        TypeError: ``x_seq`` or ``v`` is not floating point, ``params`` or ``surrogate`` is of another kind.
-        ValueError: T = 0, a shape that does not fit, an unknown backend, float64 on a float32 backend.
+        TypeError: ``x_seq`` or ``v`` is not floating point, or ``params`` or ``surrogate`` has the wrong type.
+        ValueError: T is 0, a shape does not fit, the backend is unknown, or a float32 backend gets float64.
         RuntimeError: The backend is not available; the message says what to install.
     """
     _check_tensor("x_seq", x_seq)
@@ -225,7 +226,7 @@ def _are_floats(numbers: tuple[Any, ...]) -> bool:
 
 
 def _is_plain(x: Tensor, v: Tensor | float, call: _Call) -> bool:
-    """Whether :mod:`..ops.shortcuts.eager` serves the call."""
+    """Return whether :mod:`..ops.shortcuts.eager` can run the call."""
     return (
         call.chosen == "numba"
         and len(call.numbers) == 9
@@ -334,7 +335,7 @@ def check_spread(name: str, value: Any, x: Tensor, step_shape: torch.Size) -> No
     """Refuse a number, called ``name``, that does not broadcast to one time step of the input ``x``.
 
     Raises:
-        ValueError: It does not, or is on another device.
+        ValueError: It does not broadcast, or is on another device.
     """
     if not isinstance(value, Tensor):
         return

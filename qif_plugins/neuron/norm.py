@@ -5,9 +5,9 @@ arXiv 2011.05280) normalizes over time, batch and space together and scales to t
 
     y = λ α θ (x - E[x]) / sqrt(Var[x] + ε) + β,    λ = 1 and β = 0 at the start
 
-so that the input of the neuron that follows is close to N(0, (α θ)²), what the surrogate windows of
-this package assume. The factor α θ lives in the initial ``weight``: the module stays a batch norm, its
-state_dict is one, and whatever folds or converts batch norms takes it.
+The input of the next neuron is then close to N(0, (α θ)²), as the surrogate windows of this package assume. The factor
+α θ is in the initial ``weight``. So the module is a batch norm with a batch norm's state_dict, and tools that fold or
+convert batch norms work on it.
 """
 
 from __future__ import annotations
@@ -26,20 +26,21 @@ class _TDBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     Args:
         num_features: Channels C.
-        v_threshold: Threshold θ of the neuron that follows, > 0. Default 1.
-        alpha: α, > 0: 1 on a plain path, 1/√n where n paths add up before the neuron. Default 1.
+        v_threshold: Threshold θ of the next neuron, > 0. Default 1.
+        alpha: Factor α > 0: 1 on a single path, 1/√n if n paths add up before the neuron. Default 1.
         eps: As in :class:`torch.nn.BatchNorm2d`.
         momentum: As in :class:`torch.nn.BatchNorm2d`.
-        affine: Must stay True, since the weight carries α θ.
+        affine: Must be True, since the weight contains α θ.
         track_running_stats: As in :class:`torch.nn.BatchNorm2d`.
         device: As in :class:`torch.nn.BatchNorm2d`.
         dtype: As in :class:`torch.nn.BatchNorm2d`.
 
     Shape:
-        Input ``[N, C, *]`` or time first ``[T, N, C, *]``, statistics over everything but C; output the same.
+        Input ``[N, C, *]`` or time first ``[T, N, C, *]``, statistics over all dimensions but C; output of the same
+        shape.
 
     Raises:
-        ValueError: ``alpha`` or ``v_threshold`` not positive, ``affine=False``, or input of another rank.
+        ValueError: ``alpha`` or ``v_threshold`` is not positive, ``affine`` is False, or the input has another rank.
     """
 
     _spatial_dims: int

@@ -1,8 +1,9 @@
-"""Watching at work: the operator, and the spiking layers of a model.
+"""Observe the operator and the spiking layers of a model while they run.
 
-Measuring needs the membrane before its reset, which no host keeps. While something observes, the operator hands it
-over; otherwise it costs one look at an empty list. Whatever looks at layers while they run does so by :func:`watching`:
-firing rates, :func:`~qif_plugins.health`, :func:`~qif_plugins.calibrate`, the energy count and the landscape.
+Measurements need the membrane before its reset, which no host keeps. While an observer is active, the operator passes
+it on; without one, the only cost is a check of an empty list. Everything that observes running layers uses
+:func:`watching`: firing rates, :func:`~qif_plugins.health`, :func:`~qif_plugins.calibrate`, the energy count and the
+landscape.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ class Seen(NamedTuple):
 
     Attributes:
         name: The layer's name.
-        spikes: The spikes in its output, see :func:`fired`; an exact layer's are no tensor.
-        runs: The calls of the operator inside, with input and membranes, where these were asked for.
+        spikes: The spikes in its output, see :func:`fired`; those of an exact layer are not a tensor.
+        runs: The calls of the operator inside, with input and membranes, if these were requested.
     """
 
     name: str
@@ -49,7 +50,7 @@ observers: list[Callable[[Observation], None]] = []
 
 @contextlib.contextmanager
 def observing(observer: Callable[[Observation], None]) -> Iterator[None]:
-    """Hand every call of the operator that is made inside the block, in any thread, to ``observer``."""
+    """Pass every call of the operator inside the block, in any thread, to ``observer``."""
     observers.append(observer)
     try:
         yield
@@ -59,19 +60,19 @@ def observing(observer: Callable[[Observation], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def watching(layers: Mapping[str, Any], see: Callable[[Seen], None], membranes: bool = False) -> Iterator[None]:
-    """Hand every call of a layer that ends inside the block to ``see``, and none that fails.
+    """Pass every call of a layer that succeeds inside the block to ``see``.
 
-    Layers of any host are seen, in either step mode, with hidden states, inside one another, through
-    ``forward_sequence``, and at each use of a layer that a model uses several times. Calls from several threads come
-    one after another. Nothing is read back from a GPU. Copies and pickles that are made inside the block are not seen.
+    This works for layers of any host, in either step mode, with hidden states, inside one another, through
+    ``forward_sequence``, and at each use of a layer that a model uses several times. Calls from several threads are
+    passed one after another. Nothing is read back from a GPU. Copies and pickles made inside are not observed.
 
-    A model that ``torch.compile`` compiled before the block runs without hooks that it did not have then, and is not
-    seen; inside :func:`~qif_plugins.diagnostics.running.preserved` it runs as written.
+    A model that ``torch.compile`` compiled before the block runs without the new hooks, and is not observed. Inside
+    :func:`~qif_plugins.diagnostics.running.preserved` it runs uncompiled, and is.
 
     Args:
         layers: Modules by name.
-        see: Takes a :class:`Seen`.
-        membranes: Whether :attr:`Seen.runs` is wanted. Default False.
+        see: Function that takes a :class:`Seen`.
+        membranes: Whether :attr:`Seen.runs` is needed. Default False.
     """
     watch = _Watch(see)
     with contextlib.ExitStack() as stack:
@@ -86,14 +87,14 @@ def watching(layers: Mapping[str, Any], see: Callable[[Seen], None], membranes: 
 
 
 def fired(output: Any) -> Any:
-    """The spikes in what a spiking layer returned: the output, or the first of several."""
+    """Return the spikes from the output of a spiking layer: the output itself, or the first of several."""
     return output[0] if isinstance(output, tuple | list) and output else output
 
 
 def watchable(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a method by which a layer is run, past its hooks, seen by those who watch the layer.
+    """Make a method that runs a layer without its hooks visible to observers of the layer.
 
-    Of such methods that call one another, as a class's and its base's do, the outermost is seen.
+    If such methods call one another, such as a class's and its base's, the outermost call is observed.
     """
 
     @functools.wraps(method)
@@ -121,7 +122,7 @@ _by_method = threading.local()
 
 
 class _Watch:
-    """The state that the hooks of one :func:`watching` share."""
+    """State that the hooks of one :func:`watching` share."""
 
     def __init__(self, see: Callable[[Seen], None]) -> None:
         self.see, self.lock = see, threading.RLock()
@@ -138,7 +139,7 @@ class _Watch:
 
 
 class _Hook:
-    """Forward pre-hook, where membranes are wanted, and forward hook of one layer."""
+    """Forward hook of one layer, and its forward pre-hook if membranes are needed."""
 
     def __init__(self, watch: _Watch, name: str) -> None:
         self.watch, self.name = watch, name
@@ -163,7 +164,7 @@ class _Hook:
 
 
 class _Unwatched:
-    """A hook's place in a copy, which nobody watches."""
+    """Placeholder for a hook in a copy of a layer, which is not observed."""
 
     def __call__(self, *args: Any) -> None:
         pass

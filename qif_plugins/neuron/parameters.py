@@ -44,23 +44,24 @@ class QIFParameters:
         a: Curvature of the map, > 0. Default 0.25.
         u1: First root of the map. Default 0.
         u2: Second root of the map. Default 0.5.
-        v_threshold: Firing threshold θ. Must lie below the unstable fixed point of the map, or the
+        v_threshold: Firing threshold θ. It must lie below the unstable fixed point of the map, or the
             membrane runs away before it can spike. Default 1.
         v_reset: Membrane after a spike under ``reset="hard"``. ``None`` (default) means ``u1``, so
-            that f(v_reset) = 0. Must lie in the basin of the resting point.
-        reset: ``"hard"`` sets the membrane to ``v_reset``; ``"soft"`` subtracts the threshold. With rebound
-            the membrane is then unbounded: a large h stays large after the subtraction, f squares it, and the
-            potential explodes. Without rebound a soft reset leaves at most the threshold, which bounds it.
+            that f(v_reset) = 0. It must lie in the basin of the resting point.
+        reset: ``"hard"`` sets the membrane to ``v_reset``; ``"soft"`` subtracts the threshold. With rebound a soft
+            reset leaves the membrane unbounded: a large h stays large after the subtraction, and f squares it.
+            Without rebound it leaves at most the threshold, which bounds the membrane.
         input_gain: Factor g on the input. Default 1.
-        rebound: Whether the map is the parabola everywhere (default), so that a strongly inhibited membrane, far below
-            the vertex (u1 + u2)/2, rises and may spike. ``False`` continues the map below u1 along its tangent: it
-            never decreases, and below u1 the neuron is a leaky integrator. The surrogate gradient through a hard
-            reset then sees a membrane above the threshold as one at the threshold. Needs u2 <= u1 <= 0.
+        rebound: Whether the map is the parabola everywhere. Default True: a strongly inhibited membrane, far below the
+            vertex (u1 + u2)/2, then rises and may cause a spike. ``False`` continues the map below u1 along its
+            tangent, so that it never decreases, and the neuron is a leaky integrator there. The surrogate gradient
+            through a hard reset then treats a membrane above the threshold as one at the threshold. ``False`` needs
+            u2 <= u1 <= 0.
 
     Raises:
         ValueError: A number is not finite, ``a <= 0``, the map has no fixed point, the threshold is
             not below the unstable fixed point (the message names both), ``v_reset`` is outside the
-            basin of the resting point, ``reset`` is unknown, or roots that ``rebound=False`` does not take.
+            basin of the resting point, ``reset`` is unknown, or ``rebound=False`` does not allow the roots.
         TypeError: A number is neither real nor a floating-point tensor.
     """
 
@@ -79,9 +80,9 @@ class QIFParameters:
 
     @classmethod
     def unchecked(cls, **numbers: Any) -> QIFParameters:
-        """Construct without the checks, hence without reading any tensor back from its device.
+        """Construct without the checks, and so without reading any tensor back from its device.
 
-        For parameters that are valid by construction, such as those of
+        Use this for parameters that are valid by construction, such as those of
         ``ParametricQIFNode`` inside a training step.
 
         Args:
@@ -91,7 +92,7 @@ class QIFParameters:
             The parameters.
 
         Raises:
-            TypeError: An argument that the constructor does not have.
+            TypeError: The constructor does not have this argument.
         """
         self = object.__new__(cls)
         for name, default in _DEFAULTS.items():
@@ -115,22 +116,23 @@ class QIFParameters:
         rebound: bool = True,
         checked: bool = True,
     ) -> QIFParameters:
-        """Parameters that match a leaky integrate-and-fire neuron near rest.
+        """Compute the parameters that match a leaky integrate-and-fire neuron near rest.
 
         With y = v - v_rest the map is f(v) = v_rest + β y + a y²: LIF with leak β near rest, plus the
         quadratic spike initiation. a = c (1 - β) / (θ - v_rest) puts the unstable fixed point at
-        v_rest + (θ - v_rest) / c. Without rebound the map below u1, which is 0 where ``v_rest`` is 0, is LIF's, β y.
+        v_rest + (θ - v_rest) / c. Without rebound the map below u1 is LIF's, β y; u1 is 0 if ``v_rest`` is 0.
 
         Args:
-            beta: LIF's membrane decay a step, 0 <= β < 1. SpikingJelly's LIFNode has 1 - 1/tau.
+            beta: Share β of its membrane that the LIF neuron keeps in a step, 0 <= β < 1; 1 - 1/tau for SpikingJelly's
+                LIFNode.
             v_threshold: Firing threshold θ, above ``v_rest``. Default 1.
-            curvature: c, 0 < c < 1: where the threshold lies between the resting point (0) and the
-                unstable fixed point (1). Default 0.5.
-            input_gain: Factor on the input. LIFNode with ``decay_input`` has 1/tau. Default 1.
+            curvature: Place c of the threshold between the resting point (0) and the unstable fixed point (1),
+                0 < c < 1. Default 0.5.
+            input_gain: Factor on the input; 1/tau for LIFNode with ``decay_input``. Default 1.
             v_rest: Potential that the LIF neuron leaks to. Default 0.
             v_reset: As in the constructor, but ``None`` means ``v_rest``.
             reset: As in the constructor.
-            rebound: As in the constructor, where ``False`` needs a ``v_rest`` at or above 0.
+            rebound: As in the constructor; ``False`` needs a ``v_rest`` of at least 0.
             checked: Whether to check the numbers. ``False`` reads no tensor back from its device (with a
                 float ``v_rest``), for a β and θ that are kept in range while they are learned. Default True.
 
@@ -138,8 +140,8 @@ class QIFParameters:
             The matched parameters.
 
         Raises:
-            ValueError: β or c outside its range, θ or ``v_rest`` not finite, θ not above ``v_rest``, a ``v_rest`` below
-                0 without rebound, or one for which the matched map has no real roots u1, u2.
+            ValueError: β or c is outside its range, θ or ``v_rest`` is not finite, θ is not above ``v_rest``,
+                ``v_rest`` is below 0 without rebound, or the matched map has no real roots u1, u2.
             TypeError: A number is neither real nor a tensor.
         """
         beta, v_threshold, v_rest = (
@@ -202,7 +204,7 @@ class QIFParameters:
     # -- the map ---------------------------------------------------------------------------------
 
     def map(self, v: Any) -> Any:
-        """f(v), in the kernels' order of operations.
+        """Compute f(v), in the kernels' order of operations.
 
         Args:
             v: Membrane after the reset, a float or a tensor.
@@ -213,7 +215,7 @@ class QIFParameters:
         return charge(self.a, self.u1, self.u2, v, self.rebound)
 
     def map_derivative(self, v: Any) -> Any:
-        """f'(v) = a (2v - u1 - u2), without rebound at least a (u1 - u2).
+        """Compute f'(v) = a (2v - u1 - u2), without rebound at least a (u1 - u2).
 
         Args:
             v: Membrane after the reset, a float or a tensor.
@@ -224,7 +226,7 @@ class QIFParameters:
         return slope(self.a, self.u1, self.u2, v, self.rebound)
 
     def after_soft_reset(self, h: Any) -> Any:
-        """The membrane that a soft reset leaves after a spike: h - θ, without rebound at most θ.
+        """Compute the membrane that a soft reset leaves after a spike: h - θ, without rebound at most θ.
 
         Args:
             h: Membrane before the reset, a tensor.
@@ -235,13 +237,13 @@ class QIFParameters:
         return subtracted(h, self.v_threshold, self.rebound)
 
     def fixed_points(self) -> tuple[Number, Number]:
-        """Fixed points of the map without input.
+        """Compute the fixed points of the map without input.
 
-        The roots of a u² - (a (u1 + u2) + 1) u + a u1 u2. At the lower one f' = 1 - √D, at the upper
+        They are the roots of a u² - (a (u1 + u2) + 1) u + a u1 u2. At the lower one f' = 1 - √D, at the upper
         one f' = 1 + √D > 1, where D is the discriminant.
 
         Returns:
-            ``(resting, unstable)``, floats, or tensors where a number is one.
+            ``(resting, unstable)``: floats, or tensors if one of the numbers is a tensor.
         """
         half = self._linear_term() / 2
         root = _sqrt(half * half - self.a * self.u1 * self.a * self.u2)
@@ -255,17 +257,17 @@ class QIFParameters:
 
     @property
     def is_stable(self) -> bool:
-        """Whether the resting point is stable, |f'| < 1, in every element."""
+        """Return whether the resting point is stable, |f'| < 1, in every element."""
         return holds_everywhere(self.map_derivative(self.fixed_points()[0]), lambda slope: abs(slope) < 1)
 
     # -- plumbing --------------------------------------------------------------------------------
 
     def numbers(self) -> dict[str, Number]:
-        """The numeric fields by name, ``v_reset`` resolved."""
+        """Return the numeric fields by name, with ``v_reset`` resolved."""
         return {name: getattr(self, name) for name in _DEFAULTS if name not in ("reset", "rebound")}
 
     def with_numbers(self, **numbers: Number) -> QIFParameters:
-        """The same kind of neuron with other numbers, unchecked as by :meth:`unchecked`."""
+        """Return the same kind of neuron with other numbers, unchecked as by :meth:`unchecked`."""
         return QIFParameters.unchecked(**(self.numbers() | numbers), reset=self.reset, rebound=self.rebound)
 
     @property
@@ -301,7 +303,7 @@ class QIFParameters:
 
     @torch.no_grad()
     def _check_match(self, beta: Number) -> None:
-        """Refuse a leak whose map float arithmetic cannot hold, in terms of the leak."""
+        """Refuse a leak whose map cannot be represented in floating point, with a message about the leak."""
         numbers = (self.a, self.u1, self.u2)
         if any(isinstance(value, Tensor) and value.is_meta for value in numbers):
             return
@@ -371,12 +373,12 @@ _DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(QIFPa
 
 
 def holds_everywhere(value: Any, condition: Callable[[Any], Any]) -> bool:
-    """Whether ``condition`` is true of a number, of a tensor in every element."""
+    """Return whether ``condition`` holds for a number, or for every element of a tensor."""
     return bool(torch.all(condition(value.detach()))) if isinstance(value, Tensor) else bool(condition(value))
 
 
 def is_finite(value: Any) -> Any:
-    """Whether a number is neither infinite nor NaN, of a tensor elementwise."""
+    """Return whether a number is neither infinite nor NaN; for a tensor elementwise."""
     return torch.isfinite(value) if isinstance(value, Tensor) else math.isfinite(value)
 
 
@@ -385,7 +387,7 @@ def _sqrt(value: Any) -> Any:
 
 
 def same_number(mine: Number, theirs: Number) -> bool:
-    """Whether two numbers are equal, tensors in every element and on the same device."""
+    """Return whether two numbers are equal; tensors must be equal in every element and on the same device."""
     if isinstance(mine, Tensor) or isinstance(theirs, Tensor):
         return (
             isinstance(mine, Tensor)

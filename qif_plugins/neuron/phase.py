@@ -17,8 +17,8 @@ class FixedPoint:
     """A fixed point of v -> f(v) + I.
 
     Attributes:
-        v: Where it lies.
-        slope: f'(v).
+        v: The membrane at the fixed point.
+        slope: Slope f'(v) of the map there.
     """
 
     v: float
@@ -26,7 +26,7 @@ class FixedPoint:
 
     @property
     def stable(self) -> bool:
-        """Whether the membrane returns to it, |f'| < 1."""
+        """True if the membrane returns to it, |f'| < 1."""
         return abs(self.slope) < 1
 
     @property
@@ -39,13 +39,13 @@ class FixedPoint:
 
 @dataclass(frozen=True)
 class Region:
-    """An interval of the membrane and what a neuron there does without further input.
+    """An interval of the membrane, and the behaviour of a neuron there without further input.
 
     Attributes:
         lo: Lower end, may be -inf.
         hi: Upper end, may be inf.
         name: ``"rebound"``, ``"rest"``, ``"fire"`` or ``"runaway"``.
-        meaning: The same in words.
+        meaning: Description in words.
     """
 
     lo: float
@@ -55,7 +55,7 @@ class Region:
 
 
 def fixed_points(params: QIFParameters, current: float = 0.0) -> tuple[FixedPoint, ...]:
-    """Fixed points under a constant input, the lower one first; none above the saddle-node bifurcation.
+    """Compute the fixed points under a constant input, the lower one first; none above the bifurcation.
 
     Args:
         params: The neuron; every number a float.
@@ -75,16 +75,19 @@ def fixed_points(params: QIFParameters, current: float = 0.0) -> tuple[FixedPoin
 
 
 def regions(params: QIFParameters, current: float = 0.0) -> tuple[Region, ...]:
-    """The membrane's regions from below to above, under a constant input.
+    """Divide the membrane into regions, from below to above, under a constant input.
 
     Args:
         params: The neuron; every number a float.
         current: The constant input. Default 0.
 
     Returns:
-        ``rebound``: below the threshold, but one step of the map lands at or above it. ``rest``: below the
-        threshold, and still there after the next step. ``fire``: at or above the threshold. ``runaway``: beyond the
-        unstable fixed point too, where the membrane would grow without bound if the spike did not reset it.
+        Regions with these names:
+
+        * ``rebound``: below the threshold, but one step of the map leads to the threshold or above it.
+        * ``rest``: below the threshold, and still there after the next step.
+        * ``fire``: at or above the threshold.
+        * ``runaway``: above the unstable fixed point as well; without the reset the membrane would grow without bound.
     """
     theta = float(params.v_threshold)
     points = fixed_points(params, current)
@@ -110,7 +113,7 @@ def regions(params: QIFParameters, current: float = 0.0) -> tuple[Region, ...]:
 
 
 def _quiet(params: QIFParameters, limit: float) -> tuple[float, float] | None:
-    """The interval in which f(v) < ``limit``, around the vertex of a parabola; ``None`` if there is none."""
+    """Compute the interval around the vertex of a parabola in which f(v) < ``limit``; ``None`` if there is none."""
     u1, u2 = float(params.u1), float(params.u2)
     if not params.rebound and limit <= 0:  # on the tangent, since f(u1) = 0
         slope = float(params.a) * (u1 - u2)
@@ -123,12 +126,12 @@ def _quiet(params: QIFParameters, limit: float) -> tuple[float, float] | None:
 
 
 def trajectory(params: QIFParameters, start: float, steps: int, current: float = 0.0) -> list[float]:
-    """Iterates of v -> f(v) + I from ``start`` on, without the reset.
+    """Iterate v -> f(v) + I from ``start`` on, without the reset.
 
     Args:
         params: The neuron; every number a float.
         start: The first value.
-        steps: How many steps after it.
+        steps: Number of steps after it.
         current: The constant input. Default 0.
 
     Returns:

@@ -1,9 +1,13 @@
 """A bijection from unconstrained parameters onto the a, u1 and u2 of working neurons, for learning them.
 
-The region, for a threshold θ > 0: the threshold lies below the unstable fixed point, f(θ) < θ; the resting point is
-stable, D = (a(u1+u2) + 1)² - 4a²u1u2 < 4; and, under a hard reset, a reset membrane stays below the
-threshold without input, f(v_reset) < θ, which keeps v_reset in the basin of the resting point. Each bounds a
-from above; with S = u1 + u2 and δ = u1 - u2::
+For a threshold θ > 0 a neuron works in the region given by three conditions:
+
+* The threshold is below the unstable fixed point, f(θ) < θ.
+* The resting point is stable, D = (a(u1+u2) + 1)² - 4a²u1u2 < 4.
+* Under a hard reset, a reset membrane stays below the threshold without input, f(v_reset) < θ, which keeps v_reset in
+  the basin of the resting point.
+
+Each bounds a from above. With S = u1 + u2 and δ = u1 - u2::
 
     1/a > (θ - u1)(θ - u2) / θ
     1/a > (v_reset - u1)(v_reset - u2) / θ
@@ -13,7 +17,7 @@ So, with unconstrained parameters w1, w2, r::
 
     u = θ sinh(M tanh(w/M));    a = (ε + (1 - 2ε) sigmoid(r)) / max(the three right sides)
 
-which is finite in float32 for every w and r. Near 0, u is θ w: a step of the optimizer moves u in units of θ.
+These are finite in float32 for every w and r. Near 0, u is θ w, so a step of the optimizer moves u in units of θ.
 """
 
 from __future__ import annotations
@@ -34,7 +38,7 @@ MARGIN = 1e-5
 
 
 def constrained(r: Tensor, w1: Tensor, w2: Tensor, fixed: QIFParameters) -> tuple[Tensor, Tensor, Tensor]:
-    """a, u1, u2 for the unconstrained parameters; see the module's docstring."""
+    """Compute a, u1 and u2 from the unconstrained parameters, see the module's docstring."""
     theta: Any = fixed.v_threshold
     u1, u2 = (theta * torch.sinh(REACH * torch.tanh(w / REACH)) for w in (w1, w2))
     a = (MARGIN + (1 - 2 * MARGIN) * torch.sigmoid(r)) / _bound(u1, u2, fixed)
@@ -42,10 +46,10 @@ def constrained(r: Tensor, w1: Tensor, w2: Tensor, fixed: QIFParameters) -> tupl
 
 
 def unconstrained(params: QIFParameters) -> dict[str, Tensor]:
-    """The unconstrained parameters that give ``params``, in float64.
+    """Compute the unconstrained parameters that give ``params``, in float64.
 
     Raises:
-        ValueError: ``params`` lie outside the region of the module's docstring.
+        ValueError: ``params`` are outside the region of the module's docstring.
     """
     theta: Any = params.v_threshold
     v_reset: Any = params.v_reset
@@ -78,7 +82,7 @@ def unconstrained(params: QIFParameters) -> dict[str, Tensor]:
 
 
 def _bound(u1: Tensor, u2: Tensor, fixed: QIFParameters) -> Tensor:
-    """The lower bound of 1/a."""
+    """Compute the lower bound of 1/a."""
     theta: Any = fixed.v_threshold
     total, difference = u1 + u2, u1 - u2
     # The constant keeps the root's derivative finite at u1 = u2 = 0, where another bound is the larger one.

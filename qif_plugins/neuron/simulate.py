@@ -1,4 +1,4 @@
-"""Monte Carlo: many independent QIF neurons under normal input, to hold the moment closures against."""
+"""Simulate many independent QIF neurons under normal input, to compare the moment closures with."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class MembraneStatistics:
         std: Standard deviation of h.
         rate: Spikes per neuron-step.
         mean_error: Standard error of ``mean``, from its spread over groups of neurons.
-        std_error: Standard error of ``std``, likewise.
+        std_error: Standard error of ``std``, from the same groups.
         window_means: Mean of each window's w(h), in the order given.
         neurons: Number of neurons.
-        steps: Steps of each.
+        steps: Number of steps of each neuron.
         seed: Seed of the input.
     """
 
@@ -63,15 +63,15 @@ def simulate_membrane(
         neurons: Number of neurons, >= 2. Default 2^18.
         steps: Steps of each neuron. Default 60.
         transient: Steps left out at the beginning, < ``steps``. Default 20.
-        windows: Surrogates whose mean w(h) is measured too.
+        windows: Surrogates whose mean w(h) is measured as well.
         seed: Seed of the input. Default 0.
 
     Returns:
         The measured statistics; the same for the same arguments on every machine of one PyTorch version.
 
     Raises:
-        ValueError: A size out of range, parameters that are tensors, an input gain of 0, or a membrane that ran away
-            (possible under a soft reset with rebound only).
+        ValueError: A size is out of range, a parameter is a tensor, the input gain is 0, or the membrane ran away
+            (possible only under a soft reset with rebound).
     """
     tensors = [name for name, value in params.numbers().items() if isinstance(value, Tensor)]
     if tensors:

@@ -1,18 +1,17 @@
 """Surrogate derivatives of the spike, and the analytically derived window.
 
-The spike s = Θ(h - θ) has no useful derivative, so backward uses w(h) in its place. By these names it
-is derived from the stationary membrane h ~ N(μ, σ²) (:mod:`qif_plugins.neuron.moments`), all but the first as a
-rectangular window w(h) = height · 1[lo <= h <= hi], inclusive at both ends:
+The spike s = Θ(h - θ) has no useful derivative, so the backward pass uses w(h) in its place. Four surrogates have
+names. The first three are derived from the stationary membrane h ~ N(μ, σ²) (:mod:`qif_plugins.neuron.moments`):
 
-* ``"isometric"``, this package's and the default: a :class:`Gaussian` centred on the threshold, its height such that
-  the mean surrogate E[w(h)] equals p_h(θ), the true sensitivity of the firing probability, its width such
-  that gradients keep their size from layer to layer (:mod:`qif_plugins.neuron.isometry`);
+* ``"isometric"``, this package's and the default: a :class:`Gaussian` centred on the threshold. Its height makes
+  the mean surrogate E[w(h)] equal to p_h(θ), the true sensitivity of the firing probability. Its width makes gradients
+  keep their size from layer to layer (:mod:`qif_plugins.neuron.isometry`). It has tails, so that a membrane far from
+  the threshold receives some gradient, too.
+* ``"paper"``: [μ - σ, μ + σ], height 1, as in arXiv 2510.05168.
+* ``"unbiased"``, this package's: [θ - κσ, θ + κσ], with the height that makes E[w(h)] equal to p_h(θ).
+* ``"heuristic"``: |h - θ| <= α/2, height 1/α, as in LIF code.
 
-* ``"paper"``: [μ - σ, μ + σ], height 1, as arXiv 2510.05168 states it;
-* ``"unbiased"``, this package's: [θ - κσ, θ + κσ], with the height of the same mean;
-* ``"heuristic"``: |h - θ| <= α/2, height 1/α, what LIF code uses.
-
-The Gaussian has tails, so that a membrane far from the threshold receives some gradient, too.
+The last three are rectangular windows w(h) = height · 1[lo <= h <= hi], inclusive at both ends.
 """
 
 from __future__ import annotations
@@ -38,10 +37,10 @@ class FusedSurrogate:
     """A surrogate that the kernels implement.
 
     Attributes:
-        shape: Which formula.
-        strict: Whether the spike needs h > θ instead of h >= θ. Ours fire at equality; the surrogates of
-            snnTorch do not, and are used as passed.
-        coefficient_names: The names of those numbers in :meth:`coefficients` that may be tensors, for messages.
+        shape: Name of the formula.
+        strict: Whether the spike needs h > θ instead of h >= θ. This package's surrogates fire at equality; those of
+            snnTorch do not, and keep this.
+        coefficient_names: Names of the numbers in :meth:`coefficients` that may be tensors, for messages.
     """
 
     shape: ClassVar[Shape]
@@ -49,7 +48,7 @@ class FusedSurrogate:
     strict: bool = False
 
     def coefficients(self) -> tuple[Number, Number, Number]:
-        """The numbers of the kernels' formula.
+        """Return the numbers of the kernels' formula.
 
         Returns:
             s0, s1 and s2 of :mod:`qif_plugins.ops.contract`, unused ones 0.
@@ -57,7 +56,7 @@ class FusedSurrogate:
         raise NotImplementedError
 
     def derivative(self, h: Tensor, v_threshold: Number) -> Tensor:
-        """w(h), elementwise.
+        """Compute w(h), elementwise.
 
         Args:
             h: Pre-reset membrane.
@@ -69,18 +68,18 @@ class FusedSurrogate:
         raise NotImplementedError
 
     def shifted(self, distance: Number) -> Any:
-        """This surrogate with a window's ends moved; all but windows are relative to the threshold, and stay.
+        """Return this surrogate with a window's ends moved; other surrogates are relative to the threshold, and stay.
 
         Args:
-            distance: How far, such as -θ, which makes a window's ends relative to the threshold.
+            distance: Distance of the move, such as -θ, which makes a window's ends relative to the threshold.
         """
         return self
 
     def mapped(self, function: Callable[[Any], Number]) -> Any:
-        """A copy with ``function`` of each of its numbers, unchecked.
+        """Return a copy with ``function`` applied to each of its numbers, unchecked.
 
         Args:
-            function: Such as one that moves tensors to another device.
+            function: Function of a number, such as one that moves tensors to another device.
         """
         copy = object.__new__(type(self))
         for name, value in vars(self).items():
@@ -149,20 +148,21 @@ class Window(FusedSurrogate):
     def named(
         cls, name: WindowName, params: QIFParameters, input_std: Number | None = None, **options: Any
     ) -> Window | Gaussian:
-        """The surrogate called ``name``.
+        """Derive the surrogate called ``name``.
 
         Args:
             name: ``"isometric"``, ``"unbiased"``, ``"paper"`` or ``"heuristic"``.
             params: The neuron.
-            input_std: Standard deviation of g·x; ``None`` means θ. The heuristic window has no use for it.
-            **options: As :meth:`Gaussian.isometric`, :meth:`unbiased`, :meth:`paper` and :meth:`heuristic` take them.
+            input_std: Standard deviation of g·x; ``None`` means θ. The heuristic window does not use it.
+            **options: Further arguments of :meth:`Gaussian.isometric`, :meth:`unbiased`, :meth:`paper` or
+                :meth:`heuristic`.
 
         Returns:
             A :class:`Gaussian` for ``"isometric"``, else a window in units of the membrane.
 
         Raises:
-            ValueError: Unknown name; the message lists those that exist.
-            TypeError: ``params`` are none.
+            ValueError: The name is unknown; the message lists those that exist.
+            TypeError: ``params`` is no :class:`~qif_plugins.QIFParameters`.
         """
         if not isinstance(params, QIFParameters):
             raise TypeError(f"params must be QIFParameters, got {params!r}")
@@ -182,14 +182,14 @@ class Window(FusedSurrogate):
         input_mean: Number = 0.0,
         closure: ClosureName = "reset",
     ) -> Window:
-        """[μ - σ, μ + σ] with height 1, as arXiv 2510.05168 states it.
+        """Derive the window [μ - σ, μ + σ] with height 1 of arXiv 2510.05168.
 
         Args:
             params: The neuron.
             input_std: Standard deviation of g·x. ``None`` (default) means θ, that of tdBN with α = 1.
             input_mean: Mean of g·x. Default 0.
-            closure: How μ and σ are found, see :func:`~qif_plugins.neuron.moments.membrane_moments`. The paper's
-                assumption is ``"free"``, which diverges where ``"reset"`` (default) does not.
+            closure: Closure that gives μ and σ, see :func:`~qif_plugins.neuron.moments.membrane_moments`. The paper
+                assumes ``"free"``, which diverges in cases in which ``"reset"`` (default) does not.
 
         Returns:
             The window, in units of the membrane.
@@ -209,7 +209,7 @@ class Window(FusedSurrogate):
         kappa: float = 0.5,
         closure: ClosureName = "reset",
     ) -> Window:
-        """[θ - κσ, θ + κσ] with height p_h(θ) / P(lo <= h <= hi), for h ~ N(μ, σ²).
+        """Derive the window [θ - κσ, θ + κσ] with height p_h(θ) / P(lo <= h <= hi), for h ~ N(μ, σ²).
 
         The other arguments are those of :meth:`paper`.
 
@@ -232,7 +232,7 @@ class Window(FusedSurrogate):
         input_mean: Number = 0.0,
         closure: ClosureName = "reset",
     ) -> Window:
-        """The unbiased window of the width that keeps gradients their size, see :mod:`qif_plugins.neuron.isometry`.
+        """Derive the unbiased window whose width keeps the size of gradients, see :mod:`qif_plugins.neuron.isometry`.
 
         It covers the share (σ_I p_h(θ))² / (r (1 - r) (1 - j)) of the membranes, at most 2/π.
         The arguments are those of :meth:`paper`.
@@ -246,7 +246,7 @@ class Window(FusedSurrogate):
 
     @classmethod
     def heuristic(cls, params: QIFParameters, alpha: float = 1.0) -> Window:
-        """|h - θ| <= α/2 with height 1/α.
+        """Return the window |h - θ| <= α/2 with height 1/α.
 
         Args:
             params: The neuron.
@@ -268,7 +268,7 @@ class Window(FusedSurrogate):
         return Window.unchecked(self.lo + distance, self.hi + distance, self.height)
 
     def span(self, v_threshold: Number) -> tuple[Number, Number]:
-        """From where to where it reaches, in units of the membrane."""
+        """Return both ends of the window, in units of the membrane."""
         return self.lo, self.hi
 
     def derivative(self, h: Tensor, v_threshold: Number) -> Tensor:
@@ -278,7 +278,7 @@ class Window(FusedSurrogate):
 
 @dataclass(frozen=True, eq=False)
 class Gaussian(FusedSurrogate):
-    """w(h) = height · exp(-(h - θ - offset)² / (2 width²)).
+    """Gaussian surrogate w(h) = height · exp(-(h - θ - offset)² / (2 width²)).
 
     Args:
         height: Value at the peak, > 0.
@@ -329,7 +329,7 @@ class Gaussian(FusedSurrogate):
         input_mean: Number = 0.0,
         closure: ClosureName = "reset",
     ) -> Gaussian:
-        """The Gaussian whose mean is p_h(θ) and whose width keeps gradients their size from layer to layer.
+        """Derive the Gaussian whose mean is p_h(θ) and whose width keeps the size of gradients from layer to layer.
 
         See :mod:`qif_plugins.neuron.isometry`. The arguments are those of :meth:`Window.paper`.
 
@@ -343,7 +343,7 @@ class Gaussian(FusedSurrogate):
         return 1 / (math.sqrt(2) * self.width), self.height, self.offset
 
     def span(self, v_threshold: Number) -> tuple[Number, Number]:
-        """From one deviation below the peak to one above it, in units of the membrane."""
+        """Return the interval from one deviation below the peak to one above it, in units of the membrane."""
         peak = v_threshold + self.offset
         return peak - self.width, peak + self.width
 
@@ -355,7 +355,7 @@ class Gaussian(FusedSurrogate):
 
 @dataclass(frozen=True, eq=False)
 class ATan(FusedSurrogate):
-    """w(h) = (α/2) / (1 + (π/2 · α · (h - θ))²): ATan of SpikingJelly, atan of snnTorch (``strict=True``).
+    """ATan of SpikingJelly, atan of snnTorch (``strict=True``): w(h) = (α/2) / (1 + (π/2 · α · (h - θ))²).
 
     Args:
         alpha: Sharpness, > 0. Default 2.
@@ -380,7 +380,7 @@ class ATan(FusedSurrogate):
 
 @dataclass(frozen=True, eq=False)
 class Sigmoid(FusedSurrogate):
-    """w(h) = α p (1 - p) with p = sigmoid(α (h - θ)): Sigmoid of SpikingJelly.
+    """Sigmoid of SpikingJelly: w(h) = α p (1 - p) with p = sigmoid(α (h - θ)).
 
     Args:
         alpha: Sharpness, > 0. Default 4.
@@ -405,7 +405,7 @@ class Sigmoid(FusedSurrogate):
 
 @dataclass(frozen=True, eq=False)
 class FastSigmoid(FusedSurrogate):
-    """w(h) = 1 / (slope · |h - θ| + 1)²: fast_sigmoid of snnTorch (``strict=True``).
+    """fast_sigmoid of snnTorch (``strict=True``): w(h) = 1 / (slope · |h - θ| + 1)².
 
     Args:
         slope: Sharpness, > 0. Default 25.
@@ -428,7 +428,7 @@ class FastSigmoid(FusedSurrogate):
 
 
 def spike(h: Tensor, v_threshold: Number, surrogate: FusedSurrogate) -> Tensor:
-    """Θ(h - θ) forward, ``surrogate`` backward, with respect to h and to a tensor θ.
+    """Compute Θ(h - θ), with ``surrogate`` as its derivative by h and by a tensor θ.
 
     Args:
         h: Pre-reset membrane, any shape.
@@ -462,13 +462,13 @@ class _Spike(torch.autograd.Function):
 def isometric_gaussian(
     params: QIFParameters, mean: Number, std: Number, input_std: Number | None = None
 ) -> tuple[Number, Number]:
-    """Height and width of the isometric Gaussian for h ~ N(mean, std²), reading nothing back from a device.
+    """Compute height and width of the isometric Gaussian for h ~ N(mean, std²) without reading back from a device.
 
     Args:
         params: The neuron.
         mean: Mean of the membrane.
-        std: Its standard deviation.
-        input_std: Standard deviation of g·x; ``None`` (default) where only the membrane was measured.
+        std: Standard deviation of the membrane.
+        input_std: Standard deviation of g·x; ``None`` (default) if only the membrane was measured.
     """
     z, log_rho = relative_mean_square(params, mean, std, input_std)
     width = gaussian_width(z, log_rho)
@@ -478,7 +478,7 @@ def isometric_gaussian(
 
 
 def unbiased_window(threshold: Number, mean: Number, std: Number, kappa: Number = 0.5) -> tuple[Number, Number, Number]:
-    """``(lo, hi, height)`` of the unbiased window for h ~ N(mean, std²), reading nothing back from a device."""
+    """Compute ``(lo, hi, height)`` of the unbiased window for h ~ N(mean, std²) without reading back from a device."""
     z = (threshold - mean) / std
     # The height p(θ)/P(lo <= h <= hi) with exp(-z²/2) divided out of both, so that it stays finite
     # where the threshold is so far in the tail that density and probability underflow:
