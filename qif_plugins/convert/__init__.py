@@ -50,9 +50,9 @@ def swap(
 ) -> SwapReport:
     """Replace the LIF neurons of a built model by QIF neurons, in place.
 
-    Replaced are SpikingJelly's ``IFNode``, ``LIFNode`` and ``ParametricLIFNode``, their ``clock_driven`` forms, and
-    snnTorch's ``Leaky``, ``Lapicque`` and ``RLeaky``. A subclass is replaced if all that it adds is a constructor; one
-    with methods of its own is left alone, because the swap would lose them.
+    The LIF neurons are SpikingJelly's ``IFNode``, ``LIFNode`` and ``ParametricLIFNode``, their ``clock_driven`` forms,
+    and snnTorch's ``Leaky``, ``Lapicque`` and ``RLeaky``. A subclass is replaced if it adds nothing but a constructor;
+    one with methods of its own is left alone, because the swap would lose them.
 
     Threshold, ``detach_reset``, step mode, hidden-state options, device, dtype, training mode, hooks and parameters
     stay, and the model's state_dict keeps its keys. An ``RLeaky`` keeps its recurrent layer, whose output is added to
@@ -60,11 +60,14 @@ def swap(
 
     * **The map.** It matches the neuron's leak, see ``dynamics``. A learned leak stays learned. A neuron without leak
       is matched at a leak of 0.95.
-    * **The input gain**, with ``dynamics="auto"``. Where a normalization feeds the neuron, the gain becomes 1. It is
-      larger where more than 12 neurons follow one another, by 0.1 for each further neuron, up to 3. A threshold θ
-      above the norm's weight γ multiplies it by θ/max(γ, 1), unless the norm is tdBN. A ``ParametricLIFNode`` with a τ
-      of at most 2 keeps its own gain, which it learns, in place of a gain of 1. Where no normalization feeds the
-      neuron, the gain becomes 1 if one feeds another neuron of the model; if not, it stays LIF's.
+    * **The input gain**, with ``dynamics="auto"``:
+
+        * If a normalization feeds the neuron, the gain becomes 1.
+        * If more than 12 neurons follow one another, it becomes larger, by 0.1 for each further neuron, up to 3.
+        * A threshold θ above the norm's weight γ multiplies the gain by θ/max(γ, 1), unless the norm is tdBN.
+        * A ``ParametricLIFNode`` with a τ of at most 2 keeps its own gain, which it learns, instead of a gain of 1.
+        * If no normalization feeds the neuron, the gain stays LIF's in a model without norms, and becomes 1 if a norm
+          feeds another neuron of the model.
     * **The surrogate gradient**, see ``window``.
     * **The reset**, if it subtracts the threshold. With the map without rebound it leaves at most the threshold. With
       any other map it becomes a reset to rest, since the membrane would be unbounded; ``v_reset=None`` or
@@ -84,10 +87,10 @@ def swap(
             * ``"paper"``: the paper's parameters.
         window: The surrogate gradient of every neuron:
 
-            * ``"auto"`` (default): the isometric Gaussian where a normalization feeds the neuron, and LIF's surrogate
-              elsewhere. There are two exceptions. LIF's surrogate stays under a norm, too, for a leak of 0.8 or more,
-              if at most 12 neurons follow one another. And the isometric Gaussian replaces a surrogate that would stay
-              if the area under it is below one half, as with snnTorch's ``fast_sigmoid``; not in an ``RLeaky``.
+            * ``"auto"`` (default): the isometric Gaussian if a normalization feeds the neuron, else LIF's surrogate.
+              There are two exceptions. LIF's surrogate stays under a norm, too, for a leak of 0.8 or more, if at most
+              12 neurons follow one another. And a surrogate that would stay is replaced by the isometric Gaussian if
+              the area under it is below one half, as with snnTorch's ``fast_sigmoid``, except in an ``RLeaky``.
             * ``"keep"``: each neuron's present surrogate.
             * ``"isometric"``, ``"unbiased"``, ``"paper"``, ``"heuristic"`` or a :class:`~qif_plugins.Window`.
 
