@@ -244,12 +244,14 @@ class QIF(Parameters, snn.Leaky):
             fired = spk
             spk = self._graded(spk, neuron)
         if not self.reset_delay and self._reset_mechanism == "zero":
-            mem = mem - (fired - self._fire(before, neuron).detach()) * (mem - neuron.params.u1)
+            reset = mem - (fired - self._fire(before, neuron).detach()) * (mem - neuron.params.u1)
+            mem = reset.to(mem.dtype)  # a u1 or a threshold per neuron, in float32, widens half precision
         elif not self._resets_first():
             threshold: Any = neuron.params.v_threshold
-            mem = mem - fired * threshold
+            reset = mem - fired * threshold
             if not neuron.params.rebound:
-                mem = torch.where((fired != 0) & (mem > threshold), threshold, mem)
+                reset = torch.where((fired != 0) & (reset > threshold), threshold, reset)
+            mem = reset.to(mem.dtype)
         self.mem = mem
         return (spk, mem) if self.output or not self.init_hidden else spk
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from qif_plugins.neuron.arguments import MAX_BETA, MapArguments, build_parameters
+from qif_plugins.neuron.arguments import MAX_BETA, MapArguments, build_parameters, warn_of_rebound
 from qif_plugins.neuron.following import has_storage, same_versions, versions
 from qif_plugins.neuron.module import QIFLayer, check_surrogate, checked_window, on_device, undone_on_error
 from qif_plugins.neuron.names import DEFAULT_BETA, MAP, MATCHED, WindowName
@@ -86,7 +86,8 @@ class Parameters(QIFLayer):
     def _assign(self, name: str, value: Any) -> None:
         """Take over a value as the constructor would; the caller undoes it if an error is raised."""
         value = value if name == "dynamics" else checked_argument(name, value)
-        chosen, decides = self._chosen(), name == "dynamics" or name in MAP
+        before, decides = self._chosen(), name == "dynamics" or name in MAP
+        chosen = before
         if name != "threshold":
             chosen = chosen.assigned(name, value, self.qif_parameters if decides else None)
         if not decides:
@@ -100,6 +101,7 @@ class Parameters(QIFLayer):
         self._choose(chosen)
         self._check(self.beta, self.threshold)
         self._window_changed()
+        warn_of_rebound(before, chosen, self._reset_mechanism == "subtract", "reset_mechanism='zero'")
 
     def _chosen(self) -> MapArguments:
         """The arguments, passed or assigned since, that could decide the map."""
@@ -141,6 +143,9 @@ class Parameters(QIFLayer):
             self._input_gain = checked_argument("input_gain", value)
             self._check(self.beta, self.threshold)
             self._window_changed()
+
+    def _gain_arguments(self) -> dict[str, Any]:
+        return {"input_gain": self._input_gain}
 
     # -- the surrogate ---------------------------------------------------------------------------
 

@@ -6,9 +6,11 @@ import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from qif_plugins.neuron.arguments import MapArguments, NodeArguments
+from qif_plugins.neuron.following import has_storage
 from qif_plugins.neuron.names import MAP, DynamicsName
 from qif_plugins.support.numbers import checked_number
 
@@ -105,8 +107,10 @@ def checked_assignment(name: str, value: Any, owner: str) -> Any:
 
 
 def learns(value: Any) -> bool:
-    """Return whether a number is a tensor that is learned."""
-    return isinstance(value, Tensor) and (value.requires_grad or isinstance(value, nn.Parameter))
+    """Return whether a number is a tensor that is learned, or a batch of torch.vmap, which cannot be read either."""
+    if not isinstance(value, Tensor) or value.requires_grad or isinstance(value, nn.Parameter):
+        return isinstance(value, Tensor)
+    return not (torch.compiler.is_compiling() or has_storage(value))
 
 
 def _flag(value: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from qif_plugins.neuron.arguments import NodeArguments, one_number
+from qif_plugins.neuron.arguments import NodeArguments, one_number, warn_of_rebound
 from qif_plugins.neuron.chaining import ChainedSteps
 from qif_plugins.neuron.following import WindowMemory, has_storage, same_versions, versions
 from qif_plugins.neuron.functional import check_spread
@@ -151,11 +151,13 @@ class QIFNeuron(ChainedSteps):
         """Take over a value; ``store`` puts it among the module's attributes."""
         value = checked_assignment(name, value, type(self).__name__)
         present = self._present() if name in RESOLVED else self._params
-        arguments = self._arguments.assigned(name, value, present, self._open_to_leak)
+        before = self._arguments
+        arguments = before.assigned(name, value, present, self._open_to_leak)
         threshold = value if name == "v_threshold" else self._threshold()
         self._adopt(arguments, threshold, partial(store, value) if name not in RESOLVED else None)
         if name in RESOLVED and name != "input_gain":
             self._open_to_leak = False
+        warn_of_rebound(before.map, arguments.map, arguments.v_reset is None, "v_reset=0.0")
 
     def _adopt(self, arguments: NodeArguments, threshold: Any, store: Callable[[], None] | None = None) -> None:
         """Become the neuron that these arguments describe; an error leaves the node as it was."""
@@ -301,6 +303,9 @@ class QIFNeuron(ChainedSteps):
                     super().__setattr__("surrogate_function", placed)
                 surrogate = placed
         return params, surrogate
+
+    def _gain_arguments(self) -> dict[str, Any]:
+        return {"decay_input": self.decay_input, "input_gain": self._arguments.input_gain}
 
     # -- the host's interface --------------------------------------------------------------------
 

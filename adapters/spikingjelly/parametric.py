@@ -67,6 +67,8 @@ class LearnedMap(QIFNeuron):
                 f"{type(self).__name__} learns beside one fixed {name}, a number; QIFNode learns its threshold and "
                 "takes one a neuron"
             )
+        if value is None and name != "v_reset":
+            raise ValueError(f"{name} of a {type(self).__name__} must be a number, got None")
         changes: dict[str, Any] = {"reset": "soft"} if value is None else {name: float(value)}
         if name == "v_reset" and value is not None:
             changes["reset"] = "hard"

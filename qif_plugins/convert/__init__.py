@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..neuron.module import OTHERS
 from ..neuron.moments import MomentClosureError, membrane_moments
@@ -22,7 +22,7 @@ from ..support.names import unknown
 from .find import Survey, survey
 from .hosts import HOSTS, SHALLOW, Host, Plan, Request, gain_in_a_row, loaded_hosts
 from .norms import convert_norms, is_tdbn
-from .rates import FACTOR, Expected, compared, deviation_after, expected, mean_of, measured_rates
+from .rates import FACTOR, Expected, compared, deviation_after, expected, has_values, mean_of, measured_rates
 from .rebuild import rebuild, replaced, restore
 from .report import Row, SwapReport
 from .walk import Site
@@ -177,7 +177,7 @@ def swap_found(
     Raises:
         ValueError: With ``refuse``, in the two cases above.
     """
-    beside_norms = any(site.norms for site in found.sites if site.neuron == ("lif", ""))
+    beside_norms = any(site.norms for site in found.sites if site.neuron in (("lif", ""), ("qif", "")))
     request = dataclasses.replace(request, depth=found.depth, beside_norms=beside_norms)
     undo: list[Callable[[], None]] = []
     rates = measured_rates(found, hosts)
@@ -313,14 +313,13 @@ def _reach(site: Site, found: Survey, request: Request, norm: str) -> float:
     for, because it was learned or chosen. Neither is a threshold that was passed to :func:`swap`, because it was raised
     to have fewer spikes.
     """
-    tensors = (*site.module.parameters(), *site.module.buffers())
     norms = [found.norms[name] for name in site.norms]
     if (
         norm == "tdbn"
         or site.neuron != ("lif", "")
         or request.parameters.keys() & {"v_threshold", "threshold"}
         or any(is_tdbn(module) for module in norms)
-        or any(tensor.is_meta for tensor in tensors)
+        or not has_values(site.module)
     ):
         return 1.0
     deviation = deviation_after(norms)
@@ -341,7 +340,7 @@ def _fit_scale(row: Row, site: Site, found: Survey, gains: dict[str, float]) -> 
     """
     neuron: Any = site.module
     params = neuron.qif_parameters
-    if any(isinstance(value, Tensor) and value.is_meta for value in params.numbers().values()):
+    if not has_values(neuron):
         return row
     gain, threshold = abs(mean_of(params.input_gain)), mean_of(params.v_threshold)
     if gain == 0:
@@ -420,9 +419,14 @@ def _back_site(site: Site) -> Row:
     if site.neuron.role != "qif":
         return _left(site, "not a QIF neuron")
     if replaced(site.module) is not None:
+        known = has_values(site.module)
+        gain = site.host.dynamics(site.module).gain if known else 0.0
         restore(site.module, site.host)
         site.host.update_derived(site.module)
         why = "the LIF neuron that it was, with what was set since"
+        lif = site.host.dynamics(site.module).gain if known else gain
+        if not math.isclose(gain, lif, rel_tol=1e-3):
+            why += f"; input gain {lif:.4g}, LIF's, instead of {gain:.4g}: train it further before you use it"
     else:
         try:
             plan = site.host.back(site.module)

@@ -26,6 +26,9 @@ HOSTS = {
 }
 """Host package -> the module that has its :class:`Host` as ``HOST``."""
 
+LOADED_GAIN = "_qif_run_gain"
+"""Attribute of a LIF neuron that loaded a QIF neuron's checkpoint under ``qif run``: what decides its input gain."""
+
 NO_LEAK_BETA = 0.95
 """Leak that is matched for a neuron without leak, since a QIF map needs a resting point."""
 
@@ -78,6 +81,17 @@ class Request:
     depth: int = 0
     reach: float = 1.0
     beside_norms: bool = False
+
+    def loaded_gain(self, module: nn.Module, notes: list[str]) -> Mapping[str, Any]:
+        """Return the arguments of the input gain that a LIF neuron's checkpoint was trained with, empty if unknown.
+
+        Args:
+            module: The neuron.
+            notes: Receives the note.
+        """
+        loaded: Mapping[str, Any] = vars(module).get(LOADED_GAIN, {}) if self.chooses_map else {}
+        notes += ["the input gain of its checkpoint"] if loaded else []
+        return loaded
 
     @property
     def chooses_map(self) -> bool:

@@ -26,7 +26,8 @@ class LearnedLeak(LearnedMap):
 
     Its only parameter w is that of ``ParametricLIFNode``: sigmoid(w) = 1/tau. At every step the map matches the leak
     1 - sigmoid(w), see :meth:`qif_plugins.QIFParameters.matching_lif`, and the window follows. With ``decay_input``
-    the input gain is sigmoid(w) and is learned along with the leak, unless ``input_gain`` is given.
+    the input gain is sigmoid(w) and is learned along with the leak, unless ``input_gain`` is given;
+    assigning ``None`` to that takes it back.
     """
 
     w: nn.Parameter
@@ -67,11 +68,14 @@ class LearnedLeak(LearnedMap):
         )
 
     def _assign(self, name: str, value: Any, store: Callable[[Any], None]) -> None:
-        if name != "decay_input" or value is None:
+        if (name, value is None) not in (("decay_input", False), ("input_gain", True)):
             super()._assign(name, value, store)
             return
         with undone_on_error(self):
-            store(bool(value))
+            if value is None:
+                self._arguments = dataclasses.replace(self._arguments, input_gain=None)
+            else:
+                store(bool(value))
             self._window_changed()
 
     def _replace(self, **changes: Any) -> None:

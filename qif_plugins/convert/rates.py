@@ -188,7 +188,7 @@ def expected(
         before: The result for the LIF neuron before the swap. Its currents are used again unless a norm feeds the
             neuron.
     """
-    if any(t.is_meta for t in (*site.module.parameters(), *site.module.buffers())):
+    if not has_values(site.module):
         return None
     if before is not None and before.currents is None and site.name not in measured:
         return None
@@ -316,6 +316,11 @@ def _normal(moments: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
 
 def _plain(values: Tensor) -> Tensor:
     return values.detach().flatten().to("cpu", torch.float32)
+
+
+def has_values(module: nn.Module) -> bool:
+    """Whether no parameter or buffer is on the meta device."""
+    return not any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers()))
 
 
 def mean_of(value: Any) -> float:

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
+from ..neuron.module import GAIN
 from ..neuron.surrogate import Window
 from ..support.randomness import unchanged_randomness
 from . import SwapReport, check_swappable, swap_found
 from .find import Survey, survey
-from .hosts import Host, Request
+from .hosts import LOADED_GAIN, Host, Request
 from .rebuild import replaced
 from .standins import StandIns
 from .trial import Call, on_trial, unwrapped
@@ -91,20 +92,21 @@ class Patch:
             self._undo.callback(hook.remove)
         self._wrap(nn.Module, "__setstate__", self._copied)
         self._wrap(nn.Module, "compile", self._compiled)
+        self._wrap(nn.Module, "_load_from_state_dict", self._loaded)
         self._undo.enter_context(self._standins)
         return self
 
     def __exit__(self, *error: object) -> None:
         self._undo.close()
 
-    def _wrap(self, owner: Any, name: str, after: Callable[[Any], None]) -> None:
-        """Have ``after`` called with the object after each call of its method ``name``."""
+    def _wrap(self, owner: Any, name: str, after: Callable[..., None]) -> None:
+        """Have ``after`` called with the object and the arguments after each call of its method ``name``."""
         method = getattr(owner, name)
 
         @functools.wraps(method)
         def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
             result = method(self, *args, **kwargs)
-            after(self)
+            after(self, *args)
             return result
 
         setattr(owner, name, wrapped)
@@ -125,7 +127,7 @@ class Patch:
             self._parents.setdefault(child, WeakIdKeyDictionary())[parent] = None
             self._ask_again()
 
-    def _copied(self, module: nn.Module) -> None:
+    def _copied(self, module: nn.Module, state: Any) -> None:
         """Register ``module`` after it was copied or unpickled; its children were registered before."""
         if self._aside():
             return
@@ -135,7 +137,7 @@ class Patch:
         if self._standins.kind(type(module)) and _DECIDED not in vars(module) and replaced(module) is None:
             self._built(module)
 
-    def _compiled(self, module: Any) -> None:
+    def _compiled(self, module: Any, *options: Any) -> None:
         """After ``module.compile()``, have its neurons swapped at its first call, before it is compiled."""
         compiled = module._compiled_call_impl
 
@@ -146,6 +148,11 @@ class Patch:
 
         first.compiles = True  # type: ignore[attr-defined]
         module._compiled_call_impl = first
+
+    def _loaded(self, module: nn.Module, state: Any, prefix: str, metadata: Mapping[str, Any], *others: Any) -> None:
+        """Note the input gain of the QIF neuron whose checkpoint a LIF neuron loads."""
+        if GAIN in metadata and self._standins.kind(type(module)):
+            vars(module)[LOADED_GAIN] = metadata[GAIN]
 
     def _aside(self) -> bool:
         """Return whether a swap is running now, and not the program itself."""

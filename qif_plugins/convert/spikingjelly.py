@@ -121,6 +121,9 @@ class _SpikingJelly:
             gain = None  # LIF's, which follows the learned leak; measured in docs/mathematics.md, "Defaults"
         if gain is not None:
             arguments |= {"decay_input": False} | ({"input_gain": gain} if gain != 1 else {})
+        if loaded := request.loaded_gain(module, notes):
+            gain = None
+            arguments |= loaded
         if learns_leak:
             learned = "its leak w goes on being learned" + ("" if module.w.requires_grad else " (frozen)")
             notes.append(learned if dynamics in MATCHED else "w is kept but not used")

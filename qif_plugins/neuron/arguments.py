@@ -16,6 +16,7 @@ neuron with ``dynamics="paper"`` or a given map is refused.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -200,6 +201,23 @@ def map_resting_at(v_rest: Any) -> DynamicsName:
         return "monotone"
     known = isinstance(v_rest, int | float | Tensor) and not (isinstance(v_rest, Tensor) and v_rest.is_meta)
     return "monotone" if known and holds_everywhere(v_rest, lambda rest: rest >= 0) else "lif"
+
+
+def warn_of_rebound(before: MapArguments, after: MapArguments, subtracts: bool, way_out: str) -> None:
+    """Warn where an assignment takes away the bound that a map without rebound gives the subtracting reset.
+
+    Args:
+        before: The arguments before it.
+        after: Those after it.
+        subtracts: Whether the reset subtracts the threshold.
+        way_out: The assignment that resets to rest instead.
+    """
+    if subtracts and after.rebound and not before.rebound:
+        warnings.warn(
+            "the map is the parabola now, under which a reset that subtracts the threshold no longer bounds the "
+            f"membrane: it may run away. Assign {way_out} to reset to rest, or dynamics='monotone' for the bound.",
+            stacklevel=4,
+        )
 
 
 @dataclass(frozen=True, eq=False)

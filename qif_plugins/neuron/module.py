@@ -3,7 +3,8 @@
 By default a window assumes the input that tdBN gives, mean 0 and deviation θ. :func:`~qif_plugins.calibrate`
 replaces the assumption by measurements. A calibrated module has two more entries in its state_dict,
 ``input_mean`` and ``input_std`` or ``membrane_mean`` and ``membrane_std``. A checkpoint without them loads under
-``strict=True`` and does not change the window; a checkpoint with them sets its window.
+``strict=True`` and does not change the window; a checkpoint with them sets its window. The metadata of the
+state_dict, which ``torch.save`` keeps, hold the input gain; a neuron that :func:`~qif_plugins.swap` made takes it over.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from .parameters import Number, QIFParameters
 from .surrogate import FusedSurrogate, Gaussian, Window
 
 KINDS = ("input", "membrane")
+GAIN = "input_gain"
+"""Key of the arguments that decide the input gain in a module's metadata in a state_dict."""
 _REGISTERS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
 NO_NIR = (
@@ -50,7 +53,9 @@ class QIFLayer:
     _x_std: float | None = None
     """Deviation of the input x if a norm gives it, see :meth:`assume_input`."""
     _open_to_leak: bool = False
-    """Whether swap chose the map and the user has not changed it, so that an assigned reset may change it."""
+    """Whether swap chose the map and the user has not changed it, so that an assigned reset may change it, and a loaded
+    checkpoint the input gain.
+    """
     _window_memory: WindowMemory
     """Cache of the window that follows learned numbers."""
     _settled = False
@@ -162,10 +167,7 @@ class QIFLayer:
 
     @window_scale.setter
     def window_scale(self, scale: float) -> None:
-        scale = float(checked_number("window_scale", scale))
-        if not 0 < scale < math.inf:
-            raise ValueError(f"window_scale must be positive and finite, got {scale:g}; the default is 1")
-        self._assume(scale, None)
+        self._assume(_positive("window_scale", scale, "; the default is 1"), None)
 
     def assume_input(self, std: float) -> None:
         """Derive the window for an input x of deviation ``std`` times the input gain, also if the gain changes later.
@@ -177,9 +179,10 @@ class QIFLayer:
             std: Deviation of x, such as a norm's weight, > 0.
 
         Raises:
+            ValueError: ``std`` is not positive and finite.
             MomentClosureError: The closure does not converge. The module is then unchanged.
         """
-        self._assume(1.0, std)
+        self._assume(1.0, _positive("std", std))
 
     def _assume(self, scale: float, x_std: float | None) -> None:
         with undone_on_error(self):
@@ -289,25 +292,42 @@ class QIFLayer:
         with self._explaining():
             return self._measured_of("membrane") or membrane_moments(params, std, mean)
 
+    def _gain_arguments(self) -> dict[str, Any]:
+        """The arguments that decide the input gain, as they may be assigned."""
+        raise NotImplementedError
+
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[misc]
         for name, value in self._measured.items():
             destination[prefix + name] = value
+        metadata = getattr(destination, "_metadata", {}).get(prefix[:-1])
+        if metadata is not None:
+            metadata[GAIN] = self._gain_arguments()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         names = [f"{kind}_{moment}" for kind in KINDS for moment in ("mean", "std")]
         # Removed, so that the host's loading does not find them unexpected; load_state_dict works on a copy.
         moments = {name: state_dict.pop(prefix + name) for name in names if prefix + name in state_dict}
         super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc]
-        if moments:
+        gain = args[0].get(GAIN, {}) if self._open_to_leak else {}
+        if moments or gain:
             try:
-                if self.learns_window:  # a training that had left the region of convergence goes on where it was
+                for name, value in gain.items():
+                    setattr(self, name, value)
+                if moments and self.learns_window:  # a training that had left the region of convergence goes on there
                     self._measured = _checked_moments(moments)
                     self._window_memory.clear()
-                else:
+                elif moments:
                     self.measured_moments = moments
             except ValueError as error:
                 args[-1].append(f"{prefix}: {error}")
+
+
+def _positive(name: str, value: Any, default: str = "") -> float:
+    number = float(checked_number(name, value))
+    if not 0 < number < math.inf:
+        raise ValueError(f"{name} must be positive and finite, got {number:g}{default}")
+    return number
 
 
 def _checked_moments(moments: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -738,3 +738,10 @@ def test_a_subtracting_reset_without_delay_gives_the_same_spikes(dynamics, scale
     assert torch.equal(*spikes)
     left = membranes[0] - spikes[0][-1]
     torch.testing.assert_close(membranes[1], left.clamp(max=1) if dynamics == "monotone" else left)
+
+
+@pytest.mark.parametrize("reset", ["zero", "subtract"])
+def test_a_reset_without_delay_keeps_half_precision_with_one_threshold_per_neuron(reset):
+    neuron = QIF(0.9, torch.tensor([0.5, 1.0, 2.0]), dynamics="monotone", reset_mechanism=reset, reset_delay=False)
+    for result in neuron.bfloat16()(3 * torch.ones(2, 3, dtype=torch.bfloat16)):
+        assert result.dtype == torch.bfloat16

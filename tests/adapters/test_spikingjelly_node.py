@@ -1235,3 +1235,17 @@ def test_repr_shows_a_given_map_without_rebound():
     assert not node.params.rebound
     assert "dynamics=explicit, rebound=False, a=" in repr(node)
     assert "rebound" not in repr(QIFNode(a=0.25)) + repr(QIFNode(dynamics="monotone"))
+
+
+def test_vmap_runs_learned_thresholds_without_gradient():
+    members = [QIFNode(tau=2.5, step_mode="m") for _ in range(3)]
+    for threshold, member in zip((0.5, 0.8, 1.2), members, strict=True):
+        member.v_threshold = torch.nn.Parameter(torch.tensor(threshold))
+    base, x_seq = copy.deepcopy(members[0]), torch.randn(4, 2, 5)
+
+    def run(parameters, buffers):
+        base.reset()
+        return torch.func.functional_call(base, (parameters, buffers), (x_seq,))
+
+    together = torch.vmap(run)(*torch.func.stack_module_state(members))
+    assert torch.equal(together, torch.stack([member(x_seq) for member in members]))

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 import pickle
 
 import pytest
@@ -314,6 +315,7 @@ def test_snntorch_neurons_get_the_gain_as_well():
         node.dynamics = "paper"
     assert node.dynamics == "monotone"
     node.input_gain = 1.0
+    node.reset_mechanism = "zero"
     node.dynamics = "paper"
     assert node.window_scale == 1
 
@@ -498,6 +500,97 @@ def test_a_neuron_without_norm_has_a_gain_of_1_beside_others_with_one():
     assert [with_norm[i].params.input_gain for i in (2, 4)] == [1, 1]
     assert [without[i].params.input_gain for i in (2, 4)] == pytest.approx([1 / 3, 1 / 3])
     assert "input gain 1 instead of LIF's 0.3333" in report.rows[1].why
+    assert "input gain 0.3333, LIF's, instead of 1" in swap(with_norm, to="lif").rows[1].why
+    assert "input gain" not in str(swap(without, to="lif"))
     kept = model(nn.LayerNorm(4))
     swap(kept, dynamics="monotone")
     assert kept[4].params.input_gain == pytest.approx(1 / 3)
+
+
+def test_a_second_swap_counts_the_norms_of_neurons_that_are_qif_already():
+    def model():
+        return nn.Sequential(
+            layer.Linear(4, 4), nn.LayerNorm(4), neuron.LIFNode(), layer.Linear(4, 4), neuron.LIFNode()
+        )
+
+    at_once, in_turn = model(), model()
+    swap(at_once, readout="swap")
+    swap(in_turn)
+    swap(in_turn, readout="swap")
+    assert [in_turn[i].params for i in (2, 4)] == [at_once[i].params for i in (2, 4)]
+
+
+def _learned(lif, learn):
+    model = nn.Sequential(layer.Linear(4, 4), nn.LayerNorm(4), lif(), layer.Linear(4, 2))
+    with torch.no_grad():
+        learn(model)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("lif", "learn", "gains"),
+    [
+        (neuron.ParametricLIFNode, lambda model: model[2].w.fill_(-1.0), (1.0, 0.2689)),
+        (lambda: neuron.ParametricLIFNode(3.0), lambda model: model[2].w.fill_(1.0), (0.7311, 1.0)),
+        (lambda: neuron.ParametricLIFNode(v_threshold=2.0), lambda model: model[2].w.fill_(-1.0), (2.0, 2.0)),
+        (lambda: neuron.LIFNode(v_threshold=2.0), lambda model: model[1].weight.fill_(1.6), (1.25, 2.0)),
+    ],
+)
+def test_the_checkpoint_of_a_swapped_network_brings_its_gains_along(tmp_path, lif, learn, gains):
+    """LIF loads its own checkpoint and is swapped; later a network is built and swapped, and loads what was saved."""
+    trained = _learned(lif, learn)
+    keys = list(trained.state_dict())
+    swap(trained)
+    fresh = _learned(lif, lambda model: None)
+    before = swap(fresh)
+    lif_state = _learned(lif, learn).state_dict()
+    fresh.load_state_dict(lif_state)  # no gains are in it
+    found = [float(torch.as_tensor(model[2].params.input_gain).detach()) for model in (trained, fresh)]
+    assert found == pytest.approx(gains, abs=1e-4), before
+    torch.save(trained.state_dict(), tmp_path / "trained.pt")
+    state = torch.load(tmp_path / "trained.pt", weights_only=True)
+    assert list(state) == keys
+    fresh.load_state_dict(state, strict=True)
+    x = 3 * torch.rand(16, 4)
+    assert torch.equal(fresh(x), trained(x))
+    own = _learned(lif, lambda model: None)
+    swap(own, dynamics="monotone")  # asks for LIF's gain
+    gain = own[2].params.input_gain
+    own.load_state_dict(state)
+    assert own[2].params.input_gain == (gain if isinstance(gain, float) else own[2].w.sigmoid())
+
+
+def test_snntorch_checkpoints_bring_their_gains_along(tmp_path):
+    snn = pytest.importorskip("snntorch")
+
+    def model(threshold):
+        lif = snn.Leaky(beta=0.5, threshold=threshold, learn_threshold=True, init_hidden=True)
+        return nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), lif, nn.Linear(4, 2))
+
+    trained, fresh = model(1.7), model(1.0)
+    swap(trained)
+    swap(fresh)
+    assert (trained[2].input_gain, fresh[2].input_gain) == (pytest.approx(1.7), 1)
+    torch.save(trained.state_dict(), tmp_path / "trained.pt")
+    fresh.load_state_dict(torch.load(tmp_path / "trained.pt", weights_only=True), strict=True)
+    x = 3 * torch.rand(16, 4)
+    assert torch.equal(fresh(x), trained(x))
+    model(1.0).load_state_dict(trained.state_dict(), strict=True)
+
+
+def test_a_learned_leak_takes_its_input_gain_back():
+    node = neuron.ParametricLIFNode()
+    swap(nn.Sequential(layer.Linear(4, 4), nn.LayerNorm(4), node, layer.Linear(4, 2)), input_gain=3.0)
+    assert node.params.input_gain == 3
+    node.input_gain = None  # LIF's again, as LIFNode's arguments give it
+    assert float(node.params.input_gain.detach()) == pytest.approx(0.5)
+    assert (node.v_reset, node.params.reset) == (0, "hard")
+
+
+@pytest.mark.parametrize("std", [0.0, -1.0, math.inf, math.nan])
+def test_an_input_without_deviation_is_refused(std):
+    model = _under(layer.BatchNorm2d(4), v_threshold=0.5)
+    swap(model)
+    with pytest.raises(ValueError, match="std must be positive and finite"):
+        model[2].assume_input(std)
+    assert model[2].window_scale == 2

@@ -813,3 +813,31 @@ def test_neurons_whose_input_is_not_known_keep_their_gain_and_surrogate_and_do_n
     )
     assert done.stdout.split("\n")[0] == "[('monotone', 0.5, 'Sigmoid'), ('lif', 0.25, 'Sigmoid')]"
     assert "does not tell which normalization feeds which neuron" in done.stderr
+
+
+RESUMES = """
+    import torch
+    from spikingjelly.activation_based import functional, layer, neuron
+    from torch import nn
+
+    def build():
+        lif = neuron.ParametricLIFNode()
+        return nn.Sequential(layer.Linear(6, 8), nn.LayerNorm(8), lif, layer.Linear(8, 3))
+
+    torch.manual_seed(0)
+    trained, x = build(), 3 * torch.rand(4, 6)
+    trained(x)
+    with torch.no_grad():
+        trained[2].w.fill_(-1.0)  # a tau above 2 by now
+    torch.save(trained.state_dict(), "state.pt")
+    resumed = build()
+    resumed.load_state_dict(torch.load("state.pt"))
+    functional.reset_net(trained)
+    print(torch.equal(resumed(x), trained(x)), resumed[2].params.input_gain.item() < 0.3)
+"""
+
+
+def test_a_network_that_loads_its_checkpoint_before_its_first_call_computes_the_same(tmp_path):
+    done = qif_run(tmp_path, "train.py", program=RESUMES)
+    assert done.stdout.split() == ["True", "True"]
+    assert "the input gain of its checkpoint" in done.stderr

@@ -153,6 +153,8 @@ def test_resets():
     assert net[1].qif_parameters.reset == "soft"
     assert "instead of subtracting" not in str(report)
     assert "never resets" in report.left[0].why
+    with pytest.warns(UserWarning, match=r"no longer bounds the membrane.*Assign reset_mechanism='zero'"):
+        net[1].dynamics = "lif"
     net = nn.Sequential(nn.Linear(6, 6), snn.Leaky(0.9))
     report = swap(net, readout="swap", dynamics="lif")
     assert net[1].reset_mechanism == "zero"

@@ -128,6 +128,11 @@ def test_a_subtracting_reset_stays_where_it_leaves_the_membrane_bounded():
     assert net[1].v_reset is None
     assert net[1].params.reset == "soft"
     assert "instead of subtracting" not in str(report)
+    for name, value in {"dynamics": "lif", "a": 0.2}.items():
+        changed = copy.deepcopy(net[1])
+        with pytest.warns(UserWarning, match=r"no longer bounds the membrane.*Assign v_reset=0\.0 to reset to rest"):
+            setattr(changed, name, value)
+        assert changed.params.reset == "soft"
     swap(net, to="lif")
     assert type(net[1]) is neuron.LIFNode
     assert net[1].v_reset is None
