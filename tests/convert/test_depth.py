@@ -11,7 +11,7 @@ from torch import nn
 
 pytest.importorskip("spikingjelly")
 
-from qif_plugins.adapters.spikingjelly import QIFNode
+from qif_plugins.adapters.spikingjelly import ParametricQIFNode, QIFNode
 from spikingjelly.activation_based import functional, layer, neuron
 
 from qif_plugins import Gaussian, swap
@@ -585,6 +585,8 @@ def test_a_learned_leak_takes_its_input_gain_back():
     node.input_gain = None  # LIF's again, as LIFNode's arguments give it
     assert float(node.params.input_gain.detach()) == pytest.approx(0.5)
     assert (node.v_reset, node.params.reset) == (0, "hard")
+    with pytest.raises(ValueError, match="input_gain of a ParametricQIFNode must be a number, got None"):
+        ParametricQIFNode().input_gain = None
 
 
 @pytest.mark.parametrize("std", [0.0, -1.0, math.inf, math.nan])
