@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from qif_plugins.neuron.arguments import MapArguments, build_parameters
-from qif_plugins.neuron.following import WindowMemory, versions
-from qif_plugins.neuron.functional import check_spread, qif_multi_step, uncopied_step
+from qif_plugins.neuron.following import WindowMemory, version_of
+from qif_plugins.neuron.functional import check_sequence, check_spread, qif_multi_step, uncopied_step
 from qif_plugins.neuron.module import chosen_window
-from qif_plugins.neuron.names import DEFAULT_BETA, DEFAULT_WINDOW, MAP, MATCHED, DynamicsName, WindowName
+from qif_plugins.neuron.names import DEFAULT_BETA, DEFAULT_WINDOW, MAP, DynamicsName, WindowName
 from qif_plugins.neuron.parameters import Number
 from qif_plugins.neuron.surrogate import ATan, FusedSurrogate, Window, spike
 from qif_plugins.ops.backends import BackendName
@@ -232,7 +232,7 @@ class QIF(Parameters, snn.Leaky):
         if traced:
             self._mem_before = None
         else:  # past the module's __setattr__, which takes a twentieth of a small step
-            self.__dict__["_mem_before"] = before.detach(), versions([before])[0][1], neuron
+            self.__dict__["_mem_before"] = before.detach(), version_of(before), neuron
         spk, mem = self._charge_step(input_, before, neuron)
         if self.state_quant:
             mem = self.state_quant(mem)
@@ -271,16 +271,11 @@ class QIF(Parameters, snn.Leaky):
             TypeError: As :meth:`forward`.
             ValueError: As :meth:`forward`, and T = 0.
         """
-        if x_seq.dim() == 0 or len(x_seq) == 0:
-            raise ValueError(f"x_seq needs at least one time step in dimension 0, got shape {list(x_seq.shape)}")
+        check_sequence(x_seq)
         before = self._before(x_seq[0], mem)
         if self.inhibition or self.state_quant or not self.reset_delay:
-            self.mem, steps = before, []
-            for x in x_seq.unbind(0):
-                out = self.forward(x)
-                steps.append((out if isinstance(out, Tensor) else out[0], self.mem))
-            spikes, mems = zip(*steps, strict=True)
-            return torch.stack(spikes), torch.stack(mems)
+            self.mem = before
+            return self._step_through(x_seq)
         neuron = self._neuron()
         self._check_spread(neuron, x_seq[0])
         self._forget_reset()
@@ -288,6 +283,15 @@ class QIF(Parameters, snn.Leaky):
         spk_seq, mem_seq = self._charge(x_seq, before, neuron)
         self.mem = mem_seq[-1].clone()
         return self._graded(spk_seq, neuron), mem_seq
+
+    def _step_through(self, x_seq: Tensor) -> tuple[Tensor, Tensor]:
+        """Spikes and membranes of all time steps, one after the other from the neuron's own membrane on."""
+        steps = []
+        for x in x_seq.unbind(0):
+            out = self.forward(x)
+            steps.append((out if isinstance(out, Tensor) else out[0], self.mem))
+        spikes, mems = zip(*steps, strict=True)
+        return torch.stack(spikes), torch.stack(mems)
 
     def _check_spread(self, neuron: Neuron, x: Tensor) -> None:
         """Refuse arguments whose shape does not fit the input, by the names that the user knows them by."""
@@ -346,13 +350,13 @@ class QIF(Parameters, snn.Leaky):
             return spk_seq.squeeze(0), h_seq.squeeze(0).clone()
         traced = torch.compiler.is_compiling()
         twin = None
-        if self._twin is not None and not traced and mem is self._twin[0] and versions([mem])[0][1] == self._twin[1]:
+        if self._twin is not None and not traced and mem is self._twin[0] and version_of(mem) == self._twin[1]:
             twin = self._twin[2]
         first = self._resets_first()
         spk, _, h = uncopied_step(x, mem, neuron.params, neuron.surrogate, True, self.backend, True, first, twin)
         mem = h.clone()  # which the user may change in place
         if not traced:
-            self.__dict__["_twin"] = (mem, versions([mem])[0][1], h) if h.requires_grad else None
+            self.__dict__["_twin"] = (mem, version_of(mem), h) if h.requires_grad else None
         return spk, mem
 
     def _resets_first(self) -> bool:
@@ -381,11 +385,9 @@ class QIF(Parameters, snn.Leaky):
 
     def extra_repr(self) -> str:
         params = self.qif_parameters
-        numbers = ", ".join(
-            f"{name}={number(getattr(params, name), '.4g')}" for name in ("a", "u1", "u2", "v_threshold")
-        )
-        leak = f", beta={number(self._tensor('beta'), '.4g')}" if self._decided in MATCHED else ""
-        leak += ", rebound=False" if self._decided == "explicit" and not params.rebound else ""
+        numbers = ", ".join(f"{name}={number(getattr(params, name), '.4g')}" for name in (*MAP, "v_threshold"))
+        leak = f", beta={number(self._used('beta', self.beta), '.4g')}" if self._choice.matches_leak else ""
+        leak += ", rebound=False" if self.dynamics == "explicit" and not params.rebound else ""
         gain = "" if self.input_gain == 1 else f", input_gain={number(self.input_gain, '.4g')}"
         window = self._window if self._spike_grad is None else self._spike_grad
         return (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from qif_plugins.neuron.arguments import MAX_BETA, MapArguments, build_parameters, warn_of_rebound
 from qif_plugins.neuron.following import has_storage, same_versions, versions
 from qif_plugins.neuron.module import QIFLayer, check_surrogate, checked_window, on_device, undone_on_error
-from qif_plugins.neuron.names import DEFAULT_BETA, MAP, MATCHED, WindowName
+from qif_plugins.neuron.names import DEFAULT_BETA, MAP, WindowName
 from qif_plugins.neuron.parameters import Number, QIFParameters
 from qif_plugins.neuron.surrogate import Gaussian, Surrogate, Window
 from qif_plugins.support.numbers import checked_number
@@ -57,10 +58,8 @@ class Parameters(QIFLayer):
     _input_gain: float
     _given: dict[str, Any]
     """beta and threshold as they were passed, before ``half()`` rounded them."""
-    _choice: tuple[Any, tuple[str, ...], tuple[str, ...], bool]
-    """``dynamics``, and the names of what was passed of the map and of the leak."""
-    _decided: str
-    _rebound: bool
+    _choice: MapArguments
+    """The arguments that decide the map; their numbers by name alone, as the values are the module's attributes."""
     _root_names: tuple[str, ...]
     _seen: list[tuple[Any, Any]] | None = None
     _current: Neuron
@@ -105,18 +104,14 @@ class Parameters(QIFLayer):
 
     def _chosen(self) -> MapArguments:
         """The arguments, passed or assigned since, that could decide the map."""
-        dynamics, given, leak, monotone = self._choice
-        return MapArguments(
-            dynamics,
-            {name: getattr(self, name) for name in given},
-            {name: getattr(self, name, None) for name in leak},  # None: deleted, and about to be assigned
-            monotone,
-        )
+        given = {name: getattr(self, name) for name in self._choice.given}
+        # None: deleted, and about to be assigned.
+        leak = {name: getattr(self, name, None) for name in self._choice.leak}
+        return dataclasses.replace(self._choice, given=given, leak=leak)
 
     def _choose(self, chosen: MapArguments) -> None:
-        self._choice = chosen.dynamics, tuple(chosen.given), tuple(chosen.leak), chosen.monotone
-        self._rebound = chosen.rebound
-        self._decided = chosen.decided
+        given, leak = dict.fromkeys(chosen.given, 0.0), dict.fromkeys(chosen.leak)
+        self._choice = dataclasses.replace(chosen, given=given, leak=leak)
         self._root_names = tuple(chosen.roots)
         for name in MAP:
             self._buffers.pop(name, None)
@@ -130,7 +125,7 @@ class Parameters(QIFLayer):
     @property
     def dynamics(self) -> str:
         """The rule that decided the map: ``"paper"``, ``"explicit"``, or one that matches beta."""
-        return self._decided
+        return self._choice.decided
 
     @property
     def input_gain(self) -> float:
@@ -261,7 +256,7 @@ class Parameters(QIFLayer):
             surrogate = self.derive_window(self.derived_window, self._params(near_one, threshold))
             surrogate = on_device(surrogate, self.beta.device)
         constants = tuple(None if self._learns(name) else now for name, now in zip(NUMBERS, numbers, strict=True))
-        used = ("threshold", "beta") if self._decided in MATCHED else ("threshold", *self._root_names)
+        used = ("threshold", "beta") if self._choice.matches_leak else ("threshold", *self._root_names)
         values = {name: getattr(self, name) for name in used}
         spread = tuple(name for name, value in values.items() if isinstance(value, Tensor) and value.numel() > 1)
         return Neuron(params, surrogate, graded, constants, spread)
@@ -270,8 +265,8 @@ class Parameters(QIFLayer):
         """The parameters; unless they are checked, a learned threshold is kept where the membrane is stable."""
         return build_parameters(
             {name: getattr(self, name) for name in self._root_names}, threshold, beta=beta, curvature=self.curvature,
-            reset=reset_of(self._reset_mechanism), input_gain=self._input_gain, rebound=self._rebound, checked=checked,
-            learned_threshold=not checked and self._learns("threshold"),
+            reset=reset_of(self._reset_mechanism), input_gain=self._input_gain, rebound=self._choice.rebound,
+            checked=checked, learned_threshold=not checked and self._learns("threshold"),
         )  # fmt: skip
 
     def _numbers(self, known: Sequence[Any] = (None, None)) -> tuple[Any, ...]:
@@ -283,7 +278,8 @@ class Parameters(QIFLayer):
 
         A constant is the number that was passed, in float32, where its buffer holds that rounded to half precision.
         """
-        buffer, given, wide = getattr(self, name), self._given[name], self._tensor(name)
+        buffer, given = getattr(self, name), self._given[name]
+        wide = self._used(name, buffer)
         if self._learns(name):
             return wide.clamp(0, MAX_BETA) if name == "beta" else wide
         if wide.numel() != 1:
@@ -293,9 +289,6 @@ class Parameters(QIFLayer):
             if passed.to(buffer.dtype).item() == wide.item():
                 return passed.item()
         return wide.item()
-
-    def _tensor(self, name: str) -> Tensor:
-        return self._used(name, getattr(self, name))
 
     def _used(self, name: str, tensor: Tensor) -> Tensor:
         """The number that the neuron uses where ``tensor`` is its beta or threshold, in at least float32."""

@@ -17,13 +17,15 @@ except ImportError as error:
         "qif_plugins.adapters.spikingjelly needs SpikingJelly: pip install spikingjelly (2.x or 0.0.0.0.14)"
     ) from error
 
+from .surrogate import AnalyticGaussian, AnalyticWindow
+
 if hasattr(_base.MemoryModule, "single_step_functional_forward"):
     from .counters import teach_counters
-    from .v2 import AnalyticGaussian, AnalyticWindow, ParametricQIFNode, QIFNode
+    from .v2 import ParametricQIFNode, QIFNode
 
     teach_counters()
 elif hasattr(_base.MemoryModule, "supported_backends"):
-    from .v0 import AnalyticGaussian, AnalyticWindow, ParametricQIFNode, QIFNode  # type: ignore[assignment]
+    from .v0 import ParametricQIFNode, QIFNode  # type: ignore[assignment]
 else:
     raise ImportError(
         f"the SpikingJelly at {_base.__file__} has neither MemoryModule.single_step_functional_forward (2.x) nor "

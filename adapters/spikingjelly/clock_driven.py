@@ -11,6 +11,8 @@ import torch
 from spikingjelly.clock_driven import neuron, surrogate
 from torch import Tensor
 
+from qif_plugins.ops.backends import BackendName
+
 from .arguments import NodeOptions, show_options
 from .node import broadcast, overridden
 from .surrogate import AnalyticGaussianBase, AnalyticWindowBase, CudaText
@@ -19,15 +21,13 @@ from .v0 import HOOKS, HookedNeuron
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from qif_plugins.ops.backends import BackendName
+
+class AnalyticWindow(AnalyticWindowBase, CudaText, surrogate.MultiArgsSurrogateFunctionBase):
+    """The window as a ``clock_driven`` surrogate, with the arguments of :class:`..surrogate.AnalyticWindow`."""
 
 
-class AnalyticWindow(CudaText, AnalyticWindowBase, surrogate.MultiArgsSurrogateFunctionBase):
-    """The rectangular window as a ``clock_driven`` surrogate, with the arguments of :class:`..v2.AnalyticWindow`."""
-
-
-class AnalyticGaussian(CudaText, AnalyticGaussianBase, surrogate.MultiArgsSurrogateFunctionBase):
-    """The Gaussian as a ``clock_driven`` surrogate, with the arguments of SpikingJelly 2's."""
+class AnalyticGaussian(AnalyticGaussianBase, CudaText, surrogate.MultiArgsSurrogateFunctionBase):
+    """The Gaussian as a ``clock_driven`` surrogate, with the arguments of :class:`..surrogate.AnalyticGaussian`."""
 
 
 class QIFNode(HookedNeuron, neuron.BaseNode):
@@ -40,8 +40,7 @@ class QIFNode(HookedNeuron, neuron.BaseNode):
             Default False.
     """
 
-    analytic_window = AnalyticWindow
-    analytic_gaussian = AnalyticGaussian
+    surrogates = AnalyticWindow, AnalyticGaussian
 
     @show_options
     def __init__(
@@ -82,9 +81,7 @@ class MultiStepQIFNode(QIFNode):
     ``reset()``.
 
     Args:
-        backend: ``"auto"`` (default) or an implementation by name. MultiStepLIFNode's default is ``"torch"``, which
-            asks for the reference here: every implementation gives the same bits, so the fastest is taken
-            unless one is asked for.
+        backend: As for :class:`..v0.QIFNode`; MultiStepLIFNode's default is ``"torch"``, too.
         lava_s_cale: Kept for code that reads it; there is no Lava neuron of this kind.
     """
 

@@ -21,7 +21,7 @@ from qif_plugins.ops.backends import BACKENDS, BackendName
 from qif_plugins.support.numbers import number
 
 from .arguments import NodeOptions, checked_assignment, constructor_number, learns, node_arguments
-from .surrogate import AnalyticBase, fused
+from .surrogate import AnalyticBase, AnalyticGaussian, AnalyticWindow, fused
 
 ASSIGNED = frozenset(
     {"v_threshold", "v_reset", "tau", "decay_input", "input_gain", *MAP, "dynamics", "window", "surrogate_function"}
@@ -29,6 +29,7 @@ ASSIGNED = frozenset(
 """The attributes whose assignment changes the neuron or its window."""
 RESOLVED = frozenset({*MAP, "input_gain", "dynamics"})
 """Those of them that are not stored as assigned: reading one gives the result of all arguments together."""
+HINT_AT_TAU = "; beta is snnTorch's: here tau (init_tau where it is learned) is 1/(1 - beta), with decay_input=False"
 
 
 class QIFNeuron(ChainedSteps):
@@ -40,17 +41,13 @@ class QIFNeuron(ChainedSteps):
     where a ``surrogate_function`` was passed.
     """
 
-    analytic_window: ClassVar[Any]
-    """The AnalyticWindow of the host version."""
-    analytic_gaussian: ClassVar[Any]
-    """Its AnalyticGaussian."""
+    surrogates: ClassVar[tuple[Any, ...]] = AnalyticWindow, AnalyticGaussian
+    """The surrogate modules of the host's kind that a node makes for itself."""
 
     _arguments: NodeArguments
     _params: QIFParameters
     _seen: list[tuple[Any, Any]]
     """The tensors that ``_params`` were made of, with their versions."""
-    _shown: Window | Gaussian | None
-    """The learned window that ``surrogate_function`` shows."""
     _memories: dict[str, Any]
     _modules: dict[str, Any]
     _parameters: dict[str, Any]
@@ -83,29 +80,19 @@ class QIFNeuron(ChainedSteps):
         options: Mapping[str, Any],
         **of_host: Any,
     ) -> None:
-        """Check the arguments, ``options`` being the :class:`~.arguments.NodeOptions`, and construct the host's node.
-
-        Raises:
-            TypeError: As the constructor.
-            ValueError: As the constructor.
-        """
-        unknown = options.keys() - NodeOptions.__annotations__.keys()
+        """Check the arguments, ``options`` being :class:`~.arguments.NodeOptions`, and construct the host's node."""
+        unknown = sorted(options.keys() - NodeOptions.__annotations__.keys())
         if unknown:
-            hint = (
-                "; beta is snnTorch's: here tau (init_tau where it is learned) is 1/(1 - beta), with decay_input=False"
-                if "beta" in unknown
-                else ""
-            )
-            name = type(self).__name__
-            raise TypeError(f"{name}.__init__() got an unexpected keyword argument {min(unknown)!r}{hint}")
+            hint = HINT_AT_TAU if "beta" in unknown else ""
+            raise TypeError(f"{type(self).__name__}.__init__() got an unexpected keyword argument {unknown[0]!r}{hint}")
         numbers = {name: value for name, value in options.items() if name != "window"}
         arguments = node_arguments(decay_input, tau=tau, v_reset=v_reset, **numbers)
         params = arguments.parameters(constructor_number("v_threshold", v_threshold))
         self._check_learnable(params)
         window: Any = chosen_window(options.get("window"), surrogate_function, "surrogate_function")
         vars(self).update(
-            _arguments=arguments, _params=params, _seen=[], _link=None, _window_memory=WindowMemory(), _shown=None,
-            window=window, tau=arguments.map.leak.get("tau"), decay_input=arguments.map.leak.get("decay_input"),
+            _arguments=arguments, _params=params, _seen=[], _link=None, _window_memory=WindowMemory(), window=window,
+            tau=arguments.map.leak.get("tau"), decay_input=arguments.map.leak.get("decay_input"),
             v_threshold=params.v_threshold, v_reset=arguments.v_reset,
         )  # fmt: skip
         if window is not None:
@@ -138,8 +125,7 @@ class QIFNeuron(ChainedSteps):
         self._register(name, param, partial(super().register_parameter, name))  # type: ignore[misc]
 
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
-        store = super().register_buffer  # type: ignore[misc]
-        self._register(name, tensor, lambda value: store(name, value, persistent))
+        self._register(name, tensor, partial(super().register_buffer, name, persistent=persistent))  # type: ignore[misc]
 
     def _register(self, name: str, tensor: Tensor | None, store: Callable[[Any], None]) -> None:
         if name in ASSIGNED and self._settled:
@@ -184,7 +170,7 @@ class QIFNeuron(ChainedSteps):
         self._show(derived, threshold)
 
     def _own_surrogate(self, window: Window | Gaussian, v_threshold: Any) -> Any:
-        kind = self.analytic_window if isinstance(window, Window) else self.analytic_gaussian
+        kind = next(kind for kind in self.surrogates if isinstance(window, kind.core))
         surrogate = kind.from_window(window, v_threshold)
         surrogate.own = True
         return surrogate
@@ -256,11 +242,7 @@ class QIFNeuron(ChainedSteps):
         return [self._threshold()]
 
     def _new_window(self, window: WindowName | Window) -> Window | Gaussian:
-        """The window of that name for the numbers as they are now.
-
-        Raises:
-            MomentClosureError: The closure does not converge.
-        """
+        """The window of that name for the numbers as they are now, if the closure converges for them."""
         return self.settled_window(window, self._present()) if isinstance(window, str) else window
 
     def _window_changed(self) -> None:
@@ -268,22 +250,13 @@ class QIFNeuron(ChainedSteps):
         if self.derived_window is not None:
             self._show(self._new_window(self.derived_window), self._present().v_threshold)
 
-    def _followed(self) -> Window | Gaussian:
-        """The window of the learned numbers, which ``surrogate_function`` shows as well."""
-        window = super()._followed()
-        if torch.compiler.is_compiling() or window is self._shown or not all(map(has_storage, window.coefficients())):
-            return window
-        threshold = self._threshold()
-        self._show(window, _detached(self.params.v_threshold) if learns(threshold) else threshold)
-        self._shown = window
+    def _follow(self) -> Window | Gaussian:
+        """The window of the learned numbers as they are now, which ``surrogate_function`` shows as well."""
+        window = super()._follow()
+        if not torch.compiler.is_compiling() and all(map(has_storage, window.coefficients())):
+            threshold = self._threshold()
+            self._show(window, _detached(self.params.v_threshold) if learns(threshold) else threshold)
         return window
-
-    def _surrogate(self, v_threshold: Any) -> Surrogate:
-        """The surrogate as the core takes it."""
-        chosen = self.surrogate_function
-        if type(chosen) in (self.analytic_window, self.analytic_gaussian) and chosen.spiking:
-            return chosen.window(v_threshold)
-        return fused(chosen)
 
     def _neuron(self, x: Tensor, single: bool = False) -> tuple[QIFParameters, Surrogate]:
         params = self.params
@@ -292,13 +265,14 @@ class QIFNeuron(ChainedSteps):
                 check_spread(name, value, x, x.shape if single else x.shape[1:])
         if self.learns_window:
             return params, self._followed()
-        threshold = _detached(params.v_threshold)
-        surrogate = self._surrogate(threshold)
+        threshold, chosen = _detached(params.v_threshold), self.surrogate_function
+        analytic = type(chosen) in self.surrogates and chosen.spiking
+        surrogate = chosen.window(threshold) if analytic else fused(chosen)
         if isinstance(surrogate, Window | Gaussian):
             placed = on_device(surrogate, x.device)
             if placed is not surrogate:  # one window a channel, on its first input on this device
-                if isinstance(self.surrogate_function, AnalyticBase):
-                    self.surrogate_function.follow(placed, threshold)
+                if isinstance(chosen, AnalyticBase):
+                    chosen.follow(placed, threshold)
                 else:
                     super().__setattr__("surrogate_function", placed)
                 surrogate = placed
@@ -313,9 +287,6 @@ class QIFNeuron(ChainedSteps):
     def supported_backends(self) -> tuple[str, ...]:
         """The values that ``backend`` may have: ``"auto"`` and the implementations of :mod:`qif_plugins.ops`."""
         return ("auto", *BACKENDS)
-
-    def _implementation(self, x: Tensor) -> BackendName:
-        return self.backend
 
     def reset(self) -> None:
         super().reset()  # type: ignore[misc]

@@ -12,15 +12,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from qif_plugins.neuron.names import WindowName
+from qif_plugins.neuron.names import MAP, WindowName
 from qif_plugins.neuron.parameters import Number, QIFParameters
 from qif_plugins.neuron.reparametrization import constrained, unconstrained
 from qif_plugins.neuron.surrogate import Gaussian, Surrogate, Window
 
 from .arguments import checked_assignment, learns
 from .node import RESOLVED, QIFNeuron
-
-LEARNED = ("a", "u1", "u2")
 
 
 class LearnedMap(QIFNeuron):
@@ -31,8 +29,6 @@ class LearnedMap(QIFNeuron):
 
     raw_names: ClassVar[tuple[str, ...]]
     """The parameters of the module."""
-    fixed: ClassVar[tuple[str, ...]] = ("v_threshold", "v_reset", "input_gain")
-    """The numbers that may be assigned."""
     unassigned: ClassVar[str]
     """Why others may not."""
 
@@ -56,7 +52,7 @@ class LearnedMap(QIFNeuron):
     def _assign(self, name: str, value: Any, store: Callable[[Any], None]) -> None:
         """Take over a number that is not learned."""
         value = checked_assignment(name, value, type(self).__name__)
-        if name not in self.fixed:
+        if name not in ("v_threshold", "v_reset", "input_gain"):
             error = AttributeError if name in RESOLVED else ValueError  # the first for a read-only property
             raise error(
                 f"{name} of a {type(self).__name__} cannot be assigned: {self.unassigned}. Construct another, or take "
@@ -161,17 +157,13 @@ class ParametricQIFNeuron(LearnedMap):
         # In float32, in float64 in a float64 module.
         dtype = torch.promote_types(self.raw_a.dtype, torch.float32)
         r, w1, w2 = (raw.to(dtype) for raw in (self.raw_a, self.raw_u1, self.raw_u2))
-        return self._with(*constrained(r, w1, w2, self._params))
-
-    def _with(self, a: Tensor, u1: Tensor, u2: Tensor) -> QIFParameters:
-        fixed = {name: getattr(self._params, name) for name in (*self.fixed, "reset")}
-        return QIFParameters.unchecked(a=a, u1=u1, u2=u2, **fixed)
+        return self._params.with_numbers(**dict(zip(MAP, constrained(r, w1, w2, self._params), strict=True)))
 
     def __setattr__(self, name: str, value: Any) -> None:
         # What ParametricLIFNode's users may look for.
         if name in ("w", "init_tau") and name not in self.__dict__.get("_parameters", ()):
             raise ValueError(
-                f"{type(self).__name__} has no {name}: it learns {', '.join(LEARNED)}, in raw_a, raw_u1 and raw_u2. "
+                f"{type(self).__name__} has no {name}: it learns {', '.join(MAP)}, in raw_a, raw_u1 and raw_u2. "
                 "Construct one with another init_tau, or let swap() convert a ParametricLIFNode, which keeps its w"
             )
         super().__setattr__(name, value)
@@ -179,9 +171,8 @@ class ParametricQIFNeuron(LearnedMap):
     def _replace(self, **changes: Any) -> None:
         """Assign numbers that are not learned; a, u1 and u2 keep their values."""
         now = self._learned_params()
-        learned = {name: getattr(now, name).detach().double() for name in LEARNED}
-        kept = {field.name: getattr(self._params, field.name) for field in dataclasses.fields(self._params)}
-        params = QIFParameters(**{**kept, **learned, **changes})
+        learned = {name: getattr(now, name).detach().double() for name in MAP}
+        params = dataclasses.replace(self._params, **learned, **changes)
         raw = unconstrained(params)
         if self.learns_window:
             self.window_moments(params)
@@ -208,11 +199,7 @@ class ParametricQIFNeuron(LearnedMap):
             )
         # [C] against one step [N, C, *]: one dimension of size 1 for each after the channels.
         shape = (self.channels, *[1] * max(x.dim() + single - 3, 0))
-        params = self._with(*(value.view(shape) for value in (params.a, params.u1, params.u2)))  # type: ignore[union-attr]
+        params = params.with_numbers(**{name: getattr(params, name).view(shape) for name in MAP})
         if isinstance(surrogate, Window | Gaussian):
-            surrogate = surrogate.mapped(lambda value: _shaped(value, shape))
+            surrogate = surrogate.mapped(lambda v: v.view(shape) if isinstance(v, Tensor) and v.dim() else v)
         return params, surrogate
-
-
-def _shaped(value: Number, shape: tuple[int, ...]) -> Number:
-    return value.view(shape) if isinstance(value, Tensor) and value.dim() else value

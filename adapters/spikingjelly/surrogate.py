@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
 import torch
+from spikingjelly.activation_based import surrogate as host
 from torch import Tensor
 
 from qif_plugins.neuron.names import WindowName
@@ -86,12 +87,7 @@ class AnalyticBase:
         return cls(**cls.relative(window, v_threshold))
 
     def follow(self, window: Window | Gaussian, v_threshold: Number) -> None:
-        """Take over the numbers of ``window``; the spiking mode stays as it is.
-
-        Args:
-            window: A surrogate in units of the membrane.
-            v_threshold: Threshold θ of the neuron.
-        """
+        """Take over the numbers of a surrogate in units of the membrane; the spiking mode stays as it is."""
         for name, value in self.relative(window, v_threshold).items():
             setattr(self, name, value)
 
@@ -110,7 +106,7 @@ class AnalyticWindowBase(AnalyticBase):
 
     core = Window
     default = "unbiased"
-    names = ("lo", "hi", "height")
+    names = Window.__match_args__
     lo: Number
     hi: Number
     height: Number
@@ -151,7 +147,7 @@ class AnalyticGaussianBase(AnalyticBase):
 
     core = Gaussian
     default = "isometric"
-    names = ("height", "width")
+    names = Gaussian.__match_args__
     height: Number
     width: Number
 
@@ -179,30 +175,10 @@ class AnalyticGaussianBase(AnalyticBase):
         return height * width * math.sqrt(math.pi / 2) * torch.special.erfc(-x / (math.sqrt(2) * width))
 
 
-def fused(surrogate: Any) -> Surrogate:
-    """Return the core's version of one of the host's surrogates, for which there are kernels, or any other as it is."""
-    kind = type(surrogate)
-    if kind.__name__ not in FUSED or kind.__module__ not in HOST_MODULES or not surrogate.spiking:
-        return surrogate
-    # The host's own surrogate runs with an alpha that is learned or that the kernels do not accept.
-    if not isinstance(surrogate.alpha, int | float) or not surrogate.alpha > 0:
-        return surrogate
-    return FUSED[kind.__name__](float(surrogate.alpha))
-
-
-def _erf(alpha: float) -> Gaussian:
-    """SpikingJelly's Erf, whose derivative is α/√π · exp(-α² (h - θ)²)."""
-    return Gaussian(alpha / math.sqrt(math.pi), 1 / (math.sqrt(2) * alpha))
-
-
-HOST_MODULES = ("spikingjelly.activation_based.surrogate", "spikingjelly.clock_driven.surrogate")
-FUSED: dict[str, Callable[[float], Surrogate]] = {"ATan": ATan, "Sigmoid": Sigmoid, "Erf": _erf}
-
-
-class CudaText(AnalyticBase):
+class CudaText:
     """The text that the CuPy kernels of SpikingJelly 0.0.0.0.14 paste into their backward pass."""
 
-    def cuda_codes(self, y: str, x: str, dtype: str) -> str:
+    def cuda_codes(self: Any, y: str, x: str, dtype: str) -> str:
         """CUDA statement that assigns the surrogate's value at ``x`` to ``y``.
 
         Args:
@@ -230,10 +206,69 @@ class CudaText(AnalyticBase):
                 value = f"__hmul2({height}, h2exp(__hneg2(__hmul2({scaled}, {scaled}))))"
         return f"{y} = {value};"
 
-    def cuda_code(self, x: str, y: str, dtype: str = "fp32") -> str:
+    def cuda_code(self: Any, x: str, y: str, dtype: str = "fp32") -> str:
         """The same in ``clock_driven``'s form: it declares ``y`` itself, and dtype is ``"fp32"`` or ``"fp16"``."""
         kind = {"fp32": "float", "fp16": "half2"}.get(dtype, dtype)
-        return self.cuda_codes(f"const {kind} {y}", x, kind)
+        text: str = self.cuda_codes(f"const {kind} {y}", x, kind)
+        return text
+
+
+MULTI = getattr(host, "MultiArgsSurrogateFunctionBase", None)
+BASE: Any = type("Base", (CudaText, MULTI), {}) if MULTI else host.SurrogateFunctionBase
+"""The host's base class of surrogates, in 0.0.0.0.14 that of surrogates of several numbers."""
+
+
+class AnalyticWindow(AnalyticWindowBase, BASE):
+    """The rectangular window as a SpikingJelly surrogate, for our nodes and the host's alike.
+
+    Build it from a neuron with :meth:`unbiased`, :meth:`paper` or :meth:`heuristic`.
+
+    Args:
+        lo: Lower end relative to the threshold. Left out together with ``hi`` and ``height``: the unbiased window of
+            the paper's parameters.
+        hi: Upper end relative to the threshold, above ``lo``.
+        height: Value inside, > 0. Default 1 where the ends are given.
+        spiking: As in the host: spikes with the window as gradient, or the integral of the window. Default True.
+
+    Raises:
+        ValueError: One end without the other, a height without ends, or as :class:`qif_plugins.Window`.
+    """
+
+
+class AnalyticGaussian(AnalyticGaussianBase, BASE):
+    """The Gaussian as a SpikingJelly surrogate, for our nodes and the host's alike; see :class:`qif_plugins.Gaussian`.
+
+    Build it from a neuron with :meth:`isometric`.
+
+    Args:
+        height: Value at the threshold, > 0. Default 1. Left out together with ``width``: the isometric Gaussian of the
+            paper's parameters.
+        width: Standard deviation, in units of the membrane, > 0.
+        spiking: As in the host: spikes with the Gaussian as gradient, or its integral. Default True.
+
+    Raises:
+        ValueError: A height without a width, or as :class:`qif_plugins.Gaussian`.
+    """
+
+
+def fused(surrogate: Any) -> Surrogate:
+    """Return the core's version of one of the host's surrogates, for which there are kernels, or any other as it is."""
+    kind = type(surrogate)
+    if kind.__name__ not in FUSED or kind.__module__ not in HOST_MODULES or not surrogate.spiking:
+        return surrogate
+    # The host's own surrogate runs with an alpha that is learned or that the kernels do not accept.
+    if not isinstance(surrogate.alpha, int | float) or not surrogate.alpha > 0:
+        return surrogate
+    return FUSED[kind.__name__](float(surrogate.alpha))
+
+
+HOST_MODULES = ("spikingjelly.activation_based.surrogate", "spikingjelly.clock_driven.surrogate")
+FUSED: dict[str, Callable[[float], Surrogate]] = {
+    "ATan": ATan,
+    "Sigmoid": Sigmoid,
+    # The derivative of Erf is α/√π · exp(-α² (h - θ)²).
+    "Erf": lambda alpha: Gaussian(alpha / math.sqrt(math.pi), 1 / (math.sqrt(2) * alpha)),
+}
 
 
 def _literal(value: Number, half: bool) -> str:

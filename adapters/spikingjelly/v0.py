@@ -4,31 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from spikingjelly.activation_based import base, neuron, surrogate
+from spikingjelly.activation_based import base, neuron
 from torch import Tensor
+
+from qif_plugins.ops.backends import BackendName
 
 from .arguments import NodeOptions, StepMode, show_options
 from .node import QIFNeuron, broadcast, overridden
 from .parametric import ParametricQIFNeuron
-from .surrogate import AnalyticGaussianBase, AnalyticWindowBase, CudaText
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from qif_plugins.ops.backends import BackendName
-
 HOOKS = ("neuronal_charge", "neuronal_fire", "neuronal_reset")
-
-
-class AnalyticWindow(CudaText, AnalyticWindowBase, surrogate.MultiArgsSurrogateFunctionBase):
-    """The rectangular window as a SpikingJelly surrogate, for our nodes and the host's alike, CuPy kernels included.
-
-    Its arguments are those of :class:`..v2.AnalyticWindow`.
-    """
-
-
-class AnalyticGaussian(CudaText, AnalyticGaussianBase, surrogate.MultiArgsSurrogateFunctionBase):
-    """The Gaussian as a SpikingJelly surrogate, CuPy kernels included, with the arguments of 2.x's."""
 
 
 class HookedNeuron(QIFNeuron):
@@ -61,9 +49,6 @@ class QIFNode(HookedNeuron, neuron.BaseNode):
     Raises:
         ImportError: ``backend="cupy"`` without CuPy.
     """
-
-    analytic_window = AnalyticWindow
-    analytic_gaussian = AnalyticGaussian
 
     @show_options
     def __init__(

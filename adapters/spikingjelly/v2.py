@@ -4,53 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from spikingjelly.activation_based import neuron, surrogate
+from spikingjelly.activation_based import neuron
 from torch import Tensor
 
 from qif_plugins.neuron.functional import qif_multi_step
+from qif_plugins.ops.backends import BackendName
 
 from .arguments import NodeOptions, StepMode, show_options
 from .node import QIFNeuron, overridden
 from .parametric import ParametricQIFNeuron
-from .surrogate import AnalyticGaussianBase, AnalyticWindowBase
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-    from qif_plugins.ops.backends import BackendName
-
-
-class AnalyticWindow(AnalyticWindowBase, surrogate.SurrogateFunctionBase):
-    """The rectangular window as a SpikingJelly surrogate, for our nodes and the host's alike.
-
-    Build it from a neuron with :meth:`unbiased`, :meth:`paper` or :meth:`heuristic`.
-
-    Args:
-        lo: Lower end relative to the threshold. Left out together with ``hi`` and ``height``: the unbiased window of
-            the paper's parameters.
-        hi: Upper end relative to the threshold, above ``lo``.
-        height: Value inside, > 0. Default 1 where the ends are given.
-        spiking: As in the host: spikes with the window as gradient, or the integral of the window. Default True.
-
-    Raises:
-        ValueError: One end without the other, a height without ends, or as :class:`qif_plugins.Window`.
-    """
-
-
-class AnalyticGaussian(AnalyticGaussianBase, surrogate.SurrogateFunctionBase):
-    """The Gaussian as a SpikingJelly surrogate, for our nodes and the host's alike; see :class:`qif_plugins.Gaussian`.
-
-    Build it from a neuron with :meth:`isometric`.
-
-    Args:
-        height: Value at the threshold, > 0. Default 1. Left out together with ``width``: the isometric Gaussian of the
-            paper's parameters.
-        width: Standard deviation, in units of the membrane, > 0.
-        spiking: As in the host: spikes with the Gaussian as gradient, or its integral. Default True.
-
-    Raises:
-        ValueError: A height without a width, or as :class:`qif_plugins.Gaussian`.
-    """
 
 
 class QIFNode(QIFNeuron, neuron.BaseNode):
@@ -105,9 +70,6 @@ class QIFNode(QIFNeuron, neuron.BaseNode):
             name, or parameters that :class:`~qif_plugins.QIFParameters` refuses.
         TypeError: An argument that is not a number, or a ``surrogate_function`` that cannot be called.
     """
-
-    analytic_window = AnalyticWindow
-    analytic_gaussian = AnalyticGaussian
 
     v_seq: Any
 

@@ -18,7 +18,7 @@ from ..neuron.moments import MomentClosureError, membrane_moments
 from ..neuron.names import DYNAMICS, WINDOWS, DynamicsName, WindowName
 from ..neuron.parameters import QIFParameters
 from ..neuron.surrogate import Window
-from ..support.names import unknown
+from ..support.names import check_known
 from .find import Survey, survey
 from .hosts import HOSTS, SHALLOW, Host, Plan, Request, gain_in_a_row, loaded_hosts
 from .norms import convert_norms, is_tdbn
@@ -241,10 +241,9 @@ def _check(model: Any, choices: dict[str, str], window: Any) -> None:
         what = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
         raise TypeError(f"swap takes a built model, which is a torch.nn.Module, got {what}")
     for name, value in choices.items():
-        if value not in _CHOICES[name]:
-            raise ValueError(unknown(name, value, _CHOICES[name]))
-    if not isinstance(window, Window) and window not in ("auto", *WINDOWS, "keep"):
-        raise ValueError(unknown("window", window, ("auto", *WINDOWS, "keep"), f"pass a Window(lo, hi); {OTHERS}"))
+        check_known(name, _CHOICES[name], value)
+    if not isinstance(window, Window):
+        check_known("window", ("auto", *WINDOWS, "keep"), window, otherwise=f"pass a Window(lo, hi); {OTHERS}")
     check_swappable(model)
 
 

@@ -34,7 +34,6 @@ class LearnedLeak(LearnedMap):
     _params: QIFParameters
     _arguments: NodeArguments
     raw_names = ("w",)
-    fixed = ("v_threshold", "v_reset", "input_gain")
     unassigned = "the leak is learned: tau is 1/sigmoid(w), and the map follows w"
 
     def __init__(self, tau: float = 2.0, decay_input: bool = True, **arguments: Any) -> None:

@@ -23,7 +23,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from ..support.names import unknown
+from ..support.names import check_known
 
 logger = logging.getLogger("qif_plugins")
 
@@ -95,9 +95,7 @@ def unregister() -> None:
 
 def _installed(hosts: tuple[str, ...]) -> list[str]:
     """Return ``hosts`` or, if it is empty, all hosts that are installed."""
-    for host in hosts:
-        if host not in _HOSTS:
-            raise ValueError(unknown("host", host, _HOSTS))
+    check_known("host", _HOSTS, *hosts)
     installed = [host for host in hosts or _HOSTS if importlib.util.find_spec(host) is not None]
     missing = [host for host in hosts if host not in installed]
     if missing or not installed:

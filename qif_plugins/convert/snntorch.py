@@ -16,6 +16,7 @@ from ..adapters.snntorch import QIF
 from ..adapters.snntorch.parameters import matched_leak
 from ..adapters.snntorch.surrogate import SpikeGradient, recognised
 from ..neuron.arguments import MAX_BETA
+from ..neuron.functional import check_sequence
 from ..neuron.names import MATCHED
 from ..support.numbers import number
 from .area import area
@@ -82,16 +83,10 @@ class RecurrentQIF(QIF, snn.RLeaky):
 
     def forward_sequence(self, x_seq: Tensor, mem: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Run all time steps, one after the other, because each needs the spikes of the step before."""
-        if x_seq.dim() == 0 or len(x_seq) == 0:
-            raise ValueError(f"x_seq needs at least one time step in dimension 0, got shape {list(x_seq.shape)}")
+        check_sequence(x_seq)
         if mem is not None:
             self.mem = mem
-        steps = []
-        for x in x_seq.unbind(0):
-            out = self.forward(x)
-            steps.append((out if isinstance(out, Tensor) else out[0], self.mem))
-        spikes, mems = zip(*steps, strict=True)
-        return torch.stack(spikes), torch.stack(mems)
+        return self._step_through(x_seq)
 
     def reset_mem(self) -> tuple[Tensor, Tensor]:
         """Reset, and return spikes and membrane at rest, as RLeaky does."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..convert.trial import unwrapped
 from ..neuron.module import QIFLayer
 from ..neuron.moments import MomentClosureError, firing_rate, membrane_moments
-from ..support.names import unknown
+from ..support.names import check_known
 from ..support.text import plus_minus, text_table
 from .advice import ONE_STEP, REACH, derives, input_places, on_runaway, surrogate_with_tails
 from .running import Batches, check_steps, run_all
@@ -158,9 +158,8 @@ def calibrate(
             not finite; or a layer did not run. For a layer that saw one time step per batch the warning names this
             instead of its membrane, which had no time to leave rest.
     """
-    for name, value, known in (("per", per, ("layer", "channel")), ("moments", moments, ("closure", "measured"))):
-        if value not in known:
-            raise ValueError(unknown(name, value, known))
+    check_known("per", ("layer", "channel"), per)
+    check_known("moments", ("closure", "measured"), moments)
     check_steps(steps)
     inner = unwrapped(model)
     layers = qif_layers(inner)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..support.names import unknown
+from ..support.names import check_known
 from .adjoint import MODELS
 from .padding import first_fault, first_outside
 
@@ -61,8 +61,7 @@ def check_model(
     phase0: Tensor | None,
 ) -> None:  # fmt: skip
     """Raise ValueError for a neuron, a trial, a start or a current that :func:`spiking_layer` does not take."""
-    if model not in MODELS:
-        raise ValueError(unknown("neuron", model, MODELS))
+    check_known("neuron", MODELS, model)
     if not (0 < duration < math.inf):
         raise ValueError(f"a trial needs a positive, finite duration, got {duration}")
     if not (0 < tau < math.inf):

@@ -24,10 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..support.names import unknown
+from ..support.names import check_known
 from ..support.numbers import number
 from .names import DYNAMICS, MAP, MATCHED, PAPER, DynamicsName
-from .parameters import Number, QIFParameters, holds_everywhere, is_finite
+from .parameters import Number, QIFParameters, all_positive, holds_everywhere, is_finite
 
 MIN_DISTANCE = 1e-6
 """Least distance of a matched neuron's learned threshold above the resting point."""
@@ -61,9 +61,10 @@ class MapArguments:
     monotone: bool = False
 
     def __post_init__(self) -> None:
-        if self.dynamics is not None and self.dynamics not in DYNAMICS:
-            raise ValueError(unknown("dynamics", self.dynamics, DYNAMICS, "pass a, u1, u2"))
-        if self.dynamics is not None and self.given:
+        if self.dynamics is None:
+            return
+        check_known("dynamics", DYNAMICS, self.dynamics, otherwise="pass a, u1, u2")
+        if self.given:
             raise ValueError(
                 f"dynamics={self.dynamics!r} contradicts {', '.join(self.given)}: both decide the map; pass one of them"
             )
@@ -315,7 +316,7 @@ class NodeArguments:
             raise ValueError(
                 f"tau must be above 1 and finite, got {number(tau)}: SpikingJelly's LIF leaks with 1 - 1/tau a step"
             )
-        if not learned and not holds_everywhere(v_threshold - rest, lambda reach: reach > 0):
+        if not learned and not all_positive(v_threshold - rest):
             raise ValueError(
                 f"v_threshold={number(v_threshold)} must lie above v_reset={number(rest)}, which a matched "
                 "leak decays to"

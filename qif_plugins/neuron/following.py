@@ -99,11 +99,6 @@ class WindowMemory:
     def __init__(self) -> None:
         self.clear()
 
-    @property
-    def window(self) -> Window | Gaussian | None:
-        """The window in the cache."""
-        return self._window
-
     def clear(self) -> None:
         """Forget the window."""
         self._seen: list[tuple[Any, Any]] | None = None
@@ -138,7 +133,7 @@ class WindowMemory:
 
 def versions(values: Sequence[Any]) -> list[tuple[Any, Any]]:
     """Return the values, each with the count of its changes in place."""
-    return [(value, _version(value)) for value in values]
+    return [(value, version_of(value)) for value in values]
 
 
 def same_versions(now: list[tuple[Any, Any]], before: list[tuple[Any, Any]] | None) -> bool:
@@ -153,7 +148,8 @@ def same_versions(now: list[tuple[Any, Any]], before: list[tuple[Any, Any]] | No
     )
 
 
-def _version(value: Any) -> Any:
+def version_of(value: Any) -> Any:
+    """Return the count of a tensor's changes in place, ``None`` for anything else."""
     if not isinstance(value, Tensor):
         return None
     return object() if value.is_inference() else value._version  # an inference tensor does not count its changes

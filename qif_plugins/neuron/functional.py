@@ -173,11 +173,16 @@ def qif_multi_step(
         RuntimeError: The backend is not available; the message says what to install.
     """
     _check_tensor("x_seq", x_seq)
-    if x_seq.dim() == 0 or x_seq.shape[0] == 0:
-        raise ValueError(f"x_seq needs at least one time step in dimension 0, got shape {list(x_seq.shape)}")
+    check_sequence(x_seq)
     call = _check(x_seq, v, params, surrogate, backend, x_seq.shape[1:])
     run = _run_directly if _is_plain(x_seq, v, call) else _run_operator
     return run(x_seq, v, params, surrogate, call, detach_reset, store_v_seq, store_h_seq, pre_reset)
+
+
+def check_sequence(x_seq: Tensor) -> None:
+    """Raise ValueError for an input without a time step."""
+    if x_seq.dim() == 0 or x_seq.shape[0] == 0:
+        raise ValueError(f"x_seq needs at least one time step in dimension 0, got shape {list(x_seq.shape)}")
 
 
 class _Call(NamedTuple):
@@ -259,46 +264,39 @@ def _run_operator(
     v_dtype, backend, _, numbers = call
     wide = x_seq.to(v_dtype) if v_dtype == torch.float64 else x_seq
 
-    fused = isinstance(surrogate, FusedSurrogate)
-    if not fused or _is_exported_to_onnx():
+    fused, exported = isinstance(surrogate, FusedSurrogate), _is_exported_to_onnx()
+    soft = params.reset == "soft"
+    if fused and not exported:
+        state = v if isinstance(v, Tensor) else None
+        tensors = [value if isinstance(value, Tensor) else None for value in numbers]
+        floats = [0.0 if isinstance(value, Tensor) else float(value) for value in (*numbers, v)]
+        # Not whether any of them requires a gradient, which torch.func's transforms and torch.vmap hide.
+        save_h = torch.is_grad_enabled() or store_h_seq or bool(observers)
+        operator = compiled_multi_step if _is_compiled() else multi_step
+        spike_seq, v_out, h_seq = operator(
+            wide, state, *tensors, floats, v_dtype, soft, detach_reset, surrogate.strict, int(surrogate.shape),
+            pre_reset, params.rebound, store_v_seq, save_h, backend,
+        )  # fmt: skip
+        if wide is not x_seq:
+            spike_seq = spike_seq.to(x_seq.dtype)
+    else:
         if fused:
-            kind = Kind(
-                params.reset == "soft", detach_reset, surrogate.strict, surrogate.shape, pre_reset, params.rebound
-            )
+            kind = Kind(soft, detach_reset, surrogate.strict, surrogate.shape, pre_reset, params.rebound)
             spike_seq, v_seq, h_seq = composed_multi_step(wide, v, numbers[:6], kind)
         else:
             if not torch.compiler.is_compiling():  # TorchDynamo cannot trace how a notice is given once
                 _notice(name_of(surrogate))
             spike_seq, v_seq, h_seq = autograd_multi_step(
-                wide, v, numbers, params.reset == "soft", surrogate, detach_reset, pre_reset, params.rebound
+                wide, v, numbers, soft, surrogate, detach_reset, pre_reset, params.rebound
             )
         v_out = (v_seq if store_v_seq else v_seq[-1]).to(v_dtype)
         spike_seq = spike_seq.to(x_seq.dtype)
-        if not _is_exported_to_onnx():  # which knows no layouts
+        if not exported:  # ONNX knows no layouts
             spike_seq, h_seq = in_layout_of(x_seq, spike_seq), in_layout_of(x_seq, h_seq)
             v_out = in_layout_of(x_seq if store_v_seq else x_seq[0], v_out)
-        for observe in observers:
-            observe(Observation(x_seq, params, surrogate, spike_seq, h_seq))
-        return (spike_seq, v_out, *([h_seq.to(v_dtype)] if store_h_seq else []))
-
-    state = v if isinstance(v, Tensor) else None
-    tensors = [value if isinstance(value, Tensor) else None for value in numbers]
-    floats = [0.0 if isinstance(value, Tensor) else float(value) for value in numbers]
-    floats.append(0.0 if isinstance(v, Tensor) else float(v))
-    # Not whether any of them requires a gradient, which torch.func's transforms and torch.vmap hide.
-    save_h = torch.is_grad_enabled() or store_h_seq or bool(observers)
-    operator = compiled_multi_step if _is_compiled() else multi_step
-    spike_seq, v_out, h_seq = operator(
-        wide, state, *tensors, floats, v_dtype, params.reset == "soft", detach_reset, surrogate.strict,
-        int(surrogate.shape), pre_reset, params.rebound, store_v_seq, save_h, backend,
-    )  # fmt: skip
-    if wide is not x_seq:
-        spike_seq = spike_seq.to(x_seq.dtype)
     for observe in observers:
         observe(Observation(x_seq, params, surrogate, spike_seq, h_seq))
-    if store_h_seq:
-        return spike_seq, v_out, h_seq.to(v_dtype)
-    return spike_seq, v_out
+    return (spike_seq, v_out, *([h_seq.to(v_dtype)] if store_h_seq else []))
 
 
 def _is_exported_to_onnx() -> bool:

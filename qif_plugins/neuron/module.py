@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..ops.backends import BACKENDS, BackendName
-from ..support.names import unknown
+from ..support.names import check_known
 from ..support.numbers import checked_number
 from .arguments import one_number
 from .following import WindowMemory, followed_moments, window_of_moments
@@ -80,8 +80,7 @@ class QIFLayer:
 
     @backend.setter
     def backend(self, name: BackendName) -> None:
-        if name not in ("auto", *BACKENDS):
-            raise ValueError(unknown("backend", name, ("auto", *BACKENDS)))
+        check_known("backend", ("auto", *BACKENDS), name)
         self._backend = name
 
     @property
@@ -357,8 +356,8 @@ def checked_window(window: Any) -> Any:
     """
     if not isinstance(window, str | Window):
         raise TypeError(f"window must be one of {', '.join(map(repr, WINDOWS))} or a Window, got {window!r}; {OTHERS}")
-    if isinstance(window, str) and window not in WINDOWS:
-        raise ValueError(unknown("window", window, WINDOWS, f"pass a Window(lo, hi); {OTHERS}"))
+    if isinstance(window, str):
+        check_known("window", WINDOWS, window, otherwise=f"pass a Window(lo, hi); {OTHERS}")
     return window
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..support.names import unknown
+from ..support.names import check_known
 from ..support.numbers import checked_number
 from .names import CLOSURES, ClosureName
 from .parameters import Number, QIFParameters
@@ -58,8 +58,7 @@ def membrane_moments(
         MomentClosureError: The closure does not converge.
         ValueError: The closure is unknown, or ``input_std`` is not positive and finite.
     """
-    if closure not in CLOSURES:
-        raise ValueError(unknown("closure", closure, CLOSURES))
+    check_known("closure", CLOSURES, closure)
     input_std, input_mean = checked_number("input_std", input_std), checked_number("input_mean", input_mean)
     if params.is_uniform and not isinstance(input_std, Tensor) and not isinstance(input_mean, Tensor):
         return _uniform_moments(params, float(input_std), float(input_mean), closure)

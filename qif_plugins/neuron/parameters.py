@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..ops.torch_backend import charge, slope, subtracted
-from ..support.names import unknown
+from ..support.names import check_known
 from ..support.numbers import checked_number, number
 
 Number = float | Tensor
@@ -163,7 +163,7 @@ class QIFParameters:
                 "not be below the unstable fixed point. The default is 0.5."
             )
         reach = v_threshold - v_rest
-        if checked and not holds_everywhere(reach, lambda r: r > 0):
+        if checked and not all_positive(reach):
             raise ValueError(
                 f"v_threshold={number(v_threshold)} must lie above the resting potential v_rest={number(v_rest)}."
             )
@@ -307,10 +307,8 @@ class QIFParameters:
         numbers = (self.a, self.u1, self.u2)
         if any(isinstance(value, Tensor) and value.is_meta for value in numbers):
             return
-        representable = all(holds_everywhere(value, is_finite) for value in numbers) and holds_everywhere(
-            self.a, lambda a: a > 0
-        )
-        if not (representable and holds_everywhere(self.fixed_points()[1] - self.v_threshold, lambda d: d > 0)):
+        representable = all(holds_everywhere(value, is_finite) for value in numbers) and all_positive(self.a)
+        if not (representable and all_positive(self.fixed_points()[1] - self.v_threshold)):
             raise ValueError(
                 f"no map in floating point matches beta={number(beta)} with v_threshold={number(self.v_threshold)}: "
                 "the leak is too near 1, or the threshold out of scale. Pass a smaller beta, or scale the potentials."
@@ -318,26 +316,25 @@ class QIFParameters:
 
     @torch.no_grad()
     def _check(self) -> None:
-        if self.reset not in RESETS:
-            raise ValueError(unknown("reset", self.reset, RESETS))
+        check_known("reset", RESETS, self.reset)
         numbers = self.numbers()
         if any(isinstance(value, Tensor) and value.is_meta for value in numbers.values()):
             return  # no values to check
         for name, value in numbers.items():
             if not holds_everywhere(value, is_finite):
                 raise ValueError(f"{name} must be finite, got {number(value)}")
-        if not holds_everywhere(self.a, lambda a: a > 0):
+        if not all_positive(self.a):
             raise ValueError(
                 f"a must be positive, got a={number(self.a)}: the map must open upwards to initiate spikes"
             )
         half = self._linear_term() / 2
-        if not holds_everywhere(half * half - self.a * self.u1 * self.a * self.u2, lambda d: d > 0):
+        if not all_positive(half * half - self.a * self.u1 * self.a * self.u2):
             raise ValueError(
                 f"the map with a={number(self.a)}, u1={number(self.u1)}, u2={number(self.u2)} has no resting point: "
                 "every membrane runs away without input. Decrease a, or move u1 or u2 towards 0."
             )
         _, unstable = self.fixed_points()
-        if not holds_everywhere(unstable - self.v_threshold, lambda room: room > 0):
+        if not all_positive(unstable - self.v_threshold):
             raise ValueError(
                 f"v_threshold={number(self.v_threshold)} is not below the unstable fixed point {number(unstable)} of "
                 f"the map (a={number(self.a)}, u1={number(self.u1)}, u2={number(self.u2)}): the membrane would run "
@@ -348,7 +345,7 @@ class QIFParameters:
         if not self.rebound and not (
             holds_everywhere(self.u1 - self.u2, lambda d: d >= 0)
             and holds_everywhere(self.u1, lambda u: u <= 0)
-            and holds_everywhere(unstable - self.u1, lambda d: d > 0)
+            and all_positive(unstable - self.u1)
         ):
             raise ValueError(
                 f"a map without rebound needs u2 <= u1 <= 0, got u1={number(self.u1)}, u2={number(self.u2)}: it bends "
@@ -358,10 +355,7 @@ class QIFParameters:
         if self.reset == "hard":
             # f(mirror) = f(unstable)
             mirror = self.u1 + self.u2 - unstable if self.rebound else -math.inf
-            inside = holds_everywhere(unstable - self.v_reset, lambda d: d > 0) and holds_everywhere(
-                self.v_reset - mirror, lambda d: d > 0
-            )
-            if not inside:
+            if not (all_positive(unstable - self.v_reset) and all_positive(self.v_reset - mirror)):
                 raise ValueError(
                     f"v_reset={number(self.v_reset)} lies outside the basin of the resting point, "
                     f"({number(mirror)}, {number(unstable)}): the membrane would run away after every spike."
@@ -375,6 +369,11 @@ _DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(QIFPa
 def holds_everywhere(value: Any, condition: Callable[[Any], Any]) -> bool:
     """Return whether ``condition`` holds for a number, or for every element of a tensor."""
     return bool(torch.all(condition(value.detach()))) if isinstance(value, Tensor) else bool(condition(value))
+
+
+def all_positive(value: Any) -> bool:
+    """Return whether a number, or every element of a tensor, is above 0."""
+    return holds_everywhere(value, lambda number: number > 0)
 
 
 def is_finite(value: Any) -> Any:

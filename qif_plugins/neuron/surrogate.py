@@ -19,18 +19,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
+from numpy.polynomial.legendre import leggauss
 from torch import Tensor
 
 from ..ops.contract import Shape
-from ..support.names import unknown
+from ..support.names import check_known
 from ..support.numbers import checked_number
 from .isometry import gaussian_width, rectangle_width, relative_mean_square
 from .moments import membrane_moments
 from .names import WINDOWS, ClosureName, WindowName
 from .parameters import Number, QIFParameters, holds_everywhere, is_finite, same_number
+
+Fused = TypeVar("Fused", bound="FusedSurrogate")
 
 
 class FusedSurrogate:
@@ -46,6 +49,15 @@ class FusedSurrogate:
     shape: ClassVar[Shape]
     coefficient_names: ClassVar[tuple[str, ...]] = ()
     strict: bool = False
+    __match_args__: ClassVar[tuple[str, ...]]
+
+    @classmethod
+    def unchecked(cls: type[Fused], *numbers: Number, **by_name: Number) -> Fused:
+        """Construct without the checks, hence without reading a tensor back from its device."""
+        self = object.__new__(cls)
+        for name, value in {**dict(zip(cls.__match_args__, numbers, strict=False)), **by_name}.items():
+            object.__setattr__(self, name, value)
+        return self
 
     def coefficients(self) -> tuple[Number, Number, Number]:
         """Return the numbers of the kernels' formula.
@@ -137,14 +149,6 @@ class Window(FusedSurrogate):
             )
 
     @classmethod
-    def unchecked(cls, lo: Number, hi: Number, height: Number = 1.0) -> Window:
-        """Construct without the checks, hence without reading a tensor back from its device."""
-        self = object.__new__(cls)
-        for name, value in (("lo", lo), ("hi", hi), ("height", height)):
-            object.__setattr__(self, name, value)
-        return self
-
-    @classmethod
     def named(
         cls, name: WindowName, params: QIFParameters, input_std: Number | None = None, **options: Any
     ) -> Window | Gaussian:
@@ -168,8 +172,7 @@ class Window(FusedSurrogate):
             raise TypeError(f"params must be QIFParameters, got {params!r}")
         if name == "heuristic":
             return cls.heuristic(params, **options)
-        if name not in WINDOWS:
-            raise ValueError(unknown("window", name, WINDOWS, "pass a Window(lo, hi)"))
+        check_known("window", WINDOWS, name, otherwise="pass a Window(lo, hi)")
         derive: Any = {"isometric": Gaussian.isometric, "unbiased": cls.unbiased, "paper": cls.paper}[name]
         window: Window | Gaussian = derive(params, input_std, **options)
         return window
@@ -314,14 +317,6 @@ class Gaussian(FusedSurrogate):
             )
 
     @classmethod
-    def unchecked(cls, height: Number, width: Number) -> Gaussian:
-        """Construct without the checks, hence without reading a tensor back from its device."""
-        self = object.__new__(cls)
-        for name, value in (("height", height), ("width", width), ("offset", 0.0), ("strict", False)):
-            object.__setattr__(self, name, value)
-        return self
-
-    @classmethod
     def isometric(
         cls,
         params: QIFParameters,
@@ -353,8 +348,21 @@ class Gaussian(FusedSurrogate):
         return torch.where(y < 80, height * torch.exp(-y), 0.0)
 
 
+class _Sharp(FusedSurrogate):
+    """A surrogate whose first argument is its sharpness."""
+
+    def __post_init__(self) -> None:
+        name = self.__match_args__[0]
+        sharpness = getattr(self, name)
+        if not (isinstance(sharpness, (int, float)) and math.isfinite(sharpness) and sharpness > 0):
+            raise ValueError(f"{type(self).__name__} needs a positive, finite {name}, got {sharpness!r}")
+
+    def coefficients(self) -> tuple[Number, Number, Number]:
+        return getattr(self, self.__match_args__[0]), 0.0, 0.0
+
+
 @dataclass(frozen=True, eq=False)
-class ATan(FusedSurrogate):
+class ATan(_Sharp):
     """ATan of SpikingJelly, atan of snnTorch (``strict=True``): w(h) = (α/2) / (1 + (π/2 · α · (h - θ))²).
 
     Args:
@@ -367,9 +375,6 @@ class ATan(FusedSurrogate):
 
     shape = Shape.ATAN
 
-    def __post_init__(self) -> None:
-        _check_sharpness(self, "alpha", self.alpha)
-
     def coefficients(self) -> tuple[Number, Number, Number]:
         return math.pi / 2 * self.alpha, self.alpha / 2, 0.0
 
@@ -379,7 +384,7 @@ class ATan(FusedSurrogate):
 
 
 @dataclass(frozen=True, eq=False)
-class Sigmoid(FusedSurrogate):
+class Sigmoid(_Sharp):
     """Sigmoid of SpikingJelly: w(h) = α p (1 - p) with p = sigmoid(α (h - θ)).
 
     Args:
@@ -392,19 +397,13 @@ class Sigmoid(FusedSurrogate):
 
     shape = Shape.SIGMOID
 
-    def __post_init__(self) -> None:
-        _check_sharpness(self, "alpha", self.alpha)
-
-    def coefficients(self) -> tuple[Number, Number, Number]:
-        return self.alpha, 0.0, 0.0
-
     def derivative(self, h: Tensor, v_threshold: Number) -> Tensor:
         p = torch.sigmoid(self.alpha * (h - _like(v_threshold, h)))
         return self.alpha * p * (1 - p)
 
 
 @dataclass(frozen=True, eq=False)
-class FastSigmoid(FusedSurrogate):
+class FastSigmoid(_Sharp):
     """fast_sigmoid of snnTorch (``strict=True``): w(h) = 1 / (slope · |h - θ| + 1)².
 
     Args:
@@ -416,12 +415,6 @@ class FastSigmoid(FusedSurrogate):
     strict: bool = False
 
     shape = Shape.FAST_SIGMOID
-
-    def __post_init__(self) -> None:
-        _check_sharpness(self, "slope", self.slope)
-
-    def coefficients(self) -> tuple[Number, Number, Number]:
-        return self.slope, 0.0, 0.0
 
     def derivative(self, h: Tensor, v_threshold: Number) -> Tensor:
         return 1 / (self.slope * (h - _like(v_threshold, h)).abs() + 1) ** 2
@@ -487,14 +480,8 @@ def unbiased_window(threshold: Number, mean: Number, std: Number, kappa: Number 
     return threshold - kappa * std, threshold + kappa * std, 1 / (std * ratio)
 
 
-def _legendre() -> tuple[tuple[float, float], ...]:
-    from numpy.polynomial.legendre import leggauss
-
-    nodes, weights = leggauss(16)
-    return tuple(zip(nodes.tolist(), weights.tolist(), strict=True))
-
-
-_LEGENDRE = _legendre()
+_LEGENDRE = tuple(zip(*(numbers.tolist() for numbers in leggauss(16)), strict=True))
+"""Nodes and weights of the quadrature."""
 
 
 def _moments(
@@ -535,8 +522,3 @@ def _positive(name: str, value: Any, default: float) -> float:
     if not (checked > 0 and math.isfinite(checked)):
         raise ValueError(f"{name} must be positive and finite, got {checked}; the default is {default}")
     return checked
-
-
-def _check_sharpness(owner: object, name: str, value: float) -> None:
-    if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
-        raise ValueError(f"{type(owner).__name__} needs a positive, finite {name}, got {value!r}")

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from .text import shown
 
 
-def check_known(kind: str, known: Iterable[Any], *names: Any) -> None:
+def check_known(kind: str, known: Collection[Any], *names: Any, otherwise: str = "") -> None:
     """Check that names exist.
 
     Args:
         kind: The thing that they should name, such as ``"window"``.
         known: The names that exist.
         names: The names to check.
+        otherwise: As in :func:`unknown`.
 
     Raises:
         ValueError: One does not exist; the message is that of :func:`unknown`.
     """
     for name in names:
         if name not in known:
-            raise ValueError(unknown(kind, name, known))
+            raise ValueError(unknown(kind, name, known, otherwise))
 
 
 def unknown(kind: str, value: Any, known: Iterable[Any], otherwise: str = "") -> str:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
-from ...support.names import unknown
+from ...support.names import check_known
 
 __all__ = ["LIF_UPDATES", "MEMORIES", "QIF_MAPS", "Costs", "Energy", "Traffic", "memory_traffic"]
 
@@ -64,10 +64,8 @@ class Costs:
             value = getattr(self, field.name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"the energy of {field.name} must be finite and not negative, got {value} pJ")
-        if self.lif_update not in LIF_UPDATES:
-            raise ValueError(unknown("lif_update", self.lif_update, LIF_UPDATES))
-        if self.qif_map not in QIF_MAPS:
-            raise ValueError(unknown("qif_map", self.qif_map, QIF_MAPS))
+        check_known("lif_update", LIF_UPDATES, self.lif_update)
+        check_known("qif_map", QIF_MAPS, self.qif_map)
 
     @property
     def lif(self) -> float:
