@@ -136,9 +136,9 @@ def _finding(results: Results, compared: Sequence[tuple[str, int]]) -> str:
     alone = [sign(gain) for key in compared if (gain := _gain(results, *key))]
     together = [sign(gain) for key in compared if (gain := _gain(results, *key, len(compared)))]
     return (
-        f"Significant gains over fixed parameters in {len(compared)} comparisons, each by itself: {alone.count(1)}; "
-        f"losses: {alone.count(-1)}. With intervals that hold for all of them together: {together.count(1)} and "
-        f"{together.count(-1)}."
+        f"Significant gains over fixed parameters: {alone.count(1)} of {len(compared)} comparisons with an interval "
+        f"for each, {together.count(1)} with intervals that hold for all of them together. Significant losses: "
+        f"{alone.count(-1)} and {together.count(-1)}."
     )
 
 

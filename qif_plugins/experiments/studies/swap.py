@@ -201,11 +201,15 @@ def _finding(
     )  # fmt: skip
     tested = sum(not math.isnan(p) for p in p_values.values())
     by_network = (
-        f"Significantly worse than LIF (Holm): {len(lost)} of {tested}{_named(lost)}; better: {len(won)}{_named(won)}."
+        f"Significantly worse than LIF after Holm's adjustment: {len(lost)} of {tested}{_named(lost)}; significantly "
+        f"better: {len(won)}{_named(won)}."
         if tested
-        else "From one seed nothing follows for a single network."
+        else "One seed allows no conclusion on a single network."
     )
-    return f"Mean of {_label(*main)} less LIF over the networks ({len(found)}): {interval(over)}. {by_network}"
+    return (
+        f"Accuracy of swapped networks ({_label(*main)}) relative to LIF, mean over {len(found)} networks: "
+        f"{interval(over)}. {by_network}"
+    )
 
 
 def _named(names: Sequence[str]) -> str:

@@ -201,8 +201,8 @@ def _finding(trained: Trainings, compared: Comparisons) -> str:
         losses.append(f"{len(worse)} of {cells} cells with {neuron.upper()}")
         closer += _closer(compared, neuron)
     return (
-        f"Significantly more accurate than `{BASELINE}`, the default when this was recorded, in some cells of the "
-        f"tables below, and less accurate in none, are {', '.join(gains)}. The paper's window is significantly less "
+        f"Better than `{BASELINE}`, the default when this was recorded (significantly more accurate in some cells of "
+        f"the tables below, and less accurate in none): {', '.join(gains)}. The paper's window is significantly less "
         f"accurate than `{REFERENCE}` in {' and '.join(losses)}; its gradient is closer to the true one in "
         f"{sum(closer)} of {len(closer)} comparisons."
     )
