@@ -422,7 +422,7 @@ def _back_site(site: Site) -> Row:
         gain = site.host.dynamics(site.module).gain if known else 0.0
         restore(site.module, site.host)
         site.host.update_derived(site.module)
-        why = "the LIF neuron that it was, with what was set since"
+        why = "the LIF neuron that it was, with the changes made since"
         lif = site.host.dynamics(site.module).gain if known else gain
         if not math.isclose(gain, lif, rel_tol=1e-3):
             why += f"; input gain {lif:.4g}, LIF's, instead of {gain:.4g}: train it further before you use it"
