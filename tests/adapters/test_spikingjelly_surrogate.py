@@ -242,9 +242,9 @@ def test_a_gaussian_beside_the_threshold_is_refused_with_the_way_to_use_it(besid
     given = Gaussian(0.5, 0.4, **beside)
     with pytest.raises(ValueError, match=r"has its peak at the threshold.*surrogate_function=Gaussian"):
         AnalyticGaussian.from_window(given, 1.0)
-    with pytest.raises(TypeError, match="a Gaussian, too, is passed as surrogate_function"):
+    with pytest.raises(TypeError, match="also a Gaussian, as surrogate_function"):
         QIFNode(window=given)
-    with pytest.raises(ValueError, match="a Gaussian, too, is passed as surrogate_function"):
+    with pytest.raises(ValueError, match="also a Gaussian, as surrogate_function"):
         swap(torch.nn.Sequential(torch.nn.Linear(2, 2), neuron.LIFNode(), torch.nn.Linear(2, 2)), window=given)
     x = torch.linspace(0.0, 2.0, 6).reshape(3, 2).requires_grad_()
     QIFNode(surrogate_function=given)(x).sum().backward()

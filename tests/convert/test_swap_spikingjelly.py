@@ -1103,7 +1103,7 @@ def test_a_learned_map_goes_back_to_the_leak_that_it_has_by_now():
         apart.raw_a[0] += 0.5
         apart.raw_u2[1] += 0.5
     net = nn.Sequential(layer.Linear(4, 4), apart, layer.Linear(4, 2))
-    with pytest.raises(ValueError, match="no neuron to go back to: its leak differs from channel to channel"):
+    with pytest.raises(ValueError, match="no neuron to go back to: its learned leak differs from channel to channel"):
         swap(net, to="lif")
     assert type(apart) is ParametricQIFNode
 
