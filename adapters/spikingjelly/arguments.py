@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from qif_plugins.neuron.arguments import MapArguments, NodeArguments
 from qif_plugins.neuron.following import has_storage
-from qif_plugins.neuron.names import MAP, DynamicsName
+from qif_plugins.neuron.names import MAP, DynamicsName, WindowName
+from qif_plugins.neuron.surrogate import Window
 from qif_plugins.support.numbers import checked_number
-
-if TYPE_CHECKING:
-    from qif_plugins.neuron.names import WindowName
-    from qif_plugins.neuron.surrogate import Window
 
 StepMode = Literal["s", "m"]
 

@@ -5,11 +5,12 @@ There, the single-step and the multi-step neuron are two classes, and a multi-st
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from spikingjelly.clock_driven import neuron, surrogate
 from torch import Tensor
+from typing_extensions import Unpack
 
 from qif_plugins.ops.backends import BackendName
 
@@ -17,9 +18,6 @@ from .arguments import NodeOptions, show_options
 from .node import broadcast, overridden
 from .surrogate import AnalyticGaussianBase, AnalyticWindowBase, CudaText
 from .v0 import HOOKS, HookedNeuron
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 
 class AnalyticWindow(AnalyticWindowBase, CudaText, surrogate.MultiArgsSurrogateFunctionBase):

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from spikingjelly.activation_based import base, neuron
 from torch import Tensor
+from typing_extensions import Unpack
 
 from qif_plugins.ops.backends import BackendName
 
 from .arguments import NodeOptions, StepMode, show_options
 from .node import QIFNeuron, broadcast, overridden
 from .parametric import ParametricQIFNeuron
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 HOOKS = ("neuronal_charge", "neuronal_fire", "neuronal_reset")
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from spikingjelly.activation_based import neuron
 from torch import Tensor
+from typing_extensions import Unpack
 
 from qif_plugins.neuron.functional import qif_multi_step
 from qif_plugins.ops.backends import BackendName
@@ -13,9 +14,6 @@ from qif_plugins.ops.backends import BackendName
 from .arguments import NodeOptions, StepMode, show_options
 from .node import QIFNeuron, overridden
 from .parametric import ParametricQIFNeuron
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 
 class QIFNode(QIFNeuron, neuron.BaseNode):
