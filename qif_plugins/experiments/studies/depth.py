@@ -210,7 +210,9 @@ def _accuracies(accuracies: Results) -> tuple[str, str]:
             rows.append([name, arm, *cells, text])
             gains += [f"{text} points with {arm}"] if name == "mean" else []
     header = ["accuracy, %", "", *(f"T = {each}" for each in steps), f"T = {last} less T = {steps[0]}, points"]
-    return table(header, rows, 2), f"From T = {steps[0]} to {last}, mean accuracy changes by {', '.join(gains)}."
+    return table(
+        header, rows, 2
+    ), f"From T = {steps[0]} to {last}, accuracy changes on average over depths by {', '.join(gains)}."
 
 
 def _mean(accuracies: Results, depths: Sequence[int], steps: int, arm: str) -> dict[int, Result]:

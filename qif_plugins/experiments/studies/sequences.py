@@ -92,7 +92,7 @@ KINDS = {
         "speech", "divided by speaker, onset events in 40 mel bands", 60, (128, 128), 0, 10.0, 8, 5, (6, 3)
     ),
     "nmnist": Kind("N-MNIST", "frames of equal event counts", 10, (8, 16, 32), 3, 2.0, 6, 3),
-    "cifar10": Kind("CIFAR-10", "the same image at every step", 0, (8, 16, 16, 32, 32, 64, 64), 3, 2.0, 1, 3),
+    "cifar10": Kind("CIFAR-10", "the same image at every step", 0, (8, 16, 16, 32, 32, 64, 64), 3, 2.0, 2, 3),
     "digits": Kind("rows of digits", "a row a step", 8, (16,), 0, 10.0, 1, 1, (1, 1)),
 }
 """By name of the data; ``"digits"`` are scikit-learn's, row by row, for the tiny version."""
