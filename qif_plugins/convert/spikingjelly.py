@@ -117,7 +117,7 @@ class _SpikingJelly:
         notes: list[str] = []
         arguments = _carried(module, request, dynamics, normalized, notes) | _dynamics(module, dynamics, notes)
         gain = request.gain(normalized, GAIN_ARGUMENTS)
-        if learns_leak and gain == 1 and _leak(module)["tau"] <= DEFAULT_TAU + 1e-6:
+        if learns_leak and normalized and gain == 1 and _leak(module)["tau"] <= DEFAULT_TAU + 1e-6:
             gain = None  # LIF's, which follows the learned leak; measured in docs/mathematics.md, "Defaults"
         if gain is not None:
             arguments |= {"decay_input": False} | ({"input_gain": gain} if gain != 1 else {})

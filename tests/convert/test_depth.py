@@ -488,23 +488,24 @@ def test_a_learned_leak_of_up_to_two_steps_keeps_the_gain_that_follows_it(tau, d
         assert float(node.qif_parameters.input_gain.detach()) == pytest.approx(torch.sigmoid(torch.tensor(1.0)).item())
 
 
-def test_a_neuron_without_norm_has_a_gain_of_1_beside_others_with_one():
+@pytest.mark.parametrize("lif", [neuron.LIFNode, neuron.ParametricLIFNode])
+def test_a_neuron_without_norm_has_a_gain_of_1_beside_others_with_one(lif):
     def model(norm):
         return nn.Sequential(
-            layer.Linear(4, 4), norm, neuron.LIFNode(3.0), layer.Linear(4, 4), neuron.LIFNode(3.0), layer.Linear(4, 2)
+            layer.Linear(4, 4), norm, neuron.LIFNode(2.0), layer.Linear(4, 4), lif(2.0), layer.Linear(4, 2)
         )
 
     with_norm, without = model(nn.LayerNorm(4)), model(nn.Identity())
     report = swap(with_norm)
     swap(without)
     assert [with_norm[i].params.input_gain for i in (2, 4)] == [1, 1]
-    assert [without[i].params.input_gain for i in (2, 4)] == pytest.approx([1 / 3, 1 / 3])
-    assert "input gain 1 instead of LIF's 0.3333" in report.rows[1].why
-    assert "input gain 0.3333, LIF's, instead of 1" in swap(with_norm, to="lif").rows[1].why
+    assert [torch.as_tensor(without[i].qif_parameters.input_gain).item() for i in (2, 4)] == [0.5, 0.5]
+    assert "input gain 1 instead of LIF's 0.5" in report.rows[1].why
+    assert "input gain 0.5, LIF's, instead of 1" in swap(with_norm, to="lif").rows[1].why
     assert "input gain" not in str(swap(without, to="lif"))
     kept = model(nn.LayerNorm(4))
     swap(kept, dynamics="monotone")
-    assert kept[4].params.input_gain == pytest.approx(1 / 3)
+    assert torch.as_tensor(kept[4].qif_parameters.input_gain).item() == 0.5
 
 
 def test_a_second_swap_counts_the_norms_of_neurons_that_are_qif_already():
