@@ -13,6 +13,14 @@ hypothesis.settings.register_profile("suite", deadline=None, max_examples=60, de
 hypothesis.settings.load_profile("suite")
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items):
+    """Mark what runs for several hosts as independent of SpikingJelly's version where the host is snnTorch."""
+    for item in items:
+        if {"snntorch", "snntorch_neuron"} & set(item.name.partition("[")[2].rstrip("]").split("-")):
+            item.add_marker(pytest.mark.host_independent)
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)

@@ -57,9 +57,10 @@ def test_each_neuron_gets_the_parameters_that_its_place_asks_for(example):
     assert net[2].window == "isometric"
     assert net[4].params == QIFParameters.matching_lif(0.75, v_threshold=0.5, rebound=False)
     assert type(net[4].surrogate_function) is surrogate.Sigmoid
-    matched = QIFParameters.matching_lif(0.5, input_gain=0.5, rebound=False)
+    # Fed by none, beside a neuron that is: an input gain of 1 as well.
+    matched = QIFParameters.matching_lif(0.5, rebound=False)
     assert (net[6].params.a.item(), net[6].params.u2.item()) == (matched.a, matched.u2)
-    assert net[6].params.input_gain.item() == 0.5
+    assert net[6].params.input_gain == 1
     assert [row.name for row in report.changed] == ["2", "4", "6"]
     assert "reads out" in report.left[0].why
     assert ("data flow" if example is not None else "registration order") in report.left[0].why

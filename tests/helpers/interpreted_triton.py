@@ -28,7 +28,7 @@ def _interpreter_runs_loops():
 
 
 @given(case=cases())
-@settings(max_examples=80)
+@settings(max_examples=60)
 def test_same_bits_as_the_reference(case):
     check_against_reference(triton, case)
 
@@ -44,7 +44,7 @@ def strided():
 
 
 @given(case=cases(max_neurons=300, max_steps=3))
-@settings(max_examples=30)
+@settings(max_examples=20)
 def test_strides_and_wide_indices(strided, case):
     check_against_reference(strided, case)
 
