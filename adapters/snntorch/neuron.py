@@ -224,9 +224,7 @@ class QIF(Parameters, snn.Leaky):
             TypeError: ``mem`` passed to a neuron with ``init_hidden``, or an input that is not floating point.
         """
         before = self._before(input_, mem)
-        neuron = self._neuron()
-        self._check_spread(neuron, input_)
-        self._forget_reset()
+        neuron = self._neuron_for(input_)
         # Without the graph behind the membrane; a compiler traces no versions.
         traced = torch.compiler.is_compiling()
         if traced:
@@ -276,9 +274,7 @@ class QIF(Parameters, snn.Leaky):
         if self.inhibition or self.state_quant or not self.reset_delay:
             self.mem = before
             return self._step_through(x_seq)
-        neuron = self._neuron()
-        self._check_spread(neuron, x_seq[0])
-        self._forget_reset()
+        neuron = self._neuron_for(x_seq[0])
         self._mem_before = None
         spk_seq, mem_seq = self._charge(x_seq, before, neuron)
         self.mem = mem_seq[-1].clone()
@@ -293,10 +289,14 @@ class QIF(Parameters, snn.Leaky):
         spikes, mems = zip(*steps, strict=True)
         return torch.stack(spikes), torch.stack(mems)
 
-    def _check_spread(self, neuron: Neuron, x: Tensor) -> None:
-        """Refuse arguments whose shape does not fit the input, by the names that the user knows them by."""
+    def _neuron_for(self, x: Tensor) -> Neuron:
+        """Return the neuron for an input of one step. Checks its arguments by the names that the user knows."""
+        neuron = self._neuron()
         for name in neuron.spread:
             check_spread(name, getattr(self, name), x, x.shape)
+        if "reset" in self.__dict__:  # of the step before; TorchDynamo traces this, and no pop
+            del self.reset
+        return neuron
 
     def _before(self, x: Tensor, mem: Tensor | None) -> Tensor:
         if mem is None:
@@ -311,10 +311,6 @@ class QIF(Parameters, snn.Leaky):
         if not torch.compiler.is_compiling() and before.grad_fn is None:  # a sequence begins
             self._window_memory.doubt()
         return before
-
-    def _forget_reset(self) -> None:
-        if "reset" in self.__dict__:  # TorchDynamo traces this, and no pop
-            del self.reset
 
     @cached_property
     def reset(self) -> Tensor:

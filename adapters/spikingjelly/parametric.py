@@ -201,5 +201,5 @@ class ParametricQIFNeuron(LearnedMap):
         shape = (self.channels, *[1] * max(x.dim() + single - 3, 0))
         params = params.with_numbers(**{name: getattr(params, name).view(shape) for name in MAP})
         if isinstance(surrogate, Window | Gaussian):
-            surrogate = surrogate.mapped(lambda v: v.view(shape) if isinstance(v, Tensor) and v.dim() else v)
+            surrogate = surrogate.mapped(lambda value: value.view(shape) if value.dim() else value)
         return params, surrogate

@@ -96,11 +96,6 @@ class MapArguments:
         """Values of a, u1 and u2; empty if a leak is matched."""
         return {} if self.matches_leak else {**PAPER, **self.given}
 
-    @property
-    def set_aside(self) -> dict[str, Any]:
-        """Arguments of a leak that was passed but does not decide."""
-        return {} if self.matches_leak else dict(self.leak)
-
     def check_beta(self, way_out: str) -> None:
         """Refuse to match a leak if ``beta`` is needed but was not passed.
 
@@ -115,9 +110,9 @@ class MapArguments:
             raise ValueError(f"{matches if self.dynamics else shapes}: {way_out}")
 
     def describe_set_aside(self) -> str:
-        """Describe the leak that was set aside, if any, for ``repr``."""
-        shown = ", ".join(f"{name}={number(value)}" for name, value in self.set_aside.items())
-        return f", {shown} set aside" if shown else ""
+        """Describe the leak that was passed but does not decide, if any, for ``repr``."""
+        shown = ", ".join(f"{name}={number(value)}" for name, value in self.leak.items())
+        return f", {shown} set aside" if shown and not self.matches_leak else ""
 
     def assigned(self, name: str, value: Any, current: QIFParameters | None) -> MapArguments:
         """Return the arguments after an assignment, which decides from now on.

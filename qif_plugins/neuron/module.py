@@ -275,7 +275,7 @@ class QIFLayer:
         window = window_of_moments(name, params, mean, std, input_std)
         dtypes = [value.dtype for value in params.numbers().values() if isinstance(value, Tensor)]
         dtype = torch.float64 if torch.float64 in dtypes else torch.float32
-        return window.mapped(lambda value: value.to(dtype) if isinstance(value, Tensor) else value)
+        return window.mapped(lambda value: value.to(dtype))
 
     def window_moments(self, params: QIFParameters | None = None) -> tuple[Number, Number]:
         """Return the mean and deviation of the membrane that the window assumes.
@@ -413,4 +413,4 @@ def on_device(window: Window | Gaussian, device: torch.device) -> Window | Gauss
     """Return ``window`` with its tensors, if any, in float32 on ``device``; the same object if nothing has to move."""
     if not any(isinstance(value, Tensor) and value.device != device for value in window.coefficients()):
         return window
-    return window.mapped(lambda value: value.to(device, torch.float32) if isinstance(value, Tensor) else value)
+    return window.mapped(lambda value: value.to(device, torch.float32))

@@ -87,16 +87,15 @@ class FusedSurrogate:
         """
         return self
 
-    def mapped(self, function: Callable[[Any], Number]) -> Any:
-        """Return a copy with ``function`` applied to each of its numbers, unchecked.
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> Any:
+        """Return a copy with ``function`` applied to each number that is a tensor, unchecked.
 
         Args:
-            function: Function of a number, such as one that moves tensors to another device.
+            function: Function of a tensor, such as one that moves it to another device.
         """
         copy = object.__new__(type(self))
         for name, value in vars(self).items():
-            number = isinstance(value, (Tensor, float, int)) and not isinstance(value, bool)
-            object.__setattr__(copy, name, function(value) if number else value)
+            object.__setattr__(copy, name, function(value) if isinstance(value, Tensor) else value)
         return copy
 
     def __eq__(self, other: object) -> bool:
