@@ -60,12 +60,7 @@ class QIFNode(HookedNeuron, neuron.BaseNode):
             detach_reset=detach_reset, step_mode=step_mode, store_v_seq=store_v_seq,
         )  # fmt: skip
 
-    @property
-    def backend(self) -> BackendName:
-        """The implementation that runs; ``"auto"`` takes the best one for the input's device."""
-        return self._backend
-
-    @backend.setter
+    @QIFNeuron.backend.setter  # type: ignore[attr-defined]
     def backend(self, value: BackendName) -> None:
         if value == "cupy":
             base.check_backend_library(value)  # LIFNode asks for the library when the backend is set, too
