@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from ..support.text import text_table
+
+LONGEST = 60
+"""Characters of a reason, the first clause aside, that is written into the table and not below it."""
+_RATES = re.compile(r"expected firing rate \S+ instead of \S+ a step, so it")
+_SILENT = re.compile(r"\(\S+ and \S+ spikes a step, ")
+"""The rates of one row, which its column has."""
+_CLAUSE = re.compile(r"; (?!\w+[=(])")
+"""The end of a clause; what to write instead, such as ``window='keep'``, stays beside it."""
 
 
 @dataclass(frozen=True)
@@ -51,22 +60,29 @@ class SwapReport:
         return tuple(row for row in self.rows if not row.changed)
 
     def __str__(self) -> str:
+        notes: dict[str, int] = {}
         rows = [
             (
                 row.name or "(the model)", row.was, row.now if row.changed else "left alone",
-                "" if row.rate is None else "{:.2g} -> {:.2g}".format(*row.rate), why,
+                "" if row.rate is None else "{:.2g} -> {:.2g}".format(*row.rate), _short(row, notes),
             )
-            for row, why in zip(self.rows, self._reasons(), strict=True)
+            for row in self.rows
         ]  # fmt: skip
-        return text_table(("module", "was", "is now", "spikes/step", "why"), rows, left=5)
+        table = text_table(("module", "was", "is now", "spikes/step", "why"), rows, left=5)
+        explained = [f"[{number}] " + _CLAUSE.sub("\n    ", note) for note, number in notes.items()]
+        return "\n".join([table, *([""] if explained else []), *explained])
 
-    def _reasons(self) -> list[str]:
-        """Shorten a reason that repeats an earlier one but for the names of the norms."""
-        first: dict[str, str] = {}
-        reasons = []
-        for row in self.rows:
-            place, _, rest = row.why.partition("; ")
-            earlier = first.setdefault(rest.replace(f"moments of {', '.join(row.norms)}", "moments"), row.name)
-            known = earlier != row.name and len(rest) > len(f"the rest as for {earlier}")
-            reasons.append(f"{place}; the rest as for {earlier}" if known else row.why)
-        return reasons
+
+def _short(row: Row, notes: dict[str, int]) -> str:
+    """Shorten a reason to its first clause and the number of a note with the others, which rows share.
+
+    Args:
+        row: The row.
+        notes: Numbers of the notes, by text; receives a new one.
+    """
+    place, _, rest = row.why.partition("; ")
+    if len(rest) <= LONGEST:
+        return row.why
+    note = _RATES.sub("it", _SILENT.sub("(", rest)).replace(f"moments of {', '.join(row.norms)}", "norm's moments")
+    number = notes.setdefault(note, len(notes) + 1)
+    return f"{place} [{number}{': WARNING' if 'WARNING' in note else ''}]"

@@ -449,7 +449,8 @@ def test_equal_reasons_are_printed_once():
     deep = _deep(lambda: nn.Sequential(*_row(14), layer.Conv2d(4, 2, 1)))
     report = swap(deep)
     assert str(report).count("14 neurons in a row") == 1
-    assert str(report).count("; the rest as for 2") == 13
+    assert str(report).count(" [1]\n") == 14
+    assert str(report).count("\n[1] surrogate") == 1
     assert all("14 neurons in a row" in row.why for row in report.changed)
 
 
