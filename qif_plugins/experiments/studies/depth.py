@@ -22,7 +22,7 @@ from ..records import Records, Result, Setting, Trial, by_seed
 from .chain import GradientChain
 from .page import Body, table
 from .runner import Options
-from .stats import difference, ends
+from .stats import difference, points
 from .trial import LEARNING, LIF_TAU, as_map, data_of, outputs, perceptrons, surrogate_named, train
 
 TITLE = "Gradients and accuracy by depth and T"
@@ -204,11 +204,10 @@ def _accuracies(accuracies: Results) -> tuple[str, str]:
     for name, of in [*((f"{depth} layers", [depth]) for depth in depths), ("mean", depths)]:
         for arm in ARMS:
             by_steps = {each: _mean(accuracies, of, each, arm) for each in steps}
-            gain = difference(by_steps[steps[0]], by_steps[last])
-            text = "–" if gain is None else f"{100 * gain.interval[0]:+.1f} ({ends(gain.interval, 1)})"
+            gain = points(difference(by_steps[steps[0]], by_steps[last]))
             cells = [mean_pm([r["accuracy"] for r in found.values()], ".1f", 100) for found in by_steps.values()]
-            rows.append([name, arm, *cells, text])
-            gains += [f"{text} points with {arm}"] if name == "mean" else []
+            rows.append([name, arm, *cells, gain])
+            gains += [f"{gain} points with {arm}"] if name == "mean" else []
     header = ["accuracy, %", "", *(f"T = {each}" for each in steps), f"T = {last} less T = {steps[0]}, points"]
     return table(
         header, rows, 2

@@ -29,7 +29,7 @@ from ..training.losses import mean_cross_entropy
 from .networks import CLASSES, multi, rows
 from .page import Body, table
 from .runner import Options
-from .stats import LEVEL, Difference, adjusted, difference, ends, p_text
+from .stats import LEVEL, Difference, adjusted, difference, p_text, points
 from .trial import Samples, data_of, trainer_of
 
 try:
@@ -326,7 +326,7 @@ def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
         [
             [
                 _label(condition), mean_pm(_values(results, condition, "LIF", "accuracy"), ".1f", 100),
-                *(_difference(differences.get((condition, arm))) for arm in others),
+                *(points(differences.get((condition, arm))) for arm in others),
             ]
             for condition in conditions
         ],
@@ -427,10 +427,6 @@ def _label(condition: Condition) -> str:
 
 def _values(results: Results, condition: Condition, arm: str, name: str) -> list[float]:
     return [result[name] for result in results.get((condition, arm), {}).values()]
-
-
-def _difference(found: Difference | None) -> str:
-    return "–" if found is None else f"{100 * found.interval[0]:+.1f} ({ends(found.interval, 1)})"
 
 
 def _arguments(arm: str) -> str:

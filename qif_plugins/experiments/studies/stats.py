@@ -54,6 +54,11 @@ def ends(found: Interval, digits: int = 2) -> str:
     return "–" if math.isnan(low) else f"{100 * low:+.{digits}f} to {100 * high:+.{digits}f}"
 
 
+def points(found: Difference | None) -> str:
+    """Format a difference with the ends of its interval in brackets, in points; a dash where there is none."""
+    return "–" if found is None else f"{100 * found.interval[0]:+.1f} ({ends(found.interval, 1)})"
+
+
 def sign(found: Interval) -> int:
     """Return 1 or -1 where the interval lies above or below 0, and 0 where it includes it or is not known."""
     _, low, high = found
