@@ -82,14 +82,16 @@ class Request:
     reach: float = 1.0
     beside_norms: bool = False
 
-    def loaded_gain(self, module: nn.Module, notes: list[str]) -> Mapping[str, Any]:
+    def loaded_gain(self, module: nn.Module, gain_arguments: frozenset[str], notes: list[str]) -> Mapping[str, Any]:
         """Return the arguments of the input gain that a LIF neuron's checkpoint was trained with, empty if unknown.
 
         Args:
             module: The neuron.
+            gain_arguments: As in :meth:`gain`.
             notes: Receives the note.
         """
-        loaded: Mapping[str, Any] = vars(module).get(LOADED_GAIN, {}) if self.chooses_map else {}
+        open_gain = self.chooses_map and not self.passes(gain_arguments)
+        loaded: Mapping[str, Any] = vars(module).get(LOADED_GAIN, {}) if open_gain else {}
         notes += ["the input gain of its checkpoint"] if loaded else []
         return loaded
 
@@ -97,6 +99,10 @@ class Request:
     def chooses_map(self) -> bool:
         """Whether the dynamics are left open."""
         return self.dynamics == "auto" and not self.parameters.keys() & {"a", "u1", "u2"}
+
+    def passes(self, names: frozenset[str]) -> bool:
+        """Return whether the user passed any of these arguments of the QIF neurons."""
+        return not names.isdisjoint(self.parameters)
 
     def map(self, v_rest: Any = 0.0) -> str:
         """Name the dynamics, ``"explicit"`` if a, u1 or u2 were passed.
@@ -120,7 +126,7 @@ class Request:
             normalized: Whether a normalization feeds the neuron.
             gain_arguments: The host's arguments that determine a gain. If the user passed one, it decides.
         """
-        if not self.chooses_map or self.parameters.keys() & gain_arguments:
+        if not self.chooses_map or self.passes(gain_arguments):
             return None
         if CHOICE[normalized].unit_gain:
             return gain_in_a_row(self.depth) * self.reach

@@ -19,7 +19,6 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from ..neuron.observe import Seen, watching
 from ..neuron.parameters import QIFParameters
-from ..support.text import percent
 from .find import Survey
 from .hosts import Host
 from .trial import reset_state, trial
@@ -263,7 +262,7 @@ def compared(
     if saturated:
         said.append(f"WARNING: saturated, it spikes in nearly every step whatever arrives; {cure}")
     elif dense:
-        said.append(f"WARNING: close to saturation, it spikes in {percent(now)} of its steps; {cure}")
+        said.append(f"WARNING: close to saturation, it spikes in more than half of its steps; {cure}")
     if now < SILENT <= was:
         said.append(
             "WARNING: silent, hardly a neuron spikes; a norm before it brings its input to the threshold's scale, a "

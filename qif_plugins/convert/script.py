@@ -151,8 +151,8 @@ class Patch:
 
     def _loaded(self, module: nn.Module, state: Any, prefix: str, metadata: Mapping[str, Any], *others: Any) -> None:
         """Note the input gain of the QIF neuron whose checkpoint a LIF neuron loads."""
-        if GAIN in metadata and self._standins.kind(type(module)):
-            vars(module)[LOADED_GAIN] = metadata[GAIN]
+        if self._standins.kind(type(module)):
+            vars(module)[LOADED_GAIN] = metadata.get(GAIN, {})  # empty for a LIF neuron's checkpoint, which may follow
 
     def _aside(self) -> bool:
         """Return whether a swap is running now, and not the program itself."""

@@ -168,7 +168,7 @@ class _SnnTorch:
             notes.append("beta is kept but not used" if idle else learned)
         gain = request.gain(normalized and known is not snn.Lapicque, GAIN_ARGUMENTS)
         arguments |= {} if gain is None else {"input_gain": gain}
-        if loaded := request.loaded_gain(module, notes):
+        if loaded := request.loaded_gain(module, GAIN_ARGUMENTS, notes):
             gain = None
             arguments |= loaded
         arguments |= request.parameters
@@ -177,7 +177,8 @@ class _SnnTorch:
         return Plan(
             TARGETS[known], arguments, dynamics, tuple(notes),
             attributes={name: getattr(module, name) for name in RECURRENT if known is snn.RLeaky}
-            | {"_no_leak_as": NO_LEAK_BETA if takes_leak else None, "_open_to_leak": request.chooses_map},
+            | {"_no_leak_as": NO_LEAK_BETA if takes_leak else None, "_open_to_leak": request.chooses_map}
+            | {"_gain_passed": request.passes(GAIN_ARGUMENTS)},
             own=frozenset({"reset_mechanism_val", *(request.parameters.keys() & {"beta", "threshold"})}),
             idle=frozenset({"beta"}) if idle else frozenset(),
             gain=gain,

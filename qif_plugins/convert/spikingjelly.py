@@ -121,7 +121,7 @@ class _SpikingJelly:
             gain = None  # LIF's, which follows the learned leak; measured in docs/mathematics.md, "Defaults"
         if gain is not None:
             arguments |= {"decay_input": False} | ({"input_gain": gain} if gain != 1 else {})
-        if loaded := request.loaded_gain(module, notes):
+        if loaded := request.loaded_gain(module, GAIN_ARGUMENTS, notes):
             gain = None
             arguments |= loaded
         if learns_leak:
@@ -135,7 +135,7 @@ class _SpikingJelly:
         arguments = {name: value for name, value in arguments.items() if name in _arguments(cls)}
         cls(**arguments)  # refuses before anything has changed
         attributes = {name: vars(module)[name] for name in KEPT if name in vars(module)}
-        attributes["_open_to_leak"] = request.chooses_map
+        attributes |= {"_open_to_leak": request.chooses_map, "_gain_passed": request.passes(GAIN_ARGUMENTS)}
         idle = frozenset({"w"}) if learns_leak and dynamics not in MATCHED else frozenset[str]()
         return Plan(cls, arguments, dynamics, tuple(notes), attributes=attributes, idle=idle, gain=gain)
 

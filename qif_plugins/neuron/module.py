@@ -4,7 +4,8 @@ By default a window assumes the input that tdBN gives, mean 0 and deviation θ. 
 replaces the assumption by measurements. A calibrated module has two more entries in its state_dict,
 ``input_mean`` and ``input_std`` or ``membrane_mean`` and ``membrane_std``. A checkpoint without them loads under
 ``strict=True`` and does not change the window; a checkpoint with them sets its window. The metadata of the
-state_dict, which ``torch.save`` keeps, hold the input gain; a neuron that :func:`~qif_plugins.swap` made takes it over.
+state_dict, which ``torch.save`` keeps, hold the input gain; a neuron that :func:`~qif_plugins.swap` made takes it over,
+unless an input gain was passed to swap.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ class QIFLayer:
     """Whether swap chose the map and the user has not changed it, so that an assigned reset may change it, and a loaded
     checkpoint the input gain.
     """
+    _gain_passed: bool = False
+    """Whether the user passed the input gain to swap, so that a loaded checkpoint leaves it alone."""
     _window_memory: WindowMemory
     """Cache of the window that follows learned numbers."""
     _settled = False
@@ -308,11 +311,11 @@ class QIFLayer:
         # Removed, so that the host's loading does not find them unexpected; load_state_dict works on a copy.
         moments = {name: state_dict.pop(prefix + name) for name in names if prefix + name in state_dict}
         super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc]
-        gain = args[0].get(GAIN, {}) if self._open_to_leak else {}
+        gain = args[0].get(GAIN, {}) if self._open_to_leak and not self._gain_passed else {}
         if moments or gain:
             try:
                 for name, value in gain.items():
-                    setattr(self, name, value)
+                    setattr(self, name, value.clone() if isinstance(value, Tensor) else value)
                 if moments and self.learns_window:  # a training that had left the region of convergence goes on there
                     self._measured = _checked_moments(moments)
                     self._window_memory.clear()

@@ -560,6 +560,21 @@ def test_the_checkpoint_of_a_swapped_network_brings_its_gains_along(tmp_path, li
     gain = own[2].params.input_gain
     own.load_state_dict(state)
     assert own[2].params.input_gain == (gain if isinstance(gain, float) else own[2].w.sigmoid())
+    for passed, gain in ({"input_gain": 0.8}, 0.8), ({"decay_input": False}, 1.0):
+        asked = _learned(lif, lambda model: None)
+        swap(asked, **passed)
+        asked.load_state_dict(state)
+        assert asked[2].params.input_gain == gain
+
+
+def test_a_loaded_gain_per_channel_is_a_copy():
+    saved, loaded = (_learned(neuron.LIFNode, lambda model: None) for _ in range(2))
+    swap(saved)
+    swap(loaded)
+    saved[2].input_gain = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    loaded.load_state_dict(saved.state_dict())
+    saved[2].input_gain.zero_()
+    assert loaded[2].params.input_gain.tolist() == [1, 2, 3, 4]
 
 
 def test_snntorch_checkpoints_bring_their_gains_along(tmp_path):
@@ -578,6 +593,10 @@ def test_snntorch_checkpoints_bring_their_gains_along(tmp_path):
     x = 3 * torch.rand(16, 4)
     assert torch.equal(fresh(x), trained(x))
     model(1.0).load_state_dict(trained.state_dict(), strict=True)
+    asked = model(1.0)
+    swap(asked, input_gain=0.8)
+    asked.load_state_dict(trained.state_dict(), strict=True)
+    assert asked[2].input_gain == 0.8
 
 
 def test_a_learned_leak_takes_its_input_gain_back():
