@@ -314,14 +314,15 @@ class QIFLayer:
         gain = args[0].get(GAIN, {}) if self._open_to_leak and not self._gain_passed else {}
         if moments or gain:
             try:
-                for name, value in gain.items():
+                for name in filter(gain.__contains__, self._gain_arguments()):
+                    value = gain[name]
                     setattr(self, name, value.clone() if isinstance(value, Tensor) else value)
                 if moments and self.learns_window:  # a training that had left the region of convergence goes on there
                     self._measured = _checked_moments(moments)
                     self._window_memory.clear()
                 elif moments:
                     self.measured_moments = moments
-            except ValueError as error:
+            except (ValueError, TypeError) as error:
                 args[-1].append(f"{prefix}: {error}")
 
 
