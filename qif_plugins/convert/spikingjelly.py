@@ -116,12 +116,13 @@ class _SpikingJelly:
             cls = cls.__bases__[1]
         notes: list[str] = []
         arguments = _carried(module, request, dynamics, normalized, notes) | _dynamics(module, dynamics, notes)
-        gain = request.gain(normalized, GAIN_ARGUMENTS)
+        decisive = GAIN_ARGUMENTS - {"tau"} if issubclass(cls, LearnedLeak) else GAIN_ARGUMENTS  # its tau is learned
+        gain = request.gain(normalized, decisive)
         if learns_leak and normalized and gain == 1 and _leak(module)["tau"] <= DEFAULT_TAU + 1e-6:
             gain = None  # LIF's, which follows the learned leak; measured in docs/mathematics.md, "Defaults"
         if gain is not None:
             arguments |= {"decay_input": False} | ({"input_gain": gain} if gain != 1 else {})
-        if loaded := request.loaded_gain(module, GAIN_ARGUMENTS, notes):
+        if loaded := request.loaded_gain(module, decisive, notes):
             gain = None
             arguments |= loaded
         if learns_leak:
@@ -135,7 +136,7 @@ class _SpikingJelly:
         arguments = {name: value for name, value in arguments.items() if name in _arguments(cls)}
         cls(**arguments)  # refuses before anything has changed
         attributes = {name: vars(module)[name] for name in KEPT if name in vars(module)}
-        attributes |= {"_open_to_leak": request.chooses_map, "_gain_passed": request.passes(GAIN_ARGUMENTS)}
+        attributes |= {"_open_to_leak": request.chooses_map, "_gain_passed": request.passes(decisive)}
         idle = frozenset({"w"}) if learns_leak and dynamics not in MATCHED else frozenset[str]()
         return Plan(cls, arguments, dynamics, tuple(notes), attributes=attributes, idle=idle, gain=gain)
 

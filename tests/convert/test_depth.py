@@ -509,6 +509,17 @@ def test_a_neuron_without_norm_has_a_gain_of_1_beside_others_with_one(lif):
     assert torch.as_tensor(kept[4].qif_parameters.input_gain).item() == 0.5
 
 
+def test_a_tau_that_is_passed_does_not_decide_the_gain_of_a_neuron_that_learns_it():
+    model = nn.Sequential(
+        layer.Linear(4, 4), nn.LayerNorm(4), neuron.LIFNode(), layer.Linear(4, 4), neuron.ParametricLIFNode(),
+        layer.Linear(4, 2),
+    )  # fmt: skip
+    report = swap(model, tau=3.0)
+    assert model[2].params.input_gain == 1 / 3
+    assert model[4].params.input_gain == 1
+    assert "tau not used, as it follows w" in report.rows[1].why
+
+
 def test_a_second_swap_counts_the_norms_of_neurons_that_are_qif_already():
     def model():
         return nn.Sequential(
