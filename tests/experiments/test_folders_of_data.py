@@ -15,7 +15,7 @@ from PIL import Image
 from shd_files import write_shd
 
 from qif_plugins.cli import main
-from qif_plugins.experiments.data.images import load_images
+from qif_plugins.experiments.data.images import is_by_class, load_images
 from qif_plugins.experiments.data.sound import Sound, divide, encode, encode_folder, levels, recordings
 from qif_plugins.experiments.data.spikingjelly import dataset_module
 from qif_plugins.experiments.training.config import DataConfig, load_config
@@ -32,6 +32,14 @@ def spoken(tmp_path):
 
 
 # -- images ------------------------------------------------------------------------------------------------------------
+
+
+def test_cifar10s_own_files_take_precedence_over_images_by_class(tmp_path):
+    assert not is_by_class(tmp_path)
+    (tmp_path / "train").mkdir()
+    assert is_by_class(tmp_path)
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    assert not is_by_class(tmp_path)
 
 
 def test_images_by_class_are_resized_and_keep_their_classes(tmp_path):

@@ -136,7 +136,7 @@ def torchvision_parts(name: str, folder: Path, download: bool, advice: str) -> l
         FileNotFoundError: The data set is not in ``folder``.
         ValueError: Images by class are not those of CIFAR-10: ten classes of 32 x 32 pixels.
     """
-    if name == "cifar10" and (folder / "train").is_dir() and not (folder / "cifar-10-batches-py").exists():
+    if name == "cifar10" and is_by_class(folder):
         parts = image_folders(name, folder, ("train", "test"), advice)
         found = len(parts[0].classes), *parts[0][0][0].size
         if found != (10, 32, 32):
@@ -152,6 +152,11 @@ def torchvision_parts(name: str, folder: Path, download: bool, advice: str) -> l
     except RuntimeError as error:
         hint = "" if download else f"; {advice}"
         raise FileNotFoundError(f"cannot load {name} from {folder}: {error}{hint}") from error
+
+
+def is_by_class(folder: Path) -> bool:
+    """Return whether a folder of CIFAR-10 has images by class, in ``train``, and not the data set's own files."""
+    return (folder / "train").is_dir() and not (folder / "cifar-10-batches-py").exists()
 
 
 def image_folders(name: str, folder: Path, parts: tuple[str, ...], advice: str, transform: Any = None) -> list[Any]:

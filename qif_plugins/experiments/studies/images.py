@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ..data.images import is_by_class
 from ..records import Records, Result, Setting, Trial
 from . import sequences
 from .page import Body
@@ -41,8 +42,8 @@ def plan(options: Options, done: Records) -> list[Setting]:
 
 def run(setting: Setting, folders: Mapping[str, Path]) -> Result:
     """Train and test one network, as in the study of sequences; ``by_class`` says whether images lie in folders."""
-    by_class = (folders.get(setting["data"], Path()) / "train").is_dir()
-    return {**sequences.run(setting, folders), "by_class": by_class}
+    folder = folders.get(setting["data"])
+    return {**sequences.run(setting, folders), "by_class": folder is not None and is_by_class(folder)}
 
 
 def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
