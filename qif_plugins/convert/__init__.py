@@ -418,12 +418,11 @@ def _back_site(site: Site) -> Row:
     if site.neuron.role != "qif":
         return _left(site, "not a QIF neuron")
     if replaced(site.module) is not None:
-        known = has_values(site.module)
-        gain = site.host.dynamics(site.module).gain if known else 0.0
+        gain = _gain(site)
         restore(site.module, site.host)
         site.host.update_derived(site.module)
         why = "the LIF neuron that it was, with the changes made since"
-        lif = site.host.dynamics(site.module).gain if known else gain
+        lif = _gain(site)
         if not math.isclose(gain, lif, rel_tol=1e-3):
             why += f"; input gain {lif:.4g}, LIF's, instead of {gain:.4g}: train it further before you use it"
     else:
@@ -434,6 +433,11 @@ def _back_site(site: Site) -> Row:
         rebuild(site.module, site.host, plan, remember=False)
         why = "; ".join(["built as QIF, now the LIF neuron whose leak it matched", *plan.notes])
     return Row(site.name, was, type(site.module).__name__, why, changed=True)
+
+
+def _gain(site: Site) -> float:
+    """Return the present input gain of a neuron; 0 on the meta device, where it has no value."""
+    return site.host.dynamics(site.module).gain if has_values(site.module) else 0.0
 
 
 def _nothing(rows: list[Row], handwritten: Sequence[str] = ()) -> str:

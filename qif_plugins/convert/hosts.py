@@ -90,8 +90,7 @@ class Request:
             gain_arguments: As in :meth:`gain`.
             notes: Receives the note.
         """
-        open_gain = self.chooses_map and not self.passes(gain_arguments)
-        loaded: Mapping[str, Any] = vars(module).get(LOADED_GAIN, {}) if open_gain else {}
+        loaded: Mapping[str, Any] = vars(module).get(LOADED_GAIN, {}) if self.leaves_gain_open(gain_arguments) else {}
         notes += ["the input gain of its checkpoint"] if loaded else []
         return loaded
 
@@ -103,6 +102,10 @@ class Request:
     def passes(self, names: frozenset[str]) -> bool:
         """Return whether the user passed any of these arguments of the QIF neurons."""
         return not names.isdisjoint(self.parameters)
+
+    def leaves_gain_open(self, gain_arguments: frozenset[str]) -> bool:
+        """Return whether neither the dynamics nor an argument that was passed decides the input gain."""
+        return self.chooses_map and not self.passes(gain_arguments)
 
     def map(self, v_rest: Any = 0.0) -> str:
         """Name the dynamics, ``"explicit"`` if a, u1 or u2 were passed.
@@ -126,7 +129,7 @@ class Request:
             normalized: Whether a normalization feeds the neuron.
             gain_arguments: The host's arguments that determine a gain. If the user passed one, it decides.
         """
-        if not self.chooses_map or self.passes(gain_arguments):
+        if not self.leaves_gain_open(gain_arguments):
             return None
         if CHOICE[normalized].unit_gain:
             return gain_in_a_row(self.depth) * self.reach

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..convert.rates import has_values
 from ..convert.trial import reset_state
 from ..support.randomness import unchanged_randomness
 
@@ -26,7 +27,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
     modules = list(model.modules())
     if any(nn.parameter.is_lazy(p) for p in model.parameters()):
         raise ValueError("the model has lazy layers without parameters yet; run one batch through it first")
-    if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
+    if not has_values(model):
         raise ValueError(
             "the model is on the meta device and cannot run; give it values first, by to_empty and a checkpoint"
         )

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from ..ops.backends import BACKENDS, BackendName
 from ..support.names import check_known
-from ..support.numbers import checked_number
+from ..support.numbers import positive_number
 from .arguments import one_number
 from .following import WindowMemory, followed_moments, window_of_moments
 from .moments import MomentClosureError, membrane_moments
@@ -169,7 +168,7 @@ class QIFLayer:
 
     @window_scale.setter
     def window_scale(self, scale: float) -> None:
-        self._assume(_positive("window_scale", scale, "; the default is 1"), None)
+        self._assume(float(positive_number("window_scale", scale, 1)), None)
 
     def assume_input(self, std: float) -> None:
         """Derive the window for an input x of deviation ``std`` times the input gain, also if the gain changes later.
@@ -184,7 +183,7 @@ class QIFLayer:
             ValueError: ``std`` is not positive and finite.
             MomentClosureError: The closure does not converge. The module is then unchanged.
         """
-        self._assume(1.0, _positive("std", std))
+        self._assume(1.0, float(positive_number("std", std)))
 
     def _assume(self, scale: float, x_std: float | None) -> None:
         with undone_on_error(self):
@@ -324,13 +323,6 @@ class QIFLayer:
                     self.measured_moments = moments
             except (ValueError, TypeError) as error:
                 args[-1].append(f"{prefix}: {error}")
-
-
-def _positive(name: str, value: Any, default: str = "") -> float:
-    number = float(checked_number(name, value))
-    if not 0 < number < math.inf:
-        raise ValueError(f"{name} must be positive and finite, got {number:g}{default}")
-    return number
 
 
 def _checked_moments(moments: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -12,11 +12,12 @@ convert batch norms work on it.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ..support.numbers import positive_number
 
 __all__ = ["TDBatchNorm1d", "TDBatchNorm2d", "TDBatchNorm3d"]
 
@@ -58,8 +59,7 @@ class _TDBatchNorm(nn.modules.batchnorm._BatchNorm):
         dtype: torch.dtype | None = None,
     ) -> None:
         for name, value in (("v_threshold", v_threshold), ("alpha", alpha)):
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be positive and finite, got {value}")
+            positive_number(name, value)
         if not affine:
             raise ValueError("tdBN carries alpha * v_threshold in its weight and needs affine=True")
         self.v_threshold, self.alpha = float(v_threshold), float(alpha)

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..ops.contract import Shape
 from ..support.names import check_known
-from ..support.numbers import checked_number
+from ..support.numbers import checked_number, positive_number
 from .isometry import gaussian_width, rectangle_width, relative_mean_square
 from .moments import membrane_moments
 from .names import WINDOWS, ClosureName, WindowName
@@ -222,7 +222,7 @@ class Window(FusedSurrogate):
             MomentClosureError: The closure does not converge.
             ValueError: ``kappa`` is not positive.
         """
-        kappa = _positive("kappa", kappa, 0.5)
+        kappa = positive_number("kappa", kappa, 0.5)
         _, mean, std = _moments(params, input_std, input_mean, closure)
         return cls(*unbiased_window(params.v_threshold, mean, std, kappa))
 
@@ -260,7 +260,7 @@ class Window(FusedSurrogate):
         Raises:
             ValueError: ``alpha`` is not positive.
         """
-        alpha = _positive("alpha", alpha, 1)
+        alpha = positive_number("alpha", alpha, 1)
         return cls(params.v_threshold - alpha / 2, params.v_threshold + alpha / 2, 1 / alpha)
 
     def coefficients(self) -> tuple[Number, Number, Number]:
@@ -514,10 +514,3 @@ def _like(value: Number, h: Tensor) -> Any:
 def _holds(value: Any, condition: Callable[[Any], Any]) -> bool:
     # On the meta device there are no values to check.
     return (isinstance(value, Tensor) and value.is_meta) or holds_everywhere(value, condition)
-
-
-def _positive(name: str, value: Any, default: float) -> float:
-    checked: float = checked_number(name, value, "a positive number")
-    if not (checked > 0 and math.isfinite(checked)):
-        raise ValueError(f"{name} must be positive and finite, got {checked}; the default is {default}")
-    return checked

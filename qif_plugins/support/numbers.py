@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -26,6 +27,25 @@ def checked_number(name: str, value: Any, allowed: str = "a number or a tensor")
         return float(value)
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be {allowed}, got {value!r}") from None
+
+
+def positive_number(name: str, value: Any, default: float | None = None) -> Any:
+    """Return ``value`` as :func:`checked_number` does, if it is positive and finite.
+
+    Args:
+        name: The argument, for the message.
+        value: The value that was passed for it, one number.
+        default: The argument's default, for the message. Default: none is named.
+
+    Raises:
+        TypeError: As in :func:`checked_number`.
+        ValueError: The value is not positive and finite.
+    """
+    checked = checked_number(name, value, "a positive number")
+    if not (checked > 0 and math.isfinite(checked)):
+        way_out = "" if default is None else f"; the default is {default}"
+        raise ValueError(f"{name} must be positive and finite, got {value}{way_out}")
+    return checked
 
 
 def number(value: Any, form: str = "g") -> str:
