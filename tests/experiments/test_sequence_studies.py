@@ -230,3 +230,9 @@ def test_curves_are_compared_at_equal_cost_over_the_costs_that_both_reach():
     assert costs == pytest.approx((10, 500))
     assert compared["penalty", "picojoules"][1] == pytest.approx((20, 1000))
     assert compared["threshold", "synops"] is None  # one point is no curve
+    for threshold, cost in ((2.0, 100.0), (4.0, 10.0)):  # LIF's thresholds, 0.02 below its penalties
+        saved = result(cost, 0.1 * math.log10(cost) - 0.02)
+        results["digits", "LIF", 0.0, threshold] = {0: saved, 1: saved}
+    (mean, *_), costs = spikes._at_equal_cost(results, "digits", "LIF", "threshold", "synops")
+    assert -0.02 < mean < 0
+    assert costs == pytest.approx((10, 1000))

@@ -97,7 +97,9 @@ def space(dataset: str) -> dict[str, BaseDistribution]:
     Returns:
         Distributions by name. ``latest`` is a fraction of ``duration``, and ``scale`` with the loss ``"first"`` is in
         units of ``tau``. Images have no unit of time, so their trial length is searched at tau 1; recorded events have
-        one, and tau is searched.
+        one, and tau is searched up to 2.5 trial lengths, the range that the code of arXiv 2606.03935's authors has for
+        theta neurons (github.com/carlowenig/spikegd-carlo). Their constant current of 5/4 is a theta neuron's here,
+        and such neurons do not read ``rate``.
 
     Raises:
         ImportError: Optuna is missing.
@@ -106,8 +108,10 @@ def space(dataset: str) -> dict[str, BaseDistribution]:
         from optuna.distributions import CategoricalDistribution, FloatDistribution
     except ImportError as error:
         raise ImportError("the search needs Optuna: pip install 'qif-plugins[study]'") from error
-    timing: dict[str, BaseDistribution] = {"tau": FloatDistribution(0.02, 0.5, log=True)}
-    if dataset not in TIMED:
+    if dataset in TIMED:
+        longest = 2.5 * DEFAULTS[dataset]["duration"]
+        timing: dict[str, BaseDistribution] = {"tau": FloatDistribution(0.02, longest, log=True)}
+    else:
         timing = {"duration": FloatDistribution(0.5, 8, log=True), "latest": FloatDistribution(0.2, 1)}
     return {
         **timing,

@@ -19,6 +19,7 @@ from ...diagnostics.energy.counting import count_operations
 from ...diagnostics.spiking import spiking_layers
 from ...neuron.observe import watching
 from ...support.text import mean_pm
+from ..data.images import is_by_class
 from ..figures import plot_differences
 from ..records import Records, Result, Setting, Trial, by_seed
 from ..training.batches import Batches
@@ -198,14 +199,18 @@ def run(setting: Setting, folders: Mapping[str, Path]) -> Result:
         folders: Folders by the name of the data in them.
 
     Returns:
-        ``samples``, numbers to train and to test on; ``accuracy`` on the test samples after the last epoch; ``rate`` in
-        spikes a neuron-step; ``synops``, ``macs`` and ``picojoules`` per test sample, see :mod:`~qif_plugins.
-        diagnostics.energy.costs`. ``diverged`` in place of all but the accuracy, that of guessing, where a value
-        stopped being finite.
+        ``samples``, numbers to train and to test on; ``by_class``, for CIFAR-10, whether the images were files in
+        folders; ``accuracy`` on the test samples after the last epoch; ``rate`` in spikes a neuron-step; ``synops``,
+        ``macs`` and ``picojoules`` per test sample, see :mod:`~qif_plugins.diagnostics.energy.costs`. ``diverged`` in
+        place of all but the accuracy, that of guessing, where a value stopped being finite.
     """
     steps = setting["steps"]
-    data = _data(setting["data"], folders.get(setting["data"]), steps if KINDS[setting["data"]].steps else 1)
+    folder = folders.get(setting["data"])
+    data = _data(setting["data"], folder, steps if KINDS[setting["data"]].steps else 1)
     samples = [len(data.x), len(data.test_x)]
+    about: Result = {"samples": samples}
+    if setting["data"] == "cifar10" and folder is not None:
+        about["by_class"] = is_by_class(folder)
 
     def sequence(x: Tensor) -> Tensor:
         return x.transpose(0, 1).expand(steps, *[-1] * (x.dim() - 1))
@@ -225,7 +230,7 @@ def run(setting: Setting, folders: Mapping[str, Path]) -> Result:
     try:
         trainer_of(setting, model, loss, batches, reset=functional.reset_net).fit()
     except NonFiniteError as error:
-        return {"samples": samples, "accuracy": 1 / CLASSES, "diverged": error.layer}
+        return {**about, "accuracy": 1 / CLASSES, "diverged": error.layer}
     correct = 0
 
     def drive(model: nn.Module) -> None:
@@ -238,7 +243,7 @@ def run(setting: Setting, folders: Mapping[str, Path]) -> Result:
     energy = Energy.of(counts.macs, counts.synops, counts.neuron_steps, Costs())
     joules = energy.total_lif if ARMS[setting["arm"]] is None else energy.total_qif
     return {
-        "samples": samples, "accuracy": correct / samples[1], "rate": counts.firing_rate,
+        **about, "accuracy": correct / samples[1], "rate": counts.firing_rate,
         "synops": counts.synops / samples[1], "macs": counts.macs / samples[1], "picojoules": joules / samples[1],
     }  # fmt: skip
 
@@ -385,6 +390,10 @@ def described(trials: Sequence[Trial]) -> str:
             )
         ((train, test),) = sizes
         setting, kind = of_kind[0].setting, KINDS[name]
+        if any(trial.result.get("by_class") for trial in of_kind):
+            sentences.append(
+                "The images were files in a folder a class, such as JPEG: not the very pixels of CIFAR-10's own files."
+            )
         widths = ", ".join(map(str, setting["widths"]))
         layers = (
             f"convolutions of {widths} channels, of stride 2 where their number grows"

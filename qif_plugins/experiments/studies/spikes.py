@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import numpy
 
@@ -17,15 +16,18 @@ from . import sequences
 from .page import Body, table
 from .runner import Options
 from .sequences import COUNTED, KINDS, available, costs_of, described, settings_of
-from .stats import Interval, ends, paired
+from .stats import Interval, ends, paired, sign
 
 TITLE = "Accuracy against spikes"
 QUESTION = (
     "Which accuracy does a LIF and a QIF network reach at the same number of synaptic operations, and at the same "
-    "energy? Two ways to save spikes, a penalty on firing and a higher threshold, and QIF with LIF's surrogate show "
-    "whether a difference is QIF's, its threshold's or its surrogate's."
+    "energy? Two ways to save spikes, a penalty on firing and a higher threshold of either neuron, and QIF with LIF's "
+    "surrogate show whether a difference is QIF's, its threshold's or its surrogate's."
 )
-FOLDERS = ("spoken-digits",)
+CONVOLUTIONAL: dict[str, Setting] = {"nmnist": {}, "cifar10": {"steps": 2, "widths": [16, 32, 64], "epochs": 1}}
+"""Data sets whose networks are convolutional, with the entries of their settings that are not those of the study of
+sequences; they have every second penalty and the first two thresholds."""
+FOLDERS = ("spoken-digits", *CONVOLUTIONAL)
 """Data sets that the study reads from the user's folders."""
 
 ARMS = {
@@ -40,6 +42,8 @@ PLACES = 20
 """Places, evenly spaced on a logarithmic axis, at which two curves are compared."""
 SWEEPS = {"penalty": "penalty on firing", "threshold": "threshold"}
 COSTS = {"synops": "SynOps", "picojoules": "energy"}
+COMPARED = [*((arm, sweep) for sweep in SWEEPS for arm in list(ARMS)[1:]), ("LIF", "threshold")]
+"""Arms and sweeps that are compared with LIF of the same sweep, and LIF's thresholds, which are with its penalties."""
 
 Key = tuple[str, str, float, float]
 """Data, arm, penalty and threshold."""
@@ -52,12 +56,13 @@ def plan(options: Options, done: Records) -> list[Setting]:
     Raises:
         ValueError: There is neither a folder of data nor a finished trial.
     """
-    sweep: list[dict[str, Any]] = [{}, *({"penalty": p} for p in PENALTIES), *({"threshold": t} for t in THRESHOLDS)]
+    penalties: list[Setting] = [{"penalty": penalty} for penalty in PENALTIES]
+    thresholds: list[Setting] = [{"threshold": threshold} for threshold in THRESHOLDS]
     settings = [
-        settings_of(name, arm=arm, seed=seed, **entries)
+        settings_of(name, arm=arm, seed=seed, **CONVOLUTIONAL.get(name, {}), **entries)
         for seed in options.seeds_of(3)
         for name in (("digits",) if options.quick else FOLDERS)
-        for entries in sweep
+        for entries in ({}, *(penalties[::2] + thresholds[:2] if name in CONVOLUTIONAL else penalties + thresholds))
         for arm in ARMS
     ]
     return available(settings, options, done)
@@ -73,25 +78,22 @@ def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
     results: Results = by_seed(
         trials, lambda setting: (setting["data"], setting["arm"], setting["penalty"], setting["threshold"])
     )
-    names = list(dict.fromkeys(key[0] for key in results))
-    _, *others = [arm for arm in ARMS if any(key[1] == arm for key in results)]
+    names = [name for name in KINDS if any(key[0] == name for key in results)]
     found = {
         (name, arm, sweep, cost): _at_equal_cost(results, name, arm, sweep, cost)
         for name in names
-        for arm in others
-        for sweep in SWEEPS
+        for arm, sweep in COMPARED
         for cost in COSTS
     }
     _draw(results, names, picture)
     rows = [
         [
             f"{KINDS[name].name}, {SWEEPS[sweep]}",
-            ARMS[arm],
+            ARMS[arm] if arm != "LIF" else "LIF, less LIF with the penalty",
             *(cell for cost in COSTS for cell in _cells(found[name, arm, sweep, cost], cost)),
         ]
         for name in names
-        for sweep in SWEEPS
-        for arm in others
+        for arm, sweep in COMPARED
     ]
     header = ["", "less LIF"]
     for what in COSTS.values():
@@ -136,7 +138,8 @@ def _at_equal_cost(
 ) -> tuple[Interval, tuple[float, float]] | None:
     """Difference of an arm from LIF over the costs that both reach, with its interval, and the range of these costs."""
     differences, ranges = [], []
-    lif, qif = (_swept(results, name, arm, sweep) for arm in ("LIF", other))
+    lif = _swept(results, name, "LIF", sweep if other != "LIF" else "penalty")
+    qif = _swept(results, name, other, sweep)
     for seed in sorted({seed for found in lif for seed in found}):
         curves = [
             sorted((math.log(r[cost]), r["accuracy"]) for found in of_arm if (r := found.get(seed)) and r.get(cost))
@@ -169,13 +172,25 @@ def _cells(found: tuple[Interval, tuple[float, float]] | None, cost: str) -> lis
 
 
 def _finding(found: Mapping[tuple[str, str, str, str], tuple[Interval, tuple[float, float]] | None]) -> str:
-    parts = []
-    for cost, what in COSTS.items():
-        points = [100 * each[0][0] for key, each in found.items() if key[3] == cost and each is not None]
-        parts += [f"by {min(points):+.1f} to {max(points):+.1f} points at equal {what}"] if points else []
-    if not parts:
+    def points(arm: str, sweep: str, cost: str) -> str:
+        values = [
+            f"{100 * each[0][0]:+.1f}{'*' if sign(each[0]) else ''} ({KINDS[key[0]].name})"
+            for key, each in found.items()
+            if key[1:] == (arm, sweep, cost) and each is not None
+        ]
+        return " and ".join([", ".join(values[:-1]), values[-1]] if values[1:] else values) or "not known"
+
+    def both(arm: str, cost: str) -> str:
+        return ", and ".join(f"with the {sweep} {points(arm, sweep, cost)}" for sweep in SWEEPS)
+
+    if not any(found.values()):
         return "The study is under way: no two curves can be compared yet."
-    return f"QIF's accuracy differs from LIF's {' and '.join(parts)}."
+    by_cost = "; ".join(f"at equal {what}, {both('QIF, swap', cost)}" for cost, what in COSTS.items())
+    return (
+        f"Points of QIF's accuracy less LIF's (* where the 95 % interval excludes 0): {by_cost}. At equal SynOps QIF "
+        f"with LIF's surrogate has, {both(list(ARMS)[-1], 'synops')}; LIF with higher thresholds in place of penalties "
+        f"has {points('LIF', 'threshold', 'synops')}."
+    )
 
 
 def _draw(results: Results, names: Sequence[str], path: Path) -> None:
