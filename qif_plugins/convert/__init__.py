@@ -24,7 +24,7 @@ from .hosts import HOSTS, SHALLOW, Host, Plan, Request, gain_in_a_row, loaded_ho
 from .norms import convert_norms, is_tdbn
 from .rates import FACTOR, Expected, compared, deviation_after, expected, has_values, mean_of, measured_rates
 from .rebuild import rebuild, replaced, restore
-from .report import Row, SwapReport
+from .report import Row, SwapReport, Terms
 from .walk import Site
 
 __all__ = ["Row", "SwapReport", "swap"]
@@ -181,7 +181,8 @@ def swap_found(
     request = dataclasses.replace(request, depth=found.depth, beside_norms=beside_norms)
     undo: list[Callable[[], None]] = []
     rates = measured_rates(found, hosts)
-    lif = [expected(site, found.norms, rates) if site.neuron == ("lif", "") else None for site in found.sites]
+    terms = request.terms
+    lif = [expected(site, found.norms, rates, terms) if site.neuron == ("lif", "") else None for site in found.sites]
     try:
         gains: dict[str, float] = {}
         rows = []
@@ -191,12 +192,12 @@ def swap_found(
         if norm == "tdbn":
             rows += convert_norms(found, hosts, undo)
         rows = [
-            _fit_scale(row, site, found, gains) if row.changed and site.norms else row
+            _fit_scale(row, site, found, gains, terms) if row.changed and site.norms else row
             for row, site in zip(rows, found.sites, strict=False)
         ] + rows[len(found.sites) :]
         if refuse and not any(row.changed for row in rows):
             raise ValueError(_nothing(rows, found.handwritten))
-        rows = _with_rates(rows, found, lif, measured_rates(found, hosts) if rates else {}, gains)
+        rows = _with_rates(rows, found, lif, measured_rates(found, hosts) if rates else {}, gains, terms)
     except BaseException:
         for step in reversed(undo):
             step()
@@ -210,27 +211,26 @@ def _with_rates(
     lif: list[Expected | None],
     measured: Mapping[str, float],
     gains: Mapping[str, float],
+    terms: Terms,
 ) -> list[Row]:
     """Add the firing rates before and after to the rows; for neurons that were left alone only if measured."""
     after = [
-        None if before is None else expected(site, found.norms, measured, before)
+        None if before is None else expected(site, found.norms, measured, terms, before)
         for site, before in zip(found.sites, lif, strict=True)
     ]
     keeping = ""
     if any(a and b and abs(a.gain - b.gain) > 1e-3 * abs(b.gain) for a, b in zip(after, lif, strict=True)):
         # A map without rebound cannot take the place of a neuron that leaks to below 0.
         parabola = any(getattr(site.module, "dynamics", "") == "lif" for site in found.sites)
-        keeping = f"swap(model, dynamics='{'lif' if parabola else 'monotone'}')"
+        keeping = terms.call("dynamics", "lif" if parabola else "monotone")
     rated, rates_change = [], False
     for row, site, before, now in zip(rows, found.sites, lif, after, strict=False):
         if row.changed or site.name in measured:
-            rate, said = compared(before, now, site, row.changed, site.name in gains, keeping)
+            rate, said = compared(before, now, site, row.changed, site.name in gains, keeping, terms)
             if rates_change and not site.norms and rate is not None and site.name not in measured:
-                said.append(
-                    "neurons before it spike more or less than before, which changes its input; example_input=... "
-                    "measures its rate"
-                )
-            row = dataclasses.replace(row, why="; ".join([row.why, *said]), rate=rate)
+                measures = f"; {terms.example}=... measures its rate" if terms.passes_arguments else ""
+                said.append(f"neurons before it spike more or less than before, which changes its input{measures}")
+            row = dataclasses.replace(row, reasons=(*row.reasons, *said), rate=rate)
             rates_change |= rate is not None and max(rate) > FACTOR * min(rate)
         rated.append(row)
     return rated + rows[len(rated) :]
@@ -269,9 +269,9 @@ def check_swappable(model: nn.Module) -> None:
             )
 
 
-def _left(site: Site, why: str) -> Row:
+def _left(site: Site, *reasons: str) -> Row:
     was = type(site.module).__name__
-    return Row(site.name, was, was, why, changed=False)
+    return Row(site.name, was, was, reasons, changed=False)
 
 
 def _swap_site(
@@ -289,8 +289,8 @@ def _swap_site(
     if site.neuron.reason:
         return _left(site, site.neuron.reason)
     if site.reads_out and readout == "keep":
-        guess = ", a guess that example_input would check" if site.guess else ""
-        return _left(site, f"reads out, by {site.how}{guess}; readout='swap' replaces it")
+        guess = f", a guess that {request.terms.example} would check" if site.guess else ""
+        return _left(site, f"reads out, by {site.how}{guess}", f"{request.terms.choose('readout', 'swap')} replaces it")
     try:
         plan = site.host.plan(site.module, request, bool(site.norms))
         undo.append(rebuild(site.module, site.host, plan))
@@ -301,8 +301,7 @@ def _swap_site(
         raise type(error)(f"{site.name or was}: {error}") from error
     if plan.gain is not None and site.norms:
         gains[site.name] = plan.gain
-    why = _why(site, plan)
-    return Row(site.name, was, type(site.module).__name__, why, changed=True, norms=tuple(site.norms))
+    return Row(site.name, was, type(site.module).__name__, _reasons(site, plan, request.terms), changed=True)
 
 
 def _reach(site: Site, found: Survey, request: Request, norm: str) -> float:
@@ -328,7 +327,7 @@ def _reach(site: Site, found: Survey, request: Request, norm: str) -> float:
     return max(reach, 1.0) if math.isfinite(reach) else 1.0
 
 
-def _fit_scale(row: Row, site: Site, found: Survey, gains: dict[str, float]) -> Row:
+def _fit_scale(row: Row, site: Site, found: Survey, gains: dict[str, float], terms: Terms) -> Row:
     """Derive the surrogate of a neuron under norms for the input that the norms give it.
 
     If the closure of the membrane's moments does not converge for so large an input, a gain that was chosen for the
@@ -349,7 +348,7 @@ def _fit_scale(row: Row, site: Site, found: Survey, gains: dict[str, float]) -> 
     if math.isclose(deviation, threshold, rel_tol=1e-6):  # float32's rounding of a tdBN's weight
         deviation = threshold
     chosen = gains.get(site.name, 1.0)
-    reach, said = chosen / gain_in_a_row(found.depth), [row.why]
+    reach, said = chosen / gain_in_a_row(found.depth), list(row.reasons)
     try:
         neuron.assume_input(deviation)
     except MomentClosureError:
@@ -359,14 +358,15 @@ def _fit_scale(row: Row, site: Site, found: Survey, gains: dict[str, float]) -> 
             neuron.input_gain = gains[site.name] = stable
             neuron.assume_input(deviation)
             said.append(
-                f"input gain {stable:.3g}, not {chosen:.3g} as for other neurons among {found.depth} in a row, since "
+                f"input gain {stable:.4g}, not {chosen:.4g} as for other neurons among {found.depth} in a row, since "
                 "the closure of the membrane's moments does not converge for a larger one"
             )
-            return dataclasses.replace(row, why="; ".join(said))
+            return dataclasses.replace(row, reasons=tuple(said))
+        keep = terms.choose("window", "keep")
         warning = (
             "WARNING: its surrogate is derived for an input as large as the threshold, not "
             f"{gain * deviation / threshold:.3g} times that, for which the closure of the membrane's moments does not "
-            "converge; a smaller input_gain or window='keep' avoids it"
+            f"converge; {f'a smaller input_gain or {keep}' if terms.passes_arguments else keep} avoids it"
         )
     else:
         warning = ""
@@ -376,8 +376,9 @@ def _fit_scale(row: Row, site: Site, found: Survey, gains: dict[str, float]) -> 
             causes.append(f"the norm's output reaches the threshold of {threshold:.3g}")
         if chosen > reach:
             causes.append(f"{found.depth} neurons in a row pass the input on")
-        said.append(f"input gain {chosen:.3g}, so that {' and '.join(causes)}; input_gain=1 keeps the norm's scale")
-    return dataclasses.replace(row, why="; ".join([*said, *filter(None, [warning])]))
+        keeping = "; input_gain=1 keeps the norm's scale" if terms.passes_arguments else ""
+        said.append(f"input gain {chosen:.4g}, so that {' and '.join(causes)}{keeping}")
+    return dataclasses.replace(row, reasons=(*said, *filter(None, [warning])))
 
 
 def _largest_stationary(params: QIFParameters, deviation: float, gains: tuple[float, ...]) -> float | None:
@@ -391,18 +392,18 @@ def _largest_stationary(params: QIFParameters, deviation: float, gains: tuple[fl
     return None
 
 
-def _why(site: Site, plan: Plan) -> str:
+def _reasons(site: Site, plan: Plan, terms: Terms) -> tuple[str, ...]:
     fed = f"fed by {', '.join(site.norms)}" if site.norms else "no normalization before it"
     dynamics = {
         "paper": "the paper's parameters", "lif": "its leak matched by the parabola", "monotone": "its leak matched",
         "explicit": "the parameters passed",
     }  # fmt: skip
     place = site.how if site.how == "the model is the neuron" else f"{fed}, by {site.how}"
-    guess = ["a guess that example_input would check"] if site.guess and site.norms_known else []
+    guess = [f"a guess that {terms.example} would check"] if site.guess and site.norms_known else []
     if not site.norms_known:
         place = f"what feeds it is not known: {site.how}"
     reads_out = ["reads out"] if site.reads_out else []
-    return "; ".join([f"{dynamics[plan.dynamics]} ({place})", *guess, *reads_out, *plan.notes])
+    return (f"{dynamics[plan.dynamics]} ({place})", *guess, *reads_out, *plan.notes)
 
 
 def _back(model: nn.Module, hosts: list[Host]) -> SwapReport:
@@ -421,18 +422,18 @@ def _back_site(site: Site) -> Row:
         gain = _gain(site)
         restore(site.module, site.host)
         site.host.update_derived(site.module)
-        why = "the LIF neuron that it was, with the changes made since"
+        reasons = ["the LIF neuron that it was, with the changes made since"]
         lif = _gain(site)
         if not math.isclose(gain, lif, rel_tol=1e-3):
-            why += f"; input gain {lif:.4g}, LIF's, instead of {gain:.4g}: train it further before you use it"
+            reasons.append(f"input gain {lif:.4g}, LIF's, instead of {gain:.4g}: train it further before you use it")
     else:
         try:
             plan = site.host.back(site.module)
         except ValueError as error:
-            return _left(site, f"built as QIF; there is no neuron to go back to: {error}")
+            return _left(site, "built as QIF", f"there is no neuron to go back to: {error}")
         rebuild(site.module, site.host, plan, remember=False)
-        why = "; ".join(["built as QIF, now the LIF neuron whose leak it matched", *plan.notes])
-    return Row(site.name, was, type(site.module).__name__, why, changed=True)
+        reasons = ["built as QIF, now the LIF neuron whose leak it matched", *plan.notes]
+    return Row(site.name, was, type(site.module).__name__, tuple(reasons), changed=True)
 
 
 def _gain(site: Site) -> float:

@@ -208,7 +208,7 @@ def trace(model: nn.Module, hosts: Sequence[Host], sites: list[Site], example: C
         site.sources = max(counts.get(site.name, 1), 1)
         site.norms_known = site.name in fed
         site.reads_out = site.name in last
-        site.how = "data flow" if site.norms_known else "not reached by example_input"
+        site.how = "data flow" if site.norms_known else "not reached by the example"
 
 
 Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..neuron.arguments import map_resting_at
 from ..neuron.surrogate import Window
 from .area import REACH
+from .report import SWAP, Terms
 
 if TYPE_CHECKING:
     from .rates import Dynamics
@@ -73,6 +74,7 @@ class Request:
         depth: Largest number of neurons in a row, see :attr:`~qif_plugins.convert.walk.Site.depth`.
         reach: Factor on the gain that brings a norm's output to a larger threshold. Default 1.
         beside_norms: Whether a norm feeds any neuron of the model.
+        terms: The user's names of these choices.
     """
 
     dynamics: str = "auto"
@@ -81,6 +83,7 @@ class Request:
     depth: int = 0
     reach: float = 1.0
     beside_norms: bool = False
+    terms: Terms = SWAP
 
     def loaded_gain(self, module: nn.Module, gain_arguments: frozenset[str], notes: list[str]) -> Mapping[str, Any]:
         """Return the arguments of the input gain that a LIF neuron's checkpoint was trained with, empty if unknown.
@@ -171,7 +174,7 @@ class Request:
             return dict(own)
         notes.append(
             f"surrogate {name} to the isometric window, as it would pass on only {share:.2g} of the gradient; "
-            "window='keep' keeps it"
+            f"{self.terms.choose('window', 'keep')} keeps it"
         )
         return {"window": "isometric"}
 

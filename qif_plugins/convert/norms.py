@@ -86,7 +86,7 @@ def convert_norms(found: Survey, hosts: list[Host], undo: list[Callable[[], None
                 )
                 why = f"feeds {names}: threshold {threshold:g}, alpha {alpha:.4g}; {scale}"
                 changed = True
-        rows.append(Row(name, was, type(norm).__name__, why, changed))
+        rows.append(Row(name, was, type(norm).__name__, (why,), changed))
     return rows
 
 

@@ -21,6 +21,7 @@ from ..neuron.observe import Seen, watching
 from ..neuron.parameters import QIFParameters
 from .find import Survey
 from .hosts import Host
+from .report import Reason, Terms
 from .trial import reset_state, trial
 from .walk import Site, neurons
 
@@ -164,6 +165,7 @@ class Expected:
         gain: Factor on its input.
         rate: Spikes per neuron and step; NaN where the currents are not finite.
         source: The measurement or assumption behind the rate.
+        shared: The same without the names of norms.
         currents: Currents ``[T, N]`` that it was computed from; ``None`` if it was measured.
         assumed: Whether the currents are assumed because the neuron's input is unknown. Default False.
     """
@@ -171,12 +173,17 @@ class Expected:
     gain: float
     rate: float
     source: str
+    shared: str
     currents: Tensor | None = None
     assumed: bool = False
 
 
 def expected(
-    site: Site, norms: Mapping[str, nn.Module], measured: Mapping[str, float], before: Expected | None = None
+    site: Site,
+    norms: Mapping[str, nn.Module],
+    measured: Mapping[str, float],
+    terms: Terms,
+    before: Expected | None = None,
 ) -> Expected | None:
     """Find the firing rate of the neuron at ``site``; ``None`` if its parameters are on the meta device.
 
@@ -184,6 +191,7 @@ def expected(
         site: Its place.
         norms: The model's norms, by name.
         measured: The rates that were measured, by the neuron's name.
+        terms: The user's names of the choices.
         before: The result for the LIF neuron before the swap. Its currents are used again unless a norm feeds the
             neuron.
     """
@@ -193,27 +201,36 @@ def expected(
         return None
     dynamics = site.host.dynamics(site.module)
     if site.name in measured:
-        return Expected(dynamics.gain, measured[site.name], "measured on example_input")
+        source = f"measured on {terms.example}"
+        return Expected(dynamics.gain, measured[site.name], source, source)
     known = _known([norms[name] for name in site.norms])
     assumed = False
     if known:
         others = [*site.weights, *site.direct, *(["its recurrent input"] if hasattr(site.module, "recurrent") else [])]
         without = f", without what {', '.join(others)} adds" if others else ""
         currents, source = _normal(known), f"at the moments of {', '.join(site.norms)}{without}"
+        shared = f"at the norm's moments{without}"
     elif before is not None and before.currents is not None:
-        currents, source, assumed = before.currents, before.source, before.assumed
+        currents, source, shared, assumed = before.currents, before.source, before.shared, before.assumed
     else:
         assumed = True
         scale = torch.tensor([dynamics.threshold / (dynamics.gain or 1.0)], dtype=torch.float32, device="cpu")
         currents = _normal([(torch.zeros_like(scale), scale.abs())])
-        source = "under a current of mean 0 whose deviation is the threshold; example_input=... measures it"
+        example = f"; {terms.example}=... measures it" if terms.passes_arguments else ""
+        source = shared = f"under a current of mean 0 whose deviation is the threshold{example}"
     rate = dynamics.rate(currents) if bool(currents.isfinite().all()) else math.nan
-    return Expected(dynamics.gain, rate, source, currents, assumed)
+    return Expected(dynamics.gain, rate, source, shared, currents, assumed)
 
 
 def compared(
-    before: Expected | None, after: Expected | None, site: Site, swapped: bool, chosen: bool, keeping: str
-) -> tuple[tuple[float, float] | None, list[str]]:
+    before: Expected | None,
+    after: Expected | None,
+    site: Site,
+    swapped: bool,
+    chosen: bool,
+    keeping: str,
+    terms: Terms,
+) -> tuple[tuple[float, float] | None, list[str | Reason]]:
     """Compare a neuron before and after the swap.
 
     Args:
@@ -223,16 +240,17 @@ def compared(
         swapped: Whether it was replaced.
         chosen: Whether the gain was chosen because of the norm that feeds it.
         keeping: The call that keeps LIF's gain in every neuron; empty if every neuron has it.
+        terms: The user's names of the choices.
 
     Returns:
-        The rates before and after in spikes per neuron and step, and sentences for the report: a gain that changed, a
+        The rates before and after in spikes per neuron and step, and clauses for the report: a gain that changed, a
         rate that changed by more than a factor of two, a layer that saturates, falls silent or was silent already.
     """
     if before is None or after is None:
         return None, []
     if math.isnan(before.rate) or math.isnan(after.rate):
         return None, [f"WARNING: its input has NaN or infinite values, so its rate is unknown ({before.source})"]
-    said = []
+    said: list[str | Reason] = []
     own_gain_changed = abs(after.gain - before.gain) > 1e-3 * abs(before.gain)
     if own_gain_changed:
         said.append(f"input gain {after.gain:.4g} instead of LIF's {before.gain:.4g}")
@@ -241,16 +259,16 @@ def compared(
     saturated, dense = now > SATURATED >= was, now > DENSE and changed and now > was
     if changed:
         more = "more" if now > was else "less"
-        said.append(f"expected firing rate {now:.2g} instead of {was:.2g} a step, so it spikes {more} ({after.source})")
+        spikes = f"it spikes {more}"
+        rates = f"expected firing rate {now:.2g} instead of {was:.2g} a step, so {spikes} ({after.source})"
+        said.append(Reason(rates, f"{spikes} ({after.shared})"))
         if saturated or dense:
             pass  # a warning follows
         elif own_gain_changed and was < now:
-            said.append(
-                f"intended: with an input gain of {after.gain:.3g} the norm's scale reaches the neuron; "
-                f"{keeping} keeps LIF's gain"
-                if chosen
-                else f"pass input_gain={before.gain:.4g} to keep LIF's"
-            )
+            if chosen:
+                said.append(f"intended: with this gain the norm's scale reaches the neuron; {keeping} keeps LIF's gain")
+            elif terms.passes_arguments:
+                said.append(f"pass input_gain={before.gain:.4g} to keep LIF's")
         elif not own_gain_changed and keeping and after.currents is None:
             said.append(
                 f"its gain is LIF's, its input comes from neurons whose gain changed; {keeping} keeps LIF's gain in "
@@ -269,12 +287,17 @@ def compared(
             "lower v_threshold raises the rate"
         )
     if max(was, now) < SILENT and not (site.reads_out or after.assumed):
+        little = "hardly a neuron spikes, so little reaches the layers after it; health(model, batch) says what to do"
         said.append(
-            f"silent with LIF, too ({was:.2g} and {now:.2g} spikes a step, {after.source}): hardly a neuron spikes, so "
-            "little reaches the layers after it; health(model, batch) says what to do"
+            Reason(
+                f"silent with LIF, too ({was:.2g} and {now:.2g} spikes a step, {after.source}): {little}",
+                f"silent with LIF, too ({after.shared}): {little}",
+            )
         )
     elif said and not swapped:
-        said[0] = f"its input changed: {said[0]}"
+        changes = "its input changed: "
+        first = said[0]
+        said[0] = Reason(changes + str(first), changes + (first.shared if isinstance(first, Reason) else first))
     return (was, now), said
 
 

@@ -2,18 +2,57 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..support.text import text_table
 
 LONGEST = 60
-"""Characters of a reason, the first clause aside, that is written into the table and not below it."""
-_RATES = re.compile(r"expected firing rate \S+ instead of \S+ a step, so it")
-_SILENT = re.compile(r"\(\S+ and \S+ spikes a step, ")
-"""The rates of one row, which its column has."""
-_CLAUSE = re.compile(r"; (?!\w+[=(])")
-"""The end of a clause; what to write instead, such as ``window='keep'``, stays beside it."""
+"""Characters of the reasons after the first that are written into the table and not below it."""
+
+
+class Terms(NamedTuple):
+    """Names of the choices, as the user of ``swap`` or of ``qif run`` knows them.
+
+    Attributes:
+        example: The input that the model is followed with.
+        choice: Template for a choice, of its ``name`` and ``value``.
+        command: Template for the call or command with a ``choice``.
+        passes_arguments: Whether the user can pass arguments of the QIF neurons.
+    """
+
+    example: str
+    choice: str
+    command: str
+    passes_arguments: bool
+
+    def choose(self, name: str, value: str) -> str:
+        """Write the choice alone."""
+        return self.choice.format(name=name, value=value)
+
+    def call(self, name: str, value: str) -> str:
+        """Write the call or command with the choice."""
+        return self.command.format(choice=self.choose(name, value))
+
+
+SWAP = Terms("example_input", "{name}='{value}'", "swap(model, {choice})", passes_arguments=True)
+RUN = Terms("the first input", "--{name} {value}", "qif run {choice}", passes_arguments=False)
+
+
+@dataclass(frozen=True)
+class Reason:
+    """A clause of a reason with what is special to one neuron, such as its rate.
+
+    Attributes:
+        text: The whole clause.
+        shared: The clause without what the table's columns have, so that several rows can share a note.
+    """
+
+    text: str
+    shared: str
+
+    def __str__(self) -> str:
+        return self.text
 
 
 @dataclass(frozen=True)
@@ -24,19 +63,22 @@ class Row:
         name: Its name in the model; empty for the model itself.
         was: Its class before.
         now: Its class now; the same if it was left alone.
-        why: The reason, and what else changed.
+        reasons: The reason, and what else changed, clause by clause.
         changed: Whether it was changed.
         rate: Expected spikes per neuron and step, before and after; ``None`` if they are unknown.
-        norms: Names of the normalizations that feed it.
     """
 
     name: str
     was: str
     now: str
-    why: str
+    reasons: tuple[str | Reason, ...]
     changed: bool
     rate: tuple[float, float] | None = None
-    norms: tuple[str, ...] = ()
+
+    @property
+    def why(self) -> str:
+        """All reasons in one sentence."""
+        return "; ".join(map(str, self.reasons))
 
 
 @dataclass(frozen=True)
@@ -60,7 +102,7 @@ class SwapReport:
         return tuple(row for row in self.rows if not row.changed)
 
     def __str__(self) -> str:
-        notes: dict[str, int] = {}
+        notes: dict[tuple[str, ...], int] = {}
         rows = [
             (
                 row.name or "(the model)", row.was, row.now if row.changed else "left alone",
@@ -69,20 +111,20 @@ class SwapReport:
             for row in self.rows
         ]  # fmt: skip
         table = text_table(("module", "was", "is now", "spikes/step", "why"), rows, left=5)
-        explained = [f"[{number}] " + _CLAUSE.sub("\n    ", note) for note, number in notes.items()]
+        explained = [f"[{number}] " + "\n    ".join(note) for note, number in notes.items()]
         return "\n".join([table, *([""] if explained else []), *explained])
 
 
-def _short(row: Row, notes: dict[str, int]) -> str:
-    """Shorten a reason to its first clause and the number of a note with the others, which rows share.
+def _short(row: Row, notes: dict[tuple[str, ...], int]) -> str:
+    """Shorten the reasons to the first and the number of a note with the others, which rows share.
 
     Args:
         row: The row.
-        notes: Numbers of the notes, by text; receives a new one.
+        notes: Numbers of the notes, by their clauses; receives a new one.
     """
-    place, _, rest = row.why.partition("; ")
-    if len(rest) <= LONGEST:
+    first, *others = row.reasons
+    if len("; ".join(map(str, others))) <= LONGEST:
         return row.why
-    note = _RATES.sub("it", _SILENT.sub("(", rest)).replace(f"moments of {', '.join(row.norms)}", "norm's moments")
+    note = tuple(reason.shared if isinstance(reason, Reason) else reason for reason in others)
     number = notes.setdefault(note, len(notes) + 1)
-    return f"{place} [{number}{': WARNING' if 'WARNING' in note else ''}]"
+    return f"{first} [{number}{': WARNING' if any('WARNING' in clause for clause in note) else ''}]"

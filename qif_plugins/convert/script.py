@@ -25,6 +25,7 @@ from . import SwapReport, check_swappable, swap_found
 from .find import Survey, survey
 from .hosts import LOADED_GAIN, Host, Request
 from .rebuild import replaced
+from .report import RUN
 from .standins import StandIns
 from .trial import Call, on_trial, unwrapped
 from .walk import Site, neurons
@@ -66,7 +67,7 @@ class Patch:
         readout: str = "keep",
     ) -> None:
         self.say = say
-        self.request = Request(dynamics, window)
+        self.request = Request(dynamics, window, terms=RUN)
         self.norm, self.readout = norm, readout
         self.became: Counter[str] = Counter()
         self.stayed: Counter[str] = Counter()

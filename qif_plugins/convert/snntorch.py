@@ -164,7 +164,7 @@ class _SnnTorch:
             arguments |= _reset(module, arguments.get("dynamics"), notes)
         idle = learns_leak and dynamics not in MATCHED
         if learns_leak:
-            learned = "its leak beta goes on being learned" + ("" if module.beta.requires_grad else " (frozen)")
+            learned = f"its leak beta {'goes on being learned' if module.beta.requires_grad else 'stays frozen'}"
             notes.append("beta is kept but not used" if idle else learned)
         gain = request.gain(normalized and known is not snn.Lapicque, GAIN_ARGUMENTS)
         arguments |= {} if gain is None else {"input_gain": gain}

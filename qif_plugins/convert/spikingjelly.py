@@ -126,7 +126,7 @@ class _SpikingJelly:
             gain = None
             arguments |= loaded
         if learns_leak:
-            learned = "its leak w goes on being learned" + ("" if module.w.requires_grad else " (frozen)")
+            learned = f"its leak w {'goes on being learned' if module.w.requires_grad else 'stays frozen'}"
             notes.append(learned if dynamics in MATCHED else "w is kept but not used")
         check_arguments(cls, request.parameters, _arguments(cls) - {"window", "dynamics"})
         given = dict(request.parameters)

@@ -387,7 +387,7 @@ def test_a_threshold_above_a_plain_norm_raises_the_gain_and_tdbn_does_not_need_i
     why = swap(model).changed[0].why
     assert (model[2].input_gain, model[2].window_scale) == (2, 1)
     assert "input gain 2, so that the norm's output reaches the threshold of 2" in why
-    assert "intended: with an input gain of 2 the norm's scale reaches the neuron" in why
+    assert "intended: with this gain the norm's scale reaches the neuron" in why
     assert "pass input_gain=0.5" not in why
     for model, choices in (
         (_under(layer.ThresholdDependentBatchNorm2d(1.0, 2.0, 4), v_threshold=2.0), {}),
@@ -442,7 +442,8 @@ def test_an_assigned_gain_takes_the_surrogate_along_and_an_error_names_the_scale
     assert same_surrogate(node, Gaussian.isometric(node.qif_parameters))
     deep[5].window_scale = 1
     deep[5].dynamics = "paper"
-    assert "intended: with an input gain of 3" in report.changed[0].why
+    assert "input gain 3 instead of LIF's 0.5; " in report.changed[0].why
+    assert "intended: with this gain" in report.changed[0].why
 
 
 def test_equal_reasons_are_printed_once():

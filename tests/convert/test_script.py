@@ -98,6 +98,10 @@ def test_a_spikingjelly_script(tmp_path):
     ]
     assert "IFNode, LIFNode, ParametricLIFNode of spikingjelly.activation_based.neuron now build QIF" in done.stderr
     assert "its leak matched (fed by 1" in done.stderr
+    assert "measured on the first input" in done.stderr
+    assert "qif run --dynamics monotone keeps LIF's gain" in done.stderr
+    assert "--readout swap replaces it" in done.stderr
+    assert not [word for word in ("swap(", "example_input", "input_gain=", "window=") if word in done.stderr]
     assert "3 neurons are QIF (in the place of 2 LIFNode, 1 ParametricLIFNode); 1 stayed LIF" in done.stderr
 
 
