@@ -76,7 +76,9 @@ def test_every_arm_starts_from_the_weights_of_the_lif_network(norm, recurrent):
 def test_the_threshold_is_the_swapped_neurons_too():
     for arm in ("LIF", "QIF, swap"):
         model, _ = built(arm=arm, threshold=2.5)
-        assert [layer.v_threshold for layer in spiking_layers(model).values()] == [2.5]
+        (layer,) = spiking_layers(model).values()
+        assert layer.v_threshold == 2.5
+        assert getattr(layer, "input_gain", 1.0) == 1  # a higher one would undo the threshold
 
 
 def test_a_recurrent_layer_adds_its_weighted_spikes_of_the_step_before():

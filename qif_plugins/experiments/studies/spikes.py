@@ -116,9 +116,9 @@ def report(options: Options, trials: Sequence[Trial], picture: Path) -> Body:
         f"{described(trials)} Feed-forward with batch norm before the neurons; QIF is what `swap` with its defaults "
         "makes of the LIF network, from the same weights, or with `window='keep'`, which leaves LIF's surrogate, ATan. "
         "The penalty is the given number times the mean over layers of the spikes a neuron-step, added to the "
-        "cross-entropy; the threshold is that of the LIF neurons, which "
-        "`swap` keeps, with the surrogate at it. For every seed the accuracy of each neuron is interpolated between "
-        "its settings over the logarithm of the cost, and the difference averaged over the range of costs that both "
+        "cross-entropy; the threshold is that of the LIF neurons, which `swap` keeps, with the surrogate at it and an "
+        "input gain of 1. For every seed the accuracy of each neuron is interpolated between its settings over the "
+        "logarithm of the cost, and the difference averaged over the range of costs that both "
         f"have; intervals are Student's over the seeds. {COUNTED}"
     )
     return Body(_finding(found), [table(header, rows, 2), table(header_of_costs, costs, 2)], method)
