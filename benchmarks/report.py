@@ -15,7 +15,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from qif_plugins.experiments.bench.harness import QUICK, QUICK_GPU
+from qif_plugins.experiments.bench.harness import QUICK_GPU
 from qif_plugins.experiments.bench.network_table import HEADER, rows
 from qif_plugins.experiments.bench.peers import FLOOR_NEW, FLOOR_THERE, OURS
 from qif_plugins.experiments.bench.runner import PASSES
@@ -178,9 +178,9 @@ def _on_gpu(results: dict[str, Any]) -> bool:
     return bool(results["machine"]["device"] == "cuda")
 
 
-def _usual(results: dict[str, Any]) -> tuple[tuple[int, int], ...]:
+def _detailed(results: dict[str, Any]) -> tuple[tuple[int, int], ...]:
     """The sizes that have a table of their own."""
-    return QUICK_GPU if _on_gpu(results) else QUICK
+    return QUICK_GPU if _on_gpu(results) else TARGETS[0]
 
 
 def _cost(case: dict[str, Any], name: str) -> float:
@@ -193,7 +193,7 @@ def page(results: dict[str, Any], figure: Path) -> str:
     """One machine: what it is, the targets, every case."""
     machine = results["machine"]
     on_gpu = _on_gpu(results)
-    usual = _usual(results)
+    detailed = _detailed(results)
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     load = machine["load"]
     busy = load is not None and load > 1.5
@@ -213,7 +213,7 @@ def page(results: dict[str, Any], figure: Path) -> str:
         *_overview(results),
     ]
     for case in results["cases"]:
-        if (case["T"], case["N"]) not in usual:
+        if (case["T"], case["N"]) not in detailed:
             continue
         device = ["device, ms", "device time over qif"] if on_gpu else []
         header = ["", "forward, ms", "backward, ms", "both, ms", "time over qif", *device, "peak memory, MiB"]
@@ -380,7 +380,7 @@ def _networks_page(results: dict[str, Any]) -> str:
 def _overview(results: dict[str, Any]) -> list[str]:
     """Every size in a line, where there are more than the tables below show."""
     on_gpu = _on_gpu(results)
-    if all((case["T"], case["N"]) in _usual(results) for case in results["cases"]):
+    if all((case["T"], case["N"]) in _detailed(results) for case in results["cases"]):
         return []
     floors = [name for name in FLOORS if any(name in case["peers"] for case in results["cases"])]
     names = [*floors, OURS, "SpikingJelly LIFNode", "SpikingJelly's own QIFNode", "snnTorch Leaky"]
