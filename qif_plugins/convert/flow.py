@@ -195,7 +195,7 @@ def trace(model: nn.Module, hosts: Sequence[Host], sites: list[Site], example: C
             with flow:
                 out = call.run(twin)
         except Exception as error:
-            raise ValueError(f"the model does not run on example_input: {type(error).__name__}: {error}") from error
+            raise ValueError(f"the model does not run on the example input: {type(error).__name__}: {error}") from error
         returned = flow.neurons(flow.of(out))
     # Hidden neurons may be returned, too, and a readout may feed itself. What feeds nothing and is not returned is read
     # as an attribute, or by a hook.

@@ -155,8 +155,8 @@ def _copy(model: nn.Module) -> nn.Module:
             return copy.deepcopy(model, {id(state): state.detach().clone() for state in states})
     except Exception as error:
         raise ValueError(
-            f"the model cannot be copied to follow example_input through it: {type(error).__name__}: {error}. Without "
-            "example_input, the order of registration decides."
+            f"the model cannot be copied to follow the example input through it: {type(error).__name__}: {error}. "
+            "Without one, the order of registration decides."
         ) from error
 
 

@@ -424,7 +424,7 @@ def test_data_flow_follows_functional_weights_and_residual_paths():
 def test_an_example_that_does_not_run_changes_nothing():
     net = network()
     state = copy.deepcopy(net.state_dict())
-    with pytest.raises(ValueError, match="does not run on example_input"):
+    with pytest.raises(ValueError, match="does not run on the example input"):
         swap(net, example_input=torch.rand(3, 2, 7, 12, 12))
     assert equal(net.state_dict(), state)
     assert type(net[2]) is neuron.LIFNode
@@ -764,7 +764,7 @@ def test_examples_by_name():
     net = TakesADict()
     swap(net, example_input={"x": torch.rand(3, 2, 4)})
     assert type(net.inner.hidden) is QIFNode
-    with pytest.raises(ValueError, match="does not run on example_input"):
+    with pytest.raises(ValueError, match="does not run on the example input"):
         swap(net, to="qif", example_input={"y": torch.rand(3, 2, 4)})
 
 
