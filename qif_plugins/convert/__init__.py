@@ -228,8 +228,10 @@ def _with_rates(
         if row.changed or site.name in measured:
             rate, said = compared(before, now, site, row.changed, site.name in gains, keeping, terms)
             if rates_change and not site.norms and rate is not None and site.name not in measured:
-                measures = f"; {terms.example}=... measures its rate" if terms.passes_arguments else ""
-                said.append(f"neurons before it spike more or less than before, which changes its input{measures}")
+                said.append(
+                    "neurons before it spike more or less than before, which changes its input"
+                    f"{terms.measures('its rate')}"
+                )
             row = dataclasses.replace(row, reasons=(*row.reasons, *said), rate=rate)
             rates_change |= rate is not None and max(rate) > FACTOR * min(rate)
         rated.append(row)

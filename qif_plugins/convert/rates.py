@@ -21,7 +21,7 @@ from ..neuron.observe import Seen, watching
 from ..neuron.parameters import QIFParameters
 from .find import Survey
 from .hosts import Host
-from .report import Reason, Terms
+from .report import Reason, Terms, shared
 from .trial import reset_state, trial
 from .walk import Site, neurons
 
@@ -165,15 +165,13 @@ class Expected:
         gain: Factor on its input.
         rate: Spikes per neuron and step; NaN where the currents are not finite.
         source: The measurement or assumption behind the rate.
-        shared: The same without the names of norms.
         currents: Currents ``[T, N]`` that it was computed from; ``None`` if it was measured.
         assumed: Whether the currents are assumed because the neuron's input is unknown. Default False.
     """
 
     gain: float
     rate: float
-    source: str
-    shared: str
+    source: str | Reason
     currents: Tensor | None = None
     assumed: bool = False
 
@@ -201,25 +199,24 @@ def expected(
         return None
     dynamics = site.host.dynamics(site.module)
     if site.name in measured:
-        source = f"measured on {terms.example}"
-        return Expected(dynamics.gain, measured[site.name], source, source)
+        return Expected(dynamics.gain, measured[site.name], f"measured on {terms.example}")
     known = _known([norms[name] for name in site.norms])
     assumed = False
+    source: str | Reason
     if known:
         others = [*site.weights, *site.direct, *(["its recurrent input"] if hasattr(site.module, "recurrent") else [])]
         without = f", without what {', '.join(others)} adds" if others else ""
-        currents, source = _normal(known), f"at the moments of {', '.join(site.norms)}{without}"
-        shared = f"at the norm's moments{without}"
+        currents = _normal(known)
+        source = Reason(f"at the moments of {', '.join(site.norms)}{without}", f"at the norm's moments{without}")
     elif before is not None and before.currents is not None:
-        currents, source, shared, assumed = before.currents, before.source, before.shared, before.assumed
+        currents, source, assumed = before.currents, before.source, before.assumed
     else:
         assumed = True
         scale = torch.tensor([dynamics.threshold / (dynamics.gain or 1.0)], dtype=torch.float32, device="cpu")
         currents = _normal([(torch.zeros_like(scale), scale.abs())])
-        example = f"; {terms.example}=... measures it" if terms.passes_arguments else ""
-        source = shared = f"under a current of mean 0 whose deviation is the threshold{example}"
+        source = f"under a current of mean 0 whose deviation is the threshold{terms.measures('it')}"
     rate = dynamics.rate(currents) if bool(currents.isfinite().all()) else math.nan
-    return Expected(dynamics.gain, rate, source, shared, currents, assumed)
+    return Expected(dynamics.gain, rate, source, currents, assumed)
 
 
 def compared(
@@ -249,7 +246,8 @@ def compared(
     if before is None or after is None:
         return None, []
     if math.isnan(before.rate) or math.isnan(after.rate):
-        return None, [f"WARNING: its input has NaN or infinite values, so its rate is unknown ({before.source})"]
+        unknown = "WARNING: its input has NaN or infinite values, so its rate is unknown"
+        return None, [Reason(f"{unknown} ({before.source})", f"{unknown} ({shared(before.source)})")]
     said: list[str | Reason] = []
     own_gain_changed = abs(after.gain - before.gain) > 1e-3 * abs(before.gain)
     if own_gain_changed:
@@ -261,7 +259,7 @@ def compared(
         more = "more" if now > was else "less"
         spikes = f"it spikes {more}"
         rates = f"expected firing rate {now:.2g} instead of {was:.2g} a step, so {spikes} ({after.source})"
-        said.append(Reason(rates, f"{spikes} ({after.shared})"))
+        said.append(Reason(rates, f"{spikes} ({shared(after.source)})"))
         if saturated or dense:
             pass  # a warning follows
         elif own_gain_changed and was < now:
@@ -291,13 +289,12 @@ def compared(
         said.append(
             Reason(
                 f"silent with LIF, too ({was:.2g} and {now:.2g} spikes a step, {after.source}): {little}",
-                f"silent with LIF, too ({after.shared}): {little}",
+                f"silent with LIF, too ({shared(after.source)}): {little}",
             )
         )
     elif said and not swapped:
         changes = "its input changed: "
-        first = said[0]
-        said[0] = Reason(changes + str(first), changes + (first.shared if isinstance(first, Reason) else first))
+        said[0] = Reason(f"{changes}{said[0]}", changes + shared(said[0]))
     return (was, now), said
 
 

@@ -34,6 +34,10 @@ class Terms(NamedTuple):
         """Write the call or command with the choice."""
         return self.command.format(choice=self.choose(name, value))
 
+    def measures(self, what: str) -> str:
+        """Write that an example would measure ``what``; nothing where the user cannot pass one."""
+        return f"; {self.example}=... measures {what}" if self.passes_arguments else ""
+
 
 SWAP = Terms("example_input", "{name}='{value}'", "swap(model, {choice})", passes_arguments=True)
 RUN = Terms("the first input", "--{name} {value}", "qif run {choice}", passes_arguments=False)
@@ -53,6 +57,11 @@ class Reason:
 
     def __str__(self) -> str:
         return self.text
+
+
+def shared(reason: str | Reason) -> str:
+    """Return the wording that rows can share."""
+    return reason.shared if isinstance(reason, Reason) else reason
 
 
 @dataclass(frozen=True)
@@ -125,6 +134,6 @@ def _short(row: Row, notes: dict[tuple[str, ...], int]) -> str:
     first, *others = row.reasons
     if len("; ".join(map(str, others))) <= LONGEST:
         return row.why
-    note = tuple(reason.shared if isinstance(reason, Reason) else reason for reason in others)
+    note = tuple(map(shared, others))
     number = notes.setdefault(note, len(notes) + 1)
     return f"{first} [{number}{': WARNING' if any('WARNING' in clause for clause in note) else ''}]"

@@ -44,10 +44,8 @@ def test_both_neurons_are_searched_alike():
             if name not in ("latest", "loss"):
                 assert distribution.log
                 assert distribution.high / distribution.low >= 10
-    for dataset, duration in (
-        ("shd", 1.4),
-        ("spoken-digits", 0.7),
-    ):  # tau 0.1 to 5 in trials of 2, as the authors' code
+    for dataset, duration in (("shd", 1.4), ("spoken-digits", 0.7)):
+        # tau 0.1 to 5 in trials of 2, as the authors' code
         tau = space(dataset)["tau"]
         assert tau.low <= 0.05 * duration
         assert tau.high == pytest.approx(2.5 * duration)

@@ -176,9 +176,8 @@ def make(setting: Setting, example: Tensor) -> nn.Module:
             module.cell.step_mode = "s"
     arguments = ARMS[setting["arm"]]
     if arguments is not None:
-        # The gain of swap would lift the input to a higher threshold, and so undo it.
-        gain: dict[str, Any] = {} if setting["threshold"] == 1 else {"input_gain": 1.0}
-        swap(model, example_input=example, **arguments, **gain)
+        # Passed, since swap would otherwise raise the gain to a higher threshold, and so undo it.
+        swap(model, example_input=example, v_threshold=setting["threshold"], **arguments)
     return model
 
 
@@ -195,9 +194,9 @@ def run(setting: Setting, folders: Mapping[str, Path]) -> Result:
     Args:
         setting: ``data``, of :data:`KINDS`, and the attributes ``steps``, ``widths``, ``kernel``, ``tau`` and
             ``epochs`` of its kind; ``recurrent`` (a bool) and ``norm`` (``"batch"`` or ``None``); ``arm``, of
-            :data:`ARMS`; ``threshold`` of the LIF neurons, which ``swap`` keeps, with an input gain of 1 if it is not
-            1; ``penalty``, what a spike per neuron-step, the mean over layers, adds to the cross-entropy; ``lr``, which
-            a cosine takes to 0, ``batch_size``, ``seed``.
+            :data:`ARMS`; ``threshold`` of the LIF neurons, which ``swap`` gets as well, so that it does not raise the
+            input gain; ``penalty``, what a spike per neuron-step, the mean over layers, adds to the cross-entropy;
+            ``lr``, which a cosine takes to 0, ``batch_size``, ``seed``.
         folders: Folders by the name of the data in them.
 
     Returns:
